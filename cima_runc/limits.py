@@ -1,0 +1,38 @@
+"""The size limit of every input, in one place.
+
+Each limit is far above what an honest peer sends and far below what would hurt the agent.
+Standard library only, and nothing of it: the shim and the hook client import this module.
+"""
+
+KIB = 1024
+MIB = 1024 * KIB
+
+CONFIG_JSON = 8 * MIB
+"""Bytes of a bundle's config.json. Kubernetes pods with thousands of mounts stay below 1 MiB."""
+
+HOOK_STATE = 256 * KIB
+"""Bytes of the state JSON that a runtime hands to a hook; annotations are most of it."""
+
+REQUEST = 1 * MIB
+"""Bytes of one request to the agent's socket."""
+
+REPLY = 1024 * MIB
+"""Bytes of one answer of the agent: a partition's records may be many."""
+
+CONTAINER_ID = 1024
+"""Characters of a container id, as in runc."""
+
+SETTINGS = 1 * MIB
+"""Bytes of /etc/cima/config.toml."""
+
+PATH = 4096
+"""Bytes of one path in the kernel, the NUL counted (PATH_MAX in linux/limits.h)."""
+
+IMA_LINE = 64 * KIB
+"""Bytes of one line of the kernel's ascii log, or of one record's template data."""
+
+JSON_DEPTH = 64
+"""Levels of nesting in any JSON that comes from outside."""
+
+READ_SOON = 1 * MIB
+"""Bytes read at a time from a stream whose end is not known."""
