@@ -18,4 +18,4 @@ create_certs_tool_options = /etc/swtpm-localca.options
 END
 swtpm_setup --tpm2 --tpmstate "$state" --config "$state/setup.conf" --pcr-banks sha1,sha256 \
     --createek --create-ek-cert --create-platform-cert --allow-signing --lock-nvram \
-    --logfile "$state/setup.log" || { cat "$state/setup.log" >&2; exit 1; }
+    --logfile "$state/setup.log" >/dev/null || { cat "$state/setup.log" >&2; exit 1; }

@@ -1,3 +1,4 @@
+#!/usr/bin/python3
 """Runs a script as root in a throw-away Debian guest with a TPM 2.0, an IMA policy and this checkout.
 
 The script's stdout and stderr arrive unmixed and unchanged, its exit status becomes this program's
@@ -91,11 +92,17 @@ def write_job(disk: Path, options: argparse.Namespace) -> None:
         member.uname = member.gname = "root"
         return member
 
+    def source(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        return None if member.name.endswith("__pycache__") else owned_by_root(member)
+
     def executable(member: tarfile.TarInfo) -> tarfile.TarInfo:
         member.mode = 0o755
         return owned_by_root(member)
 
     with tarfile.open(disk, "w") as archive:
+        for part in ("tests", "pyproject.toml"):
+            if (CHECKOUT / part).exists():
+                archive.add(CHECKOUT / part, f"opt/cima-test/{part}", filter=source)
         for local, guest in options.put:
             name = f"{guest}{Path(local).resolve().name}" if guest.endswith("/") else guest
             archive.add(local, name.lstrip("/"), filter=owned_by_root)
