@@ -10,7 +10,7 @@ from pathlib import Path
 LAB = Path(__file__).resolve().parent
 ACCELERATION = os.environ.get("CIMA_VM_ACCEL", "tcg,thread=multi")
 PORTS = ("out", "err", "files", "control")
-CONSOLE_LINES = 25
+CONSOLE_LINES = 60
 
 
 class GuestError(Exception):

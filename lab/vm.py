@@ -30,6 +30,7 @@ BOOT_SECONDS = 300
 GRACE_SECONDS = 120
 GUEST_FAILED = 125
 CHUNK = 1 << 16
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -232,6 +233,13 @@ def run(options: argparse.Namespace, directory: Path) -> int:
     return int(result["status"]) or (GUEST_FAILED if result["missing"] else 0)
 
 
+def end_on_signal(number: int, _frame: object) -> None:
+    """End with the status of the signal, and let no further one disturb the cleaning up."""
+    for other in SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def main() -> int:
     """Run `./dev vm`."""
     options = arguments(sys.argv[1:])
@@ -239,8 +247,8 @@ def main() -> int:
         if not Path(local).exists():
             say(f"{local}: no such file")
             return GUEST_FAILED
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
+    for number in SIGNALS:
+        signal.signal(number, end_on_signal)
     with tempfile.TemporaryDirectory(prefix="cima-vm-") as directory:
         try:
             return run(options, Path(directory))
