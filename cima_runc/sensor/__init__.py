@@ -1,0 +1,1 @@
+"""The eBPF sensor: which container executed or mapped what."""
