@@ -20,7 +20,11 @@ NO_TESTS_RAN = 5
 def suite_of(test: Path) -> Path:
     """Return the directory whose guest the test wants."""
     return next(
-        (above for above in (test, *test.parents) if (CHECKOUT / above / "guest-options").is_file()),
+        (
+            above
+            for above in (test, *test.parents)
+            if (CHECKOUT / above / "guest-options").is_file()
+        ),
         TESTS,
     )
 

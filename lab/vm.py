@@ -51,15 +51,29 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
     add = parser.add_argument
     add("--debian", choices=["12", "13"], default="12", help="the guest's release (default: 12)")
-    add("--put", type=pair, action="append", default=[], metavar="LOCAL:GUEST",
-        help="copy a file or directory into the guest before the script runs")
-    add("--get", type=pair, action="append", default=[], metavar="GUEST:LOCAL",
-        help="copy a file or directory out after the script, also when it failed")
+    add(
+        "--put",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="LOCAL:GUEST",
+        help="copy a file or directory into the guest before the script runs",
+    )
+    add(
+        "--get",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="GUEST:LOCAL",
+        help="copy a file or directory out after the script, also when it failed",
+    )
     add("--no-agent", action="store_true", help="do not start cima-agent")
     add("--no-policy", action="store_true", help="load no IMA policy")
     add("--no-tpm", action="store_true", help="a guest without a TPM")
     add("--append", default="", metavar="ARGS", help="more kernel arguments")
-    add("--memory", type=int, default=3072, metavar="MIB", help="the guest's memory (default: 3072)")
+    add(
+        "--memory", type=int, default=3072, metavar="MIB", help="the guest's memory (default: 3072)"
+    )
     add("--timeout", type=float, metavar="SECONDS", help="kill the script after that (status 124)")
     add("--keep-console", metavar="FILE", help="keep the kernel's messages in FILE")
     add("--verbose", action="store_true", help="say on stderr how long each step took")
@@ -70,7 +84,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
 def image(release: str) -> Path:
     """Return the directory with the guest's disk and kernel, made first if need be."""
-    made = subprocess.run([LAB / "image.sh", release], stdout=subprocess.PIPE, text=True, check=False)
+    made = subprocess.run(
+        [LAB / "image.sh", release], stdout=subprocess.PIPE, text=True, check=False
+    )
     if made.returncode:
         raise GuestError(f"the image of the Debian {release} guest could not be made")
     return Path(made.stdout.strip())
@@ -202,7 +218,9 @@ class Guest:
 
     def last_words(self) -> str:
         """Return the end of the kernel's messages and what QEMU itself printed."""
-        lines = self.console.read_text(errors="replace").splitlines() if self.console.exists() else []
+        lines = (
+            self.console.read_text(errors="replace").splitlines() if self.console.exists() else []
+        )
         return "\n".join([*lines[-25:], self.said("qemu")]).strip()
 
     def stop(self) -> None:
@@ -282,7 +300,7 @@ def fetch(archive: Path, places: list[tuple[str, str]], scratch: Path) -> None:
     subprocess.run(["tar", "-xf", archive, "-C", scratch, "--no-same-owner"], check=True)
     for index, (guest, local) in enumerate(places):
         source, target = scratch / str(index), Path(local)
-        if local.endswith("/") or target.is_dir() and not source.is_dir():
+        if local.endswith("/") or (target.is_dir() and not source.is_dir()):
             target = target / Path(guest).name
         if not os.path.lexists(source):
             continue

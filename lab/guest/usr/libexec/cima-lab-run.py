@@ -156,7 +156,9 @@ def main():
             send(event="trouble", fatal=fatal, what=what)
             if fatal:
                 return
-        status, sent = run(job["script"], job["args"], job["timeout"], lambda: send(event="started"))
+        status, sent = run(
+            job["script"], job["args"], job["timeout"], lambda: send(event="started")
+        )
         sent["files"], missing = send_files(job["get"]) if job["get"] else (0, [])
         send(event="done", status=status, sent=sent, missing=missing)
     except Exception as error:  # whatever it is, the host must hear of it
