@@ -36,3 +36,15 @@ JSON_DEPTH = 64
 
 READ_SOON = 1 * MIB
 """Bytes read at a time from a stream whose end is not known."""
+
+RECORD = 16 * MIB
+"""Bytes of one stored record; a ``config`` record holds the whole OCI configuration."""
+
+JOURNAL_ENTRY = 4 * KIB
+"""Bytes of one line of the binding journal."""
+
+CONTAINER_NOTE = 64 * KIB
+"""Bytes of the file that holds what is known of one container."""
+
+PENDING_EVENTS = 100_000
+"""Sensor events waiting to become records; above it the kernel's buffer fills, which counts."""
