@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cima_runc import limits
+from cima_runc.agent.bundles import BundleServer
 from cima_runc.agent.core import Core
 from cima_runc.agent.ledger import Ledger
 from cima_runc.agent.service import Service
@@ -47,6 +48,7 @@ class Agent:
     def __init__(self, settings: Settings, sources: Sources, hooks_dir: str) -> None:
         self._settings = settings
         self._sources = sources
+        self._hooks_dir = hooks_dir
         self._loop = asyncio.get_running_loop()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
         self._commit_due = False
@@ -83,6 +85,8 @@ class Agent:
         server = await asyncio.start_unix_server(
             self._serve, sock=listen(self._settings.shim.socket), limit=HEADER
         )
+        bundles = BundleServer(self._settings.shim.socket, self._hooks_dir)
+        bundles.start()
         _notify("READY=1")
         _log.info("ready on %s", self._settings.shim.socket)
         ticking = self._loop.create_task(self._tick())
@@ -90,6 +94,7 @@ class Agent:
         _notify("STOPPING=1")
         ticking.cancel()
         server.close()
+        bundles.stop()
         Path(self._settings.shim.socket).unlink(missing_ok=True)
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(
