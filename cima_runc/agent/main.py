@@ -38,6 +38,9 @@ _T = TypeVar("_T")
 
 _REQUEST_SECONDS = 10.0
 """How long a client may take to send its request."""
+_NOTICES = frozenset({"poststart", "poststop"})
+"""Requests that tell of what has happened: they hold nobody up, and are answered at once. Should
+the agent end before their work is done, the next one finds the process running, or gone."""
 _TICK_SECONDS = 1.0
 """How often is looked for lost events, ended containers and work that failed before."""
 
@@ -191,6 +194,9 @@ class Agent:
                 line = await reader.readuntil(b"\n")
                 verb, length = parse_header(line, limit=limits.REQUEST)
                 body = await reader.readexactly(length)
+            if verb in _NOTICES:
+                self._note(verb, body)
+                return "ok", b""
             answer = await self._submit(lambda: self._handle(verb, body))
         except TimeoutError:
             return "error", b"the request did not come in time"
@@ -202,6 +208,19 @@ class Agent:
             place = f"{error.filename}: " if error.filename else ""
             return "error", printable(f"{place}{error.strerror}").encode()
         return "ok", answer
+
+    def _note(self, verb: str, body: bytes) -> None:
+        """Do the work of a notice after everything that was asked before it."""
+
+        async def work() -> None:
+            try:
+                await self._submit(lambda: self._handle(verb, body))
+            except (CimaError, OSError) as error:
+                _log.error("%s failed: %s", verb, printable(str(error)))
+
+        task = self._loop.create_task(work())
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
 
     def _handle(self, verb: str, body: bytes) -> bytes:
         service = self.service
