@@ -29,20 +29,23 @@ class Artifact:
     """The Debian packages to install where it cannot be made."""
 
 
-_HARDENED_C = (
-    *("cc", "-std=gnu17", "-O2", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror"),
-    *("-fPIE", "-static-pie", "-fstack-protector-strong", "-fcf-protection"),
-    *("-D_FORTIFY_SOURCE=2", "-Wl,-z,relro,-z,now,-z,noexecstack", "-s"),
+_MUSL = "/usr/lib/x86_64-linux-musl"
+_STATIC_C = (
+    *("musl-gcc", "-std=gnu17", "-O2", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror"),
+    *("-fPIE", "-fstack-protector-strong", "-fcf-protection", "-s"),
+    *("-static", "-nostartfiles", "-Wl,-pie,--no-dynamic-linker,-z,relro,-z,now,-z,noexecstack"),
+    *(f"{_MUSL}/rcrt1.o", f"{_MUSL}/crti.o", f"{_MUSL}/crtn.o"),
 )
-"""Static, so that no LD_ variable of the caller reaches them and they start fast."""
+"""Static, so that no LD_ variable of the caller reaches them; position-independent; with musl,
+since glibc asks the processor what it can do before main(), which takes 0.6 ms in a guest."""
 
 
 def _hook(stage: str) -> Artifact:
     return Artifact(
         target=f"build/native/{stage}",
         source="hooks/hook.c",
-        command=(*_HARDENED_C, f'-DSTAGE="{stage}"'),
-        needs="gcc libc6-dev",
+        command=(*_STATIC_C, f'-DSTAGE="{stage}"'),
+        needs="gcc musl-tools",
     )
 
 
@@ -59,8 +62,8 @@ ARTIFACTS = (
     Artifact(
         target="build/native/cima-runc",
         source="native/cima-runc.c",
-        command=_HARDENED_C,
-        needs="gcc libc6-dev",
+        command=_STATIC_C,
+        needs="gcc musl-tools",
     ),
     _hook("prestart"),
     _hook("poststart"),
