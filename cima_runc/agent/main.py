@@ -39,8 +39,8 @@ _T = TypeVar("_T")
 _REQUEST_SECONDS = 10.0
 """How long a client may take to send its request."""
 _NOTICES = frozenset({"poststart", "poststop"})
-"""Requests that tell of what has happened: they hold nobody up, and are answered at once. Should
-the agent end before their work is done, the next one finds the process running, or gone."""
+"""Requests that tell of what has happened: they are answered before their records are durable.
+Should the agent end before, the next one finds the process running, or gone."""
 _TICK_SECONDS = 1.0
 """How often is looked for lost events, ended containers and work that failed before."""
 
@@ -195,6 +195,8 @@ class Agent:
                 verb, length = parse_header(line, limit=limits.REQUEST)
                 body = await reader.readexactly(length)
             if verb in _NOTICES:
+                if verb == "poststop":
+                    await self._submit(lambda: self.service.release(body))
                 self._note(verb, body)
                 return "ok", b""
             answer = await self._submit(lambda: self._handle(verb, body))
