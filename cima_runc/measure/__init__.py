@@ -1,0 +1,1 @@
+"""What is measured of a container before it runs, and how."""
