@@ -34,6 +34,7 @@ from cima_runc.measure.mtree import (
     escape,
     format_keywords,
     format_mode,
+    unescape,
     whiteout,
 )
 from cima_runc.measure.overlay import LayerDirectory, LayerForm, parse_mountinfo
@@ -422,6 +423,8 @@ class _Walk:
 
     def _visit(self, level: _Level, name: str) -> None:
         path = level.path + escape(os.fsencode(name))
+        if len(path) >= limits.PATH and len(unescape(path)) > limits.PATH + 1:
+            raise LayerError(f"a path of more than {limits.PATH - 1} bytes: {path[:200]}...")
         if name in level.whiteouts:
             self._chunk.items.append(path + _WHITEOUT)
             return
