@@ -41,6 +41,8 @@ _REQUEST_SECONDS = 10.0
 _NOTICES = frozenset({"poststart", "poststop"})
 """Requests that tell of what has happened: they are answered before their records are durable.
 Should the agent end before, the next one finds the process running, or gone."""
+_LOOKERS = 4
+"""How many containers are looked at side by side before they are registered."""
 _TICK_SECONDS = 1.0
 """How often is looked for lost events, ended containers and work that failed before."""
 
@@ -54,6 +56,7 @@ class Agent:
         self._hooks_dir = hooks_dir
         self._loop = asyncio.get_running_loop()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
+        self._lookers = ThreadPoolExecutor(max_workers=_LOOKERS, thread_name_prefix="looker")
         self._commit_due = False
         self._reading = False
         self._dying: set[int] = set()
@@ -199,6 +202,9 @@ class Agent:
                     await self._submit(lambda: self.service.release(body))
                 self._note(verb, body)
                 return "ok", b""
+            if verb == "prestart":
+                await self._register(body)
+                return "ok", b""
             answer = await self._submit(lambda: self._handle(verb, body))
         except TimeoutError:
             return "error", b"the request did not come in time"
@@ -210,6 +216,10 @@ class Agent:
             place = f"{error.filename}: " if error.filename else ""
             return "error", printable(f"{place}{error.strerror}").encode()
         return "ok", answer
+
+    async def _register(self, body: bytes) -> None:
+        candidate = await self._loop.run_in_executor(self._lookers, self.service.look_at, body)
+        await self._submit(lambda: self.service.register(candidate))
 
     def _note(self, verb: str, body: bytes) -> None:
         """Do the work of a notice after everything that was asked before it."""
@@ -227,7 +237,6 @@ class Agent:
     def _handle(self, verb: str, body: bytes) -> bytes:
         service = self.service
         hooks: dict[str, Callable[[bytes], None]] = {
-            "prestart": service.prestart,
             "poststart": service.poststart,
             "poststop": service.poststop,
         }
