@@ -53,7 +53,7 @@ class TpmSettings(_Section):
 
     required: bool = True
     """Whether the agent refuses to run without a TPM."""
-    tcti: Annotated[str, Field(max_length=1024, pattern=r"\A[a-z]+(:[^\x00-\x1f]*)?\Z")] = (
+    tcti: Annotated[str, Field(max_length=1024, pattern=r"^[a-z]+(:[^\x00-\x1f]*)?$")] = (
         "device:/dev/tpmrm0"
     )
     """How the TPM is reached, as tpm2-tss writes it: ``device:/dev/tpmrm0``, ``swtpm:host=...``."""

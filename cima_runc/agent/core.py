@@ -3,6 +3,7 @@
 It knows every registered container of this boot, its partition, and the tree that binds them.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 from cima_runc.cpcr.binding import Bind
 from cima_runc.cpcr.tree import Tree, leaf_hash
 from cima_runc.errors import CimaError
+from cima_runc.ima.template import Func
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import Record
 from cima_runc.ml.store import ContainerNote, State
-from cima_runc.sensor.events import Event
+from cima_runc.sensor.events import SHA256, Event
 
 
 class CoreError(CimaError):
@@ -117,27 +119,15 @@ class Core:
             raise CoreError(f"an event of registration {event.registration}, which is not known")
         partition = container.partition
         meta = {"time": time, "pid": event.pid, "uid": event.uid, "ima_line": line}
-        if event.digest is None or event.path is None:
+        digest = event.digest if event.hash_algo == SHA256 else None
+        if digest is None or event.path is None:
             self._changed.add(event.registration)
-            content = {
-                "type": "violation",
-                "func": event.func.name,
-                "reason": "no digest" if event.digest is None else "no path",
-                "errno": -event.error,
-                "path_hex": (event.path or b"").hex(),
-                "mntns": event.mntns,
-                "inode": str(event.ino),
-                "device": f"{event.dev[0]}:{event.dev[1]}",
-            }
-            if event.digest is not None:
-                content["digest"] = event.digest.hex()
-            return partition.add(content, self._meta(meta))
-        if partition.has_file(event.digest, event.path):
+            return partition.add(_violation(event), self._meta(meta))
+        if partition.has_file(digest, event.path):
             return None
         self._changed.add(event.registration)
-        return partition.add_file(
-            event.digest, event.path, event.mntns, event.func, self._meta(meta)
-        )
+        func = Func[event.func.name]
+        return partition.add_file(digest, event.path, event.mntns, func, self._meta(meta))
 
     def lost(self, registration: int, count: int | None, reason: str, time: str) -> Record:
         """Record that ``count`` events (None: nobody knows how many) never arrived."""
@@ -177,3 +167,23 @@ class Core:
 
     def _meta(self, meta: Mapping[str, Any]) -> Mapping[str, Any]:
         return {**meta, "missing": list(self.missing)} if self.missing else meta
+
+
+def _violation(event: Event) -> dict[str, Any]:
+    """Return the content for a file that ran, but of which not all is known."""
+    if event.digest is None:
+        reason = f"the kernel gave no digest: {os.strerror(event.error)}"
+    elif event.hash_algo != SHA256:
+        reason = "the kernel's digest is not SHA-256: boot with ima_hash=sha256"
+    else:
+        reason = f"the kernel gave no path: {os.strerror(event.path_error)}"
+    return {
+        "type": "violation",
+        "reason": reason,
+        "func": event.func.name,
+        "digest": event.digest.hex() if event.digest else None,
+        "path_hex": event.path.hex() if event.path else None,
+        "mntns": event.mntns,
+        "inode": str(event.ino),
+        "device": f"{event.dev[0]}:{event.dev[1]}",
+    }

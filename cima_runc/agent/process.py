@@ -91,7 +91,7 @@ def examine(pid: int, container_id: str, cgroups_path: str | None) -> ContainerP
             cgroup_id=_cgroup_id(cgroup),
             start_ticks=start_ticks(pid),
         )
-        if process.mntns in {_namespace(1), _namespace(os.getpid())}:
+        if process.mntns in _host_namespaces():
             raise ProcessError(f"process {pid} is on the host's mount namespace")
         if not cgroup_belongs(cgroup, container_id, cgroups_path):
             raise ProcessError(
@@ -103,7 +103,7 @@ def examine(pid: int, container_id: str, cgroups_path: str | None) -> ContainerP
     except OSError as error:
         os.close(pidfd)
         os.close(mntns_fd)
-        raise ProcessError(f"process {pid} is gone") from error
+        raise ProcessError(f"process {pid} cannot be examined: {error}") from error
     except ProcessError:
         os.close(pidfd)
         os.close(mntns_fd)
@@ -132,6 +132,14 @@ def start_ticks(pid: int) -> int:
     """Return when the process started (field 22 of proc(5) stat)."""
     after_name = (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2]
     return int(after_name.split()[19])
+
+
+def _host_namespaces() -> set[int]:
+    found = {_namespace(os.getpid())}
+    # Some hosts are containers themselves, whose process 1 even root may not look at.
+    with suppress(PermissionError):
+        found.add(_namespace(1))
+    return found
 
 
 def _namespaces(pid: int) -> dict[str, int]:

@@ -299,7 +299,7 @@ class Service:
                 self._ledger.write()
             self._measure_pending()
         if lost is not None:
-            self._count_lost(number, lost.count)
+            self._count_lost(number, lost.total)
         self._ledger.add(number, [self._core.end(number, reason, clock.now())])
         process = self._processes.pop(number, None)
         if process is not None:

@@ -1,1 +1,1 @@
-"""The eBPF sensor: which container executed or mapped what."""
+"""The sensor: an eBPF LSM program that says what watched containers execute, and its loader."""
