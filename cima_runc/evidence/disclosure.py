@@ -1,17 +1,14 @@
 """What a verifier is shown of records and of the host's log, and what he is not.
 
-The kernel's numbering of its log, and process numbers, tell of what others do on the host; a line
-of the host's log tells what the host runs. What is measured is shown as it is, or only hashed.
+The kernel's numbering of its log, and process numbers, tell of what others do on the host.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
-from cima_runc.ima.entry import Entry
-
 Disclosure = Literal["none", "redacted", "full"]
-"""How much of the host's log: nothing, template hashes of all but the dependencies, all of it."""
+"""How much of the host's log: nothing; the hash of each line, which is all that replaying needs
+(the dependencies stand in a partition of their own); all of it."""
 
 _META = b',"meta":'
 _SHOWN_META = ("time", "uid", "missing")
@@ -31,24 +28,3 @@ def disclosed_line(line: bytes) -> bytes:
     if "ima_line" in meta:
         shown["in_kernel_log"] = meta["ima_line"] is not None
     return line[:at] + _META + json.dumps(shown, separators=(",", ":")).encode("ascii") + b"}"
-
-
-def host_entries(
-    entries: Iterable[Entry],
-    *,
-    full: bool,
-    dependency: Callable[[Entry], bool],
-) -> Iterator[str | dict[str, Any]]:
-    """Yield the host log's ``entries`` (of one PCR) as evidence shows them.
-
-    An entry that is not shown is the hexadecimal SHA-256 that it extended the PCR with.
-    """
-    for entry in entries:
-        if full or dependency(entry):
-            yield {
-                "template": entry.template.decode("ascii", "replace"),
-                "data": entry.data.hex(),
-                "violation": entry.violation,
-            }
-        else:
-            yield entry.extends("sha256").hex()
