@@ -16,7 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import BaseModel
+
 from cima_runc import limits
+from cima_runc.agent import enrolment
+from cima_runc.agent.attester import Attester
 from cima_runc.agent.core import Core
 from cima_runc.agent.ledger import Ledger
 from cima_runc.agent.service import Service
@@ -26,6 +30,8 @@ from cima_runc.config import Settings, load_settings
 from cima_runc.cpcr.journal import Journal
 from cima_runc.cpcr.tree import Tree
 from cima_runc.errors import CimaError
+from cima_runc.evidence.enrolment import Challenge, parse
+from cima_runc.evidence.models import Request, parse_request
 from cima_runc.ml.listing import boot_id
 from cima_runc.ml.store import Store
 from cima_runc.oci_hooks import HOOKS_DIR
@@ -72,6 +78,14 @@ class Agent:
             tpm=sources.tpm,
             on_process=self._watch_process,
         )
+        self.attester = Attester(
+            settings=settings,
+            core=core,
+            store=store,
+            ledger=self._ledger,
+            tpm=sources.tpm,
+            commit=lambda: self.service.commit(bind=False),
+        )
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -97,6 +111,17 @@ class Agent:
             )
         await self._submit(lambda: self.service.commit(bind=True))
         self._writer.shutdown()
+
+    async def attest(self, request: Request, *, anybody: bool) -> bytes:
+        """Return evidence; requests that come at the same time share a quote.
+
+        Raises:
+            CimaError, OSError: there is none.
+        """
+        waiting = self.attester.ask(request, anybody=anybody)
+        await self._submit(self.attester.serve)
+        answer = await asyncio.wrap_future(waiting)
+        return await self._loop.run_in_executor(None, self.attester.assemble, answer)
 
     async def _submit(self, work: Callable[[], _T]) -> _T:
         return await self._loop.run_in_executor(self._writer, work)
@@ -138,6 +163,7 @@ class Agent:
             await asyncio.sleep(_TICK_SECONDS)
             self._read_sensor()
             await self._commit()
+            await self._submit(self.service.forget_ended)
             for registration in list(self._dying):
                 await self._process_ended(registration)
 
@@ -186,6 +212,8 @@ class Agent:
                 line = await reader.readuntil(b"\n")
                 verb, length = parse_header(line, limit=limits.REQUEST)
                 body = await reader.readexactly(length)
+            if verb == "attest":
+                return "ok", await self.attest(parse_request(body), anybody=False)
             answer = await self._submit(lambda: self._handle(verb, body))
         except TimeoutError:
             return "error", b"the request did not come in time"
@@ -212,6 +240,10 @@ class Agent:
             "ps": lambda _: _json(service.ps()),
             "status": lambda _: _json(service.status()),
             "log": service.log,
+            "enrolment": lambda _: _model(enrolment.request(self.attester)),
+            "activate": lambda body: _model(
+                enrolment.answer(self.attester, parse(Challenge, body, "the challenge"))
+            ),
         }
         if verb not in questions:
             raise CimaError(f"no such request: {verb}")
@@ -251,6 +283,10 @@ def _check_peer(channel: socket.socket) -> None:
     _, uid, _ = struct.unpack("iII", credentials)
     if uid != 0:
         raise CimaError(f"user {uid} may not ask the agent", hint="ask as root")
+
+
+def _model(value: BaseModel) -> bytes:
+    return value.model_dump_json(exclude_none=True).encode("ascii")
 
 
 def _json(value: Any) -> bytes:

@@ -29,7 +29,7 @@ from tpm2_pytss import (
 from tpm2_pytss.utils import NVReadEK, create_ek_template
 
 from cima_runc.tpm.device import Tpm, TpmError
-from cima_runc.tpm.structures import parse_public
+from cima_runc.tpm.structures import StructureError, parse_public
 
 _UNIQUE = hashlib.sha256(b"cima-ak-v1").digest()
 _ATTRIBUTES = (
@@ -135,7 +135,10 @@ def endorsement_key(tpm: Tpm) -> Iterator[EndorsementKey]:
             hint="the endorsement hierarchy must have no password",
         ) from error
     key = EndorsementKey(
-        handle, public.publicArea.marshal(), bytes(certificate) if certificate else None, chain
+        handle,
+        public.publicArea.marshal(),
+        _one_der(bytes(certificate)) if certificate else None,
+        chain,
     )
     try:
         yield key
@@ -157,7 +160,11 @@ def _persistent_ak(tpm: Tpm, persistent: int) -> AttestationKey | None:
     except TSS2_Exception as error:
         raise TpmError(f"the TPM does not show the key at {persistent:#x}: {error}") from error
     data = public.publicArea.marshal()
-    if parse_public(data).missing_attributes():
+    try:
+        usable = not parse_public(data).missing_attributes()
+    except StructureError:
+        usable = False
+    if not usable:
         raise TpmError(
             f"the key at {persistent:#x} is no attestation key",
             hint="set attestation.ak_handle to a free handle",
@@ -188,7 +195,25 @@ def _has_p256(tpm: Tpm) -> bool:
 
 def _ek_chain(tpm: Tpm, nv: NVReadEK) -> tuple[bytes, ...]:
     handles = _handles(tpm, _EK_CHAIN.start, 64)
-    return tuple(bytes(nv(TPM2_RH(handle))) for handle in handles if handle in _EK_CHAIN)
+    return tuple(
+        certificate
+        for handle in handles
+        if handle in _EK_CHAIN
+        for certificate in _all_der(bytes(nv(TPM2_RH(handle))))
+    )
+
+
+def _one_der(data: bytes) -> bytes:
+    """Return the first DER object of an NV index, which may be filled up behind it."""
+    return next(_all_der(data), data)
+
+
+def _all_der(data: bytes) -> Iterator[bytes]:
+    """Yield the DER sequences with a length of two bytes, as certificates are."""
+    while data[:2] == b"\x30\x82":
+        size = 4 + int.from_bytes(data[2:4], "big")
+        yield data[:size]
+        data = data[size:]
 
 
 def _handles(tpm: Tpm, first: int, count: int) -> list[int]:

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, utils
 from simulated_host import SimulatedHost, simulated_host, tampered
+from software_key import signed, software_key
 
 from cima_runc.cpcr.binding import Bind
 from cima_runc.evidence.owner import generate, parse_private, public_text
 from cima_runc.tpm.structures import parse_public
-from cima_runc.verifier.enrolled import EnrolledAk, enrolled_ak_file, parse_enrolled_ak
+from cima_runc.verifier.enrolled import enrolled_ak_file, parse_enrolled_ak
 from cima_runc.verifier.errors import Verdict
 from cima_runc.verifier.policy import Policy
 from cima_runc.verifier.result import Finding
@@ -251,27 +250,6 @@ def test_wrong_ak(host: SimulatedHost, honest: tuple[bytes, bytes], tmp_path: Pa
     signature = json.loads(theirs)["quote"]["signature"]
     changed = tampered(raw, quote__signature=signature)
     assert refusal(check(host, changed, asked)) == "SignatureError"
-
-
-def software_key(attributes: int) -> tuple[ec.EllipticCurvePrivateKey, bytes, EnrolledAk]:
-    def sized(data: bytes) -> bytes:
-        return struct.pack(">H", len(data)) + data
-
-    private = ec.generate_private_key(ec.SECP256R1())
-    numbers = private.public_key().public_numbers()
-    area = struct.pack(">HHIH", 0x23, 0x0B, attributes, 0)
-    area += struct.pack(">HHHHH", 0x10, 0x18, 0x0B, 0x03, 0x10)
-    area += sized(numbers.x.to_bytes(32, "big")) + sized(numbers.y.to_bytes(32, "big"))
-    pem = private.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return private, area, parse_enrolled_ak(pem)
-
-
-def signed(private: ec.EllipticCurvePrivateKey, attest: bytes) -> str:
-    r, s = utils.decode_dss_signature(private.sign(attest, ec.ECDSA(hashes.SHA256())))
-    data = struct.pack(">HHH", 0x18, 0x0B, 32) + r.to_bytes(32, "big")
-    return base64.b64encode(data + struct.pack(">H", 32) + s.to_bytes(32, "big")).decode()
 
 
 def test_unrestricted_key_that_signed_a_forged_quote(
