@@ -79,5 +79,8 @@ FOREIGN_SHOWN = 16
 TREE_DEPTH = 32
 """Levels of a tree at most, so that a path has an end."""
 
+HTTP_REQUEST = 64 * KIB
+"""Bytes of a request to the HTTPS endpoint; the largest holds a credential of an enrolment."""
+
 VERIFIER_INPUT = 1 * MIB
 """Bytes of a key, a certificate, a policy or a state file that the verifier reads."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -37,6 +37,9 @@ from cima_runc.ml.store import Store
 from cima_runc.oci_hooks import HOOKS_DIR
 from cima_runc.shim_settings import SETTINGS_FILE
 from cima_runc.text import printable
+
+if TYPE_CHECKING:
+    from cima_runc.agent.https import HttpsEndpoint
 
 _log = logging.getLogger("cima-agent")
 _T = TypeVar("_T")
@@ -97,12 +100,15 @@ class Agent:
         server = await asyncio.start_unix_server(
             self._serve, sock=listen(self._settings.shim.socket), limit=HEADER
         )
+        https = self._open_https()
         _notify("READY=1")
         _log.info("ready on %s", self._settings.shim.socket)
         ticking = self._loop.create_task(self._tick())
         await stop.wait()
         _notify("STOPPING=1")
         ticking.cancel()
+        if https is not None:
+            await self._loop.run_in_executor(None, https.close)
         server.close()
         Path(self._settings.shim.socket).unlink(missing_ok=True)
         with suppress(asyncio.TimeoutError):
@@ -122,6 +128,27 @@ class Agent:
         await self._submit(self.attester.serve)
         answer = await asyncio.wrap_future(waiting)
         return await self._loop.run_in_executor(None, self.attester.assemble, answer)
+
+    def _open_https(self) -> "HttpsEndpoint | None":
+        settings = self._settings.attestation.https
+        if not settings.enabled:
+            return None
+        try:
+            from cima_runc.agent.https import HttpsEndpoint
+        except ImportError as error:
+            raise CimaError(
+                f"the HTTPS endpoint needs {error.name}", hint="pip install cima-runc[https]"
+            ) from error
+        endpoint = HttpsEndpoint(settings, self._ask_for_anybody)
+        _log.info("HTTPS on %s, port %d", settings.address, endpoint.port)
+        return endpoint
+
+    async def _ask_for_anybody(self, verb: str, body: bytes) -> bytes:
+        if verb == "attest":
+            return await self.attest(parse_request(body), anybody=True)
+        if verb not in {"enrolment", "activate"}:
+            raise CimaError(f"no such request: {verb}")
+        return await self._submit(lambda: self._handle(verb, body))
 
     async def _submit(self, work: Callable[[], _T]) -> _T:
         return await self._loop.run_in_executor(self._writer, work)
