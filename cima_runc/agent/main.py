@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from cima_runc import limits
 from cima_runc.agent import enrolment
 from cima_runc.agent.attester import Attester
+from cima_runc.agent.bundles import BundleServer
 from cima_runc.agent.core import Core
 from cima_runc.agent.ledger import Ledger
 from cima_runc.agent.service import Service
@@ -46,6 +47,9 @@ _T = TypeVar("_T")
 
 _REQUEST_SECONDS = 10.0
 """How long a client may take to send its request."""
+_NOTICES = frozenset({"poststart", "poststop"})
+"""Requests that tell of what has happened: they are answered before their records are durable.
+Should the agent end before, the next one finds the process running, or gone."""
 _TICK_SECONDS = 1.0
 """How often is looked for lost events, ended containers and work that failed before."""
 
@@ -56,6 +60,7 @@ class Agent:
     def __init__(self, settings: Settings, sources: Sources, hooks_dir: str) -> None:
         self._settings = settings
         self._sources = sources
+        self._hooks_dir = hooks_dir
         self._loop = asyncio.get_running_loop()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
         self._commit_due = False
@@ -101,6 +106,8 @@ class Agent:
             self._serve, sock=listen(self._settings.shim.socket), limit=HEADER
         )
         https = self._open_https()
+        bundles = BundleServer(self._settings.shim.socket, self._hooks_dir)
+        bundles.start()
         _notify("READY=1")
         _log.info("ready on %s", self._settings.shim.socket)
         ticking = self._loop.create_task(self._tick())
@@ -110,6 +117,7 @@ class Agent:
         if https is not None:
             await self._loop.run_in_executor(None, https.close)
         server.close()
+        bundles.stop()
         Path(self._settings.shim.socket).unlink(missing_ok=True)
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(
@@ -241,6 +249,11 @@ class Agent:
                 body = await reader.readexactly(length)
             if verb == "attest":
                 return "ok", await self.attest(parse_request(body), anybody=False)
+            if verb in _NOTICES:
+                if verb == "poststop":
+                    await self._submit(lambda: self.service.release(body))
+                self._note(verb, body)
+                return "ok", b""
             answer = await self._submit(lambda: self._handle(verb, body))
         except TimeoutError:
             return "error", b"the request did not come in time"
@@ -252,6 +265,19 @@ class Agent:
             place = f"{error.filename}: " if error.filename else ""
             return "error", printable(f"{place}{error.strerror}").encode()
         return "ok", answer
+
+    def _note(self, verb: str, body: bytes) -> None:
+        """Do the work of a notice after everything that was asked before it."""
+
+        async def work() -> None:
+            try:
+                await self._submit(lambda: self._handle(verb, body))
+            except (CimaError, OSError) as error:
+                _log.error("%s failed: %s", verb, printable(str(error)))
+
+        task = self._loop.create_task(work())
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
 
     def _handle(self, verb: str, body: bytes) -> bytes:
         service = self.service

@@ -75,6 +75,7 @@ class Service:
         self._next = max(store.registrations(), default=0) + 1
         self._lost: dict[int, int] = {}
         self._lost_total = 0
+        self._released: dict[int, int] = {}
         self._pending: deque[Event] = deque()
         self._draining = threading.Lock()
         self.orphans = 0
@@ -268,6 +269,12 @@ class Service:
             note = self._core.set_state(container.note.registration, "running")
             self._store.write_note(note)
 
+    def release(self, body: bytes) -> None:
+        """Let go of a container that was deleted: its runtime goes on once its file systems can."""
+        container = self._of_hook(body)
+        if container is not None:
+            self._release(container)
+
     def poststop(self, body: bytes) -> None:
         """Record the container's end, after everything that it did."""
         container = self._of_hook(body)
@@ -292,22 +299,27 @@ class Service:
         state = parse_hook_state(body)
         return self._core.live(state.id, state.bundle)
 
+    def _release(self, container: Container) -> None:
+        """Watch the container no more, and hold its process and namespace no more."""
+        number = container.note.registration
+        process = self._processes.pop(number, None)
+        if process is None:
+            return
+        if self._sensor is not None:
+            self._released[number] = self._sensor.unwatch(container.note.mntns).total
+        process.close()
+
     def _end(self, container: Container, reason: str) -> None:
         number = container.note.registration
-        lost = None
-        if self._sensor is not None:
-            lost = self._sensor.unwatch(container.note.mntns)
-            while not self.drain():
-                self._measure_pending()
-                self._ledger.write()
+        self._release(container)
+        # What the container did is in the sensor's buffer still: first that, then its end.
+        while not self.drain():
             self._measure_pending()
-        if lost is not None:
-            self._count_lost(number, lost.total)
-        self._ledger.add(number, [self._core.end(number, reason, clock.now())])
-        process = self._processes.pop(number, None)
-        if process is not None:
-            process.close()
+            self._ledger.write()
+        self._measure_pending()
+        self._count_lost(number, self._released.pop(number, 0))
         self._lost.pop(number, None)
+        self._ledger.add(number, [self._core.end(number, reason, clock.now())])
         self._ledger.write()
         self._store.write_note(container.note)
         self._store.close_partition(number)

@@ -22,7 +22,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cima_runc import limits
-from cima_runc.durable import open_append, replace_file, sync_directory, write_all
+from cima_runc.durable import open_append, replace_file, sync_all, sync_directory, write_all
 from cima_runc.errors import CimaError
 from cima_runc.hook import UNMEASURED_DIR
 from cima_runc.hook_state import HookState, HookStateError, parse_hook_state
@@ -94,17 +94,22 @@ class Store:
         return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
 
     def create(self, note: ContainerNote, secret: bytes) -> None:
-        """Make the directory of a new registration."""
+        """Make the directory of a new registration, durably."""
         directory = self._directory(note.registration)
         directory.mkdir(mode=0o700)
-        replace_file(directory / "secret", secret)
+        files = [directory / name for name in ("secret", "container.json", "records.jsonl")]
+        replace_file(files[0], secret, durable=False)
         self.write_note(note)
-        sync_directory(directory.parent)
+        self._open[note.registration] = open_append(files[2])
+        sync_all([*files, directory, directory.parent])
 
     def write_note(self, note: ContainerNote) -> None:
-        """Put a container's note in place, durably."""
+        """Put a container's note in place.
+
+        Not durably: its containers do not outlive a crash of the machine.
+        """
         path = self._directory(note.registration) / "container.json"
-        replace_file(path, note.model_dump_json().encode("utf-8") + b"\n")
+        replace_file(path, note.model_dump_json().encode("utf-8") + b"\n", durable=False)
 
     def read_note(self, registration: int) -> ContainerNote:
         """Return a container's note.
