@@ -109,3 +109,39 @@ REFERENCE = 1024 * MIB
 
 KEY_FILE = 64 * KIB
 """Bytes of a PEM file with one key."""
+
+TPM_STRUCTURE = 4 * KIB
+"""Bytes of one marshalled TPM structure; the largest RSA key stays far below."""
+
+EVIDENCE = 256 * MIB
+"""Bytes of one evidence: a partition's records, the host's log and the boot event log."""
+
+EVENT_LOG = 4 * MIB
+"""Bytes of the firmware's event log."""
+
+NONCE_MIN = 16
+"""Bytes of a verifier's nonce at least, so that none comes twice."""
+
+NONCE_MAX = 64
+"""Bytes of a verifier's nonce at most, as in an EAT (RFC 9711, 4.1)."""
+
+OWNERS = 8
+"""Owner keys of one container."""
+
+OWNER_FILE = 16 * KIB
+"""Bytes of a file of owner keys."""
+
+WAITING_REQUESTS = 1024
+"""Requests for evidence that may share one quote; more are refused."""
+
+FOREIGN_SHOWN = 16
+"""Changes of the binding PCR by somebody else that are kept in full; all are counted."""
+
+TREE_DEPTH = 32
+"""Levels of a tree at most, so that a path has an end."""
+
+HTTP_REQUEST = 64 * KIB
+"""Bytes of a request to the HTTPS endpoint; the largest holds a credential of an enrolment."""
+
+VERIFIER_INPUT = 1 * MIB
+"""Bytes of a key, a certificate, a policy or a state file that the verifier reads."""

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from cima_runc import clock, limits
@@ -21,6 +22,7 @@ from cima_runc.agent.ledger import Ledger
 from cima_runc.agent.process import ContainerProcess, ProcessError, examine
 from cima_runc.config import Settings
 from cima_runc.errors import CimaError
+from cima_runc.evidence.owner import owner_keys
 from cima_runc.hook_state import HookState, parse_hook_state
 from cima_runc.ima.kernel_log import KernelLog
 from cima_runc.jsonio import load_object
@@ -200,6 +202,7 @@ class Service:
 
     def _register(self, candidate: Candidate) -> None:
         state, process = candidate.state, candidate.process
+        owners = owner_keys(candidate.config, Path(self._settings.attestation.owners_dir))
         number = self._next
         self._next += 1
         secret = self._new_secret()
@@ -215,6 +218,7 @@ class Service:
             slot=self._core.take_slot(),
             started=clock.now(),
             state="created",
+            owners=owners,
         )
         try:
             records = self._begin(note, secret, candidate)
@@ -342,10 +346,11 @@ class Service:
 
         Those that still run are watched again; what ran in between is recorded as lost.
         """
+        retained = self._retained()
         for number in self._store.registrations():
             try:
                 note = self._store.read_note(number)
-                if note.boot_id != self._boot_id:
+                if note.boot_id != self._boot_id or (note.ended and note.ended <= retained):
                     continue
                 partition = Partition.restore(note.id, self._store.records(number))
                 secret = self._store.read_secret(number)
@@ -358,6 +363,14 @@ class Service:
                 self._readopt(number)
         self._ledger.write()
         self._ledger.bind()
+
+    def forget_ended(self) -> None:
+        """Let go of containers that ended so long ago that nobody may ask for them any more."""
+        self._core.forget_ended(self._retained())
+
+    def _retained(self) -> str:
+        """Return the time whose ended containers have been kept long enough."""
+        return clock.at(time.time_ns() - self._settings.attestation.retention_seconds * 10**9)
 
     def _readopt(self, number: int) -> None:
         container = self._core.get(number)

@@ -65,6 +65,8 @@ class ContainerNote(BaseModel):
     state: State
     ended: str | None = None
     """When its end was recorded, RFC 3339."""
+    owners: tuple[str, ...] = ()
+    """Public keys of its owner, which its evidence is encrypted to."""
 
 
 class Store:
