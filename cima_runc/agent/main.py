@@ -114,7 +114,11 @@ class Agent:
         _notify("READY=1")
         _log.info("ready on %s", self._settings.shim.socket)
         ticking = self._loop.create_task(self._tick())
-        await stop.wait()
+        stopping = self._loop.create_task(stop.wait())
+        await asyncio.wait({stopping, ticking}, return_when=asyncio.FIRST_COMPLETED)
+        if ticking.done():
+            # A mistake of ours: better started anew by systemd than running on half.
+            ticking.result()
         _notify("STOPPING=1")
         ticking.cancel()
         if https is not None:
