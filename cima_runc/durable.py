@@ -1,9 +1,12 @@
 """Files that only grow by whole lines, or are replaced as a whole, and survive a crash."""
 
 import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _TAIL = 1 << 16
+_SYNCERS = ThreadPoolExecutor(max_workers=4, thread_name_prefix="sync")
 
 
 def open_append(path: Path) -> int:
@@ -48,8 +51,11 @@ def write_all(handle: int, data: bytes) -> None:
         raise
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path`` (mode 0600): after a crash there is the old or the new, whole."""
+def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Put ``data`` at ``path`` (mode 0600): the old or the new, whole, also after a crash of ours.
+
+    Where ``durable``, after a crash of the machine too, and the new from this return on.
+    """
     temporary = path.with_name(path.name + ".new")
     temporary.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -57,14 +63,25 @@ def replace_file(path: Path, data: bytes) -> None:
     with os.fdopen(handle, "wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(handle)
+        if durable:
+            os.fsync(handle)
     temporary.replace(path)
-    sync_directory(path.parent)
+    if durable:
+        sync_directory(path.parent)
+
+
+def sync_all(paths: Iterable[Path]) -> None:
+    """Make files and directories durable, at once: the disk's journal then writes them together.
+
+    Raises:
+        OSError: one of them could not be written.
+    """
+    list(_SYNCERS.map(sync_directory, paths))
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in the directory ``path`` durable."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Make the names in the directory ``path`` durable, or what is in the file."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
     finally:

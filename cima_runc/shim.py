@@ -1,20 +1,26 @@
-"""The shim ``cima-runc``: what engines call instead of runc.
+"""The shim's Python part: puts our hooks into a bundle, and says which runtime to become.
 
-For ``create``, ``run`` and ``restore`` it adds our hooks to the bundle's configuration; then, and
-for everything else at once, it becomes runc. Trusted for nothing: the agent checks what matters.
-Standard library only, and little of it: it runs several times in a container's life.
+The launcher ``cima-runc`` (native/cima-runc.c) runs it where no agent answers or something is in
+doubt; the agent runs :func:`inject_hooks` for the launcher where it is there. Trusted for nothing:
+the agent checks what matters. Standard library only, and little of it.
 """
 
 import os
 import sys
-from typing import NoReturn
+from contextlib import suppress
 
 from cima_runc import limits
 from cima_runc.errors import CimaError
-from cima_runc.runc_args import STARTING, RuncArgs, parse_runc_args
-from cima_runc.shim_settings import ShimSettings, read_settings_file, shim_settings_of
+from cima_runc.runc_args import RuncArgs, parse_runc_args
+from cima_runc.shim_settings import (
+    ShimSettings,
+    identity_of,
+    read_settings_file,
+    shim_settings_of,
+    write_companion,
+)
 
-_SEARCH_PATH = (*("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"),)
+_SEARCH_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 """Where a runtime is looked for; never the caller's PATH."""
 
 
@@ -22,29 +28,44 @@ class ShimError(CimaError):
     """The container cannot be started under measurement."""
 
 
-def main(argv: list[str], *, own_path: str, hooks_dir: str) -> NoReturn:
-    """Prepare the bundle if ``argv`` (with the program's name first) starts a container; be runc.
+def main(argv: list[str], *, own_path: str, hooks_dir: str) -> int:
+    """Prepare the bundle if ``argv`` (a program's name first) starts a container.
 
-    ``own_path`` is the shim's file, ``hooks_dir`` the directory of our hooks. Exits with 1 and one
-    line in the engine's log and on standard error where the container cannot be measured.
+    Prints the runtime's absolute path on standard output and returns 0; or returns 1, after one
+    line in the engine's log and on standard error that says why the container cannot be measured.
+    ``own_path`` is the launcher's file, ``hooks_dir`` the directory of our hooks.
     """
     args = parse_runc_args(argv[1:])
     try:
-        settings = shim_settings_of(read_settings_file())
-        runtime = find_runtime(settings.runtimes, own_path)
-        if args.command in STARTING:
-            for bundle, name in _configurations(args):
-                inject_hooks(bundle, name, settings, hooks_dir)
-        os.execv(runtime, [os.path.basename(runtime), *argv[1:]])  # noqa: S606
+        runtime = prepare(args, own_path=own_path, hooks_dir=hooks_dir)
     except OSError as error:
-        _report(args, f"{error.filename or 'runtime'}: {error.strerror}")
+        _report(args, f"{error.filename or 'the bundle'}: {error.strerror}")
+        return 1
     except CimaError as error:
         _report(args, str(error))
-    sys.exit(1)
+        return 1
+    os.write(sys.stdout.fileno(), os.fsencode(runtime) + b"\n")
+    return 0
+
+
+def prepare(args: RuncArgs, *, own_path: str, hooks_dir: str) -> str:
+    """Put our hooks into the bundle if ``args`` start a container; return the runtime's path.
+
+    Raises:
+        CimaError, OSError: the container cannot be measured, or there is no runtime.
+    """
+    before = identity_of()
+    settings = shim_settings_of(read_settings_file())
+    write_companion(before, settings)
+    runtime = find_runtime(settings.runtimes, own_path)
+    if args.starts:
+        for directory, name in _configurations(args):
+            inject_at(directory, name, settings, hooks_dir)
+    return runtime
 
 
 def find_runtime(candidates: tuple[str, ...], own_path: str) -> str:
-    """Return the absolute path of the first low-level runtime that is there and is not the shim.
+    """Return the absolute path of the first low-level runtime that is there and not the launcher.
 
     Raises:
         ShimError: there is none.
@@ -69,19 +90,41 @@ def find_runtime(candidates: tuple[str, ...], own_path: str) -> str:
 
 def _configurations(args: RuncArgs) -> list[tuple[str, str]]:
     places = [(bundle, name) for bundle in args.bundles for name in args.config_names]
-    if len(places) == 1:
+    if args.certain:
         return places
-    # An option that we do not know: what may be the configuration gets the hooks.
-    found = [place for place in places if os.path.exists(os.path.join(*place))]
-    return found or places[:1]
+    return [place for place in places if os.path.isfile(os.path.join(*place))]
 
 
-def inject_hooks(bundle: str, name: str, settings: ShimSettings, hooks_dir: str) -> None:
-    """Add our hooks to the configuration ``name`` in the directory ``bundle``, all or nothing.
+def inject_at(bundle: str, name: str, settings: ShimSettings, hooks_dir: str) -> None:
+    """Add our hooks to the configuration ``name`` in the directory at the path ``bundle``.
 
-    A configuration that is missing is left to the runtime, which says so in its own words.
+    A bundle or a configuration that is missing is left to the runtime, which says so in its own
+    words.
 
     Raises:
+        CimaError, OSError: as for :func:`inject_hooks`.
+    """
+    try:
+        directory = os.open(bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    try:
+        inject_hooks(directory, name, settings, hooks_dir, shown=os.path.join(bundle, name))
+    except FileNotFoundError:
+        return
+    finally:
+        os.close(directory)
+
+
+def inject_hooks(
+    directory: int, name: str, settings: ShimSettings, hooks_dir: str, *, shown: str
+) -> os.stat_result:
+    """Add our hooks to the file ``name`` in the open ``directory``, all or nothing.
+
+    Returns what fstat(2) says of the file that is there then. ``shown`` is its name in errors.
+
+    Raises:
+        FileNotFoundError: there is none.
         ShimError: it cannot be read or written.
         JsonError, HooksError: it is not an OCI configuration.
     """
@@ -90,16 +133,16 @@ def inject_hooks(bundle: str, name: str, settings: ShimSettings, hooks_dir: str)
     from cima_runc import oci_hooks
     from cima_runc.jsonio import load_object
 
-    path = os.path.join(bundle, name)
     try:
-        with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
+        handle = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+        with open(handle, "rb") as file:
+            status = os.fstat(handle)
             raw = file.read(limits.CONFIG_JSON + 1)
     except FileNotFoundError:
-        return
+        raise
     except OSError as error:
-        raise ShimError(f"{path} cannot be read: {error.strerror}") from error
-    config = load_object(raw, what=path, limit=limits.CONFIG_JSON)
+        raise ShimError(f"{shown} cannot be read: {error.strerror}") from error
+    config = load_object(raw, what=shown, limit=limits.CONFIG_JSON)
     oci_hooks.inject(
         config,
         hooks_dir=hooks_dir,
@@ -113,30 +156,34 @@ def inject_hooks(bundle: str, name: str, settings: ShimSettings, hooks_dir: str)
         ],
     )
     text = json.dumps(config, ensure_ascii=False, separators=(",", ":"))
-    encoded = text.encode("utf-8", "surrogatepass")
     try:
-        _replace(path, encoded, status)
+        return _replace(directory, name, text.encode("utf-8", "surrogatepass"), status)
     except OSError as error:
         raise ShimError(
-            f"our hooks cannot be written to {path}: {error.strerror}",
+            f"our hooks cannot be written to {shown}: {error.strerror}",
             hint="the bundle's directory must be writable and have room",
         ) from error
 
 
-def _replace(path: str, data: bytes, like: os.stat_result) -> None:
-    temporary = f"{path}.cima-{os.getpid()}"
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+def _replace(directory: int, name: str, data: bytes, like: os.stat_result) -> os.stat_result:
+    temporary = f"{name}.cima-{os.urandom(8).hex()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    handle = os.open(temporary, flags, 0o600, dir_fd=directory)
     try:
         with open(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.fchown(handle, like.st_uid, like.st_gid)
+            if (like.st_uid, like.st_gid) != (os.geteuid(), os.getegid()):
+                os.fchown(handle, like.st_uid, like.st_gid)
             os.fchmod(handle, like.st_mode & 0o7777)
-            os.fsync(handle)
-        os.replace(temporary, path)
+            # Not made durable: after a crash of the machine its engine writes the bundle anew.
+            status = os.fstat(handle)
+        os.replace(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError:
-        os.unlink(temporary)
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=directory)
         raise
+    return status
 
 
 def _report(args: RuncArgs, line: str) -> None:

@@ -1,8 +1,12 @@
 """The settings that the shim needs, with the standard library alone.
 
-The same file, with every setting checked, is read by :mod:`cima_runc.config`.
+The same file, with every setting checked, is read by :mod:`cima_runc.config`. The launcher
+(native/cima-runc.c) reads no TOML: whoever has read the file leaves what the launcher needs in a
+companion file, which is good as long as the settings file is that very one.
 """
 
+import os
+import time
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -10,6 +14,13 @@ from cima_runc import limits
 from cima_runc.errors import CimaError
 
 SETTINGS_FILE = "/etc/cima/config.toml"
+COMPANION_FILE = "/run/cima/launcher"
+"""Made by :func:`write_companion`, read by the launcher."""
+_COMPANION_MAGIC = "cima-runc-launcher-1"
+_COMPANION_MAX = 4000
+_COMPANION_RUNTIMES = 16
+_SETTLED_NS = 2_000_000_000
+"""A file changed less than this ago may change again without a new change time."""
 
 
 class SettingsError(CimaError):
@@ -118,3 +129,55 @@ def read_settings_file(path: str = SETTINGS_FILE) -> dict[str, Any]:
         return tomllib.loads(raw.decode("utf-8"))
     except ValueError as error:
         raise SettingsError(f"{path} is not TOML: {error}") from error
+
+
+def identity_of(path: str = SETTINGS_FILE) -> str | None:
+    """Return what tells this very state of the settings file from any other; None for no file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return (
+        f"{status.st_dev} {status.st_ino} {status.st_size} "
+        f"{_seconds(status.st_mtime_ns)} {_seconds(status.st_ctime_ns)}"
+    )
+
+
+def write_companion(
+    identity: str | None,
+    settings: ShimSettings,
+    *,
+    path: str = COMPANION_FILE,
+    settings_file: str = SETTINGS_FILE,
+) -> bool:
+    """Leave for the launcher what it needs of ``settings``, read from the file of ``identity``.
+
+    Nothing is written, and False returned, by anybody but root, where there is no settings file or
+    it has just changed, and for values that do not fit; the launcher then asks Python.
+    """
+    lines = [settings.socket, *settings.runtimes]
+    if identity is None or os.geteuid() != 0 or any("\n" in line for line in lines):
+        return False
+    encoded = os.fsencode("\n".join([f"{_COMPANION_MAGIC} {identity}", *lines, ""]))
+    if len(encoded) > _COMPANION_MAX or len(settings.runtimes) > _COMPANION_RUNTIMES:
+        return False
+    temporary = f"{path}.{os.urandom(8).hex()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        age = time.time_ns() - os.stat(settings_file).st_ctime_ns
+        if age < _SETTLED_NS or identity_of(settings_file) != identity:
+            return False
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        handle = os.open(temporary, flags, 0o644)
+        with open(handle, "wb") as file:
+            os.fchmod(handle, 0o644)
+            file.write(encoded)
+        os.replace(temporary, path)
+    except OSError:
+        # Only speed is lost: the launcher asks Python again.
+        return False
+    return True
+
+
+def _seconds(nanoseconds: int) -> str:
+    return f"{nanoseconds // 1_000_000_000}.{nanoseconds % 1_000_000_000:09d}"

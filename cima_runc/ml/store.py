@@ -8,6 +8,7 @@
         records.jsonl                      the partition, one record a line
         container.json                     what the container is, and how it is
         secret                             32 bytes, for the container's owner only
+      rootfs/                              layers' manifests, by digest, and what is known of layers
       unmeasured/<time>-<pid>.json         containers that started without the agent
 
 Nothing that a container or an engine chose is part of a path.
@@ -15,14 +16,16 @@ Nothing that a container or an engine chose is part of a path.
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cima_runc import limits
-from cima_runc.durable import open_append, replace_file, sync_directory, write_all
+from cima_runc.durable import open_append, replace_file, sync_all, sync_directory, write_all
 from cima_runc.errors import CimaError
 from cima_runc.hook import UNMEASURED_DIR
 from cima_runc.hook_state import HookState, HookStateError, parse_hook_state
@@ -62,6 +65,8 @@ class ContainerNote(BaseModel):
     state: State
     ended: str | None = None
     """When its end was recorded, RFC 3339."""
+    owners: tuple[str, ...] = ()
+    """Public keys of its owner, which its evidence is encrypted to."""
 
 
 class Store:
@@ -92,17 +97,28 @@ class Store:
         return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
 
     def create(self, note: ContainerNote, secret: bytes) -> None:
-        """Make the directory of a new registration."""
+        """Make the directory of a new registration, durably."""
         directory = self._directory(note.registration)
         directory.mkdir(mode=0o700)
-        replace_file(directory / "secret", secret)
+        files = [directory / name for name in ("secret", "container.json", "records.jsonl")]
+        replace_file(files[0], secret, durable=False)
         self.write_note(note)
-        sync_directory(directory.parent)
+        self._open[note.registration] = open_append(files[2])
+        sync_all([*files, directory, directory.parent])
+
+    def discard(self, registration: int) -> None:
+        """Remove what :meth:`create` made, of a registration that came to nothing."""
+        with suppress(OSError):
+            self.close_partition(registration)
+        shutil.rmtree(self._directory(registration), ignore_errors=True)
 
     def write_note(self, note: ContainerNote) -> None:
-        """Put a container's note in place, durably."""
+        """Put a container's note in place.
+
+        Not durably: its containers do not outlive a crash of the machine.
+        """
         path = self._directory(note.registration) / "container.json"
-        replace_file(path, note.model_dump_json().encode("utf-8") + b"\n")
+        replace_file(path, note.model_dump_json().encode("utf-8") + b"\n", durable=False)
 
     def read_note(self, registration: int) -> ContainerNote:
         """Return a container's note.
