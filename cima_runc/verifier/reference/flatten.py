@@ -43,16 +43,6 @@ class Flattened:
                 node.children = old.children
         self._layers += 1
 
-    def get(self, path: bytes) -> Entry | None:
-        """Return what is at a path, without following symbolic links."""
-        node = self._root
-        for name in path.split(b"/"):
-            found = node.children.get(name)
-            if found is None:
-                return None
-            node = found
-        return node.entry
-
     def __iter__(self) -> Iterator[tuple[Entry, int]]:
         """Yield every entry but the root, in a manifest's order, with its layer from the bottom."""
         stack = [_sorted(self._root)]

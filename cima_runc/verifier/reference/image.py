@@ -297,7 +297,8 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
             )
         if len(found.layers) > limits.LAYERS:
             raise ImageError(f"the image has more than {limits.LAYERS} layers")
-        below = Flattened()
+        flattened = Flattened()
+        below: dict[_Other, list[dict[bytes, Entry]]] = {engine: [] for engine in _OTHERS}
         layers: list[ReferenceLayer] = []
         manifests: list[bytes] = []
         for each, diff_id in zip(found.layers, found.config.rootfs.diff_ids, strict=True):
@@ -306,10 +307,9 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
             manifests.append(format_manifest(entries))
             others: dict[_Other, str] = {}
             for engine in _OTHERS:
-                manifest = format_manifest(
-                    image_layer.entries(tree, engine, below.get if layers else None)
-                )
-                if manifest != manifests[-1]:
+                own = image_layer.entries(tree, engine, below[engine])
+                below[engine].append({entry.path: entry for entry in own})
+                if (manifest := format_manifest(own)) != manifests[-1]:
                     others[engine] = digest(manifest)
             layers.append(
                 ReferenceLayer(
@@ -322,7 +322,7 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
                     bytes=sum(entry.size or 0 for entry in entries),
                 )
             )
-            below.add(entries)
+            flattened.add(entries)
     reference = ImageReference(
         name=found.name,
         platform=str(found.config),
@@ -330,7 +330,9 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
         image_id=found.image_id,
         config=_reference_config(found.config.config or _Process()),
         layers=tuple(layers),
-        files={"/" + escape(entry.path): _reference_file(entry, number) for entry, number in below},
+        files={
+            "/" + escape(entry.path): _reference_file(entry, number) for entry, number in flattened
+        },
     )
     return Image(reference, tuple(manifests))
 
