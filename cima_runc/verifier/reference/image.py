@@ -22,7 +22,6 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 from cima_runc import limits
 from cima_runc.errors import CimaError
 from cima_runc.measure.mtree import Entry, digest, escape, format_manifest, format_mode
-from cima_runc.measure.xattrs import OVERLAY
 from cima_runc.text import printable
 from cima_runc.verifier.reference import layer as image_layer
 from cima_runc.verifier.reference.blob import (
@@ -516,11 +515,6 @@ def _reference_file(entry: Entry, layer: int) -> ReferenceFile:
         sha256=None if entry.sha256 is None else entry.sha256.hex(),
         link=None if entry.link is None else escape(entry.link),
         device=entry.device,
-        xattrs={
-            name: base64.b64encode(value).decode()
-            for name, value in entry.xattrs
-            if not name.startswith(OVERLAY)
-        }
-        or None,
+        xattrs={name: base64.b64encode(value).decode() for name, value in entry.xattrs} or None,
         layer=layer,
     )

@@ -16,6 +16,7 @@ They differ in this, which is why a layer may have more than one digest:
 - Directories that are needed and not listed: Docker and Podman make them with mode 0755 and owner
   0:0. containerd copies mode, owner and attributes from the nearest layer below that has them.
 - In the bottom layer, containerd makes nothing of whiteouts.
+- A directory that is not listed, in one with the setgid bit, may get its group: not modelled here.
 - Podman does not chown(2) a hard link whose owner is right already, so that capabilities stay.
 """
 
