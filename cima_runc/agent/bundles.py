@@ -94,9 +94,7 @@ class BundleServer:
                 os.close(handle)
         return b"ok %d %d" % (found.st_dev, found.st_ino)
 
-    def _prepare(
-        self, channel: socket.socket, hooks_dir: bytes, directory: int
-    ) -> os.stat_result:
+    def _prepare(self, channel: socket.socket, hooks_dir: bytes, directory: int) -> os.stat_result:
         credentials = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         _, uid, _ = struct.unpack("iII", credentials)
         if uid != 0:

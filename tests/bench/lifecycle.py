@@ -28,12 +28,10 @@ LIFE = ("create", "state", "start", "exec", "kill", "delete")
 """The steps of one container, in this order."""
 ALONE = ("--version", "features", "help")
 """What needs no container."""
-GOALS = {step: 1.3 for step in ("state", "kill", "delete", "exec", "--version", "features")} | {
+GOALS = dict.fromkeys(("state", "kill", "delete", "exec", "--version", "features"), 1.3) | {
     "create+start+delete": 1.5
 }
-_NULL = [
-    (os.POSIX_SPAWN_OPEN, handle, "/dev/null", os.O_RDWR, 0) for handle in range(2)
-]
+_NULL = [(os.POSIX_SPAWN_OPEN, handle, "/dev/null", os.O_RDWR, 0) for handle in range(2)]
 
 
 def timed(command: Sequence[str]) -> float:
