@@ -61,6 +61,16 @@ class TpmSettings(_Section):
     """The binding PCR, in the SHA-256 bank."""
 
 
+class RootfsSettings(_Section):
+    """The measurement of root filesystems before a container starts."""
+
+    mode: Literal["full", "layers-digest-only", "off"] = "full"
+    """``full`` keeps each layer's manifest; ``layers-digest-only`` only its digest; ``off``
+    measures nothing, and each container's record says so."""
+    cache: Literal["on", "off"] = "on"
+    """Whether a layer whose tree has not changed (inodes, sizes, times) is not read again."""
+
+
 class BindingSettings(_Section):
     """When records are bound into the TPM."""
 
@@ -71,6 +81,41 @@ class BindingSettings(_Section):
     """Milliseconds that records may wait for a bind in the mode ``group``."""
 
 
+class HttpsSettings(_Section):
+    """The HTTPS endpoint for verifiers elsewhere."""
+
+    enabled: bool = False
+    address: Annotated[str, Field(max_length=255)] = "0.0.0.0"  # noqa: S104 - for other machines
+    """The address to listen on."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8443
+    certificate: str = "/etc/cima/https/cert.pem"
+    """PEM file of the endpoint's certificate and chain."""
+    key: str = "/etc/cima/https/key.pem"
+    """PEM file of its private key."""
+    client_ca: str | None = None
+    """PEM file of the authorities whose clients may ask; without one everybody may."""
+    requests_per_minute: Annotated[int, Field(ge=1, le=60_000)] = 60
+    """How many requests one address may make."""
+
+
+class AttestationSettings(_Section):
+    """Evidence for verifiers."""
+
+    ak_handle: Annotated[int, Field(ge=0x81000000, le=0x817FFFFF)] | None = None
+    """Persistent handle to keep the attestation key at; without one it is made at each start."""
+    boot_pcrs: Annotated[list[Annotated[int, Field(ge=0, le=23)]], Field(min_length=1)] = [
+        *(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14)
+    ]
+    """The PCRs of firmware, loader and kernel that are quoted beside the binding PCR."""
+    event_log: str = "/sys/kernel/security/tpm0/binary_bios_measurements"
+    """The firmware's event log."""
+    owners_dir: str = "/etc/cima/owners"
+    """Directory of files that a container may name as its owner, a public key a line."""
+    retention_seconds: Annotated[int, Field(ge=0, le=366 * 86_400)] = 86_400
+    """How long evidence of an ended container can be asked for."""
+    https: HttpsSettings = HttpsSettings()
+
+
 class Settings(_Section):
     """All settings."""
 
@@ -79,7 +124,16 @@ class Settings(_Section):
     ima: ImaSettings = ImaSettings()
     sensor: SensorSettings = SensorSettings()
     tpm: TpmSettings = TpmSettings()
+    rootfs: RootfsSettings = RootfsSettings()
     binding: BindingSettings = BindingSettings()
+    attestation: AttestationSettings = AttestationSettings()
+
+    @model_validator(mode="after")
+    def _container_pcr_is_never_quoted(self) -> Self:
+        boot = set(self.attestation.boot_pcrs)
+        if not boot.isdisjoint({self.ima.container_pcr, self.ima.host_pcr, self.tpm.pcr}):
+            raise ValueError("attestation.boot_pcrs holds a PCR of files or of the binding")
+        return self
 
 
 def parse_settings(values: dict[str, Any]) -> Settings:

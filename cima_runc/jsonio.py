@@ -14,17 +14,26 @@ class JsonError(CimaError):
     """The text is not a JSON object that we accept."""
 
 
+class JsonTooLargeError(JsonError):
+    """The text is larger than it may be."""
+
+
+class JsonTooDeepError(JsonError):
+    """The text is nested deeper than ``limits.JSON_DEPTH``."""
+
+
 def load_object(raw: bytes, *, what: str, limit: int) -> dict[str, Any]:
     """Parse ``raw`` (UTF-8 JSON, RFC 8259) as one object; integers of any size stay exact.
 
     ``what`` names the input in errors; ``limit`` is its largest size in bytes.
 
     Raises:
-        JsonError: too large, not UTF-8, not JSON, not an object, a duplicate key, NaN or
-            Infinity, a number that no double holds, or nested deeper than ``limits.JSON_DEPTH``.
+        JsonTooLargeError, JsonTooDeepError: larger than ``limit``, deeper than a limit of ours.
+        JsonError: not UTF-8, not JSON, not an object, a duplicate key, NaN or Infinity, or a
+            number that no double holds.
     """
     if len(raw) > limit:
-        raise JsonError(f"{what} has more than {limit} bytes")
+        raise JsonTooLargeError(f"{what} has more than {limit} bytes")
     try:
         value = json.loads(
             raw.decode("utf-8"),
@@ -33,13 +42,13 @@ def load_object(raw: bytes, *, what: str, limit: int) -> dict[str, Any]:
             parse_float=_finite,
         )
     except RecursionError as error:
-        raise JsonError(f"{what} is nested too deep") from error
+        raise JsonTooDeepError(f"{what} is nested too deep") from error
     except ValueError as error:
         raise JsonError(f"{what} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise JsonError(f"{what} is not a JSON object")
     if _depth(value) > limits.JSON_DEPTH:
-        raise JsonError(f"{what} is nested deeper than {limits.JSON_DEPTH} levels")
+        raise JsonTooDeepError(f"{what} is nested deeper than {limits.JSON_DEPTH} levels")
     return value
 
 

@@ -20,7 +20,11 @@ NO_TESTS_RAN = 5
 def suite_of(test: Path) -> Path:
     """Return the directory whose guest the test wants."""
     return next(
-        (above for above in (test, *test.parents) if (CHECKOUT / above / "guest-options").is_file()),
+        (
+            above
+            for above in (test, *test.parents)
+            if (CHECKOUT / above / "guest-options").is_file()
+        ),
         TESTS,
     )
 
@@ -48,8 +52,9 @@ def main() -> int:
         options = options_of(suite)
         title = f"{suite} in a Debian {release} guest"
         print(f"dev: {title} {shlex.join(options)}", file=sys.stderr, flush=True)
-        command = [LAB / "vm.py", "--debian", release, "--verbose", *options, LAB / "guest-pytest"]
-        status = subprocess.run([*command, *tests, *passed_on], check=False).returncode
+        boot = [str(LAB / "vm.py"), "--debian", release, "--verbose", *options]
+        job = [str(LAB / "guest-pytest"), *tests, *passed_on]
+        status = subprocess.run([*boot, *job], check=False).returncode
         if status and not (status == NO_TESTS_RAN and passed_on):
             failed.append(f"{title}: exit status {status}")
     for line in failed:

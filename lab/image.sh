@@ -130,10 +130,13 @@ make_image() {
     install_wheel "$1"
     umount "$1/root/mnt" "$1/root/wheels"
     rm -rf "$1"/root/wheel{,s}
+    cp -R "$lab"/rootfs/* "$1/root/"
     install -D -m 0644 "$checkout/examples/docker/daemon.json" "$etc/docker/daemon.json"
     install -D -m 0644 "$checkout/examples/containerd/config.toml" "$etc/containerd/config.toml"
     install -D -m 0644 "$checkout/examples/podman/containers.conf" "$etc/containers/containers.conf.d/cima-runc.conf"
     umount --recursive "$1/root/proc" "$1/root/dev"
+    # As after an update: systemd rebuilds no caches at boot.
+    touch "$1"/root/{etc,var}/.updated
     cp "$1"/root/boot/vmlinuz-* "$1/vmlinuz"
     # No journal: the disk is never written to, a guest writes to a snapshot that goes with it.
     mke2fs -q -t ext4 -O ^has_journal -E lazy_itable_init=1 -d "$1/root" "$1/root.ext4" 8G
@@ -144,11 +147,16 @@ make_image() {
 # What the wheel and the installation are made from.
 source_archive() {
     local part parts=()
-    for part in pyproject.toml hatch_build.py README.md LICENSE cima_runc bin hooks examples; do
+    for part in pyproject.toml hatch_build.py README.md LICENSE cima_runc native hooks examples; do
         [ ! -e "$checkout/$part" ] || parts+=("$part")
     done
-    tar -C "$checkout" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner \
-        --exclude=__pycache__ --exclude='*.o' -c "${parts[@]}"
+    tar_of "$checkout" "${parts[@]}"
+}
+
+# tar_of DIRECTORY PART...: the same bytes for the same files.
+tar_of() {
+    tar -C "$1" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner \
+        --exclude=__pycache__ --exclude='*.o' -c "${@:2}"
 }
 
 requirements=$(cd "$checkout" && "$python" - <<'END'
@@ -157,10 +165,10 @@ project = tomllib.load(open("pyproject.toml", "rb"))
 print(*project["build-system"]["requires"], *project["project"]["dependencies"], "pytest", "hypothesis")
 END
 )
-tree=tree-$release-$(cd "$lab" && { cat tree.sh; tar --sort=name --mtime=@0 -c guest; } | key)
+tree=tree-$release-$(key <"$lab/tree.sh")
 tools=tools-$release-$(cd "$lab" && { echo "$tree $requirements"; cat tools.sh; } | key)
 deps=deps-$release-$(cd "$checkout/examples" && { echo "$tools"; cat install.sh; } | key)
-image=image-$release-$({ echo "$deps"; cat "$0"; source_archive; } | key)
+image=image-$release-$({ echo "$deps"; cat "$lab/image.sh"; source_archive; tar_of "$lab" rootfs; } | key)
 
 layer "$tree" "unpacking Debian $release with kernel, Docker, containerd and Podman (about 40 s)" \
     "$lab/tree.sh" "$release"

@@ -1,79 +1,69 @@
 #!/usr/bin/python3
-"""Runs a script as root in a throw-away Debian guest with a TPM 2.0, an IMA policy and this checkout.
+"""Runs a script as root in a throw-away Debian guest in which this checkout is installed.
 
 The script's stdout and stderr arrive unmixed and unchanged, its exit status becomes this program's
 (128 + n after signal n, 124 after --timeout, 125 when the guest itself failed), and nothing of the
-guest is left afterwards. The guest's disk is a cached image that is never written to.
+guest is left afterwards.
 """
 
 import argparse
-import ctypes
 import io
 import json
 import os
 import selectors
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-LAB = Path(__file__).resolve().parent
-CHECKOUT = LAB.parent
-ACCELERATION = os.environ.get("CIMA_VM_ACCEL", "tcg,thread=multi")
-BOOT_SECONDS = 240
+from guest import Guest, GuestError, Machine, image
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+BOOT_SECONDS = 300
+GRACE_SECONDS = 120
 GUEST_FAILED = 125
 CHUNK = 1 << 16
-
-
-class GuestError(Exception):
-    """The guest could not do its part; the message says what happened."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parse the command line of `./dev vm`."""
     parser = argparse.ArgumentParser(
         prog="./dev vm",
-        description="Run SCRIPT as root in a fresh guest; stdout, stderr and exit status are its own.",
+        description="""Run SCRIPT as root in a fresh guest in which this checkout is installed, the
+        IMA policy is loaded and the agent runs. Output and exit status are the script's own; 124
+        means that --timeout passed, 125 that the guest failed.""",
     )
 
     def pair(text: str) -> tuple[str, str]:
-        left, colon, right = text.partition(":")
-        if not (left and colon and right):
+        left, _, right = text.partition(":")
+        if not (left and right):
             raise argparse.ArgumentTypeError(f"{text!r} is not FROM:TO")
         return left, right
 
     add = parser.add_argument
+    add_copies = partial(add, type=pair, action="append", default=[])
     add("--debian", choices=["12", "13"], default="12", help="the guest's release (default: 12)")
-    add("--put", type=pair, action="append", default=[], metavar="LOCAL:GUEST",
-        help="copy a file or directory into the guest before the script runs")
-    add("--get", type=pair, action="append", default=[], metavar="GUEST:LOCAL",
-        help="copy a file or directory out after the script, also when it failed")
+    add_copies("--put", metavar="LOCAL:GUEST", help="copy a file or directory in, to this path")
+    add_copies("--get", metavar="GUEST:LOCAL", help="copy one out, also when the script failed")
     add("--no-agent", action="store_true", help="do not start cima-agent")
     add("--no-policy", action="store_true", help="load no IMA policy")
     add("--no-tpm", action="store_true", help="a guest without a TPM")
     add("--append", default="", metavar="ARGS", help="more kernel arguments")
-    add("--memory", type=int, default=3072, metavar="MIB", help="the guest's memory (default: 3072)")
-    add("--timeout", type=float, metavar="SECONDS", help="kill the script after that (status 124)")
-    add("--keep-console", metavar="FILE", help="keep the kernel's messages in FILE")
+    add("--memory", type=int, default=3072, metavar="MIB", help="memory (default: 3072)")
+    add("--timeout", type=float, metavar="SECONDS", help="kill the script after that")
+    add("--keep-console", type=Path, metavar="FILE", help="keep the kernel's messages in FILE")
     add("--verbose", action="store_true", help="say on stderr how long each step took")
-    add("script", metavar="SCRIPT", help="an executable or a script on this machine")
-    add("args", nargs=argparse.REMAINDER, metavar="ARG", help="arguments of the script")
+    add("script", metavar="SCRIPT", help="a script or an executable on this machine")
+    add("args", nargs=argparse.REMAINDER, metavar="ARG", help="its arguments")
     return parser.parse_args(argv)
-
-
-def image(release: str) -> Path:
-    """Return the directory with the guest's disk and kernel, made first if need be."""
-    made = subprocess.run([LAB / "image.sh", release], stdout=subprocess.PIPE, text=True, check=False)
-    if made.returncode:
-        raise GuestError(f"the image of the Debian {release} guest could not be made")
-    return Path(made.stdout.strip())
 
 
 def write_job(disk: Path, options: argparse.Namespace) -> None:
@@ -87,185 +77,92 @@ def write_job(disk: Path, options: argparse.Namespace) -> None:
         "get": [guest for guest, _ in options.get],
     }
 
-    def owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    def of_root(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
         member.uid = member.gid = 0
         member.uname = member.gname = "root"
-        return member
+        return None if Path(member.name).name == "__pycache__" else member
 
-    def source(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        return None if member.name.endswith("__pycache__") else owned_by_root(member)
-
-    def executable(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    def of_root_executable(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
         member.mode = 0o755
-        return owned_by_root(member)
+        return of_root(member)
 
     with tarfile.open(disk, "w") as archive:
         for part in ("tests", "pyproject.toml"):
             if (CHECKOUT / part).exists():
-                archive.add(CHECKOUT / part, f"opt/cima-test/{part}", filter=source)
+                archive.add(CHECKOUT / part, f"opt/cima-test/{part}", filter=of_root)
         for local, guest in options.put:
             name = f"{guest}{Path(local).resolve().name}" if guest.endswith("/") else guest
-            archive.add(local, name.lstrip("/"), filter=owned_by_root)
-        archive.add(options.script, script, filter=executable)
+            archive.add(local, name.lstrip("/"), filter=of_root)
+        archive.add(Path(options.script).resolve(), script, filter=of_root_executable)
         text = json.dumps(job).encode()
         member = tarfile.TarInfo("run/cima-lab/job.json")
         member.size = len(text)
         archive.addfile(member, io.BytesIO(text))
 
 
-def die_with_parent() -> None:
-    """Let the kernel end a child whose parent was killed (prctl PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-class Guest:
-    """One running guest: its TPM, its QEMU and the near ends of its ports."""
-
-    def __init__(self, directory: Path, options: argparse.Namespace) -> None:
-        self.directory = directory
-        self.console = directory / "console"
-        self.children: list[subprocess.Popen[bytes]] = []
-        self.ports: dict[str, socket.socket] = {}
-        self.options = options
-
-    def start(self, image: Path, job: Path) -> None:
-        """Start the TPM and the guest."""
-        options = self.options
-        kernel = [
-            "root=/dev/nvme0n1 rw console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off",
-            "systemd.show_status=0 net.ifnames=0",
-            "systemd.mask=cima-agent.service" if options.no_agent else "",
-            "init=/usr/libexec/cima-lab-no-policy" if options.no_policy else "",
-            options.append,
-        ]
-        command = [
-            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-            "-accel", ACCELERATION, "-cpu", "max", "-smp", "2", "-m", str(options.memory),
-            "-kernel", str(image / "vmlinuz"), "-append", " ".join(filter(None, kernel)),
-            "-serial", f"file:{self.console}",
-            "-drive", f"file={image}/root.ext4,format=raw,if=none,id=root,snapshot=on",
-            "-drive", f"file={job},format=raw,if=none,id=job,readonly=on",
-            "-device", "nvme,serial=lab,id=nvme",
-            "-device", "nvme-ns,drive=root,bus=nvme",
-            "-device", "nvme-ns,drive=job,bus=nvme",
-            "-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net,romfile=",
-            "-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
-        ]  # fmt: skip
-        far_ends = []
-        for name in ("out", "err", "files", "control"):
-            self.ports[name], far = socket.socketpair()
-            far_ends.append(far)
-            command += ["-chardev", f"socket,id={name},fd={far.fileno()}"]
-            command += ["-device", f"virtserialport,chardev={name},name={name}"]
-        if not options.no_tpm:
-            command += ["-chardev", f"socket,id=tpm,path={self.start_tpm()}"]
-            command += ["-tpmdev", "emulator,id=tpm,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm"]
-        self.spawn(command, "qemu", pass_fds=[far.fileno() for far in far_ends])
-        for far in far_ends:
-            far.close()
-
-    def start_tpm(self) -> Path:
-        """Make a new TPM, with an EK certificate of the lab's own authority, and start it."""
-        state = self.directory / "tpm"
-        subprocess.run([LAB / "tpm.sh", state], check=True)
-        control = self.directory / "tpm.sock"
-        self.spawn(
-            ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={state}", "--terminate",
-             "--ctrl", f"type=unixio,path={control}"],
-            "swtpm",
-        )  # fmt: skip
-        while not control.exists():
-            if self.children[-1].poll() is not None:
-                raise GuestError("swtpm ended at once:\n" + self.said("swtpm"))
-            time.sleep(0.01)
-        return control
-
-    def spawn(self, command: list[str], name: str, pass_fds: list[int] | None = None) -> None:
-        """Start a child that does not outlive this process and writes to a log of its own."""
-        with (self.directory / f"{name}.log").open("wb") as log:
-            self.children.append(
-                subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=pass_fds or [],
-                    env={**os.environ, "TMPDIR": str(self.directory)},
-                    preexec_fn=die_with_parent,
-                    start_new_session=True,
-                )
-            )
-
-    def said(self, name: str) -> str:
-        """Return what QEMU or swtpm printed."""
-        return (self.directory / f"{name}.log").read_text(errors="replace").strip()
-
-    def last_words(self) -> str:
-        """Return the end of the kernel's messages and what QEMU itself printed."""
-        lines = self.console.read_text(errors="replace").splitlines() if self.console.exists() else []
-        return "\n".join([*lines[-25:], self.said("qemu")]).strip()
-
-    def stop(self) -> None:
-        """End the guest and its TPM."""
-        for child in reversed(self.children):
-            child.kill()
-            child.wait()
-        for port in self.ports.values():
-            port.close()
-
-
 class Job:
-    """The conversation with the guest about one job."""
+    """The conversation with the guest about its job.
+
+    `sinks` are where the streams `out`, `err` and `files` go; `on_start` is called when the script
+    starts. `limit` is how long it may run (seconds); the guest itself keeps to it, and what does
+    not end `GRACE_SECONDS` later is a guest that hangs.
+    """
 
     def __init__(
-        self, guest: Guest, sinks: dict[str, BinaryIO], on_start: Callable[[], None]
+        self,
+        guest: Guest,
+        sinks: dict[str, BinaryIO],
+        limit: float | None,
+        on_start: Callable[[], None],
     ) -> None:
-        self.guest = guest
-        self.sinks = sinks
-        self.received = dict.fromkeys(sinks, 0)
-        self.started = False
-        self.on_start = on_start
-        self.result: dict[str, Any] | None = None
-        self.pending = b""
+        self._guest = guest
+        self._sinks = sinks
+        self._limit = limit
+        self._on_start = on_start
+        self._deadline: float | None = time.monotonic() + BOOT_SECONDS
+        self._late = f"the guest started no script within {BOOT_SECONDS} s"
+        self._received = dict.fromkeys(sinks, 0)
+        self._result: dict[str, Any] | None = None
+        self._pending = b""
 
     def run(self) -> dict[str, Any]:
-        """Pass the guest's streams on until the job is done and return what the guest said of it."""
-        deadline = time.monotonic() + BOOT_SECONDS
+        """Pass the streams on until the job is done and return what the guest says of it."""
         with selectors.DefaultSelector() as selector:
-            for name, port in self.guest.ports.items():
+            for name, port in self._guest.ports.items():
                 selector.register(port, selectors.EVENT_READ, name)
-            while not self.done():
-                if not self.started and time.monotonic() > deadline:
-                    raise GuestError(f"the guest ran no script within {BOOT_SECONDS} s")
+            while self._result is None or self._received != self._result["sent"]:
                 for key, _ in selector.select(1):
-                    data = key.fileobj.recv(CHUNK)
-                    if not data:
-                        raise GuestError("the guest died")
-                    if key.data == "control":
-                        self.heard(data)
-                    else:
-                        self.sinks[key.data].write(data)
-                        self.sinks[key.data].flush()
-                        self.received[key.data] += len(data)
-        return self.result
+                    self._receive(key.data)
+                if self._deadline and time.monotonic() > self._deadline:
+                    raise GuestError(self._late)
+        return self._result
 
-    def done(self) -> bool:
-        """Whether the job ended and every byte of its streams is here."""
-        return self.result is not None and self.received == self.result["sent"]
+    def _receive(self, port: str) -> None:
+        data = self._guest.ports[port].recv(CHUNK)
+        if not data:
+            raise GuestError("the guest died")
+        if port == "control":
+            *lines, self._pending = (self._pending + data).split(b"\n")
+            for line in lines:
+                self._heard(json.loads(line))
+            return
+        self._sinks[port].write(data)
+        self._sinks[port].flush()
+        self._received[port] += len(data)
 
-    def heard(self, data: bytes) -> None:
-        """Take in messages of the guest's, one JSON object a line."""
-        *lines, self.pending = (self.pending + data).split(b"\n")
-        for message in map(json.loads, lines):
-            if message["event"] == "trouble" and message["fatal"]:
-                raise GuestError(message["what"])
-            if message["event"] == "trouble":
+    def _heard(self, message: dict[str, Any]) -> None:
+        """Take in a message of the guest's."""
+        match message["event"]:
+            case "refused":
+                raise GuestError(message["why"])
+            case "note":
                 say(message["what"])
-            elif message["event"] == "started":
-                self.started = True
-                self.on_start()
-            else:
-                self.result = message
+            case "started":
+                self._deadline = self._limit and time.monotonic() + self._limit + GRACE_SECONDS
+                self._late = f"the guest did not end the script {GRACE_SECONDS} s after its time"
+                self._on_start()
+            case "done":
+                self._result = message
 
 
 def say(text: str) -> None:
@@ -273,21 +170,22 @@ def say(text: str) -> None:
     print(f"./dev vm: {text}", file=sys.stderr, flush=True)
 
 
-def fetch(archive: Path, places: list[tuple[str, str]], scratch: Path) -> None:
-    """Unpack what the guest sent and put each file or directory where the caller wants it.
+def unpack(archive: Path, places: list[tuple[str, str]], scratch: Path) -> None:
+    """Put each file or directory that the guest sent where the caller wants it.
 
-    GNU tar strips a leading slash and refuses `..`, so nothing lands outside `scratch`.
+    GNU tar strips leading slashes and refuses `..`, so that nothing lands outside `scratch` first.
     """
     scratch.mkdir()
     subprocess.run(["tar", "-xf", archive, "-C", scratch, "--no-same-owner"], check=True)
     for index, (guest, local) in enumerate(places):
         source, target = scratch / str(index), Path(local)
-        if local.endswith("/") or target.is_dir() and not source.is_dir():
-            target = target / Path(guest).name
         if not os.path.lexists(source):
             continue
+        directory = source.is_dir() and not source.is_symlink()
+        if local.endswith("/") or (target.is_dir() and not directory):
+            target /= Path(guest).name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir() and not source.is_symlink():
+        if directory:
             shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
         else:
             shutil.copy2(source, target, follow_symlinks=False)
@@ -295,26 +193,33 @@ def fetch(archive: Path, places: list[tuple[str, str]], scratch: Path) -> None:
 
 def run(options: argparse.Namespace, directory: Path) -> int:
     """Boot a guest, run the job in it and return the exit status."""
-    begun = time.monotonic()
-    steps = []
+    begun, steps = time.monotonic(), []
 
     def step(name: str) -> None:
         steps.append(f"{name} {time.monotonic() - begun:.1f} s")
 
-    disk = image(options.debian)
-    step("image")
+    machine = Machine(
+        release=options.debian,
+        agent=not options.no_agent,
+        policy=not options.no_policy,
+        tpm=not options.no_tpm,
+        memory=options.memory,
+        append=options.append,
+    )
+    disk = image(machine.release)
+    step("disk ready")
     job, archive = directory / "job.tar", directory / "files.tar"
     write_job(job, options)
-    guest = Guest(directory, options)
+    guest = Guest(directory)
     try:
-        guest.start(disk, job)
+        guest.start(machine, disk, job)
         with archive.open("wb") as files:
             sinks = {"out": sys.stdout.buffer, "err": sys.stderr.buffer, "files": files}
-            talk = Job(guest, sinks, lambda: step("script started"))
+            talk = Job(guest, sinks, options.timeout, lambda: step("script started"))
             result = talk.run()
-        step("script ended")
+        step("ended")
     except GuestError as error:
-        raise GuestError(f"{error}\n{guest.last_words()}".rstrip()) from None
+        raise GuestError(f"{error}\n{guest.last_words()}".strip()) from None
     finally:
         guest.stop()
         if options.keep_console and guest.console.exists():
@@ -322,22 +227,28 @@ def run(options: argparse.Namespace, directory: Path) -> int:
     if options.verbose:
         say(", ".join(steps))
     if options.get:
-        fetch(archive, options.get, directory / "files")
+        unpack(archive, options.get, directory / "files")
     for what in result["missing"]:
         say(f"--get: {what}")
-    status = int(result["status"])
-    return GUEST_FAILED if result["missing"] and status == 0 else status
+    return int(result["status"]) or (GUEST_FAILED if result["missing"] else 0)
+
+
+def end_on_signal(number: int, _frame: object) -> None:
+    """End with the status of the signal, and let no further one disturb the cleaning up."""
+    for other in SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def main() -> int:
     """Run `./dev vm`."""
     options = arguments(sys.argv[1:])
-    for local in [options.script, *(local for local, _ in options.put)]:
+    for local in (options.script, *(local for local, _ in options.put)):
         if not Path(local).exists():
             say(f"{local}: no such file")
             return GUEST_FAILED
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
+    for number in SIGNALS:
+        signal.signal(number, end_on_signal)
     with tempfile.TemporaryDirectory(prefix="cima-vm-") as directory:
         try:
             return run(options, Path(directory))

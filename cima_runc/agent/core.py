@@ -4,6 +4,7 @@ It knows every registered container of this boot, its partition, and the tree th
 """
 
 import os
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,18 @@ class Container:
     partition: Partition
 
 
+@dataclass(frozen=True)
+class BoundRegister:
+    """A container's register as the tree holds it."""
+
+    cpcr: bytes
+    count: int
+    slot: int
+    leaf: bytes
+    path: list[bytes]
+    """The leaf's siblings up to below the root, lowest first."""
+
+
 class Core:
     """The containers of this boot and the tree over their registers.
 
@@ -43,6 +56,8 @@ class Core:
         self._tree = tree
         self._containers: dict[int, Container] = {}
         self._changed: set[int] = set()
+        self._latest: dict[str, int] = {}
+        self._ended: deque[int] = deque()
 
     @property
     def containers(self) -> Iterable[Container]:
@@ -53,6 +68,11 @@ class Core:
     def changed(self) -> bool:
         """Whether a register has changed since the last bind."""
         return bool(self._changed)
+
+    @property
+    def root(self) -> bytes:
+        """The tree's root as of the last bind, or with a slot given back since."""
+        return self._tree.root
 
     def take_slot(self, slot: int | None = None) -> int:
         """Take a slot of the tree for a container that is about to be registered."""
@@ -65,6 +85,10 @@ class Core:
     def get(self, registration: int) -> Container | None:
         """Return a container by its registration number."""
         return self._containers.get(registration)
+
+    def latest(self, container_id: str) -> Container | None:
+        """Return the latest registration of exactly this id, ended or not."""
+        return self._containers.get(self._latest.get(container_id, -1))
 
     def live(self, container_id: str, bundle: str) -> Container | None:
         """Return the container of this id and bundle that has not ended, None without one."""
@@ -96,13 +120,30 @@ class Core:
 
     def restore(self, container: Container) -> None:
         """Take in a container with the records that it has already; its slot must be taken."""
-        self._containers[container.note.registration] = container
-        self._changed.add(container.note.registration)
+        number = container.note.registration
+        self._containers[number] = container
+        self._latest[container.note.id] = number
+        self._changed.add(number)
+        if container.note.state == "stopped":
+            self._ended.append(number)
+
+    def forget_ended(self, until: str) -> int:
+        """Drop the containers that had ended ``until`` then (RFC 3339), return how many."""
+        count = 0
+        while self._ended:
+            container = self._containers[self._ended[0]]
+            if (container.note.ended or "") > until:
+                break
+            self.forget(self._ended.popleft())
+            count += 1
+        return count
 
     def forget(self, registration: int) -> None:
         """Drop a container and give its slot back."""
         container = self._containers.pop(registration)
         self._changed.discard(registration)
+        if self._latest.get(container.note.id) == registration:
+            del self._latest[container.note.id]
         self._tree.free(container.note.slot)
 
     def measure(self, event: Event, line: int | None, time: str) -> Record | None:
@@ -143,6 +184,7 @@ class Core:
             {"type": "exit", "reason": reason}, self._meta({"time": time})
         )
         self.set_state(registration, "stopped", ended=time)
+        self._ended.append(registration)
         return record
 
     def set_state(
@@ -164,6 +206,14 @@ class Core:
             )
         self._changed.clear()
         return Bind(seq, self._tree.root, history)
+
+    def bound(self, container: Container) -> BoundRegister:
+        """Return the container's register and its place in the tree, after :meth:`next_bind`."""
+        if container.note.registration in self._changed:
+            raise ValueError("the register has changed since the last bind")
+        partition, slot = container.partition, container.note.slot
+        leaf = leaf_hash(container.secret, partition.cpcr, partition.count)
+        return BoundRegister(partition.cpcr, partition.count, slot, leaf, self._tree.path(slot))
 
     def _meta(self, meta: Mapping[str, Any]) -> Mapping[str, Any]:
         return {**meta, "missing": list(self.missing)} if self.missing else meta

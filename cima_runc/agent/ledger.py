@@ -9,10 +9,11 @@ import logging
 
 from cima_runc import clock, limits
 from cima_runc.agent.core import Core
+from cima_runc.cpcr.binding import Bind
 from cima_runc.cpcr.journal import Journal, JournalState, reconcile
 from cima_runc.ml.records import Record
 from cima_runc.ml.store import Store
-from cima_runc.tpm.device import Tpm
+from cima_runc.tpm.device import Tpm, TpmError
 
 _log = logging.getLogger(__name__)
 
@@ -54,12 +55,19 @@ class Ledger:
         Raises:
             OSError: a file could not be written; what is not on disk stays queued.
         """
+        failed: OSError | None = None
         for registration in list(self._unwritten):
             records = self._unwritten[registration]
-            self._store.append(registration, records)
+            try:
+                self._store.append(registration, records)
+            except OSError as error:
+                failed = error
+                continue
             del self._unwritten[registration]
             self._unwritten_count -= len(records)
         self._store.sync()
+        if failed is not None:
+            raise failed
 
     def bind(self) -> None:
         """Bind every changed register into the TPM, once; nothing changed, nothing done.
@@ -79,6 +87,28 @@ class Ledger:
         # Not durable on purpose: should it be lost, the PCR's value says the same.
         self._journal.add({"type": "done", "seq": bind.seq}, durable=False)
         self._bind_failed = False
+
+    def bound(self) -> Bind:
+        """Bind what is not bound yet, and return the bind that the PCR now shows.
+
+        Where somebody else has extended the PCR since the last bind, or that bind was of another
+        root, all is bound anew, from the value that is there.
+
+        Raises:
+            OSError, TpmError: as for :meth:`bind`; also where there is no TPM.
+        """
+        if self._tpm is None:
+            raise TpmError("there is no TPM to bind into", hint="see cima status")
+        self.bind()
+        self.settle()
+        last = self._journal.state.last
+        shown = last is not None and last.expected == self._journal.state.value
+        if last is None or not shown or last.root != self._core.root:
+            self._bind_failed = True
+            self.bind()
+            last = self._journal.state.last
+            assert last is not None
+        return last
 
     def settle(self) -> None:
         """Compare the PCR with the journal and write down what differs.

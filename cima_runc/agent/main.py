@@ -14,9 +14,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel
 
 from cima_runc import limits
+from cima_runc.agent import enrolment
+from cima_runc.agent.attester import Attester
 from cima_runc.agent.bundles import BundleServer
 from cima_runc.agent.core import Core
 from cima_runc.agent.ledger import Ledger
@@ -27,11 +31,16 @@ from cima_runc.config import Settings, load_settings
 from cima_runc.cpcr.journal import Journal
 from cima_runc.cpcr.tree import Tree
 from cima_runc.errors import CimaError
+from cima_runc.evidence.enrolment import Challenge, parse
+from cima_runc.evidence.models import Request, parse_request
 from cima_runc.ml.listing import boot_id
 from cima_runc.ml.store import Store
 from cima_runc.oci_hooks import HOOKS_DIR
 from cima_runc.shim_settings import SETTINGS_FILE
 from cima_runc.text import printable
+
+if TYPE_CHECKING:
+    from cima_runc.agent.https import HttpsEndpoint
 
 _log = logging.getLogger("cima-agent")
 _T = TypeVar("_T")
@@ -39,8 +48,10 @@ _T = TypeVar("_T")
 _REQUEST_SECONDS = 10.0
 """How long a client may take to send its request."""
 _NOTICES = frozenset({"poststart", "poststop"})
-"""Requests that tell of what has happened: they hold nobody up, and are answered at once. Should
-the agent end before their work is done, the next one finds the process running, or gone."""
+"""Requests that tell of what has happened: they are answered before their records are durable.
+Should the agent end before, the next one finds the process running, or gone."""
+_LOOKERS = 4
+"""How many containers are looked at side by side before they are registered."""
 _TICK_SECONDS = 1.0
 """How often is looked for lost events, ended containers and work that failed before."""
 
@@ -54,6 +65,7 @@ class Agent:
         self._hooks_dir = hooks_dir
         self._loop = asyncio.get_running_loop()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
+        self._lookers = ThreadPoolExecutor(max_workers=_LOOKERS, thread_name_prefix="looker")
         self._commit_due = False
         self._reading = False
         self._dying: set[int] = set()
@@ -77,6 +89,14 @@ class Agent:
             tpm=sources.tpm,
             on_process=self._watch_process,
         )
+        self.attester = Attester(
+            settings=settings,
+            core=core,
+            store=store,
+            ledger=self._ledger,
+            tpm=sources.tpm,
+            commit=lambda: self.service.commit(bind=False),
+        )
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -88,14 +108,21 @@ class Agent:
         server = await asyncio.start_unix_server(
             self._serve, sock=listen(self._settings.shim.socket), limit=HEADER
         )
+        https = self._open_https()
         bundles = BundleServer(self._settings.shim.socket, self._hooks_dir)
         bundles.start()
         _notify("READY=1")
         _log.info("ready on %s", self._settings.shim.socket)
         ticking = self._loop.create_task(self._tick())
-        await stop.wait()
+        stopping = self._loop.create_task(stop.wait())
+        await asyncio.wait({stopping, ticking}, return_when=asyncio.FIRST_COMPLETED)
+        if ticking.done():
+            # A mistake of ours: better started anew by systemd than running on half.
+            ticking.result()
         _notify("STOPPING=1")
         ticking.cancel()
+        if https is not None:
+            await self._loop.run_in_executor(None, https.close)
         server.close()
         bundles.stop()
         Path(self._settings.shim.socket).unlink(missing_ok=True)
@@ -105,6 +132,38 @@ class Agent:
             )
         await self._submit(lambda: self.service.commit(bind=True))
         self._writer.shutdown()
+
+    async def attest(self, request: Request, *, anybody: bool) -> bytes:
+        """Return evidence; requests that come at the same time share a quote.
+
+        Raises:
+            CimaError, OSError: there is none.
+        """
+        waiting = self.attester.ask(request, anybody=anybody)
+        await self._submit(self.attester.serve)
+        answer = await asyncio.wrap_future(waiting)
+        return await self._loop.run_in_executor(None, self.attester.assemble, answer)
+
+    def _open_https(self) -> "HttpsEndpoint | None":
+        settings = self._settings.attestation.https
+        if not settings.enabled:
+            return None
+        try:
+            from cima_runc.agent.https import HttpsEndpoint
+        except ImportError as error:
+            raise CimaError(
+                f"the HTTPS endpoint needs {error.name}", hint="pip install cima-runc[https]"
+            ) from error
+        endpoint = HttpsEndpoint(settings, self._ask_for_anybody)
+        _log.info("HTTPS on %s, port %d", settings.address, endpoint.port)
+        return endpoint
+
+    async def _ask_for_anybody(self, verb: str, body: bytes) -> bytes:
+        if verb == "attest":
+            return await self.attest(parse_request(body), anybody=True)
+        if verb not in {"enrolment", "activate"}:
+            raise CimaError(f"no such request: {verb}")
+        return await self._submit(lambda: self._handle(verb, body))
 
     async def _submit(self, work: Callable[[], _T]) -> _T:
         return await self._loop.run_in_executor(self._writer, work)
@@ -146,6 +205,7 @@ class Agent:
             await asyncio.sleep(_TICK_SECONDS)
             self._read_sensor()
             await self._commit()
+            await self._submit(self.service.forget_ended)
             for registration in list(self._dying):
                 await self._process_ended(registration)
 
@@ -194,8 +254,15 @@ class Agent:
                 line = await reader.readuntil(b"\n")
                 verb, length = parse_header(line, limit=limits.REQUEST)
                 body = await reader.readexactly(length)
+            if verb == "attest":
+                return "ok", await self.attest(parse_request(body), anybody=False)
             if verb in _NOTICES:
+                if verb == "poststop":
+                    await self._submit(lambda: self.service.release(body))
                 self._note(verb, body)
+                return "ok", b""
+            if verb == "prestart":
+                await self._register(body)
                 return "ok", b""
             answer = await self._submit(lambda: self._handle(verb, body))
         except TimeoutError:
@@ -208,6 +275,10 @@ class Agent:
             place = f"{error.filename}: " if error.filename else ""
             return "error", printable(f"{place}{error.strerror}").encode()
         return "ok", answer
+
+    async def _register(self, body: bytes) -> None:
+        candidate = await self._loop.run_in_executor(self._lookers, self.service.look_at, body)
+        await self._submit(lambda: self.service.register(candidate))
 
     def _note(self, verb: str, body: bytes) -> None:
         """Do the work of a notice after everything that was asked before it."""
@@ -225,7 +296,6 @@ class Agent:
     def _handle(self, verb: str, body: bytes) -> bytes:
         service = self.service
         hooks: dict[str, Callable[[bytes], None]] = {
-            "prestart": service.prestart,
             "poststart": service.poststart,
             "poststop": service.poststop,
         }
@@ -236,6 +306,10 @@ class Agent:
             "ps": lambda _: _json(service.ps()),
             "status": lambda _: _json(service.status()),
             "log": service.log,
+            "enrolment": lambda _: _model(enrolment.request(self.attester)),
+            "activate": lambda body: _model(
+                enrolment.answer(self.attester, parse(Challenge, body, "the challenge"))
+            ),
         }
         if verb not in questions:
             raise CimaError(f"no such request: {verb}")
@@ -275,6 +349,10 @@ def _check_peer(channel: socket.socket) -> None:
     _, uid, _ = struct.unpack("iII", credentials)
     if uid != 0:
         raise CimaError(f"user {uid} may not ask the agent", hint="ask as root")
+
+
+def _model(value: BaseModel) -> bytes:
+    return value.model_dump_json(exclude_none=True).encode("ascii")
 
 
 def _json(value: Any) -> bytes:

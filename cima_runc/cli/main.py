@@ -3,16 +3,17 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from cima_runc import __version__
 from cima_runc.agent_socket import AgentUnavailableError, call_agent
+from cima_runc.cli import attest, context, verify
 from cima_runc.cli.output import fail, note, print_json, print_table
 from cima_runc.config import load_settings
 from cima_runc.errors import CimaError
-from cima_runc.ima.template import unpack_cima_ng
+from cima_runc.ml.export import cel_json, cel_tlv, ima_ascii
 from cima_runc.ml.listing import (
     boot_id,
     container_row,
@@ -21,10 +22,9 @@ from cima_runc.ml.listing import (
     unmeasured_rows,
 )
 from cima_runc.ml.partition import Partition
-from cima_runc.ml.records import IMA_TEMPLATE, Record, parse_line, template_data
+from cima_runc.ml.records import parse_line
 from cima_runc.ml.store import Store
 from cima_runc.shim_settings import SETTINGS_FILE
-from cima_runc.text import printable
 
 app = typer.Typer(
     help="Measured containers: what ran in them, and the registers that say so.",
@@ -37,6 +37,11 @@ app = typer.Typer(
 _TIMEOUT_SECONDS = 60.0
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _config_file = SETTINGS_FILE
+
+app.command()(attest.keygen)
+app.command()(attest.attest)
+app.command()(verify.verify)
+app.add_typer(attest.enroll_app, name="enroll")
 
 
 def _version(wanted: bool) -> None:
@@ -54,6 +59,7 @@ def _options(
 ) -> None:
     global _config_file  # noqa: PLW0603 - one process runs one command
     _config_file = config
+    context.choose(config)
 
 
 @app.command()
@@ -96,6 +102,9 @@ def ps(
 def log(
     container: Annotated[str, typer.Argument(metavar="ID", help="Id, or how it begins.")],
     as_json: _Json = False,
+    form: Annotated[
+        Literal["ima-ascii", "cel-json", "cel-tlv"], typer.Option("--format", help="How.")
+    ] = "ima-ascii",
 ) -> None:
     """Print a container's measurement log."""
     settings = load_settings(_config_file)
@@ -110,8 +119,14 @@ def log(
         for line in lines:
             typer.echo(line)
         return
-    for line in lines:
-        typer.echo(_ima_like(parse_line(line)))
+    records = map(parse_line, lines)
+    if form == "cel-json":
+        sys.stdout.writelines(cel_json(records))
+    elif form == "cel-tlv":
+        sys.stdout.buffer.writelines(map(cel_tlv, records))
+    else:
+        for record in records:
+            typer.echo(ima_ascii(record))
 
 
 @app.command()
@@ -135,17 +150,6 @@ def _stored_rows(store: Store, boot: str | None) -> list[dict[str, Any]]:
         records = store.records(found.registration)
         rows.append(container_row(found, Partition.restore(found.id, records)))
     return [*rows, *unmeasured_rows(store)]
-
-
-def _ima_like(record: Record) -> str:
-    """Return a record as IMA's ascii log would show it, its number in the PCR's place."""
-    start = f"{record.recnum:>3} {record.digest.hex()} "
-    if record.content_type == IMA_TEMPLATE:
-        digest, path, mntns, func = unpack_cima_ng(template_data(record.content))
-        return start + f"cima-ng sha256:{digest.hex()} {printable(path)} mnt:[{mntns}] {func}"
-    content = {key: value for key, value in record.content.items() if key != "type"}
-    text = json.dumps(content, sort_keys=True) if record.content["type"] != "config" else ""
-    return start + f"cima {printable(str(record.content['type']))} {printable(text)}".rstrip()
 
 
 def _plain(value: Any) -> str:

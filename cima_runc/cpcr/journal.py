@@ -14,7 +14,7 @@ Source: design, section 6.
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +27,18 @@ from cima_runc.jsonio import load_object
 
 class JournalError(CimaError):
     """The journal on disk is not one that we wrote."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Somebody else changed the PCR."""
+
+    seq: int
+    """The last bind before."""
+    expected: bytes
+    found: bytes
+    time: str
+    """When it was noticed, RFC 3339."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,8 @@ class JournalState:
     """What the PCR's value must be, None where nothing is known of it."""
     foreign: int = 0
     """How often somebody else changed the PCR."""
+    foreign_last: tuple[Foreign, ...] = ()
+    """The latest of these changes, ``limits.FOREIGN_SHOWN`` at most, oldest first."""
 
 
 def apply(state: JournalState, entry: dict[str, Any]) -> JournalState:
@@ -59,15 +73,27 @@ def apply(state: JournalState, entry: dict[str, Any]) -> JournalState:
                 )
                 if bind.expected.hex() != entry["expected"]:
                     raise JournalError(f"bind {bind.seq} of the journal does not add up")
-                return JournalState(bind, True, bind.seq, bind.expected, state.foreign)
+                return replace(state, last=bind, pending=True, seq=bind.seq, value=bind.expected)
             case "done":
-                return JournalState(state.last, False, state.seq, state.value, state.foreign)
+                return replace(state, pending=False)
             case "abandoned":
                 value = state.last.history if state.last else None
-                return JournalState(None, False, state.seq, value, state.foreign)
+                return replace(state, last=None, pending=False, value=value)
             case "foreign":
                 found = bytes.fromhex(entry["found"])
-                return JournalState(state.last, False, state.seq, found, state.foreign + 1)
+                change = Foreign(
+                    entry["seq"],
+                    bytes.fromhex(entry["expected"]),
+                    found,
+                    str(entry.get("time", "")),
+                )
+                return replace(
+                    state,
+                    pending=False,
+                    value=found,
+                    foreign=state.foreign + 1,
+                    foreign_last=(*state.foreign_last, change)[-limits.FOREIGN_SHOWN :],
+                )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise JournalError(f"an entry of the journal cannot be read: {error}") from error
     raise JournalError("the journal has an entry of an unknown type")

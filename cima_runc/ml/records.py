@@ -117,6 +117,18 @@ def parse_line(line: bytes) -> Record:
         value = load_object(line, what="a record", limit=limits.RECORD)
     except JsonError as error:
         raise RecordError(error.what) from error
+    record = parse_fields(value)
+    if record.digest != digest_of(record.content_type, record.content):
+        raise RecordError(f"record {record.recnum}: the digest is not that of the content")
+    return record
+
+
+def parse_fields(value: Mapping[str, Any]) -> Record:
+    """Read a record from its JSON object; whether its digest is right is not looked at.
+
+    Raises:
+        RecordError: a field is missing, or not what it should be, or one too many.
+    """
     if value.keys() != {"recnum", "cpcr", "digests", "content_type", "content", "meta"}:
         raise RecordError(f"a record does not have the fields {sorted(value)}")
     recnum, cpcr, digests = value["recnum"], value["cpcr"], value["digests"]
@@ -128,8 +140,6 @@ def parse_line(line: bytes) -> Record:
     if not isinstance(content, dict) or not isinstance(meta, dict):
         raise RecordError(f"record {recnum}: content and meta are objects")
     digest = _sha256_digest(recnum, digests)
-    if digest != digest_of(content_type, content):
-        raise RecordError(f"record {recnum}: the digest is not that of the content")
     return Record(recnum, cpcr, digest, content_type, content, meta)
 
 

@@ -6,6 +6,7 @@ The functions keep libbpf's names and order of arguments. Those that fail raise 
 import ctypes
 import errno
 import os
+from collections import deque
 from collections.abc import Iterator
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Final
@@ -16,6 +17,23 @@ BPF_NOEXIST: Final = 1
 _PRINT_FUNCTION: Final = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 _MESSAGE_SIZE: Final = 1 << 20
 """Bytes of one message of libbpf that are kept; a verifier's log comes as one message."""
+
+
+_messages: deque[str] = deque(maxlen=64)
+_vsnprintf = ctypes.CDLL(None).vsnprintf
+_vsnprintf.argtypes = (c_void_p, c_size_t, c_char_p, c_void_p)
+
+
+def _keep_message(level: int, text: bytes, arguments: int) -> int:
+    """Take a message of libbpf; ``arguments`` is the va_list, on x86-64 a pointer."""
+    if level == 0:  # LIBBPF_WARN
+        buffer = ctypes.create_string_buffer(_MESSAGE_SIZE)
+        _vsnprintf(buffer, _MESSAGE_SIZE, text, arguments)
+        _messages.append(buffer.value.decode(errors="replace"))
+    return 0
+
+
+_print: Final = _PRINT_FUNCTION(_keep_message)
 
 
 class _ProgInfo(ctypes.Structure):
@@ -32,25 +50,14 @@ class Libbpf:
 
     def __init__(self) -> None:
         lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
-        libc = ctypes.CDLL(None)
         self._lib = lib
-        self._vsnprintf = libc.vsnprintf
-        self._vsnprintf.argtypes = [c_void_p, c_size_t, c_char_p, c_void_p]
         for name, result, arguments in _FUNCTIONS:
             function = getattr(lib, name)
             function.restype = result
             function.argtypes = arguments
-        self.messages: list[str] = []
-        """What libbpf had to say since it was loaded, oldest first."""
-        self._print = _PRINT_FUNCTION(self._keep)
-        lib.libbpf_set_print(self._print)
-
-    def _keep(self, level: int, text: bytes, arguments: int) -> int:
-        if level <= 1:  # LIBBPF_WARN, LIBBPF_INFO
-            buffer = ctypes.create_string_buffer(_MESSAGE_SIZE)
-            self._vsnprintf(buffer, _MESSAGE_SIZE, text, arguments)
-            self.messages.append(buffer.value.decode(errors="replace"))
-        return 0
+        self.messages = _messages
+        """The last warnings that libbpf gave in this process, oldest first."""
+        lib.libbpf_set_print(_print)
 
     def object_open(self, elf: bytes) -> int:
         """Open the BPF object in ``elf``; returns a ``struct bpf_object *``."""

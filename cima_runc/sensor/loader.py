@@ -11,7 +11,7 @@ import platform
 import secrets
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -129,7 +129,7 @@ class Sensor:
         self._programs = {name: libbpf.program_fd(p) for name, p in libbpf.programs(obj)}
         self._ring = RingReader(self._events, ring_bytes)
         self._totals = mmap.mmap(totals, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ)
-        self._links = [libbpf.program_attach(program) for _, program in libbpf.programs(obj)]
+        self._links: list[int] = []
         self._containers: dict[int, int] = {}
         self._lost: dict[int, int] = {}
         self._lost_at = (0, 0)
@@ -149,18 +149,22 @@ class Sensor:
         elf = _read_object()
         libbpf = _load_libbpf()
         _check_kernel()
-        obj = 0
+        obj, sensor = 0, None
         try:
             obj = libbpf.object_open(elf)
             libbpf.map_set_max_entries(libbpf.map(obj, "events"), ring_bytes)
             key = secrets.token_bytes(_PATH_KEY_BYTES)
             libbpf.map_set_initial_value(libbpf.map(obj, ".rodata"), key)
             libbpf.object_load(obj)
-            return cls(libbpf, obj, ring_bytes)
+            sensor = cls(libbpf, obj, ring_bytes)
+            sensor._attach()
         except OSError as error:
-            if obj:
+            if sensor is not None:
+                sensor.close()
+            elif obj:
                 libbpf.object_close(obj)
             raise _rejected(error, libbpf.messages) from error
+        return sensor
 
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when there are events."""
@@ -273,6 +277,10 @@ class Sensor:
     ) -> None:
         self.close()
 
+    def _attach(self) -> None:
+        for _, program in self._libbpf.programs(self._obj):
+            self._links.append(self._libbpf.program_attach(program))
+
     def _dropped(self) -> int:
         return int.from_bytes(self._totals[:8], sys.byteorder)
 
@@ -361,7 +369,7 @@ def _privileged() -> bool:
     return bool(has >> _CAP_SYS_ADMIN & 1 or (has >> _CAP_BPF & 1 and has >> _CAP_PERFMON & 1))
 
 
-def _rejected(error: OSError, messages: list[str]) -> RejectedError:
+def _rejected(error: OSError, messages: Iterable[str]) -> RejectedError:
     lines = [line.strip() for message in messages for line in message.splitlines()]
     hint = "is another system's policy (lockdown, a container) in the way?"
     return RejectedError(

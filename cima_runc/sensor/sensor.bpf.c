@@ -352,6 +352,10 @@ int BPF_PROG(cima_copy_mnt_ns, u64 flags, struct mnt_namespace *old, void *user_
 		return 0;
 	entry.namespace_id = namespace_id(new);
 	inum = new->ns.inum;
+	if (!entry.namespace_id) {
+		count_dropped(entry.registration);
+		return 0;
+	}
 	if (__sync_fetch_and_add(&owner->nested, 1) >= NESTED_MAX ||
 	    bpf_map_update_elem(&watched, &inum, &entry, BPF_ANY)) {
 		__sync_fetch_and_add(&owner->nested, -1);

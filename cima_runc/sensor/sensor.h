@@ -53,6 +53,9 @@ struct registration {
 	u64 mntns;     /* as the loader was told */
 };
 
+_Static_assert(sizeof(struct watched) == 16 && sizeof(struct registration) == 40,
+	       "loader.py packs 16 and 40 bytes");
+
 /* Map `totals`, one entry, read through mmap: has anything been dropped at all? */
 struct totals {
 	u64 dropped;

@@ -65,6 +65,11 @@ class Tpm:
         note = "" if self._tcti.startswith("device:") else " (simulated, for development only)"
         return self._tcti + note
 
+    @property
+    def esapi(self) -> ESAPI:
+        """The connection, for the commands of the other modules here."""
+        return self._esapi
+
     def close(self) -> None:
         """Close the connection."""
         self._esapi.close()

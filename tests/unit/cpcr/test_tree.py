@@ -34,11 +34,11 @@ def test_every_path_leads_to_the_root(changes: list[tuple[int, bytes]]) -> None:
     for which, value in changes:
         if which >= len(slots):
             slots.append(tree.take())
-            which = len(slots) - 1
-        tree.set(slots[which], value)
-        values[slots[which]] = value
-        for slot, expected in values.items():
-            assert root_from_path(expected, slot, tree.path(slot)) == tree.root
+        slot = slots[min(which, len(slots) - 1)]
+        tree.set(slot, value)
+        values[slot] = value
+        for where, expected in values.items():
+            assert root_from_path(expected, where, tree.path(where)) == tree.root
     assert len(set(slots)) == len(slots)
     assert tree.slots >= len(slots)
 

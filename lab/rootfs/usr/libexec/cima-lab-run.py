@@ -50,28 +50,29 @@ def output_of(*command):
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
 
 
-def agent_trouble():
-    """Return (is it fatal, what is wrong with the agent), or None."""
+def agent_trouble(send):
+    """Return why the script cannot run with the agent, or None; a guest may have none."""
     unit = "cima-agent.service"
     load = output_of("systemctl", "show", "-P", "LoadState", unit)
     if load != "loaded":
-        return False, f"{unit} is {load}: the script runs without an agent"
+        send(event="note", what=f"{unit} is {load}: the script runs without an agent")
+        return None
     state = output_of("systemctl", "is-active", unit)
     if state == "active":
         return None
-    log = output_of("journalctl", "--no-pager", "-o", "cat", "-n", "30", "-u", unit)
-    return True, f"{unit} is {state} (--no-agent runs a script without it). Its log:\n{log}"
+    log = output_of("journalctl", "--no-pager", "-o", "cat", "-n", "20", "-u", unit)
+    return f"{unit} is {state} (--no-agent runs a script without it). Its log ends:\n{log}"
 
 
 def command_line(script, args):
     """Return the command line: the script itself, or sh for text without an interpreter line."""
-    with open(script, "rb") as file:
+    with Path(script).open("rb") as file:
         start = file.read(4)
     runnable = start.startswith((b"#!", b"\x7fELF"))
     return [script, *args] if runnable else ["/bin/sh", script, *args]
 
 
-def run(script, args, timeout, started):
+def run(job, started):
     """Run the script and stream its output; return its exit status and the bytes of each stream.
 
     A process that the script left behind may hold the pipes open for ever, so after the script's
@@ -99,7 +100,7 @@ def run(script, args, timeout, started):
         os.set_blocking(reads[name], False)
         selector.register(reads[name], selectors.EVENT_READ, name)
     process = subprocess.Popen(
-        command_line(script, args),
+        command_line(job["script"], job["args"]),
         stdin=subprocess.DEVNULL,
         stdout=writes["out"],
         stderr=writes["err"],
@@ -110,14 +111,13 @@ def run(script, args, timeout, started):
     for write in writes.values():
         os.close(write)
     selector.register(os.pidfd_open(process.pid), selectors.EVENT_READ, None)
-    deadline = None if timeout is None else time.monotonic() + timeout
+    deadline = job["timeout"] and time.monotonic() + job["timeout"]
     timed_out = False
     while process.poll() is None:
-        wait = None if deadline is None else max(0, deadline - time.monotonic())
-        if wait == 0:
+        wait = deadline and max(0, deadline - time.monotonic())
+        if wait == 0 and not timed_out:
             timed_out = True
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
         for key, _ in selector.select(wait):
             if key.data:
                 pump(key.data)
@@ -129,7 +129,7 @@ def run(script, args, timeout, started):
 
 
 def send_files(paths):
-    """Send a tar archive with each of `paths` under its index; return its size and what is missing."""
+    """Send a tar archive with each path under its index; return its size and what is missing."""
     missing, port = [], Counted(open_port("files"))
     with tarfile.open(fileobj=port, mode="w|") as archive:
         for index, path in enumerate(paths):
@@ -148,19 +148,17 @@ def main():
         write_all(control, json.dumps(message).encode() + b"\n")
 
     try:
-        subprocess.run(["tar", "-xf", "/dev/nvme0n2", "-C", "/"], check=True)
+        subprocess.run(["tar", "-xf", "/dev/vda", "-C", "/"], check=True)
         job = json.loads(Path("/run/cima-lab/job.json").read_text())
-        trouble = agent_trouble() if job["agent"] else None
+        trouble = agent_trouble(send) if job["agent"] else None
         if trouble:
-            fatal, what = trouble
-            send(event="trouble", fatal=fatal, what=what)
-            if fatal:
-                return
-        status, sent = run(job["script"], job["args"], job["timeout"], lambda: send(event="started"))
+            send(event="refused", why=trouble)
+            return
+        status, sent = run(job, lambda: send(event="started"))
         sent["files"], missing = send_files(job["get"]) if job["get"] else (0, [])
         send(event="done", status=status, sent=sent, missing=missing)
     except Exception as error:  # whatever it is, the host must hear of it
-        send(event="trouble", fatal=True, what=f"{type(error).__name__}: {error}")
+        send(event="refused", why=f"the guest's job failed: {error!r}")
         raise
 
 
