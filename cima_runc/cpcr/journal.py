@@ -82,7 +82,10 @@ def apply(state: JournalState, entry: dict[str, Any]) -> JournalState:
             case "foreign":
                 found = bytes.fromhex(entry["found"])
                 change = Foreign(
-                    entry["seq"], bytes.fromhex(entry["expected"]), found, str(entry.get("time", ""))
+                    entry["seq"],
+                    bytes.fromhex(entry["expected"]),
+                    found,
+                    str(entry.get("time", "")),
                 )
                 return replace(
                     state,
