@@ -50,6 +50,8 @@ _REQUEST_SECONDS = 10.0
 _NOTICES = frozenset({"poststart", "poststop"})
 """Requests that tell of what has happened: they are answered before their records are durable.
 Should the agent end before, the next one finds the process running, or gone."""
+_GATHER_SECONDS = 0.03
+"""How long a request for evidence waits for others that may share its quote."""
 _TICK_SECONDS = 1.0
 """How often is looked for lost events, ended containers and work that failed before."""
 
@@ -66,6 +68,7 @@ class Agent:
         self._commit_due = False
         self._reading = False
         self._dying: set[int] = set()
+        self._gathering = False
         self._answering: set[asyncio.Task[None]] = set()
         boot = boot_id()
         store = Store(Path(settings.shim.state_dir))
@@ -103,7 +106,10 @@ class Agent:
         await self._submit(self.service.take_over)
         self._read_sensor()
         server = await asyncio.start_unix_server(
-            self._serve, sock=listen(self._settings.shim.socket), limit=HEADER
+            self._serve,
+            sock=listen(self._settings.shim.socket),
+            limit=HEADER,
+            backlog=limits.WAITING_REQUESTS,
         )
         https = self._open_https()
         bundles = BundleServer(self._settings.shim.socket, self._hooks_dir)
@@ -133,9 +139,15 @@ class Agent:
             CimaError, OSError: there is none.
         """
         waiting = self.attester.ask(request, anybody=anybody)
-        await self._submit(self.attester.serve)
+        if not self._gathering:
+            self._gathering = True
+            self._loop.call_later(_GATHER_SECONDS, self._serve_gathered)
         answer = await asyncio.wrap_future(waiting)
         return await self._loop.run_in_executor(None, self.attester.assemble, answer)
+
+    def _serve_gathered(self) -> None:
+        self._gathering = False
+        self._loop.run_in_executor(self._writer, self.attester.serve)
 
     def _open_https(self) -> "HttpsEndpoint | None":
         settings = self._settings.attestation.https

@@ -39,6 +39,11 @@ _LOG_LAG_SECONDS = 0.01
 """The sensor sees a file just before IMA logs it: how long a record waits for its line, once."""
 
 
+_NUMBER_GAP = 1 << 16
+"""Registration numbers grow by a random step below this: a container's number, which its owner
+sees, does not tell how many others there were."""
+
+
 class RegistrationError(CimaError):
     """The container cannot be registered."""
 
@@ -72,7 +77,7 @@ class Service:
         self._tpm = tpm
         self._on_process = on_process
         self._processes: dict[int, ContainerProcess] = {}
-        self._next = max(store.registrations(), default=0) + 1
+        self._next = _number_after(max(store.registrations(), default=0))
         self._lost: dict[int, int] = {}
         self._lost_total = 0
         self._released: dict[int, int] = {}
@@ -191,7 +196,7 @@ class Service:
     ) -> None:
         owners = owner_keys(config, Path(self._settings.attestation.owners_dir))
         number = self._next
-        self._next += 1
+        self._next = _number_after(number)
         secret = self._new_secret()
         now = clock.now()
         note = ContainerNote(
@@ -458,6 +463,10 @@ class Service:
         notes = [container.note for container in self._core.containers]
         note = find_note(notes, str(wanted))
         return b"".join(line + b"\n" for line in self._store.lines(note.registration))
+
+
+def _number_after(number: int) -> int:
+    return number + 1 + secrets.randbelow(_NUMBER_GAP)
 
 
 def _read_config(state: HookState) -> dict[str, Any]:
