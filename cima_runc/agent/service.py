@@ -45,6 +45,9 @@ _LOG_LAG_SECONDS = 0.01
 
 _REGISTER_SECONDS = 5
 """Of a hook's time, what is kept for the rest when a root filesystem is measured."""
+_NUMBER_GAP = 1 << 16
+"""Registration numbers grow by a random step below this: a container's number, which its owner
+sees, does not tell how many others there were."""
 
 
 class RegistrationError(CimaError):
@@ -81,7 +84,7 @@ class Service:
         self._on_process = on_process
         self._rootfs_store = RootfsStore.at(store.root / "rootfs")
         self._processes: dict[int, ContainerProcess] = {}
-        self._next = max(store.registrations(), default=0) + 1
+        self._next = _number_after(max(store.registrations(), default=0))
         self._lost: dict[int, int] = {}
         self._lost_total = 0
         self._log_error: str | None = None
@@ -216,7 +219,7 @@ class Service:
         state, process = candidate.state, candidate.process
         owners = owner_keys(candidate.config, Path(self._settings.attestation.owners_dir))
         number = self._next
-        self._next += 1
+        self._next = _number_after(number)
         secret = self._new_secret()
         note = ContainerNote(
             registration=number,
@@ -483,3 +486,7 @@ class Service:
         notes = [container.note for container in self._core.containers]
         note = find_note(notes, str(wanted))
         return b"".join(line + b"\n" for line in self._store.lines(note.registration))
+
+
+def _number_after(number: int) -> int:
+    return number + 1 + secrets.randbelow(_NUMBER_GAP)
