@@ -186,7 +186,7 @@ class Core:
         return record
 
     def add_file(
-        self, registration: int, digest: bytes, path: bytes, func: Func, line: int, time: str
+        self, registration: int, digest: bytes, path: bytes, *, func: Func, line: int, time: str
     ) -> Record | None:
         """Record a file that the kernel's log has at ``line``; None where it is there already."""
         container = self._containers[registration]

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,21 +112,35 @@ class Dependencies:
 
     # -- in any thread ------------------------------------------------------------------------
 
-    def look_at(self, pid: int, *, anew: bool = False) -> Look:
-        """Find what the container with this first process relies on. Never raises.
+    def look_at(self, pid: int) -> Look:
+        """Find what the container with this first process, which is being made, relies on.
 
-        ``anew``: long-lived services are looked for and walked again.
+        Never raises: what went wrong is in the answer.
         """
+        return self._look(lambda: self._finder.find(pid))
+
+    def look_again(self, pids: Mapping[int, int]) -> dict[int, Look]:
+        """Find what has changed, for each registration here and one container's first process.
+
+        Long-lived services are looked for and walked again, once for all.
+        """
+        self._finder.forget()
+
+        def find(pid: int) -> Callable[[], Chain]:
+            return lambda: self._finder.find(pid, runs=True)
+
+        return {number: self._look(find(pid)) for number, pid in pids.items()}
+
+    def _look(self, find: Callable[[], Chain]) -> Look:
         look = Look()
         try:
-            look.chain = self._finder.find(pid, anew=anew)
+            look.chain = find()
             for service in look.chain.services:
                 self._hold(look, service.files)
         except Exception as error:
             # Not to know a dependency is recorded, and stops no container.
             look.close()
-            look = Look(error=str(error) or type(error).__name__)
-            _log.exception("the dependencies of process %d cannot be found", pid)
+            look = Look(error=printable(str(error)) or type(error).__name__)
         return look
 
     def _hold(self, look: Look, files: Iterable[ServiceFile]) -> None:
@@ -163,20 +177,24 @@ class Dependencies:
             return None
         try:
             kept = self._by_key.get(look.chain.key) or self._begin(look.chain)
+            for missing in look.chain.not_found:
+                self._add(kept, _not_found(missing.role, missing.reason))
         except BaseException:
             look.close()
             raise
         self._take(kept, look)
         return kept.number
 
-    def take_again(self, number: int, look: Look) -> None:
-        """Add to a container's dependencies what was seen later."""
+    def take_again(self, looks: Mapping[int, Look]) -> None:
+        """Add to the partitions what was seen of their services later.
+
+        A service that is not there at this moment runs nothing that could be added.
+        """
         for kept in self._by_key.values():
-            if kept.number == number:
+            look = looks.get(kept.number)
+            if look is not None:
                 self._take(kept, look)
-                self._look_up_again(kept)
-                return
-        look.close()
+            self._look_up_again(kept)
 
     def collect(self) -> None:
         """Make records of what was hashed meanwhile; :meth:`Ledger.write` makes them durable."""
@@ -240,13 +258,10 @@ class Dependencies:
         self._ledger.add(number, records)
         kept = self._by_key[chain.key] = _Kept(number)
         _log.info("%s: %d services", note.id, len(chain.services))
-        if self._core.get(number) is not None:
-            self._add(kept, _library())
+        self._add(kept, _library())
         return kept
 
     def _take(self, kept: _Kept, look: Look) -> None:
-        for missing in look.chain.not_found:
-            self._add(kept, _not_found(missing.role, missing.reason))
         new: list[tuple[Service, list[ServiceFile]]] = []
         for service in look.chain.services:
             files = [file for file in service.files if _seen(file) not in kept.seen]
@@ -260,9 +275,7 @@ class Dependencies:
             self._running += 1
         self._worker.submit(self._hash, kept, look, new)
 
-    def _hash(
-        self, kept: _Kept, look: Look, new: list[tuple[Service, list[ServiceFile]]]
-    ) -> None:
+    def _hash(self, kept: _Kept, look: Look, new: list[tuple[Service, list[ServiceFile]]]) -> None:
         try:
             for service, files in new:
                 digests = [(file, self._digest(look, file)) for file in files]
@@ -322,7 +335,9 @@ class Dependencies:
             line = log.line_of(digest, path[1:], self._host_pcr)
         if line is None:
             return False
-        record = self._core.add_file(kept.number, digest, path, func, line, clock.now())
+        record = self._core.add_file(
+            kept.number, digest, path, func=func, line=line, time=clock.now()
+        )
         if record is not None:
             self._ledger.add(kept.number, [record])
         return True

@@ -106,18 +106,21 @@ class Finder:
         self._lock = threading.Lock()
         self._memory = _Memory()
 
-    def find(self, pid: int, *, anew: bool = False) -> Chain:
+    def find(self, pid: int, *, runs: bool = False) -> Chain:
         """Return what the container with the first process ``pid`` relies on.
 
-        ``anew``: daemons are looked for and walked again, even if that was done lately.
+        ``runs``: the container is not being made, so its process is no more the runtime's child.
 
         Raises:
             DependencyError: the process is gone.
         """
         with self._lock:
-            if anew:
-                self._memory = _Memory()
-            return _Search(self._memory).run(pid)
+            return _Search(self._memory).run(pid, runs=runs)
+
+    def forget(self) -> None:
+        """Look for long-lived services and walk them again, when next they are wanted."""
+        with self._lock:
+            self._memory = _Memory()
 
 
 @dataclass
@@ -139,8 +142,8 @@ class _Search:
         self._services: list[Service] = []
         self._not_found: list[NotFound] = []
 
-    def run(self, pid: int) -> Chain:
-        self._ancestors(pid)
+    def run(self, pid: int, *, runs: bool) -> Chain:
+        self._ancestors(pid, runs)
         self._attempt("agent", lambda: [self._long_lived("agent", os.getpid())])
         return Chain(tuple(self._services), tuple(self._not_found))
 
@@ -152,13 +155,15 @@ class _Search:
         except (OSError, psutil.Error) as error:
             self._not_found.append(NotFound(role, f"it cannot be looked at: {error}"))
 
-    def _ancestors(self, pid: int) -> None:
+    def _ancestors(self, pid: int, runs: bool) -> None:
         try:
             ancestors = psutil.Process(pid).parents()
         except psutil.Error as error:
-            raise DependencyError(f"the ancestors of process {pid} are not known: {error}") from error
+            raise DependencyError(
+                f"the ancestors of process {pid} are not known: {error}"
+            ) from error
         for number, ancestor in enumerate(ancestors):
-            self._ancestor(ancestor, is_runtime=number == 0)
+            self._ancestor(ancestor, is_runtime=number == 0 and not runs)
 
     def _ancestor(self, ancestor: psutil.Process, *, is_runtime: bool) -> None:
         pid = ancestor.pid

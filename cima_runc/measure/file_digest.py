@@ -68,6 +68,4 @@ def sha256(handle: int) -> tuple[bytes, Identity]:
 
 
 def _identity(found: os.stat_result) -> Identity:
-    return Identity(
-        found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-    )
+    return Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)

@@ -1,6 +1,7 @@
 """The files that this very program was made of when it was started: modules, launcher, hooks.
 
-The kernel measures them when they are read, since the user ``cima`` owns them (examples/ima-policy).
+The kernel measures them when they are read, since the user ``cima`` owns them: see
+examples/ima-policy.
 """
 
 import importlib.util
