@@ -118,6 +118,24 @@ def agent(prefix: Path, directory: Path, more_settings: str = "") -> Iterator[Ag
             process.wait(30)
 
 
+@dataclass(frozen=True)
+class Host:
+    """What the tests run against."""
+
+    prefix: Path
+    directory: Path
+    """For whatever a test needs; nothing of it outlives the tests."""
+    agent: Agent
+
+    @property
+    def cima_runc(self) -> str:
+        return str(self.prefix / "bin/cima-runc")
+
+    @property
+    def hooks(self) -> Path:
+        return self.prefix / "libexec/cima/hooks"
+
+
 def make_bundle(directory: Path, *args: str, **process: Any) -> Path:
     """Make a bundle of busybox that runs ``args``; ``process`` are more keys of its process."""
     binaries = directory / "rootfs/bin"

@@ -119,7 +119,13 @@ class Agent:
         _log.info("ready on %s", self._settings.shim.socket)
         ticking = self._loop.create_task(self._tick())
         refreshing = self._loop.create_task(self._refresh())
-        await stop.wait()
+        working = {ticking, refreshing}
+        stopping = self._loop.create_task(stop.wait())
+        await asyncio.wait({stopping, *working}, return_when=asyncio.FIRST_COMPLETED)
+        for task in working:
+            if task.done():
+                # A mistake of ours: better started anew by systemd than running on half.
+                task.result()
         _notify("STOPPING=1")
         ticking.cancel()
         refreshing.cancel()

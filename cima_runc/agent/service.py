@@ -35,6 +35,7 @@ from cima_runc.ml.records import Record, RecordError
 from cima_runc.ml.store import ContainerNote, Store, StoreError
 from cima_runc.sensor.events import Event
 from cima_runc.sensor.loader import Sensor, SensorError
+from cima_runc.text import printable
 from cima_runc.tpm.device import Tpm
 
 _log = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ class Service:
         )
         self._lost: dict[int, int] = {}
         self._lost_total = 0
+        self._log_error: str | None = None
         self._released: dict[int, int] = {}
         self._pending: deque[Event] = deque()
         self._draining = threading.Lock()
@@ -154,13 +156,23 @@ class Service:
                 return None
             return log.line_of(event.digest, event.path)
 
-        log.read_new()
+        self._read_kernel_log()
         lines = [line_of(event) for event in events]
         if None in lines:
             time.sleep(_LOG_LAG_SECONDS)
-            log.read_new()
+            self._read_kernel_log()
             lines = [line_of(event) for event in events]
         return lines
+
+    def _read_kernel_log(self) -> None:
+        """Read on in the kernel's log; where that fails records are made without it, and say so."""
+        if self._kernel_log is None or self._log_error:
+            return
+        try:
+            self._kernel_log.read_new()
+        except (CimaError, OSError) as error:
+            self._log_error = printable(str(error))
+            _log.error("the kernel's log is read no further: %s", self._log_error)
 
     def _record_lost(self) -> None:
         if self._sensor is None:
@@ -335,9 +347,9 @@ class Service:
         """
         container = self._core.get(registration)
         process = self._processes.get(registration)
-        if container is None or process is None:
+        if container is None or container.note.state == "stopped":
             return True
-        if process.cgroup_populated():
+        if process is not None and process.cgroup_populated():
             return False
         self._end(container, "its first process ended")
         return True
@@ -500,8 +512,8 @@ class Service:
     def _log_status(self, pcrs: dict[int, bytes]) -> dict[str, Any] | str:
         if self._kernel_log is None:
             return "missing"
-        self._kernel_log.read_new()
-        shown: dict[str, Any] = {"lines": self._kernel_log.count}
+        self._read_kernel_log()
+        shown: dict[str, Any] = {"lines": self._kernel_log.count, "error": self._log_error}
         for pcr in (self._settings.ima.host_pcr, self._settings.ima.container_pcr):
             matches = None
             if pcr in pcrs:

@@ -248,7 +248,7 @@ class _Budget:
         self.entries -= len(names)
         if self.entries < 0:
             raise LayerError(f"a layer has more than {limits.LAYER_ENTRIES} entries")
-        if names and depth > limits.LAYER_DEPTH + 1:
+        if depth > limits.LAYER_DEPTH + 1:
             raise LayerError(f"a layer has more than {limits.LAYER_DEPTH} levels of directories")
         # Text sorts as its bytes do where it is ASCII; elsewhere surrogates would come out wrong.
         names.sort(key=None if all(map(str.isascii, names)) else os.fsencode)

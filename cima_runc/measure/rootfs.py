@@ -185,8 +185,9 @@ def _measure_layer(
                 is_cached=True,
             )
         layer = _scan(root, directory, ids, store if keep else None, check)
-        is_settled = before.newest < started - _SETTLED_NS
-        if is_settled and not layer.changed_count and fingerprint(root, check) == before:
+        if fingerprint(root, check) != before and not layer.changed_count:
+            return layer.model_copy(update={"changed": (".",), "changed_count": 1})
+        if not layer.changed_count and before.newest < started - _SETTLED_NS:
             store.cache.put(
                 key,
                 CachedLayer(

@@ -217,6 +217,7 @@ class _Archive:
     # Sparse files: a map of the pieces that are there, (offset, size) each; the rest is zeros.
 
     def _sparse(self, member: Member, header: bytes, pax: dict[bytes, bytes]) -> None:
+        stored = member.size
         if member.type == b"S":
             pieces = self._old_gnu_map(header)
             real = _number(header[483:495])
@@ -232,13 +233,17 @@ class _Archive:
                 raise TarError("a sparse file without its size")
             real = _decimal(size)
             if version == (b"1", b"0"):
+                before = self._unread
                 pieces = self._pax_1_map()
+                stored -= before - self._unread
             elif version[0] == b"0" and pax.get(b"GNU.sparse.map"):
                 numbers = [_decimal(each) for each in pax[b"GNU.sparse.map"].split(b",")]
                 pieces = _pairs(numbers)
             else:
                 raise TarError("a sparse file of an unknown form")
         _check_map(pieces, real)
+        if sum(size for _, size in pieces) != stored:
+            raise TarError("the map of a sparse file is of another length than its content")
         member.type, member.size = b"0", real
         member.content = lambda: self._sparse_content(pieces, real)
 
@@ -276,8 +281,6 @@ class _Archive:
         at = 0
         for offset, size in [*pieces, (real, 0)]:
             yield from _zeros(offset - at)
-            if size > self._unread:
-                raise TarError("a sparse file has less content than its map says")
             yield from self._content(size)
             at = offset + size
 
