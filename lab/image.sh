@@ -144,11 +144,12 @@ make_image() {
     rm -rf "${1:?}"/{root,work,upper}
 }
 
-# What the wheel and the installation are made from.
+# What the wheel and the installation are made from: all but what only developers need.
 source_archive() {
     local part parts=()
-    for part in pyproject.toml hatch_build.py README.md LICENSE cima_runc bin hooks examples; do
-        [ ! -e "$checkout/$part" ] || parts+=("$part")
+    for part in "$checkout"/*; do
+        part=${part##*/}
+        case $part in build | dev | dist | docs | lab | tests) ;; *) parts+=("$part") ;; esac
     done
     tar_of "$checkout" "${parts[@]}"
 }
