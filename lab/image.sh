@@ -84,8 +84,8 @@ make_tools() {
     local file
     compose "$1" "$CIMA_CACHE/$tree"
     show "$1" "$(readlink -f /etc/resolv.conf)" /etc/resolv.conf
+    [ ! -d /etc/apt/mirrors ] || show "$1" /etc/apt/mirrors
     for file in $pip_files; do show "$1" "$file"; done
-    apt-config dump | grep -E '^Acquire::(http|https|ftp)::' >"$1/root/etc/apt/apt.conf.d/99machine" || true
     show "$1" "$lab/tools.sh" /tools.sh
     # shellcheck disable=SC2086  # one requirement a word
     inside "$1" /tools.sh $requirements
@@ -177,12 +177,12 @@ layer "$tools" "installing compilers beside it and building the dependencies (ab
 layer "$deps" "installing the dependencies (about 20 s)" make_deps
 layer "$image" "installing this checkout and writing the disk (about 15 s)" make_image
 
-# Several checkouts share the cache: keep the four disks used last, and two of each other layer.
+# Several checkouts share the cache: keep the three disks used last, and two of each other layer.
 prune() {
     find "$CIMA_CACHE" -maxdepth 1 -name "$1-$release-*" -printf '%T@ %p\n' | sort -rn | cut -d' ' -f2- |
         tail -n "+$(($2 + 1))" | xargs -r rm -rf
 }
-prune image 4
+prune image 3
 prune deps 2
 prune tools 2
 prune tree 2
