@@ -177,12 +177,12 @@ layer "$tools" "installing compilers beside it and building the dependencies (ab
 layer "$deps" "installing the dependencies (about 20 s)" make_deps
 layer "$image" "installing this checkout and writing the disk (about 15 s)" make_image
 
-# Several checkouts share the cache: keep the three disks used last, and two of each other layer.
+# Several checkouts share the cache: keep the four disks used last, and two of each other layer.
 prune() {
     find "$CIMA_CACHE" -maxdepth 1 -name "$1-$release-*" -printf '%T@ %p\n' | sort -rn | cut -d' ' -f2- |
         tail -n "+$(($2 + 1))" | xargs -r rm -rf
 }
-prune image 3
+prune image 4
 prune deps 2
 prune tools 2
 prune tree 2
