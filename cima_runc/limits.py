@@ -37,6 +37,18 @@ JSON_DEPTH = 64
 READ_SOON = 1 * MIB
 """Bytes read at a time from a stream whose end is not known."""
 
+RECORD = 16 * MIB
+"""Bytes of one stored record; a ``config`` record holds the whole OCI configuration."""
+
+JOURNAL_ENTRY = 4 * KIB
+"""Bytes of one line of the binding journal."""
+
+CONTAINER_NOTE = 64 * KIB
+"""Bytes of the file that holds what is known of one container."""
+
+PENDING_EVENTS = 100_000
+"""Sensor events waiting to become records; above it the kernel's buffer fills, which counts."""
+
 NAME = 255
 """Bytes of one path component (NAME_MAX in linux/limits.h)."""
 
@@ -97,3 +109,51 @@ REFERENCE = 1024 * MIB
 
 KEY_FILE = 64 * KIB
 """Bytes of a PEM file with one key."""
+
+TPM_STRUCTURE = 4 * KIB
+"""Bytes of one marshalled TPM structure; the largest RSA key stays far below."""
+
+EVIDENCE = 256 * MIB
+"""Bytes of one evidence: a partition's records, the host's log and the boot event log."""
+
+EVENT_LOG = 4 * MIB
+"""Bytes of the firmware's event log."""
+
+NONCE_MIN = 16
+"""Bytes of a verifier's nonce at least, so that none comes twice."""
+
+NONCE_MAX = 64
+"""Bytes of a verifier's nonce at most, as in an EAT (RFC 9711, 4.1)."""
+
+OWNERS = 8
+"""Owner keys of one container."""
+
+OWNER_FILE = 16 * KIB
+"""Bytes of a file of owner keys."""
+
+WAITING_REQUESTS = 1024
+"""Requests for evidence that may share one quote; more are refused."""
+
+FOREIGN_SHOWN = 16
+"""Changes of the binding PCR by somebody else that are kept in full; all are counted."""
+
+TREE_DEPTH = 32
+"""Levels of a tree at most, so that a path has an end."""
+
+HTTP_REQUEST = 64 * KIB
+"""Bytes of a request to the HTTPS endpoint; the largest holds a credential of an enrolment."""
+
+VERIFIER_INPUT = 1 * MIB
+"""Bytes of a key, a certificate, a policy or a state file that the verifier reads."""
+
+PROC_MAPS = 16 * MIB
+"""Bytes of one process's maps: 65530 mappings (vm.max_map_count) of 256 bytes."""
+
+PROC_NET_UNIX = 64 * MIB
+"""Bytes of /proc/net/unix: some 500,000 sockets."""
+
+DEPENDENCY_FILE = 1024 * MIB
+"""Bytes of one executable or library of a service; dockerd has 100 MiB."""
+
+DEPENDENCY_FILES = 4096
+"""Executables and libraries of one service, or files of our own."""

@@ -22,5 +22,7 @@ def _escape(char: str) -> str:
         return "\\\\"
     if char.isprintable():
         return char
-    raw = char.encode("utf-8", "surrogateescape" if "\udc80" <= char <= "\udcff" else "surrogatepass")
+    raw = char.encode(
+        "utf-8", "surrogateescape" if "\udc80" <= char <= "\udcff" else "surrogatepass"
+    )
     return "".join(f"\\x{byte:02x}" for byte in raw)

@@ -1,0 +1,1 @@
+"""The agent: registers containers, keeps their partitions, binds them into the TPM."""

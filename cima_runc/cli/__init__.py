@@ -1,0 +1,1 @@
+"""``cima``: what people type."""

@@ -1,0 +1,1 @@
+"""Virtual registers, the tree over them, and their binding into one PCR."""

@@ -1,0 +1,1 @@
+"""What the agent hands to a verifier."""

@@ -1,0 +1,1 @@
+"""The kernel's own measurements: templates, log entries, the log."""

@@ -1,1 +1,1 @@
-"""What is measured of a container before it runs, and how."""
+"""Measurements that are not the kernel's: configuration, root filesystem, dependencies."""

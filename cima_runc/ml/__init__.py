@@ -1,0 +1,1 @@
+"""The measurement log: records, partitions, and where they are kept."""

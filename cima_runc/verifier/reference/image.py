@@ -175,8 +175,8 @@ class _Archive:
         name = os.path.normpath(os.fsdecode(member.name))
         if member.type in {b"1", b"2"}:
             link = os.fsdecode(member.link)
-            base = os.path.dirname(name) if member.type == b"2" else ""  # noqa: PTH120
-            found: tuple[int, int] | str = os.path.normpath(os.path.join(base, link))  # noqa: PTH118
+            base = os.path.dirname(name) if member.type == b"2" else ""
+            found: tuple[int, int] | str = os.path.normpath(os.path.join(base, link))
         elif member.type == b"0":
             found = self._file.tell(), member.size
         else:
@@ -423,7 +423,7 @@ def _image_of_manifest(source: _Source, descriptor: _Descriptor, name: str | Non
 
 
 def _saved_images(source: _Source, image: _Saved, platform: str | None) -> Iterator[_Found]:
-    stem = os.path.basename(image.config).removesuffix(".json")  # noqa: PTH119
+    stem = os.path.basename(image.config).removesuffix(".json")
     image_id = check_digest(f"sha256:{stem}")
     with source.open(image.config) as stream:
         data = read_blob(stream, image_id, None, limits.IMAGE_JSON)

@@ -1,0 +1,265 @@
+"""The agent's core: events in, records and register values out. No I/O.
+
+It knows every registered container of this boot, its partition, and the tree that binds them.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cima_runc.cpcr.binding import Bind
+from cima_runc.cpcr.tree import Tree, leaf_hash
+from cima_runc.errors import CimaError
+from cima_runc.ima.template import Func
+from cima_runc.ml.partition import Partition
+from cima_runc.ml.records import Record
+from cima_runc.ml.store import ContainerNote, State
+from cima_runc.sensor.events import SHA256, Event
+
+
+class CoreError(CimaError):
+    """The container cannot be registered, or is not known."""
+
+
+@dataclass
+class Container:
+    """A registered container."""
+
+    note: ContainerNote
+    secret: bytes
+    partition: Partition
+
+
+@dataclass(frozen=True)
+class BoundRegister:
+    """A container's register as the tree holds it."""
+
+    cpcr: bytes
+    count: int
+    slot: int
+    leaf: bytes
+    path: list[bytes]
+    """The leaf's siblings up to below the root, lowest first."""
+
+
+class Core:
+    """The containers of this boot and the tree over their registers.
+
+    ``missing`` names the sources of measurement that this agent runs without; it stands in every
+    record.
+    """
+
+    def __init__(self, tree: Tree, missing: tuple[str, ...] = ()) -> None:
+        self.missing = missing
+        self._tree = tree
+        self._containers: dict[int, Container] = {}
+        self._changed: set[int] = set()
+        self._latest: dict[str, int] = {}
+        self._ended: deque[int] = deque()
+
+    @property
+    def containers(self) -> Iterable[Container]:
+        """All containers of this boot, in order of registration."""
+        return self._containers.values()
+
+    @property
+    def changed(self) -> bool:
+        """Whether a register has changed since the last bind."""
+        return bool(self._changed)
+
+    @property
+    def root(self) -> bytes:
+        """The tree's root as of the last bind, or with a slot given back since."""
+        return self._tree.root
+
+    def take_slot(self, slot: int | None = None) -> int:
+        """Take a slot of the tree for a container that is about to be registered."""
+        return self._tree.take(slot)
+
+    def give_slot(self, slot: int) -> None:
+        """Give back a slot that no container came to hold."""
+        self._tree.free(slot)
+
+    def get(self, registration: int) -> Container | None:
+        """Return a container by its registration number."""
+        return self._containers.get(registration)
+
+    def latest(self, container_id: str) -> Container | None:
+        """Return the latest registration of exactly this id, ended or not."""
+        return self._containers.get(self._latest.get(container_id, -1))
+
+    def live(self, container_id: str, bundle: str) -> Container | None:
+        """Return the container of this id and bundle that has not ended, None without one."""
+        for container in reversed(self._containers.values()):
+            note = container.note
+            if (note.id, note.bundle) == (container_id, bundle) and note.state != "stopped":
+                return container
+        return None
+
+    def register(
+        self, note: ContainerNote, secret: bytes, contents: list[dict[str, Any]], time: str
+    ) -> list[Record]:
+        """Begin a container's partition with ``contents``: its registration, its configuration.
+
+        Raises:
+            CoreError: its mount namespace is that of a container that has not ended.
+            RecordError: a content has no canonical form.
+        """
+        for other in self._containers.values():
+            if (
+                other.note.mntns == note.mntns
+                and other.note.state != "stopped"
+                and other.note.kind == note.kind == "container"
+            ):
+                raise CoreError(
+                    f"the mount namespace mnt:[{note.mntns}] belongs to container {other.note.id}"
+                )
+        partition = Partition(note.id)
+        meta = self._meta({"time": time, "pid": note.pid})
+        records = [partition.add(content, meta) for content in contents]
+        self.restore(Container(note, secret, partition))
+        return records
+
+    def restore(self, container: Container) -> None:
+        """Take in a container with the records that it has already; its slot must be taken."""
+        number = container.note.registration
+        self._containers[number] = container
+        self._latest[container.note.id] = number
+        self._changed.add(number)
+        if container.note.state == "stopped":
+            self._ended.append(number)
+
+    def forget_ended(self, until: str) -> int:
+        """Drop the containers that had ended ``until`` then (RFC 3339), return how many."""
+        count = 0
+        while self._ended:
+            container = self._containers[self._ended[0]]
+            if (container.note.ended or "") > until:
+                break
+            self.forget(self._ended.popleft())
+            count += 1
+        return count
+
+    def forget(self, registration: int) -> None:
+        """Drop a container and give its slot back."""
+        container = self._containers.pop(registration)
+        self._changed.discard(registration)
+        if self._latest.get(container.note.id) == registration:
+            del self._latest[container.note.id]
+        self._tree.free(container.note.slot)
+
+    def measure(self, event: Event, line: int | None, time: str) -> Record | None:
+        """Measure what the sensor saw; None where the container has that file already.
+
+        ``line`` is the index of the kernel's log line for the same digest and path. An event
+        without a digest or a path becomes a ``violation``: something ran that cannot be named.
+
+        Raises:
+            CoreError: the container is not known, or has ended.
+        """
+        container = self._containers.get(event.registration)
+        if container is None or container.note.state == "stopped":
+            raise CoreError(f"an event of registration {event.registration}, which is not known")
+        partition = container.partition
+        meta = {"time": time, "pid": event.pid, "uid": event.uid, "ima_line": line}
+        digest = event.digest if event.hash_algo == SHA256 else None
+        if digest is None or event.path is None:
+            self._changed.add(event.registration)
+            return partition.add(_violation(event), self._meta(meta))
+        if partition.has_file(digest, event.path):
+            return None
+        self._changed.add(event.registration)
+        func = Func[event.func.name]
+        return partition.add_file(digest, event.path, event.mntns, func, self._meta(meta))
+
+    def add(self, registration: int, content: Mapping[str, Any], time: str) -> Record:
+        """Record ``content``, an object with a ``type``.
+
+        Raises:
+            RecordError: the content has no canonical form.
+        """
+        partition = self._containers[registration].partition
+        record = partition.add(content, self._meta({"time": time}))
+        self._changed.add(registration)
+        return record
+
+    def add_file(
+        self, registration: int, digest: bytes, path: bytes, *, func: Func, line: int, time: str
+    ) -> Record | None:
+        """Record a file that the kernel's log has at ``line``; None where it is there already."""
+        container = self._containers[registration]
+        if container.partition.has_file(digest, path):
+            return None
+        self._changed.add(registration)
+        meta = self._meta({"time": time, "ima_line": line})
+        return container.partition.add_file(digest, path, container.note.mntns, func, meta)
+
+    def lost(self, registration: int, count: int | None, reason: str, time: str) -> Record:
+        """Record that ``count`` events (None: nobody knows how many) never arrived."""
+        self._changed.add(registration)
+        content = {"type": "lost", "count": count, "reason": reason}
+        return self._containers[registration].partition.add(content, self._meta({"time": time}))
+
+    def end(self, registration: int, reason: str, time: str) -> Record:
+        """Record a container's end; its leaf stays as it then is."""
+        self._changed.add(registration)
+        container = self._containers[registration]
+        record = container.partition.add(
+            {"type": "exit", "reason": reason}, self._meta({"time": time})
+        )
+        self.set_state(registration, "stopped", ended=time)
+        self._ended.append(registration)
+        return record
+
+    def set_state(
+        self, registration: int, state: State, *, ended: str | None = None
+    ) -> ContainerNote:
+        """Change a container's state and return its note."""
+        container = self._containers[registration]
+        container.note = container.note.model_copy(update={"state": state, "ended": ended})
+        return container.note
+
+    def next_bind(self, seq: int, history: bytes) -> Bind:
+        """Bring the tree up to date and return the bind ``seq`` of its root."""
+        for registration in self._changed:
+            container = self._containers[registration]
+            partition = container.partition
+            self._tree.set(
+                container.note.slot,
+                leaf_hash(container.secret, partition.cpcr, partition.count),
+            )
+        self._changed.clear()
+        return Bind(seq, self._tree.root, history)
+
+    def bound(self, container: Container) -> BoundRegister:
+        """Return the container's register and its place in the tree, after :meth:`next_bind`."""
+        if container.note.registration in self._changed:
+            raise ValueError("the register has changed since the last bind")
+        partition, slot = container.partition, container.note.slot
+        leaf = leaf_hash(container.secret, partition.cpcr, partition.count)
+        return BoundRegister(partition.cpcr, partition.count, slot, leaf, self._tree.path(slot))
+
+    def _meta(self, meta: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**meta, "missing": list(self.missing)} if self.missing else meta
+
+
+def _violation(event: Event) -> dict[str, Any]:
+    """Return the content for a file that ran, but of which not all is known."""
+    if event.digest is None:
+        reason = f"the kernel gave no digest: {os.strerror(event.error)}"
+    elif event.hash_algo != SHA256:
+        reason = "the kernel's digest is not SHA-256: boot with ima_hash=sha256"
+    else:
+        reason = f"the kernel gave no path: {os.strerror(event.path_error)}"
+    return {
+        "type": "violation",
+        "reason": reason,
+        "func": event.func.name,
+        "digest": event.digest.hex() if event.digest else None,
+        "path_hex": event.path.hex() if event.path else None,
+        "mntns": event.mntns,
+        "inode": str(event.ino),
+        "device": f"{event.dev[0]}:{event.dev[1]}",
+    }

@@ -1,0 +1,220 @@
+"""The HTTPS endpoint for verifiers on other machines; off unless the settings turn it on.
+
+It gives what anybody may have: evidence that is encrypted to the container's owner, and the keys
+for an enrolment. It runs in a thread and a loop of its own, so that a slow client costs the agent
+nothing; the agent itself is asked as over the unix socket.
+"""
+
+import asyncio
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine
+from ipaddress import IPv6Address, ip_address
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Response
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse
+
+from cima_runc import __version__, limits
+from cima_runc.agent.attester import NotForYouError
+from cima_runc.config import HttpsSettings
+from cima_runc.errors import CimaError
+from cima_runc.evidence.enrolment import Challenge, EnrolmentAnswer, EnrolmentRequest
+from cima_runc.evidence.models import Evidence, Request
+
+_log = logging.getLogger(__name__)
+
+_BODY_SECONDS = 10.0
+_KEEP_ALIVE_SECONDS = 5
+_CONNECTIONS = 256
+_ADDRESSES = 10_000
+
+Asgi = Callable[[Any, Any, Any], Awaitable[None]]
+Ask = Callable[[str, bytes], Coroutine[Any, Any, bytes]]
+"""Asks the agent: a verb and its body, as on the unix socket, but for anybody."""
+
+
+class HttpsError(CimaError):
+    """The endpoint cannot be opened."""
+
+
+class RateLimit:
+    """Lets one address make so many requests a minute, in bursts of as many (token bucket)."""
+
+    def __init__(self, per_minute: int) -> None:
+        self._per_minute = per_minute
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def allows(self, address: str, now: float) -> bool:
+        """Whether one more request may be made at ``now`` (seconds of a monotonic clock)."""
+        key = _network(address)
+        tokens, before = self._buckets.pop(key, (float(self._per_minute), now))
+        tokens = min(self._per_minute, tokens + (now - before) * self._per_minute / 60)
+        allowed = tokens >= 1
+        self._buckets[key] = (tokens - 1 if allowed else tokens, now)
+        while len(self._buckets) > _ADDRESSES:
+            self._buckets.popitem(last=False)
+        return allowed
+
+
+def _network(address: str) -> str:
+    """Return what counts as one address: a host has a whole /64 of IPv6."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(parsed, IPv6Address):
+        return parsed.exploded[:19] if parsed.ipv4_mapped is None else str(parsed.ipv4_mapped)
+    return address
+
+
+class _Guard:
+    """Refuses too many, too large and too slow requests before anything else sees them."""
+
+    def __init__(self, app: Asgi, rate: RateLimit) -> None:
+        self._app = app
+        self._rate = rate
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        client = scope.get("client") or ("unknown", 0)
+        if not self._rate.allows(client[0], time.monotonic()):
+            await _refuse(429, "too many requests", scope, receive, send)
+            return
+        body = b""
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    if len(body) > limits.HTTP_REQUEST:
+                        reason = f"a request has at most {limits.HTTP_REQUEST} bytes"
+                        await _refuse(413, reason, scope, receive, send)
+                        return
+        except TimeoutError:
+            await _refuse(408, "the request did not come in time", scope, receive, send)
+            return
+        whole = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Any:
+            return whole.pop() if whole else await receive()
+
+        await self._app(scope, replay, send)
+
+
+async def _refuse(status: int, reason: str, scope: Any, receive: Any, send: Any) -> None:
+    headers = {"Connection": "close"}
+    await JSONResponse({"error": reason}, status, headers)(scope, receive, send)
+
+
+def application(ask: Ask, per_minute: int) -> Asgi:
+    """Return the endpoint as an ASGI application, with its OpenAPI description at /v1/openapi.json.
+
+    Refusals are JSON objects with the fields ``error`` and ``hint``.
+    """
+    api = FastAPI(
+        title="cima-agent",
+        version=__version__,
+        openapi_url="/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+    )
+
+    @api.exception_handler(CimaError)
+    async def refused(_: HttpRequest, error: CimaError) -> JSONResponse:
+        status = 403 if isinstance(error, NotForYouError) else 400
+        return JSONResponse({"error": error.what, "hint": error.hint}, status)
+
+    @api.exception_handler(OSError)
+    async def failed(_: HttpRequest, error: OSError) -> JSONResponse:
+        _log.error("a request failed: %s", error)
+        return JSONResponse({"error": "the agent cannot answer now", "hint": ""}, 503)
+
+    @api.post("/v1/evidence", responses={200: {"model": Evidence}, 403: {}, 429: {}})
+    async def evidence(request: Request) -> Response:
+        """Return evidence of a container, encrypted to its owner."""
+        return _json(await ask("attest", request.model_dump_json().encode("utf-8")))
+
+    @api.get("/v1/enrolment", responses={200: {"model": EnrolmentRequest}})
+    async def enrolment() -> Response:
+        """Return the keys that the TPM shows."""
+        return _json(await ask("enrolment", b"{}"))
+
+    @api.post("/v1/activate", responses={200: {"model": EnrolmentAnswer}})
+    async def activate(challenge: Challenge) -> Response:
+        """Have the TPM open a credential."""
+        return _json(await ask("activate", challenge.model_dump_json().encode("utf-8")))
+
+    return _Guard(api, RateLimit(per_minute))
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
+
+
+class HttpsEndpoint:
+    """The endpoint, open until :meth:`close`."""
+
+    def __init__(self, settings: HttpsSettings, ask: Ask) -> None:
+        """Open the endpoint; ``ask`` runs in the calling thread's event loop.
+
+        Raises:
+            HttpsError: the address or a certificate cannot be used.
+        """
+        agent_loop = asyncio.get_running_loop()
+
+        async def across(verb: str, body: bytes) -> bytes:
+            future = asyncio.run_coroutine_threadsafe(ask(verb, body), agent_loop)
+            return await asyncio.wrap_future(future)
+
+        config = uvicorn.Config(
+            application(across, settings.requests_per_minute),
+            ssl_certfile=settings.certificate,
+            ssl_keyfile=settings.key,
+            ssl_ca_certs=settings.client_ca,
+            ssl_cert_reqs=ssl.CERT_REQUIRED if settings.client_ca else ssl.CERT_NONE,
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=_CONNECTIONS,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        )
+        try:
+            config.load()
+            family = socket.AF_INET6 if ":" in settings.address else socket.AF_INET
+            self._socket = socket.create_server((settings.address, settings.port), family=family)
+        except OSError as error:
+            raise HttpsError(
+                f"the HTTPS endpoint cannot be opened: {error}",
+                hint="see attestation.https in the settings",
+            ) from error
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._run, name="https", daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return int(self._socket.getsockname()[1])
+
+    def close(self) -> None:
+        """Stop listening and let go of clients."""
+        self._server.should_exit = True
+        self._thread.join(_KEEP_ALIVE_SECONDS)
+
+    def _run(self) -> None:
+        self._server.run(sockets=[self._socket])

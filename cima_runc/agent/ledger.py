@@ -1,0 +1,135 @@
+"""The agent's one writer: records to disk, then the binding journal, then the TPM.
+
+Everything that changes a register goes through here, in one thread, in this order: records
+durable, journal durable, TPM extended. Only then may anything be acknowledged.
+Source: design, section 6.
+"""
+
+import logging
+
+from cima_runc import clock, limits
+from cima_runc.agent.core import Core
+from cima_runc.cpcr.binding import Bind
+from cima_runc.cpcr.journal import Journal, JournalState, reconcile
+from cima_runc.ml.records import Record
+from cima_runc.ml.store import Store
+from cima_runc.tpm.device import Tpm, TpmError
+
+_log = logging.getLogger(__name__)
+
+
+class Ledger:
+    """Holds what is not on disk yet and what is not bound yet."""
+
+    def __init__(
+        self, core: Core, store: Store, journal: Journal, tpm: Tpm | None, pcr: int
+    ) -> None:
+        self._core = core
+        self._store = store
+        self._journal = journal
+        self._tpm = tpm
+        self._pcr = pcr
+        self._unwritten: dict[int, list[Record]] = {}
+        self._unwritten_count = 0
+        self._bind_failed = False
+
+    @property
+    def backlog(self) -> int:
+        """Records that could not be written yet: the disk is full or broken."""
+        return self._unwritten_count
+
+    @property
+    def journal_state(self) -> JournalState:
+        """What the binding journal adds up to."""
+        return self._journal.state
+
+    def add(self, registration: int, records: list[Record]) -> None:
+        """Queue records, in order, for :meth:`write`."""
+        if records:
+            self._unwritten.setdefault(registration, []).extend(records)
+            self._unwritten_count += len(records)
+
+    def write(self) -> None:
+        """Make every queued record durable.
+
+        Raises:
+            OSError: a file could not be written; what is not on disk stays queued.
+        """
+        failed: OSError | None = None
+        for registration in list(self._unwritten):
+            records = self._unwritten[registration]
+            try:
+                self._store.append(registration, records)
+            except OSError as error:
+                failed = error
+                continue
+            del self._unwritten[registration]
+            self._unwritten_count -= len(records)
+        self._store.sync()
+        if failed is not None:
+            raise failed
+
+    def bind(self) -> None:
+        """Bind every changed register into the TPM, once; nothing changed, nothing done.
+
+        Raises:
+            OSError: the journal could not be written.
+            TpmError: the TPM could not be read or extended; the next call finds out which.
+        """
+        if self._tpm is None or not (self._core.changed or self._bind_failed):
+            return
+        self.settle()
+        self._bind_failed = True
+        history = self._tpm.read_pcrs([self._pcr])[self._pcr]
+        bind = self._core.next_bind(self._journal.state.seq + 1, history)
+        self._journal.add_bind(bind, clock.now())
+        self._tpm.extend(self._pcr, bind.digest)
+        # Not durable on purpose: should it be lost, the PCR's value says the same.
+        self._journal.add({"type": "done", "seq": bind.seq}, durable=False)
+        self._bind_failed = False
+
+    def bound(self) -> Bind:
+        """Bind what is not bound yet, and return the bind that the PCR now shows.
+
+        Where somebody else has extended the PCR since the last bind, or that bind was of another
+        root, all is bound anew, from the value that is there.
+
+        Raises:
+            OSError, TpmError: as for :meth:`bind`; also where there is no TPM.
+        """
+        if self._tpm is None:
+            raise TpmError("there is no TPM to bind into", hint="see cima status")
+        self.bind()
+        self.settle()
+        last = self._journal.state.last
+        shown = last is not None and last.expected == self._journal.state.value
+        if last is None or not shown or last.root != self._core.root:
+            self._bind_failed = True
+            self.bind()
+            last = self._journal.state.last
+            assert last is not None
+        return last
+
+    def settle(self) -> None:
+        """Compare the PCR with the journal and write down what differs.
+
+        Raises:
+            OSError, TpmError: as for :meth:`bind`.
+        """
+        if self._tpm is None:
+            return
+        found = self._tpm.read_pcrs([self._pcr])[self._pcr]
+        while (entry := reconcile(self._journal.state, found)) is not None:
+            if entry["type"] == "foreign":
+                entry["time"] = clock.now()
+                _log.warning(
+                    "PCR %d was changed by somebody else: expected %s, found %s",
+                    self._pcr,
+                    entry["expected"],
+                    entry["found"],
+                )
+            self._journal.add(entry)
+
+    def full(self) -> bool:
+        """Whether no more events should be taken until the disk takes records again."""
+        return self._unwritten_count >= limits.PENDING_EVENTS

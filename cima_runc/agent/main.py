@@ -1,0 +1,443 @@
+"""``cima-agent``: the process. Sockets, timers and signals around :class:`Service`."""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel
+
+from cima_runc import limits
+from cima_runc.agent import enrolment
+from cima_runc.agent.attester import Attester
+from cima_runc.agent.bundles import BundleServer
+from cima_runc.agent.core import Core
+from cima_runc.agent.ledger import Ledger
+from cima_runc.agent.service import Service
+from cima_runc.agent.sources import Sources, SourcesMissingError, open_sources
+from cima_runc.agent_socket import HEADER, frame, parse_header
+from cima_runc.config import Settings, load_settings
+from cima_runc.cpcr.journal import Journal
+from cima_runc.cpcr.tree import Tree
+from cima_runc.errors import CimaError
+from cima_runc.evidence.enrolment import Challenge, parse
+from cima_runc.evidence.models import Request, parse_request
+from cima_runc.ml.listing import boot_id
+from cima_runc.ml.store import Store
+from cima_runc.oci_hooks import HOOKS_DIR
+from cima_runc.shim_settings import SETTINGS_FILE
+from cima_runc.text import printable
+
+if TYPE_CHECKING:
+    from cima_runc.agent.https import HttpsEndpoint
+
+_log = logging.getLogger("cima-agent")
+_T = TypeVar("_T")
+
+_REQUEST_SECONDS = 10.0
+"""How long a client may take to send its request."""
+_NOTICES = frozenset({"poststart", "poststop"})
+"""Requests that tell of what has happened: they are answered before their records are durable.
+Should the agent end before, the next one finds the process running, or gone."""
+_LOOKERS = 4
+"""How many containers are looked at side by side before they are registered."""
+_GATHER_SECONDS = 0.03
+"""How long a request for evidence waits for others that may share its quote."""
+_REFRESH_SECONDS = 60.0
+"""How often is looked for services that were restarted or have mapped more."""
+_SETTLE_SECONDS = 10.0
+"""How long an answer waits for files of services that are being hashed."""
+_TICK_SECONDS = 1.0
+"""How often is looked for lost events, ended containers and work that failed before."""
+
+
+class Agent:
+    """The running agent: one loop for sockets and the sensor, one thread that writes."""
+
+    def __init__(self, settings: Settings, sources: Sources, hooks_dir: str) -> None:
+        self._settings = settings
+        self._sources = sources
+        self._hooks_dir = hooks_dir
+        self._loop = asyncio.get_running_loop()
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
+        self._lookers = ThreadPoolExecutor(max_workers=_LOOKERS, thread_name_prefix="looker")
+        self._commit_due = False
+        self._reading = False
+        self._dying: set[int] = set()
+        self._gathering = False
+        self._answering: set[asyncio.Task[None]] = set()
+        boot = boot_id()
+        store = Store(Path(settings.shim.state_dir))
+        store.prepare()
+        core = Core(Tree(), sources.missing)
+        self._ledger = Ledger(
+            core, store, Journal.open(store.journal_path(boot)), sources.tpm, settings.tpm.pcr
+        )
+        self.service = Service(
+            settings=settings,
+            boot_id=boot,
+            hooks_dir=hooks_dir,
+            core=core,
+            store=store,
+            ledger=self._ledger,
+            sensor=sources.sensor,
+            kernel_log=sources.kernel_log,
+            tpm=sources.tpm,
+            on_process=self._watch_process,
+        )
+        self.attester = Attester(
+            settings=settings,
+            core=core,
+            store=store,
+            ledger=self._ledger,
+            tpm=sources.tpm,
+            commit=lambda: self.service.commit(bind=False),
+        )
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, stop.set)
+        await self._submit(self.service.take_over)
+        self._read_sensor()
+        server = await asyncio.start_unix_server(
+            self._serve,
+            sock=listen(self._settings.shim.socket),
+            limit=HEADER,
+            backlog=limits.WAITING_REQUESTS,
+        )
+        https = self._open_https()
+        bundles = BundleServer(self._settings.shim.socket, self._hooks_dir)
+        bundles.start()
+        _notify("READY=1")
+        _log.info("ready on %s", self._settings.shim.socket)
+        ticking = self._loop.create_task(self._tick())
+        refreshing = self._loop.create_task(self._refresh())
+        working = {ticking, refreshing}
+        stopping = self._loop.create_task(stop.wait())
+        await asyncio.wait({stopping, *working}, return_when=asyncio.FIRST_COMPLETED)
+        for task in working:
+            if task.done():
+                # A mistake of ours: better started anew by systemd than running on half.
+                task.result()
+        _notify("STOPPING=1")
+        ticking.cancel()
+        refreshing.cancel()
+        if https is not None:
+            await self._loop.run_in_executor(None, https.close)
+        server.close()
+        bundles.stop()
+        Path(self._settings.shim.socket).unlink(missing_ok=True)
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(
+                asyncio.gather(*self._answering, return_exceptions=True), _REQUEST_SECONDS
+            )
+        await self._submit(lambda: self.service.commit(bind=True))
+        self._writer.shutdown()
+
+    async def attest(self, request: Request, *, anybody: bool) -> bytes:
+        """Return evidence; requests that come at the same time share a quote.
+
+        Raises:
+            CimaError, OSError: there is none.
+        """
+        await self._settle()
+        waiting = self.attester.ask(request, anybody=anybody)
+        if not self._gathering:
+            self._gathering = True
+            self._loop.call_later(_GATHER_SECONDS, self._serve_gathered)
+        answer = await asyncio.wrap_future(waiting)
+        return await self._loop.run_in_executor(None, self.attester.assemble, answer)
+
+    def _serve_gathered(self) -> None:
+        self._gathering = False
+        self._loop.run_in_executor(self._writer, self.attester.serve)
+
+    def _open_https(self) -> "HttpsEndpoint | None":
+        settings = self._settings.attestation.https
+        if not settings.enabled:
+            return None
+        try:
+            from cima_runc.agent.https import HttpsEndpoint
+        except ImportError as error:
+            raise CimaError(
+                f"the HTTPS endpoint needs {error.name}", hint="pip install cima-runc[https]"
+            ) from error
+        endpoint = HttpsEndpoint(settings, self._ask_for_anybody)
+        _log.info("HTTPS on %s, port %d", settings.address, endpoint.port)
+        return endpoint
+
+    async def _ask_for_anybody(self, verb: str, body: bytes) -> bytes:
+        if verb == "attest":
+            return await self.attest(parse_request(body), anybody=True)
+        if verb not in {"enrolment", "activate"}:
+            raise CimaError(f"no such request: {verb}")
+        return await self._submit(lambda: self._handle(verb, body))
+
+    async def _submit(self, work: Callable[[], _T]) -> _T:
+        return await self._loop.run_in_executor(self._writer, work)
+
+    # -- the sensor and the clock -------------------------------------------------------------
+
+    def _read_sensor(self) -> None:
+        if self._sources.sensor is not None and not self._reading:
+            self._loop.add_reader(self._sources.sensor.fileno(), self._sensor_readable)
+            self._reading = True
+
+    def _sensor_readable(self) -> None:
+        if not self.service.drain():
+            # So much waits that the kernel must hold the rest; the next tick looks again.
+            assert self._sources.sensor is not None
+            self._loop.remove_reader(self._sources.sensor.fileno())
+            self._reading = False
+        if not self._commit_due:
+            self._commit_due = True
+            binding = self._settings.binding
+            delay = binding.group_ms / 1000 if binding.mode == "group" else 0
+            self._loop.call_later(delay, self._start_commit)
+
+    def _start_commit(self) -> None:
+        self._commit_due = False
+        task = self._loop.create_task(self._commit())
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _commit(self) -> None:
+        bind = self._settings.binding.mode != "quote"
+        try:
+            await self._submit(lambda: self.service.commit(bind=bind))
+        except (CimaError, OSError) as error:
+            _log.error("records wait, the next second tries again: %s", error)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            self._read_sensor()
+            await self._commit()
+            await self._submit(self.service.forget_ended)
+            for registration in list(self._dying):
+                await self._process_ended(registration)
+
+    async def _refresh(self) -> None:
+        while True:
+            await asyncio.sleep(_REFRESH_SECONDS)
+            dependencies = self.service.dependencies
+            pids = await self._submit(self.service.dependents)
+            looks = await self._loop.run_in_executor(self._lookers, dependencies.look_again, pids)
+            try:
+                await self._submit(lambda: dependencies.take_again(looks))  # noqa: B023 - awaited here
+            except (CimaError, OSError) as error:
+                _log.error("dependencies are not refreshed: %s", error)
+
+    async def _settle(self) -> None:
+        settle = self.service.dependencies.settle
+        if not await self._loop.run_in_executor(None, settle, _SETTLE_SECONDS):
+            _log.warning("files of services are being hashed still")
+
+    def _watch_process(self, registration: int, pidfd: int) -> None:
+        # The service closes its own when the container ends, at any time: watch a copy.
+        copy = os.dup(pidfd)
+
+        def ended() -> None:
+            self._loop.remove_reader(copy)
+            os.close(copy)
+            self._dying.add(registration)
+            self._loop.create_task(self._process_ended(registration))
+
+        self._loop.call_soon_threadsafe(self._loop.add_reader, copy, ended)
+
+    async def _process_ended(self, registration: int) -> None:
+        try:
+            if await self._submit(lambda: self.service.process_ended(registration)):
+                self._dying.discard(registration)
+        except (CimaError, OSError) as error:
+            _log.error("the end of a container waits, the next second tries again: %s", error)
+
+    # -- the socket ---------------------------------------------------------------------------
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._answering.add(task)
+        try:
+            word, body = await self._answer(reader, writer)
+            writer.write(frame(word, body))
+            await writer.drain()
+        except (OSError, asyncio.IncompleteReadError) as error:
+            _log.debug("a client went away: %s", error)
+        finally:
+            self._answering.discard(task)
+            writer.close()
+
+    async def _answer(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> tuple[str, bytes]:
+        verb = "?"
+        try:
+            _check_peer(writer.get_extra_info("socket"))
+            async with asyncio.timeout(_REQUEST_SECONDS):
+                line = await reader.readuntil(b"\n")
+                verb, length = parse_header(line, limit=limits.REQUEST)
+                body = await reader.readexactly(length)
+            if verb == "attest":
+                return "ok", await self.attest(parse_request(body), anybody=False)
+            if verb in _NOTICES:
+                if verb == "poststop":
+                    await self._submit(lambda: self.service.release(body))
+                self._note(verb, body)
+                return "ok", b""
+            if verb == "prestart":
+                await self._register(body)
+                return "ok", b""
+            if verb == "log":
+                await self._settle()
+            answer = await self._submit(lambda: self._handle(verb, body))
+        except TimeoutError:
+            return "error", b"the request did not come in time"
+        except (CimaError, asyncio.LimitOverrunError) as error:
+            _log.warning("%s refused: %s", verb, error)
+            return "error", str(error).encode()
+        except OSError as error:
+            _log.error("%s failed: %s", verb, error)
+            place = f"{error.filename}: " if error.filename else ""
+            return "error", printable(f"{place}{error.strerror}").encode()
+        return "ok", answer
+
+    async def _register(self, body: bytes) -> None:
+        candidate = await self._loop.run_in_executor(self._lookers, self.service.look_at, body)
+        await self._submit(lambda: self.service.register(candidate))
+
+    def _note(self, verb: str, body: bytes) -> None:
+        """Do the work of a notice after everything that was asked before it."""
+
+        async def work() -> None:
+            try:
+                await self._submit(lambda: self._handle(verb, body))
+            except (CimaError, OSError) as error:
+                _log.error("%s failed: %s", verb, printable(str(error)))
+
+        task = self._loop.create_task(work())
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    def _handle(self, verb: str, body: bytes) -> bytes:
+        service = self.service
+        hooks: dict[str, Callable[[bytes], None]] = {
+            "poststart": service.poststart,
+            "poststop": service.poststop,
+        }
+        if verb in hooks:
+            hooks[verb](body)
+            return b""
+        questions: dict[str, Callable[[bytes], bytes]] = {
+            "ps": lambda _: _json(service.ps()),
+            "status": lambda _: _json(service.status()),
+            "log": service.log,
+            "enrolment": lambda _: _model(enrolment.request(self.attester)),
+            "activate": lambda body: _model(
+                enrolment.answer(self.attester, parse(Challenge, body, "the challenge"))
+            ),
+        }
+        if verb not in questions:
+            raise CimaError(f"no such request: {verb}")
+        # What has happened before the question belongs into the answer.
+        service.commit(bind=self._settings.binding.mode != "quote")
+        return questions[verb](body)
+
+
+def listen(path: str) -> socket.socket:
+    """Return the agent's listening socket at ``path``: systemd's, or one made for root only.
+
+    Raises:
+        CimaError: another agent listens there.
+    """
+    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
+        return socket.socket(fileno=3)
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            pass
+        else:
+            raise CimaError(f"an agent listens on {path} already", hint="stop it first")
+    Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    Path(path).unlink(missing_ok=True)
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        channel.bind(path)
+    finally:
+        os.umask(before)
+    return channel
+
+
+def _check_peer(channel: socket.socket) -> None:
+    credentials = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    _, uid, _ = struct.unpack("iII", credentials)
+    if uid != 0:
+        raise CimaError(f"user {uid} may not ask the agent", hint="ask as root")
+
+
+def _model(value: BaseModel) -> bytes:
+    return value.model_dump_json(exclude_none=True).encode("ascii")
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode("ascii")
+
+
+def _notify(line: str) -> None:
+    """Tell systemd (sd_notify(3)); no systemd, nobody told."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if path:
+        address = "\0" + path[1:] if path.startswith("@") else path
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, suppress(OSError):
+            channel.sendto(line.encode("ascii"), address)
+
+
+async def _serve(settings: Settings, sources: Sources, hooks_dir: str) -> None:
+    await Agent(settings, sources, hooks_dir).run()
+
+
+def main() -> int:
+    """Run the agent; 0 after a stop, 1 for settings or state, 3 for a source that is missing."""
+    parser = argparse.ArgumentParser(prog="cima-agent", description="Measures containers.")
+    parser.add_argument("--config", default=SETTINGS_FILE, help="settings file (%(default)s)")
+    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning"])
+    arguments = parser.parse_args()
+    logging.basicConfig(
+        level=arguments.log_level.upper(), format="%(levelname)s %(message)s", stream=sys.stderr
+    )
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    hooks_dir = str(Path(sys.prefix).resolve() / HOOKS_DIR)
+    try:
+        settings = load_settings(arguments.config)
+        asyncio.run(_serve(settings, open_sources(settings), hooks_dir))
+    except SourcesMissingError as error:
+        for line in (str(error), *error.lines):
+            _log.error("%s", printable(line))
+        return error.exit_code
+    except CimaError as error:
+        _log.error("%s", error)
+        return error.exit_code
+    except OSError as error:
+        _log.error("%s", printable(str(error)))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

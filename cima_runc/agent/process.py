@@ -1,0 +1,184 @@
+"""The first process of a container, looked at closely before it is believed.
+
+The kernel's own view in /proc and in the cgroup file systems, not what the hook says.
+"""
+
+import os
+import select
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cima_runc.errors import CimaError
+
+_NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+PROC = Path("/proc")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+class ProcessError(CimaError):
+    """The process is not the first process of this container."""
+
+
+@dataclass(frozen=True)
+class ContainerProcess:
+    """A process that was checked; the descriptors are held until :meth:`close`."""
+
+    pid: int
+    pidfd: int
+    """Readable when the process has ended."""
+    mntns_fd: int
+    """Holds the mount namespace, so that its number is not used again."""
+    namespaces: dict[str, int]
+    """Inode number of each of its namespaces."""
+    cgroup: str
+    """Path of its cgroup, from the root of the hierarchy."""
+    cgroup_id: int
+    """The kernel's number of that cgroup in version 2, 0 where there is none."""
+    start_ticks: int
+    """When it started, in clock ticks since boot."""
+
+    @property
+    def mntns(self) -> int:
+        """Inode number of its mount namespace."""
+        return self.namespaces["mnt"]
+
+    def alive(self) -> bool:
+        """Whether the process has not ended yet."""
+        return not _readable(self.pidfd)
+
+    def cgroup_populated(self) -> bool:
+        """Whether a process is left in the container's cgroup."""
+        for directory in _cgroup_directories(self.cgroup):
+            with suppress(OSError):
+                if (directory / "cgroup.events").exists():
+                    return "populated 1" in (directory / "cgroup.events").read_text()
+                return bool((directory / "cgroup.procs").read_text().strip())
+        return False
+
+    def close(self) -> None:
+        """Let go of the process and of its namespace."""
+        os.close(self.pidfd)
+        os.close(self.mntns_fd)
+
+
+def examine(pid: int, container_id: str, cgroups_path: str | None) -> ContainerProcess:
+    """Check that ``pid`` is in a mount namespace of its own and in the container's cgroup.
+
+    ``cgroups_path`` is ``linux.cgroupsPath`` of the configuration.
+
+    Raises:
+        ProcessError: it is gone, on the host's mount namespace, or in another cgroup.
+    """
+    if pid <= 0:
+        raise ProcessError("the hook's state names no process")
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError as error:
+        raise ProcessError(f"process {pid} is gone") from error
+    try:
+        mntns_fd = os.open(PROC / str(pid) / "ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        os.close(pidfd)
+        raise ProcessError(f"process {pid} is gone") from error
+    try:
+        process = ContainerProcess(
+            pid=pid,
+            pidfd=pidfd,
+            mntns_fd=mntns_fd,
+            namespaces=_namespaces(pid) | {"mnt": os.fstat(mntns_fd).st_ino},
+            cgroup=(cgroup := _cgroup(pid)),
+            cgroup_id=_cgroup_id(cgroup),
+            start_ticks=start_ticks(pid),
+        )
+        if process.mntns in _host_namespaces():
+            raise ProcessError(f"process {pid} is on the host's mount namespace")
+        if not cgroup_belongs(cgroup, container_id, cgroups_path):
+            raise ProcessError(
+                f"process {pid} is in the cgroup {cgroup}, which is not this container's"
+            )
+        # All of the above was read while the process lived, so it was read of this process.
+        if not process.alive():
+            raise ProcessError(f"process {pid} is gone")
+    except OSError as error:
+        os.close(pidfd)
+        os.close(mntns_fd)
+        raise ProcessError(f"process {pid} cannot be examined: {error}") from error
+    except ProcessError:
+        os.close(pidfd)
+        os.close(mntns_fd)
+        raise
+    return process
+
+
+def cgroup_belongs(cgroup: str, container_id: str, cgroups_path: str | None) -> bool:
+    """Whether a process of this container can be in ``cgroup``.
+
+    ``cgroups_path`` is a path (the last part is the container's own), or ``slice:prefix:name`` for
+    systemd's ``prefix-name.scope``; without one runtimes use the container's id. A runtime may put
+    the processes into a cgroup below it.
+    """
+    if cgroups_path is None or not cgroups_path.strip("/"):
+        expected = {container_id, f"crun-{container_id}.scope", f"runc-{container_id}.scope"}
+    elif cgroups_path.count(":") == 2:
+        _, prefix, name = cgroups_path.split(":")
+        expected = {name if name.endswith(".slice") else f"{prefix}-{name}.scope".lstrip("-")}
+    else:
+        expected = {cgroups_path.rstrip("/").rpartition("/")[2]}
+    return not expected.isdisjoint(cgroup.split("/"))
+
+
+def start_ticks(pid: int) -> int:
+    """Return when the process started (field 22 of proc(5) stat)."""
+    after_name = (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2]
+    return int(after_name.split()[19])
+
+
+def _host_namespaces() -> set[int]:
+    found = {_namespace(os.getpid())}
+    # Some hosts are containers themselves, whose process 1 even root may not look at.
+    with suppress(PermissionError):
+        found.add(_namespace(1))
+    return found
+
+
+def _namespaces(pid: int) -> dict[str, int]:
+    numbers = {}
+    for name in _NAMESPACES:
+        with suppress(FileNotFoundError):
+            numbers[name] = _namespace(pid, name)
+    return numbers
+
+
+def _namespace(pid: int, name: str = "mnt") -> int:
+    return os.stat(PROC / str(pid) / "ns" / name).st_ino
+
+
+def _cgroup(pid: int) -> str:
+    """Return the path in version 2, or in the first version 1 hierarchy that is not the root."""
+    found = "/"
+    text = (PROC / str(pid) / "cgroup").read_text(encoding="utf-8", errors="surrogateescape")
+    for line in text.splitlines():
+        number, _, path = line.split(":", 2)
+        if path != "/" and (number == "0" or found == "/"):
+            found = path
+    return found
+
+
+def _cgroup_id(cgroup: str) -> int:
+    for directory in _cgroup_directories(cgroup):
+        if (directory / "cgroup.events").exists():
+            return directory.stat().st_ino
+    return 0
+
+
+def _cgroup_directories(cgroup: str) -> list[Path]:
+    relative = cgroup.lstrip("/")
+    roots = [CGROUP, CGROUP / "unified", CGROUP / "pids", CGROUP / "memory", CGROUP / "systemd"]
+    return [root / relative for root in roots if (root / relative / "cgroup.procs").exists()]
+
+
+def _readable(handle: int) -> bool:
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    return bool(poll.poll(0))

@@ -1,0 +1,120 @@
+"""The sources of measurement: what is there, and how to turn on what is not."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from cima_runc.config import Settings
+from cima_runc.errors import CimaError
+from cima_runc.ima.kernel_log import KernelLog
+from cima_runc.sensor.loader import Sensor
+from cima_runc.tpm.device import Tpm
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+_POLICY_HINT = "copy examples/ima-policy to /etc/ima/ima-policy and reboot"
+
+
+class SourceMissingError(CimaError):
+    """A source of measurement is missing."""
+
+
+class SourcesMissingError(CimaError):
+    """Sources of measurement that are required are missing; one line each."""
+
+    exit_code = 3
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("cima-agent cannot measure containers on this host")
+        self.lines = lines
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The sources that were found; None stands for one that is missing and not required."""
+
+    kernel_log: KernelLog | None
+    sensor: Sensor | None
+    tpm: Tpm | None
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Names of the missing ones: ``ima``, ``sensor``, ``tpm``."""
+        found = (("ima", self.kernel_log), ("sensor", self.sensor), ("tpm", self.tpm))
+        return tuple(name for name, source in found if source is None)
+
+
+def open_sources(settings: Settings) -> Sources:
+    """Open every source.
+
+    Raises:
+        SourcesMissingError: holds one line for each required source that is missing.
+    """
+    lines: list[str] = []
+
+    def attempt(required: bool, name: str, open_source: Callable[[], _T]) -> _T | None:
+        try:
+            return open_source()
+        except CimaError as error:
+            line = f"{name}: {error}"
+        if required:
+            lines.append(f"{line} (or set {name}.required = false)")
+        else:
+            _log.warning("running without %s", line)
+        return None
+
+    tpm = attempt(settings.tpm.required, "tpm", lambda: _open_tpm(settings))
+    kernel_log = attempt(
+        settings.ima.required, "ima", lambda: open_kernel_log(Path(settings.ima.directory))
+    )
+    sensor = attempt(
+        settings.sensor.required,
+        "sensor",
+        lambda: Sensor.load(ring_bytes=settings.sensor.ring_mib << 20),
+    )
+    if lines:
+        raise SourcesMissingError(lines)
+    return Sources(kernel_log, sensor, tpm)
+
+
+def _open_tpm(settings: Settings) -> Tpm:
+    tpm = Tpm.open(settings.tpm.tcti)
+    tpm.read_pcrs([settings.tpm.pcr])
+    return tpm
+
+
+def open_kernel_log(directory: Path) -> KernelLog:
+    """Open the kernel's log and see that the policy measures what is executed.
+
+    Raises:
+        SourceMissingError: no IMA, or no policy that measures executed files.
+    """
+    try:
+        log = KernelLog.open(directory)
+    except FileNotFoundError as error:
+        raise SourceMissingError(
+            f"no IMA: {directory} is not there",
+            hint="mount securityfs on /sys/kernel/security, and run a kernel with CONFIG_IMA",
+        ) from error
+    except OSError as error:
+        raise SourceMissingError(f"IMA's log cannot be read: {error.strerror}") from error
+    entries = log.read_new()
+    if len(entries) <= 1:
+        log.close()
+        raise SourceMissingError(
+            "no IMA policy: the kernel's log holds nothing but boot_aggregate", hint=_POLICY_HINT
+        )
+    # We are executed ourselves: a policy that measures what is executed has measured us.
+    own = os.path.realpath(sys.executable).encode()
+    if not any((entry.file or (b"", b""))[1] == own for entry in entries):
+        log.close()
+        raise SourceMissingError(
+            "the IMA policy does not measure executed files: our own interpreter is not in the log",
+            hint=_POLICY_HINT,
+        )
+    return log

@@ -1,0 +1,187 @@
+"""``cima attest``, ``cima enroll`` and ``cima keygen``: keys, and evidence from the agent."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cima_runc import limits
+from cima_runc.agent_socket import call_agent
+from cima_runc.cli import context, files
+from cima_runc.cli.output import note
+from cima_runc.cli.remote import call_url
+from cima_runc.errors import CimaError
+from cima_runc.evidence.enrolment import (
+    Challenge,
+    EnrolmentAnswer,
+    EnrolmentRequest,
+    Pending,
+    parse,
+)
+from cima_runc.evidence.fields import Model
+from cima_runc.evidence.models import parse_evidence
+from cima_runc.evidence.owner import generate, public_text
+
+enroll_app = typer.Typer(
+    help="Enrol a host's attestation key: request, challenge, activate, accept.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+_TIMEOUT_SECONDS = 120.0
+_Url = Annotated[str | None, typer.Option(help="Ask the agent at this https address.")]
+_Ca = Annotated[Path | None, typer.Option(help="Authorities for --url (PEM).")]
+_Cert = Annotated[Path | None, typer.Option(help="Our certificate for --url (PEM).")]
+_Key = Annotated[Path | None, typer.Option(help="Its private key (PEM).")]
+_Output = Annotated[Path, typer.Option("--output", "-o", help="File to write, - for stdout.")]
+
+
+class ArgumentError(CimaError):
+    """An option's value is not what it should be."""
+
+
+def nonce_of(text: str) -> bytes:
+    """Read a nonce's hexadecimal.
+
+    Raises:
+        ArgumentError: not hexadecimal, or too short or long.
+    """
+    try:
+        nonce = bytes.fromhex(text)
+    except ValueError as error:
+        raise ArgumentError("--nonce is not hexadecimal") from error
+    if not limits.NONCE_MIN <= len(nonce) <= limits.NONCE_MAX:
+        raise ArgumentError(
+            f"--nonce has {len(nonce)} bytes, not {limits.NONCE_MIN} to {limits.NONCE_MAX}",
+            hint="make one with: openssl rand -hex 32",
+        )
+    return nonce
+
+
+def keygen(
+    name: Annotated[Path, typer.Argument(help="Writes NAME.key and NAME.pub.")] = Path("owner"),
+) -> None:
+    """Make an owner's key pair; evidence of his containers is encrypted to it."""
+    private, public = generate()
+    text = public_text(public)
+    files.write_secret(Path(f"{name}.key"), private)
+    files.write(Path(f"{name}.pub"), text.encode("ascii") + b"\n")
+    typer.echo(text)
+    note(f"keep {name}.key; start containers with the annotation io.cima.owner={text}")
+
+
+def attest(
+    container: Annotated[str, typer.Argument(metavar="ID", help="Id, or how it begins.")],
+    nonce: Annotated[str, typer.Option(help="The verifier's nonce, hexadecimal.")],
+    host: Annotated[str, typer.Option(help="Of the host's log: none, redacted, full.")] = "none",
+    since: Annotated[int, typer.Option(min=0, help="The first record wanted.")] = 0,
+    boot_log: Annotated[bool, typer.Option(help="Include the firmware's event log.")] = False,
+    output: _Output = Path("evidence.json"),
+    tpm2_files: Annotated[
+        Path | None, typer.Option(help="Also write files for tpm2_checkquote here.")
+    ] = None,
+    url: _Url = None,
+    ca: _Ca = None,
+    cert: _Cert = None,
+    key: _Key = None,
+) -> None:
+    """Get evidence of a container."""
+    wanted: dict[str, Any] = {
+        "container": container,
+        "nonce": nonce_of(nonce).hex(),
+        "host": host,
+        "since": since,
+        "boot_log": boot_log,
+    }
+    raw = _call("attest", "evidence", json.dumps(wanted).encode("ascii"), url, ca, cert, key)
+    files.write(output, raw, private=True)
+    if tpm2_files is not None:
+        # Imports cryptography: only where it is wanted.
+        from cima_runc.evidence.tools_files import write_tools_files
+
+        note(f"in {tpm2_files}: {write_tools_files(parse_evidence(raw), tpm2_files)}")
+
+
+@enroll_app.command()
+def request(
+    output: _Output = Path("host.json"),
+    url: _Url = None,
+    ca: _Ca = None,
+    cert: _Cert = None,
+    key: _Key = None,
+) -> None:
+    """Host: get the keys that the TPM shows, for the verifier."""
+    files.write(output, _call("enrolment", "enrolment", None, url, ca, cert, key))
+
+
+@enroll_app.command()
+def challenge(
+    host: Annotated[Path, typer.Argument(help="The host's keys, from request.")],
+    ek_ca: Annotated[
+        Path | None, typer.Option(help="Certificates of TPM manufacturers (PEM).")
+    ] = None,
+    any_ek: Annotated[bool, typer.Option(help="Trust any TPM, a software TPM too.")] = False,
+    pending: Annotated[Path, typer.Option(help="What accept needs; keep it secret.")] = Path(
+        "pending.json"
+    ),
+    output: _Output = Path("challenge.json"),
+) -> None:
+    """Verifier: make a credential that only this TPM with this key can open."""
+    from cima_runc.verifier.enrol import challenge as make
+
+    if (ek_ca is None) != any_ek:
+        raise ArgumentError("give either --ek-ca or --any-ek")
+    asked = parse(EnrolmentRequest, files.read(host), str(host))
+    made, kept = make(asked, files.read(ek_ca) if ek_ca is not None else None)
+    files.write_secret(pending, _dump(kept))
+    files.write(output, _dump(made))
+
+
+@enroll_app.command()
+def activate(
+    asked: Annotated[Path, typer.Argument(metavar="CHALLENGE", help="From challenge.")],
+    output: _Output = Path("answer.json"),
+    url: _Url = None,
+    ca: _Ca = None,
+    cert: _Cert = None,
+    key: _Key = None,
+) -> None:
+    """Host: have the TPM open the credential."""
+    body = _dump(parse(Challenge, files.read(asked), str(asked)))
+    files.write(output, _call("activate", "activate", body, url, ca, cert, key))
+
+
+@enroll_app.command()
+def accept(
+    answer: Annotated[Path, typer.Argument(help="From activate.")],
+    pending: Annotated[Path, typer.Option(help="From challenge.")] = Path("pending.json"),
+    output: _Output = Path("ak.pem"),
+) -> None:
+    """Verifier: check what was in the credential, and write the enrolled key."""
+    from cima_runc.verifier.enrol import accept as take
+
+    given = parse(EnrolmentAnswer, files.read(answer), str(answer))
+    kept = parse(Pending, files.read(pending), str(pending))
+    files.write(output, take(given, kept))
+
+
+def _call(
+    verb: str,
+    route: str,
+    body: bytes | None,
+    url: str | None,
+    ca: Path | None,
+    certificate: Path | None,
+    key: Path | None,
+) -> bytes:
+    if url is not None:
+        return call_url(
+            url, route, body, ca=ca, certificate=certificate, key=key, timeout=_TIMEOUT_SECONDS
+        )
+    socket = context.settings().shim.socket
+    return call_agent(socket, verb, body or b"{}", timeout=_TIMEOUT_SECONDS)
+
+
+def _dump(model: Model) -> bytes:
+    return model.model_dump_json(exclude_none=True, indent=1).encode("ascii") + b"\n"

@@ -1,0 +1,22 @@
+"""What the options before a command's name say."""
+
+from cima_runc.config import Settings, load_settings
+from cima_runc.shim_settings import SETTINGS_FILE
+
+
+class _Chosen:
+    settings_file = SETTINGS_FILE
+
+
+def choose(settings_file: str) -> None:
+    """Remember which settings file was asked for; one process runs one command."""
+    _Chosen.settings_file = settings_file
+
+
+def settings() -> Settings:
+    """Read the settings file.
+
+    Raises:
+        SettingsError: it holds what is not allowed.
+    """
+    return load_settings(_Chosen.settings_file)

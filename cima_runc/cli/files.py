@@ -1,0 +1,57 @@
+"""Files that commands read and write, with their limits and in words for people."""
+
+import os
+import sys
+from pathlib import Path
+
+from cima_runc import limits
+from cima_runc.errors import CimaError
+
+
+class FileError(CimaError):
+    """A file cannot be read or written."""
+
+
+def read(path: Path, *, limit: int = limits.VERIFIER_INPUT) -> bytes:
+    """Return a file's bytes, those of standard input for ``-``; one more than ``limit`` at most.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    if str(path) == "-":
+        return sys.stdin.buffer.read(limit + 1)
+    try:
+        with path.open("rb") as file:
+            return file.read(limit + 1)
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def write(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Write a file, to standard output for ``-``; a ``private`` one is for its owner to read.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    if str(path) == "-":
+        sys.stdout.buffer.write(data)
+        return
+    _write(path, data, os.O_TRUNC, 0o600 if private else 0o644)
+
+
+def write_secret(path: Path, data: bytes) -> None:
+    """Write a new file for its owner to read.
+
+    Raises:
+        FileError: it cannot be written, or there is one already.
+    """
+    _write(path, data, os.O_EXCL, 0o600)
+
+
+def _write(path: Path, data: bytes, flag: int, mode: int) -> None:
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | flag, mode)
+        with open(handle, "wb") as file:
+            file.write(data)
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error.strerror}") from error

@@ -1,0 +1,65 @@
+"""The client of an agent on another machine."""
+
+import json
+import ssl
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from cima_runc import limits
+from cima_runc.agent_socket import AgentRefusedError, AgentUnavailableError
+from cima_runc.errors import CimaError
+from cima_runc.text import printable
+
+
+class UrlError(CimaError):
+    """The address or a certificate for it cannot be used."""
+
+
+def call_url(
+    url: str,
+    route: str,
+    body: bytes | None,
+    *,
+    ca: Path | None,
+    certificate: Path | None,
+    key: Path | None,
+    timeout: float,
+) -> bytes:
+    """Send a request to the agent at ``url`` (https), return its answer.
+
+    ``ca`` replaces the system's authorities; ``certificate`` and ``key`` are our own, where the
+    agent wants one. ``body`` None asks with GET. ``timeout`` is in seconds.
+
+    Raises:
+        UrlError, AgentUnavailableError, AgentRefusedError: there is no answer.
+    """
+    if not url.startswith("https://"):
+        raise UrlError(f"{url} does not begin with https://")
+    try:
+        context = ssl.create_default_context(cafile=ca)
+        if certificate is not None:
+            context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise UrlError(f"a certificate cannot be used: {error}") from error
+    request = urllib.request.Request(  # noqa: S310 - https only, see above
+        f"{url.rstrip('/')}/v1/{route}", data=body, headers={"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=timeout, context=context) as answer:  # noqa: S310
+            raw: bytes = answer.read(limits.EVIDENCE + 1)
+            return raw
+    except urllib.error.HTTPError as error:
+        raise AgentRefusedError(_reason(error.read(limits.KIB * 64), error.code)) from error
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = printable(str(getattr(error, "reason", error)))
+        unavailable = AgentUnavailableError(f"{url} does not answer: {reason}")
+        unavailable.hint = "check the address, and --ca for its certificate"
+        raise unavailable from error
+
+
+def _reason(raw: bytes, status: int) -> str:
+    try:
+        return printable(str(json.loads(raw)["error"]))
+    except (ValueError, KeyError, TypeError):
+        return f"the agent answers with status {status}"

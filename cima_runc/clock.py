@@ -1,0 +1,15 @@
+"""Wall-clock time as people read it."""
+
+import time
+
+
+def now() -> str:
+    """Return the time in UTC, RFC 3339 with milliseconds."""
+    return at(time.time_ns())
+
+
+def at(nanoseconds: int) -> str:
+    """Return RFC 3339 with milliseconds for ``nanoseconds`` since 1970."""
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return f"{text}.{rest // 1_000_000:03d}Z"

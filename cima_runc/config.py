@@ -1,0 +1,176 @@
+"""The settings in /etc/cima/config.toml, checked as a whole.
+
+Every key has a default, so that no file is needed; a key or value that is not known is an error.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cima_runc.shim_settings import (
+    SETTINGS_FILE,
+    SettingsError,
+    ShimSettings,
+    read_settings_file,
+    shim_settings_of,
+)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ImaSettings(_Section):
+    """The kernel's measurement log."""
+
+    required: bool = True
+    """Whether the agent refuses to run without IMA and its policy."""
+    directory: str = "/sys/kernel/security/ima"
+    """IMA's directory in securityfs."""
+    host_pcr: Annotated[int, Field(ge=0, le=23)] = 10
+    """The PCR of host files."""
+    container_pcr: Annotated[int, Field(ge=0, le=23)] = 11
+    """The PCR of container files, as the policy says."""
+
+
+class SensorSettings(_Section):
+    """The eBPF sensor."""
+
+    required: bool = True
+    """Whether the agent refuses to run without the sensor."""
+    ring_mib: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Size of the ring buffer between the kernel and the agent, MiB, a power of two."""
+
+    @model_validator(mode="after")
+    def _power_of_two(self) -> Self:
+        if self.ring_mib & (self.ring_mib - 1):
+            raise ValueError("ring_mib is a power of two")
+        return self
+
+
+class TpmSettings(_Section):
+    """The TPM."""
+
+    required: bool = True
+    """Whether the agent refuses to run without a TPM."""
+    tcti: Annotated[str, Field(max_length=1024, pattern=r"^[a-z]+(:[^\x00-\x1f]*)?$")] = (
+        "device:/dev/tpmrm0"
+    )
+    """How the TPM is reached, as tpm2-tss writes it: ``device:/dev/tpmrm0``, ``swtpm:host=...``."""
+    pcr: Annotated[int, Field(ge=0, le=23)] = 12
+    """The binding PCR, in the SHA-256 bank."""
+
+
+class RootfsSettings(_Section):
+    """The measurement of root filesystems before a container starts."""
+
+    mode: Literal["full", "layers-digest-only", "off"] = "full"
+    """``full`` keeps each layer's manifest; ``layers-digest-only`` only its digest; ``off``
+    measures nothing, and each container's record says so."""
+    cache: Literal["on", "off"] = "on"
+    """Whether a layer whose tree has not changed (inodes, sizes, times) is not read again."""
+
+
+class BindingSettings(_Section):
+    """When records are bound into the TPM."""
+
+    mode: Literal["sync", "group", "quote"] = "group"
+    """``sync``: with each batch of records; ``group``: at most ``group_ms`` after the first of
+    many; ``quote``: when evidence is asked for, and at a container's start and end."""
+    group_ms: Annotated[int, Field(ge=1, le=60_000)] = 100
+    """Milliseconds that records may wait for a bind in the mode ``group``."""
+
+
+class HttpsSettings(_Section):
+    """The HTTPS endpoint for verifiers elsewhere."""
+
+    enabled: bool = False
+    address: Annotated[str, Field(max_length=255)] = "0.0.0.0"  # noqa: S104 - for other machines
+    """The address to listen on."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8443
+    certificate: str = "/etc/cima/https/cert.pem"
+    """PEM file of the endpoint's certificate and chain."""
+    key: str = "/etc/cima/https/key.pem"
+    """PEM file of its private key."""
+    client_ca: str | None = None
+    """PEM file of the authorities whose clients may ask; without one everybody may."""
+    requests_per_minute: Annotated[int, Field(ge=1, le=60_000)] = 60
+    """How many requests one address may make."""
+
+
+class AttestationSettings(_Section):
+    """Evidence for verifiers."""
+
+    ak_handle: Annotated[int, Field(ge=0x81000000, le=0x817FFFFF)] | None = None
+    """Persistent handle to keep the attestation key at; without one it is made at each start."""
+    boot_pcrs: Annotated[list[Annotated[int, Field(ge=0, le=23)]], Field(min_length=1)] = [
+        *(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14)
+    ]
+    """The PCRs of firmware, loader and kernel that are quoted beside the binding PCR."""
+    event_log: str = "/sys/kernel/security/tpm0/binary_bios_measurements"
+    """The firmware's event log."""
+    owners_dir: str = "/etc/cima/owners"
+    """Directory of files that a container may name as its owner, a public key a line."""
+    retention_seconds: Annotated[int, Field(ge=0, le=366 * 86_400)] = 86_400
+    """How long evidence of an ended container can be asked for."""
+    https: HttpsSettings = HttpsSettings()
+
+
+class Settings(_Section):
+    """All settings."""
+
+    shim: ShimSettings = ShimSettings()
+    """The top-level keys, which the shim and the hooks read too."""
+    ima: ImaSettings = ImaSettings()
+    sensor: SensorSettings = SensorSettings()
+    tpm: TpmSettings = TpmSettings()
+    rootfs: RootfsSettings = RootfsSettings()
+    binding: BindingSettings = BindingSettings()
+    attestation: AttestationSettings = AttestationSettings()
+
+    @model_validator(mode="after")
+    def _container_pcr_is_never_quoted(self) -> Self:
+        boot = set(self.attestation.boot_pcrs)
+        if not boot.isdisjoint({self.ima.container_pcr, self.ima.host_pcr, self.tpm.pcr}):
+            raise ValueError("attestation.boot_pcrs holds a PCR of files or of the binding")
+        return self
+
+
+def parse_settings(values: dict[str, Any]) -> Settings:
+    """Check the ``values`` of a settings file.
+
+    Raises:
+        SettingsError: names the key, the value and what is allowed.
+    """
+    sections = Settings.model_fields.keys() - {"shim"}
+    top = {key: value for key, value in values.items() if key not in sections}
+    known = ShimSettings.__dataclass_fields__.keys()
+    for key in top:
+        if key not in known:
+            raise SettingsError(f"{key} is no setting: allowed are {_names(known | sections)}")
+    shim = shim_settings_of(top)
+    try:
+        rest = {key: value for key, value in values.items() if key in sections}
+        return Settings.model_validate({"shim": shim, **rest})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            section = Settings.model_fields[str(first["loc"][0])].annotation
+            allowed = section.model_fields.keys() if section is not None else ()
+            raise SettingsError(f"{key} is no setting: allowed are {_names(allowed)}") from error
+        value = first["input"]
+        raise SettingsError(f"{key} = {value!r} is not allowed: {first['msg']}") from error
+
+
+def load_settings(path: str = SETTINGS_FILE) -> Settings:
+    """Read and check the settings file; no file means the defaults.
+
+    Raises:
+        SettingsError: the file cannot be read, or holds what is not allowed.
+    """
+    return parse_settings(read_settings_file(path))
+
+
+def _names(keys: Any) -> str:
+    return ", ".join(sorted(keys))

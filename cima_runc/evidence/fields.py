@@ -1,0 +1,67 @@
+"""Bytes in JSON: how evidence writes digests and longer blobs, read strictly."""
+
+import base64
+import binascii
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+
+def _from_hex(value: Any) -> Any:
+    if isinstance(value, str):
+        if value != value.lower() or not value.isalnum():
+            raise ValueError("lower-case hexadecimal is expected")
+        return bytes.fromhex(value)
+    return value
+
+
+def _from_base64(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return base64.b64decode(value, validate=True)
+        except binascii.Error as error:
+            raise ValueError("base64 is expected") from error
+    return value
+
+
+def _to_hex(value: bytes) -> str:
+    return value.hex()
+
+
+def _to_base64(value: bytes) -> str:
+    return base64.b64encode(value).decode("ascii")
+
+
+Hex = Annotated[
+    bytes,
+    BeforeValidator(_from_hex),
+    PlainSerializer(_to_hex, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": "^([0-9a-f]{2})*$"}),
+]
+"""Bytes as lower-case hexadecimal."""
+
+Digest = Annotated[
+    bytes,
+    BeforeValidator(_from_hex),
+    Field(min_length=32, max_length=32),
+    PlainSerializer(_to_hex, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": "^[0-9a-f]{64}$"}),
+]
+"""32 bytes as lower-case hexadecimal."""
+
+Base64 = Annotated[
+    bytes,
+    BeforeValidator(_from_base64),
+    PlainSerializer(_to_base64, when_used="json"),
+    WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
+]
+"""Bytes as base64 (RFC 4648, section 4), with padding."""
+
+U64 = Annotated[int, Field(ge=0, lt=2**64)]
+PcrNumber = Annotated[int, Field(ge=0, le=23)]
+
+
+class Model(BaseModel):
+    """What all models of evidence have in common: frozen, strict, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

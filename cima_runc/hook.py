@@ -1,0 +1,71 @@
+"""The hook client: hands the runtime's state to the agent, and fails where the agent does.
+
+Standard library only, and little of it. Its settings come in its environment, which the shim set.
+"""
+
+import os
+import sys
+import time
+
+from cima_runc import limits
+from cima_runc.agent_socket import AgentRefusedError, AgentUnavailableError, call_agent
+from cima_runc.errors import CimaError
+from cima_runc.text import printable
+
+UNMEASURED_DIR = "unmeasured"
+"""Directory below the state directory: one file for each container that started unmeasured."""
+
+
+def main(stage: str) -> int:
+    """Run the hook ``stage`` (prestart, poststart, poststop) and return its exit status."""
+    state = sys.stdin.buffer.read(limits.HOOK_STATE + 1)
+    path = os.environ.get("CIMA_SOCKET", "/run/cima/agent.sock")
+    timeout = int(os.environ.get("CIMA_TIMEOUT", "60"))
+    try:
+        # A little before the runtime's own limit, so that the reason is told and not just a kill.
+        call_agent(path, stage, state, timeout=max(timeout - 1, 0.5))
+    except AgentUnavailableError as error:
+        if stage != "prestart":
+            # The container runs or is gone: there is nothing left to stop.
+            _log(f"{stage}: {error}")
+            return 0
+        if os.environ.get("CIMA_ON_AGENT_UNAVAILABLE") != "allow":
+            print(f"cima-runc: {printable(str(error))}", file=sys.stderr)
+            return 1
+        return _start_unmeasured(state, str(error))
+    except AgentRefusedError as error:
+        print(f"cima-runc: the agent refuses: {printable(error.what)}", file=sys.stderr)
+        return 1
+    except CimaError as error:
+        print(f"cima-runc: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _start_unmeasured(state: bytes, reason: str) -> int:
+    """Let the container start, after a note that it is not measured has become durable."""
+    directory = f"{os.environ.get('CIMA_STATE_DIR', '/var/lib/cima')}/{UNMEASURED_DIR}"
+    note = f"{directory}/{time.time_ns()}-{os.getpid()}.json"
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        handle = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with open(handle, "wb") as file:
+            file.write(state)
+            file.flush()
+            os.fsync(handle)
+    except OSError as error:
+        print(
+            f"cima-runc: {printable(reason)}; and that the container is not measured cannot be "
+            f"noted: {printable(directory)}: {error.strerror}",
+            file=sys.stderr,
+        )
+        return 1
+    _log(f"container started unmeasured, noted in {note}: {reason}")
+    return 0
+
+
+def _log(line: str) -> None:
+    import syslog
+
+    syslog.openlog("cima-runc", syslog.LOG_PID, syslog.LOG_DAEMON)
+    syslog.syslog(syslog.LOG_WARNING, printable(line))

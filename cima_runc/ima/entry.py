@@ -1,0 +1,147 @@
+"""One entry of the kernel's measurement log, from its ascii or its binary form.
+
+Source: security/integrity/ima/ima_fs.c (ima_ascii_measurements_show, ima_measurements_show) and
+ima_template_lib.c of Linux 6.1; Documentation/security/IMA-templates.rst.
+"""
+
+import hashlib
+import struct
+from dataclasses import dataclass
+
+from cima_runc import limits
+from cima_runc.errors import CimaError
+from cima_runc.ima.template import TemplateError, pack_fields, unpack_fields
+
+SHA1_SIZE = 20
+_FIELDS = {
+    b"ima-ng": ("digest", "name"),
+    b"ima-ngv2": ("digest", "name"),
+    b"ima-sig": ("digest", "name", "hex"),
+    b"ima-sigv2": ("digest", "name", "hex"),
+    b"ima-buf": ("digest", "name", "hex"),
+}
+
+
+class EntryError(CimaError):
+    """The line or record is not an entry of the kernel's log."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the kernel measured once."""
+
+    pcr: int
+    """The PCR that was extended."""
+    template_hash: bytes
+    """SHA-1 of the template data, 20 bytes; all zero for a violation."""
+    template: bytes
+    """Name of the template."""
+    data: bytes
+    """Template data."""
+
+    @property
+    def violation(self) -> bool:
+        """Whether the file could not be measured reliably (open for writing, or read while so)."""
+        return not any(self.template_hash)
+
+    @property
+    def checked(self) -> bool:
+        """Whether the template hash is that of the data; a violation has none to check."""
+        return self.violation or hashlib.sha1(self.data).digest() == self.template_hash  # noqa: S324 - IMA's own
+
+    def extends(self, bank: str) -> bytes:
+        """Return what the PCR of this bank (``sha1``, ``sha256``, ...) was extended with."""
+        digest = hashlib.new(bank, self.data)
+        return b"\xff" * digest.digest_size if self.violation else digest.digest()
+
+    @property
+    def file(self) -> tuple[bytes, bytes] | None:
+        """(SHA-256 of the file, path as hashed), or None where the entry holds no such."""
+        if self.template not in _FIELDS:
+            return None
+        digest, name, *_ = unpack_fields(self.data)
+        algorithm, _, value = digest.rpartition(b":\0")
+        if algorithm.rpartition(b":")[2] != b"sha256" or len(value) != 32:
+            return None
+        return value, name.removesuffix(b"\0")
+
+
+def parse_ascii(line: bytes) -> Entry | None:
+    """Read one line of ``ascii_runtime_measurements``, without its newline.
+
+    Returns None where the line alone does not say what was hashed: the name holds a newline, or
+    the template is one whose ascii form is not unique. The binary record then does.
+    """
+    parts = line.lstrip(b" ").split(b" ")
+    if len(parts) < 3:
+        return None
+    pcr, digest, template, *shown = parts
+    kinds = _FIELDS.get(template)
+    if kinds is None or len(shown) != len(kinds) or not pcr.isdigit() or len(digest) != 40:
+        return None
+    try:
+        fields = [_field(kind, text) for kind, text in zip(kinds, shown, strict=True)]
+        entry = Entry(
+            int(pcr), bytes.fromhex(digest.decode("ascii")), template, pack_fields(fields)
+        )
+    except ValueError:
+        return None
+    return entry if entry.checked else None
+
+
+def _field(kind: str, text: bytes) -> bytes:
+    if kind == "name":
+        return text + b"\0"
+    if kind == "hex":
+        return bytes.fromhex(text.decode("ascii"))
+    prefix, colon, digest = text.rpartition(b":")
+    return prefix + colon + b"\0" + bytes.fromhex(digest.decode("ascii"))
+
+
+_HEAD = struct.Struct("<I20sI")
+_LENGTH = struct.Struct("<I")
+
+
+def parse_binary(data: bytes, offset: int) -> tuple[Entry, int] | None:
+    """Read the record at ``offset`` of ``binary_runtime_measurements``, and where the next begins.
+
+    A record is: PCR (u32), SHA-1 template hash (20 bytes), length of the template's name (u32) and
+    the name, length of the template data (u32) and the data; the old template ``ima`` has no
+    length of its data: 20 bytes, then u32 and the name. Numbers are little-endian.
+
+    Returns None where ``data`` ends within the record.
+
+    Raises:
+        EntryError: a length is above our limits, or the template hash is not that of the data.
+    """
+    if offset + _HEAD.size > len(data):
+        return None
+    pcr, template_hash, name_length = _HEAD.unpack_from(data, offset)
+    if name_length > 255:
+        raise EntryError("the binary log names a template of more than 255 bytes")
+    offset += _HEAD.size
+    template = data[offset : offset + name_length]
+    offset += name_length
+    legacy = template == b"ima"
+    if legacy:
+        offset += SHA1_SIZE
+    if offset + _LENGTH.size > len(data):
+        return None
+    (length,) = _LENGTH.unpack_from(data, offset)
+    if length > limits.IMA_LINE:
+        raise EntryError(f"the binary log holds a record of more than {limits.IMA_LINE} bytes")
+    offset += _LENGTH.size
+    if offset + length > len(data):
+        return None
+    content = data[offset : offset + length]
+    if legacy:
+        digest = data[offset - _LENGTH.size - SHA1_SIZE : offset - _LENGTH.size]
+        content = digest + content.ljust(256, b"\0")
+    entry = Entry(pcr, template_hash, template, content)
+    if not entry.checked:
+        raise EntryError("a record of the binary log does not have the hash that it shows")
+    try:
+        entry.file  # noqa: B018 - the fields must be readable
+    except (TemplateError, ValueError) as error:
+        raise EntryError(f"a record of the binary log cannot be read: {error}") from error
+    return entry, offset + length

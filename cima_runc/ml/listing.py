@@ -1,0 +1,97 @@
+"""What is shown of containers: the same whether the agent or the state directory is asked."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cima_runc import clock
+from cima_runc.errors import CimaError
+from cima_runc.ml.partition import Partition
+from cima_runc.ml.store import ContainerNote, Store
+
+
+class NoSuchContainerError(CimaError):
+    """No container, or more than one, is meant."""
+
+
+def container_row(note: ContainerNote, partition: Partition) -> dict[str, Any]:
+    """Return a registered container as ``cima ps --json`` prints it."""
+    return {
+        "id": note.id,
+        "cpcr": partition.cpcr.hex(),
+        "count": partition.count,
+        "mntns": note.mntns,
+        "cgroup": note.cgroup,
+        "state": note.state,
+        "bundle": note.bundle,
+        "started": note.started,
+        "ended": note.ended,
+        "registration": note.registration,
+        "pid": note.pid,
+        "kind": note.kind,
+        "dependencies": note.dependencies,
+    }
+
+
+def unmeasured_rows(store: Store) -> Iterator[dict[str, Any]]:
+    """Yield the containers that started without the agent since the host booted."""
+    booted = _boot_time()
+    for when, state in store.unmeasured():
+        if when >= booted:
+            yield {
+                "id": state.id,
+                "cpcr": None,
+                "count": 0,
+                "mntns": None,
+                "cgroup": None,
+                "state": "unmeasured",
+                "bundle": state.bundle,
+                "started": clock.at(when),
+                "ended": None,
+                "registration": None,
+                "pid": state.pid,
+                "kind": "container",
+                "dependencies": None,
+            }
+
+
+def stored_notes(store: Store, boot_id: str | None) -> Iterator[ContainerNote]:
+    """Yield the stored notes of this boot's registrations, of all boots' where it is None."""
+    for registration in store.registrations():
+        note = store.read_note(registration)
+        if boot_id is None or note.boot_id == boot_id:
+            yield note
+
+
+def find_note(notes: Iterable[ContainerNote], wanted: str) -> ContainerNote:
+    """Return the latest registration with the id ``wanted``, or with the only id that begins so.
+
+    A partition of dependencies is meant only by its whole id.
+
+    Raises:
+        NoSuchContainerError: there is none, or several ids begin so.
+    """
+    by_id = {note.id: note for note in notes}
+    if wanted in by_id:
+        return by_id[wanted]
+    containers = [note for note in by_id.values() if note.kind == "container"]
+    matching = [note for note in containers if wanted and note.id.startswith(wanted)]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        names = ", ".join(note.id for note in matching[:5])
+        raise NoSuchContainerError(f"{wanted} may be {names}", hint="give more of the id")
+    raise NoSuchContainerError(f"no container {wanted} is registered", hint="see cima ps")
+
+
+def boot_id() -> str:
+    """Return the kernel's random id of this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def _boot_time() -> int:
+    """Return when the host booted, in ns since 1970 (``btime`` of proc(5) stat)."""
+    for line in Path("/proc/stat").read_bytes().splitlines():
+        if line.startswith(b"btime "):
+            return int(line.split()[1]) * 1_000_000_000
+    return 0

@@ -1,0 +1,218 @@
+"""The state directory: each container's partition, secret and note, and each boot's journal.
+
+::
+
+    /var/lib/cima/
+      boots/<boot id>/journal.jsonl        the binding journal
+      containers/<registration>/           one directory a registration, 8 digits
+        records.jsonl                      the partition, one record a line
+        container.json                     what the container is, and how it is
+        secret                             32 bytes, for the container's owner only
+      rootfs/                              layers' manifests, by digest, and what is known of layers
+      unmeasured/<time>-<pid>.json         containers that started without the agent
+
+Nothing that a container or an engine chose is part of a path.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cima_runc import limits
+from cima_runc.durable import open_append, replace_file, sync_all, sync_directory, write_all
+from cima_runc.errors import CimaError
+from cima_runc.hook import UNMEASURED_DIR
+from cima_runc.hook_state import HookState, HookStateError, parse_hook_state
+from cima_runc.jsonio import JsonError
+from cima_runc.ml.records import Record, parse_line
+
+_NUMBER = re.compile(r"[0-9]{8,}")
+
+State = Literal["created", "running", "stopped"]
+Kind = Literal["container", "dependencies"]
+
+
+class StoreError(CimaError):
+    """The state directory does not hold what it should."""
+
+
+class ContainerNote(BaseModel):
+    """What is known of one registered container."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    registration: int
+    """Number of the registration, never used twice on a host."""
+    id: str
+    boot_id: str
+    mntns: int
+    """Inode number of the mount namespace."""
+    cgroup: str
+    pid: int
+    """The container's first process."""
+    start_ticks: int
+    """When that process started, in clock ticks since boot (proc(5), stat field 22)."""
+    bundle: str
+    slot: int
+    """The slot of the container's leaf in the tree."""
+    started: str
+    """When it was registered, RFC 3339."""
+    state: State
+    ended: str | None = None
+    """When its end was recorded, RFC 3339."""
+    owners: tuple[str, ...] = ()
+    """Public keys of its owner, which its evidence is encrypted to."""
+    kind: Kind = "container"
+    """What the partition is of: a container, or the host services that containers rely on."""
+    dependencies: int | None = None
+    """The registration whose partition holds what this container relies on."""
+
+
+class Store:
+    """The files below the state directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._open: dict[int, int] = {}
+        self._written: set[int] = set()
+
+    def prepare(self) -> None:
+        """Make the directories, for root only."""
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in ("boots", "containers", UNMEASURED_DIR):
+            (self.root / name).mkdir(mode=0o700, exist_ok=True)
+        sync_directory(self.root)
+
+    def journal_path(self, boot_id: str) -> Path:
+        """Return where this boot's journal is, its directory made."""
+        directory = self.root / "boots" / boot_id
+        directory.mkdir(mode=0o700, exist_ok=True)
+        sync_directory(directory.parent)
+        return directory / "journal.jsonl"
+
+    def registrations(self) -> list[int]:
+        """Return the numbers of all registrations, oldest first."""
+        names = os.listdir(self.root / "containers") if self.root.is_dir() else []
+        return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
+
+    def create(self, note: ContainerNote, secret: bytes) -> None:
+        """Make the directory of a new registration, durably."""
+        directory = self._directory(note.registration)
+        directory.mkdir(mode=0o700)
+        files = [directory / name for name in ("secret", "container.json", "records.jsonl")]
+        replace_file(files[0], secret, durable=False)
+        self.write_note(note)
+        self._open[note.registration] = open_append(files[2])
+        sync_all([*files, directory, directory.parent])
+
+    def discard(self, registration: int) -> None:
+        """Remove what :meth:`create` made, of a registration that came to nothing."""
+        with suppress(OSError):
+            self.close_partition(registration)
+        shutil.rmtree(self._directory(registration), ignore_errors=True)
+
+    def write_note(self, note: ContainerNote) -> None:
+        """Put a container's note in place.
+
+        Not durably: its containers do not outlive a crash of the machine.
+        """
+        path = self._directory(note.registration) / "container.json"
+        replace_file(path, note.model_dump_json().encode("utf-8") + b"\n", durable=False)
+
+    def read_note(self, registration: int) -> ContainerNote:
+        """Return a container's note.
+
+        Raises:
+            StoreError: it is missing or not one that we wrote.
+        """
+        path = self._directory(registration) / "container.json"
+        try:
+            raw = _read(path, limits.CONTAINER_NOTE)
+            return ContainerNote.model_validate_json(raw)
+        except (OSError, ValidationError) as error:
+            raise StoreError(f"{path} cannot be read: {error}") from error
+
+    def read_secret(self, registration: int) -> bytes:
+        """Return a container's secret, 32 bytes.
+
+        Raises:
+            StoreError: it is missing or has another size.
+        """
+        path = self._directory(registration) / "secret"
+        try:
+            secret = _read(path, 33)
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+        if len(secret) != 32:
+            raise StoreError(f"{path} does not hold 32 bytes")
+        return secret
+
+    def append(self, registration: int, records: list[Record]) -> None:
+        """Append records to a container's partition; :meth:`sync` makes them durable."""
+        handle = self._open.get(registration)
+        if handle is None:
+            handle = open_append(self._directory(registration) / "records.jsonl")
+            self._open[registration] = handle
+        write_all(handle, b"".join(record.to_line() + b"\n" for record in records))
+        self._written.add(registration)
+
+    def sync(self) -> None:
+        """Make everything appended since the last call durable."""
+        for registration in self._written:
+            os.fdatasync(self._open[registration])
+        self._written.clear()
+
+    def close_partition(self, registration: int) -> None:
+        """Let go of a partition's file; it can be appended to again."""
+        handle = self._open.pop(registration, None)
+        if handle is not None:
+            os.fdatasync(handle)
+            os.close(handle)
+        self._written.discard(registration)
+
+    def lines(self, registration: int) -> Iterator[bytes]:
+        """Yield a partition's records as stored, without newlines; not a cut-off last one."""
+        path = self._directory(registration) / "records.jsonl"
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    yield line[:-1]
+
+    def records(self, registration: int) -> Iterator[Record]:
+        """Yield a partition's records.
+
+        Raises:
+            RecordError: a record is not what its digest says.
+        """
+        return (parse_line(line) for line in self.lines(registration))
+
+    def unmeasured(self) -> list[tuple[int, HookState]]:
+        """Return the containers that started unmeasured: (when, in ns since 1970; state)."""
+        found = []
+        directory = self.root / UNMEASURED_DIR
+        for path in sorted(directory.iterdir()) if directory.is_dir() else []:
+            when = path.name.partition("-")[0]
+            if not when.isdigit():
+                continue
+            try:
+                state = parse_hook_state(_read(path, limits.HOOK_STATE))
+            except (OSError, JsonError, HookStateError):
+                state = HookState(id="unreadable", bundle="/")
+            found.append((int(when), state))
+        return found
+
+    def _directory(self, registration: int) -> Path:
+        return self.root / "containers" / f"{registration:08d}"
+
+
+def _read(path: Path, limit: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(limit + 1)

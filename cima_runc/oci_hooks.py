@@ -1,0 +1,101 @@
+"""Our own hooks in an OCI configuration: put in by the shim, taken out by the measurement.
+
+Standard library only: the shim uses it. Source: OCI runtime specification, config.md, "POSIX-
+platform Hooks".
+"""
+
+from typing import Any
+
+from cima_runc.errors import CimaError
+
+HOOKS_DIR = "libexec/cima/hooks"
+"""Where the hooks are, below the prefix of the installation."""
+
+CREATE_STAGES = ("createRuntime", "prestart")
+"""Stages in which a container may be registered: in the runtime's namespaces, before pivot_root,
+and a failure stops the container."""
+
+
+class HooksError(CimaError):
+    """The configuration's hooks are not what the specification says."""
+
+
+def inject(
+    config: dict[str, Any],
+    *,
+    hooks_dir: str,
+    create_stage: str,
+    timeout_seconds: int,
+    env: list[str],
+) -> None:
+    """Append our hooks to ``config`` in place, after those that are there, and each once.
+
+    ``env`` is set explicitly: a hook without one inherits its runtime's environment, parts of
+    which an image can choose.
+
+    Raises:
+        HooksError: ``hooks`` is not an object of lists, or stands there in another spelling.
+    """
+    remove(config, hooks_dir=hooks_dir)
+    hooks = config.get("hooks")
+    if hooks is None:
+        hooks = config["hooks"] = {}
+    for stage, name in (
+        (create_stage, "prestart"),
+        ("poststart", "poststart"),
+        ("poststop", "poststop"),
+    ):
+        if hooks.get(stage) is None:
+            hooks[stage] = []
+        hooks[stage].append(
+            {
+                "path": f"{hooks_dir}/{name}",
+                "args": [name],
+                "env": list(env),
+                "timeout": timeout_seconds,
+            }
+        )
+
+
+def remove(config: dict[str, Any], *, hooks_dir: str) -> None:
+    """Take our hooks out of ``config`` in place, and what they leave empty with them.
+
+    Raises:
+        HooksError: ``hooks`` is not an object of lists, or stands there in another spelling.
+    """
+    _refuse_other_spellings(config, {"hooks"})
+    hooks = config.get("hooks")
+    if hooks is None:
+        return
+    if not isinstance(hooks, dict):
+        raise HooksError("config.json: hooks is not an object")
+    _refuse_other_spellings(hooks, {"poststart", "poststop", *CREATE_STAGES})
+    ours = False
+    for stage in list(hooks):
+        entries = hooks[stage]
+        if entries is None:
+            continue
+        if not isinstance(entries, list):
+            raise HooksError("config.json: a stage of hooks is not a list")
+        kept = [entry for entry in entries if not _is_ours(entry, hooks_dir)]
+        if len(kept) < len(entries):
+            ours = True
+            if kept:
+                hooks[stage] = kept
+            else:
+                del hooks[stage]
+    if ours and not hooks:
+        del config["hooks"]
+
+
+def _is_ours(entry: object, hooks_dir: str) -> bool:
+    path = entry.get("path") if isinstance(entry, dict) else None
+    return isinstance(path, str) and path.rpartition("/")[0] == hooks_dir
+
+
+def _refuse_other_spellings(value: dict[str, Any], names: set[str]) -> None:
+    # Go reads "Hooks" as "hooks": a second spelling could take our hooks out of what runc sees.
+    folded = {name.casefold() for name in names}
+    for key in value:
+        if key not in names and key.casefold() in folded:
+            raise HooksError("config.json: hooks stand there in an unusual spelling, refused")

@@ -1,0 +1,124 @@
+"""What the sensor says of one file that was executed or mapped executable.
+
+Pure: bytes of the ring in, :class:`Event` out. The layout is ``struct event`` of sensor.h.
+"""
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from cima_runc import limits
+from cima_runc.errors import CimaError
+
+HEADER: Final = struct.Struct("=QQQQIIIIiiII64s")
+"""``struct event``: host byte order, 128 bytes; the path follows."""
+
+DIGEST_SIZES: Final = (
+    *(16, 16, 20, 20, 32, 48, 64, 28, 16, 32, 40, 32, 48, 64, 16, 20, 24),
+    *(32, 32, 64, 32, 48, 64),
+)
+"""Bytes of a digest, by ``enum hash_algo`` of the kernel's include/uapi/linux/hash_info.h."""
+
+SHA256: Final = 4
+"""``HASH_ALGO_SHA256``."""
+
+
+class EventError(CimaError):
+    """Bytes that are not an event of this sensor: program and loader are not of one version."""
+
+
+class Func(IntEnum):
+    """The check that the kernel was making, by the names that an IMA policy uses."""
+
+    BPRM_CHECK = 1
+    MMAP_CHECK = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One file, as a process of a watched container executed it or mapped it executable."""
+
+    registration: int
+    """The number under which the container was watched; unsigned, 64 bits."""
+    time_ns: int
+    """Nanoseconds of ``CLOCK_BOOTTIME``."""
+    cgroup_id: int
+    """Of the process, in the cgroup v2 hierarchy: the inode number of its directory."""
+    mntns: int
+    """Inode number of the process's mount namespace: the container's own, or one nested in it."""
+    pid: int
+    """Thread group id in the initial pid namespace."""
+    uid: int
+    """Real user id in the initial user namespace."""
+    ino: int
+    dev: tuple[int, int]
+    """Major and minor number of the file system."""
+    func: Func
+    digest: bytes | None
+    """IMA's digest of the file, as long as ``hash_algo`` says; None: see ``error``."""
+    hash_algo: int
+    """``enum hash_algo`` of linux/hash_info.h, 4 for SHA-256; -1 where there is no digest."""
+    error: int
+    """0, or the positive errno for which there is no digest; ETXTBSY: open for writing."""
+    path: bytes | None
+    """Absolute path in the container's root as the kernel has it, any bytes but NUL; a file
+    without a name ends in " (deleted)". None: see ``path_error``."""
+    path_error: int
+    """0, or the positive errno for which there is no path: ENAMETOOLONG above 4,095 bytes."""
+
+
+def parse(record: bytes | memoryview) -> Event:
+    """Return the event in one record of the ring.
+
+    Raises :class:`EventError` for anything that sensor.bpf.c does not send.
+    """
+    if len(record) < HEADER.size:
+        raise EventError(f"an event of {len(record)} bytes, shorter than its {HEADER.size}")
+    (
+        registration,
+        time_ns,
+        cgroup_id,
+        ino,
+        mntns,
+        pid,
+        uid,
+        dev,
+        algo,
+        path_len,
+        func,
+        _reserved,
+        digest,
+    ) = HEADER.unpack_from(record)
+    if func not in _FUNCS:
+        raise EventError(f"an event of the unknown kind {func}")
+    if algo >= len(DIGEST_SIZES):
+        raise EventError(f"an event with a digest of the unknown algorithm {algo}")
+    path = None
+    if path_len > 0:
+        if path_len > limits.PATH or len(record) != HEADER.size + path_len:
+            raise EventError(f"a path of {path_len} bytes in an event of {len(record)}")
+        path = bytes(record[HEADER.size : -1])
+        if record[-1] or 0 in path:
+            raise EventError("a path that does not end at its one NUL")
+    elif path_len == 0 or len(record) != HEADER.size:
+        raise EventError(f"a path of {path_len} bytes in an event of {len(record)}")
+    return Event(
+        registration,
+        time_ns,
+        cgroup_id,
+        mntns,
+        pid,
+        uid,
+        ino,
+        (dev >> 20, dev & 0xFFFFF),
+        _FUNCS[func],
+        digest[: DIGEST_SIZES[algo]] if algo >= 0 else None,
+        max(algo, -1),
+        -algo if algo < 0 else 0,
+        path,
+        0 if path is not None else -path_len,
+    )
+
+
+_FUNCS: Final = {int(func): func for func in Func}

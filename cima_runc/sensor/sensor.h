@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * What crosses from the kernel to the loader: the event in the ring, and the values of the maps.
+ * events.py and loader.py hold the same layouts as struct formats. Host byte order (little-endian
+ * on x86-64), no padding that the compiler chooses.
+ */
+#ifndef CIMA_SENSOR_H
+#define CIMA_SENSOR_H
+
+#define PATH_SIZE 4096 /* PATH_MAX, the NUL counted */
+#define DIGEST_SIZE 64 /* the largest that IMA knows: SHA-512 */
+
+/* Sizes of the maps, in entries. */
+#define WATCHED_MAX 65536	/* mount namespaces, nested ones counted */
+#define REGISTRATIONS_MAX 16384 /* containers */
+#define NESTED_MAX 1024		/* namespaces that one container may add: the table is everybody's */
+#define SEEN_MAX 65536		/* (file, path, digest) already reported; the oldest give way */
+#define SCRATCH_SLOTS 8		/* per CPU; see claim_scratch */
+
+/* Which check the kernel was making, in IMA's words. */
+enum func { BPRM_CHECK = 1, MMAP_CHECK = 2 };
+
+/* One event in the ring; `path_len` bytes of path follow, the last of them NUL. */
+struct event {
+	u64 registration;	/* the number that the container was watched under */
+	u64 time_ns;		/* CLOCK_BOOTTIME */
+	u64 cgroup_id;		/* of the task, in the cgroup v2 hierarchy */
+	u64 ino;
+	u32 mntns;		/* inode number of the task's mount namespace */
+	u32 pid;		/* thread group id in the initial pid namespace */
+	u32 uid;		/* in the initial user namespace */
+	u32 dev;		/* the kernel's dev_t: major << 20 | minor */
+	s32 hash;		/* enum hash_algo of linux/hash_info.h, or -errno: no digest */
+	s32 path_len;		/* bytes, the NUL counted, or -errno: no path */
+	u32 func;		/* enum func */
+	u32 reserved;		/* 0 */
+	u8 digest[DIGEST_SIZE]; /* as long as `hash` says, zero after that */
+};
+_Static_assert(sizeof(struct event) == 128, "events.py reads 128 bytes");
+
+/* Map `watched`: a mount namespace's inode number (u32) -> whose it is. */
+struct watched {
+	u64 registration;
+	u64 namespace_id; /* of a nested one: the kernel's never reused number; 0: of the container */
+};
+
+/* Map `registrations`: registration number (u64) -> the container. */
+struct registration {
+	u64 cgroup_id; /* as the loader was told */
+	u64 dropped;   /* events that did not reach the ring, and namespaces that found no room */
+	s64 nested;    /* namespaces of its own that live now */
+	u64 missed;    /* the loader's: what all programs had missed when this was watched */
+	u64 mntns;     /* as the loader was told */
+};
+
+_Static_assert(sizeof(struct watched) == 16 && sizeof(struct registration) == 40,
+	       "loader.py packs 16 and 40 bytes");
+
+/* Map `totals`, one entry, read through mmap: has anything been dropped at all? */
+struct totals {
+	u64 dropped;
+};
+
+#endif

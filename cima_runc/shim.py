@@ -1,0 +1,215 @@
+"""The shim's Python part: puts our hooks into a bundle, and says which runtime to become.
+
+The launcher ``cima-runc`` (native/cima-runc.c) runs it where no agent answers or something is in
+doubt; the agent runs :func:`inject_hooks` for the launcher where it is there. Trusted for nothing:
+the agent checks what matters. Standard library only, and little of it.
+"""
+
+import os
+import sys
+from contextlib import suppress
+
+from cima_runc import limits
+from cima_runc.errors import CimaError
+from cima_runc.runc_args import RuncArgs, parse_runc_args
+from cima_runc.shim_settings import (
+    ShimSettings,
+    identity_of,
+    read_settings_file,
+    shim_settings_of,
+    write_companion,
+)
+
+_SEARCH_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+"""Where a runtime is looked for; never the caller's PATH."""
+
+
+SAID_WHY = 3
+"""The exit status by which the launcher knows that the reason has been told."""
+
+
+class ShimError(CimaError):
+    """The container cannot be started under measurement."""
+
+
+def main(argv: list[str], *, own_path: str, hooks_dir: str) -> int:
+    """Prepare the bundle if ``argv`` (a program's name first) starts a container.
+
+    Prints the runtime's absolute path on standard output and returns 0; or returns
+    :data:`SAID_WHY`, after one line in the engine's log and on standard error that says why the
+    container cannot be measured.
+    ``own_path`` is the launcher's file, ``hooks_dir`` the directory of our hooks.
+    """
+    args = parse_runc_args(argv[1:])
+    try:
+        runtime = prepare(args, own_path=own_path, hooks_dir=hooks_dir)
+    except OSError as error:
+        _report(args, f"{error.filename or 'the bundle'}: {error.strerror}")
+        return SAID_WHY
+    except CimaError as error:
+        _report(args, str(error))
+        return SAID_WHY
+    os.write(sys.stdout.fileno(), os.fsencode(runtime) + b"\n")
+    return 0
+
+
+def prepare(args: RuncArgs, *, own_path: str, hooks_dir: str) -> str:
+    """Put our hooks into the bundle if ``args`` start a container; return the runtime's path.
+
+    Raises:
+        CimaError, OSError: the container cannot be measured, or there is no runtime.
+    """
+    before = identity_of()
+    settings = shim_settings_of(read_settings_file())
+    write_companion(before, settings)
+    runtime = find_runtime(settings.runtimes, own_path)
+    if args.starts:
+        for directory, name in _configurations(args):
+            inject_at(directory, name, settings, hooks_dir)
+    return runtime
+
+
+def find_runtime(candidates: tuple[str, ...], own_path: str) -> str:
+    """Return the absolute path of the first low-level runtime that is there and not the launcher.
+
+    Raises:
+        ShimError: there is none.
+    """
+    own = os.stat(own_path)
+    for candidate in candidates:
+        places = [candidate] if candidate[0] == "/" else [f"{d}/{candidate}" for d in _SEARCH_PATH]
+        for place in places:
+            try:
+                found = os.stat(place)
+            except OSError:
+                continue
+            if (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino) and os.access(
+                place, os.X_OK
+            ):
+                return place
+    raise ShimError(
+        f"no low-level runtime found, looked for {', '.join(candidates)}",
+        hint="install runc, or name one in runtimes in /etc/cima/config.toml",
+    )
+
+
+def _configurations(args: RuncArgs) -> list[tuple[str, str]]:
+    places = [(bundle, name) for bundle in args.bundles for name in args.config_names]
+    if args.certain:
+        return places
+    return [place for place in places if os.path.isfile(os.path.join(*place))]
+
+
+def inject_at(bundle: str, name: str, settings: ShimSettings, hooks_dir: str) -> None:
+    """Add our hooks to the configuration ``name`` in the directory at the path ``bundle``.
+
+    A bundle or a configuration that is missing is left to the runtime, which says so in its own
+    words.
+
+    Raises:
+        CimaError, OSError: as for :func:`inject_hooks`.
+    """
+    try:
+        directory = os.open(bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    try:
+        inject_hooks(directory, name, settings, hooks_dir, shown=os.path.join(bundle, name))
+    except FileNotFoundError:
+        return
+    finally:
+        os.close(directory)
+
+
+def inject_hooks(
+    directory: int, name: str, settings: ShimSettings, hooks_dir: str, *, shown: str
+) -> os.stat_result:
+    """Add our hooks to the file ``name`` in the open ``directory``, all or nothing.
+
+    Returns what fstat(2) says of the file that is there then. ``shown`` is its name in errors.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ShimError: it cannot be read or written.
+        JsonError, HooksError: it is not an OCI configuration.
+    """
+    import json
+
+    from cima_runc import oci_hooks
+    from cima_runc.jsonio import load_object
+
+    try:
+        handle = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+        with open(handle, "rb") as file:
+            status = os.fstat(handle)
+            raw = file.read(limits.CONFIG_JSON + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ShimError(f"{shown} cannot be read: {error.strerror}") from error
+    config = load_object(raw, what=shown, limit=limits.CONFIG_JSON)
+    oci_hooks.inject(
+        config,
+        hooks_dir=hooks_dir,
+        create_stage=settings.hook_stage,
+        timeout_seconds=settings.hook_timeout_seconds,
+        env=[
+            f"CIMA_SOCKET={settings.socket}",
+            f"CIMA_STATE_DIR={settings.state_dir}",
+            f"CIMA_ON_AGENT_UNAVAILABLE={settings.on_agent_unavailable}",
+            f"CIMA_TIMEOUT={settings.hook_timeout_seconds}",
+        ],
+    )
+    text = json.dumps(config, ensure_ascii=False, separators=(",", ":"))
+    try:
+        return _replace(directory, name, text.encode("utf-8", "surrogatepass"), status)
+    except OSError as error:
+        raise ShimError(
+            f"our hooks cannot be written to {shown}: {error.strerror}",
+            hint="the bundle's directory must be writable and have room",
+        ) from error
+
+
+def _replace(directory: int, name: str, data: bytes, like: os.stat_result) -> os.stat_result:
+    temporary = f"{name}.cima-{os.urandom(8).hex()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    handle = os.open(temporary, flags, 0o600, dir_fd=directory)
+    try:
+        with open(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            if (like.st_uid, like.st_gid) != (os.geteuid(), os.getegid()):
+                os.fchown(handle, like.st_uid, like.st_gid)
+            os.fchmod(handle, like.st_mode & 0o7777)
+            # Not made durable: after a crash of the machine its engine writes the bundle anew.
+            status = os.fstat(handle)
+        os.replace(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=directory)
+        raise
+    return status
+
+
+def _report(args: RuncArgs, line: str) -> None:
+    """Say ``line`` where runc would: on standard error, and in the engine's log in its format."""
+    from cima_runc.text import printable
+
+    line = "cima-runc: " + printable(line)
+    print(line, file=sys.stderr)
+    if args.log is None:
+        return
+    import json
+    import time
+
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    if args.log_format == "json":
+        entry = json.dumps({"level": "error", "msg": line, "time": now})
+    else:
+        quoted = json.dumps(line, ensure_ascii=False)
+        entry = f'time="{now}" level=error msg={quoted}'
+    try:
+        with open(args.log, "a", encoding="utf-8") as file:
+            file.write(entry + "\n")
+    except OSError as error:
+        print(f"cima-runc: {printable(args.log)}: {error.strerror}", file=sys.stderr)

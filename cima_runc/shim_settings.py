@@ -1,0 +1,183 @@
+"""The settings that the shim needs, with the standard library alone.
+
+The same file, with every setting checked, is read by :mod:`cima_runc.config`. The launcher
+(native/cima-runc.c) reads no TOML: whoever has read the file leaves what the launcher needs in a
+companion file, which is good as long as the settings file is that very one.
+"""
+
+import os
+import time
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from cima_runc import limits
+from cima_runc.errors import CimaError
+
+SETTINGS_FILE = "/etc/cima/config.toml"
+COMPANION_FILE = "/run/cima/launcher"
+"""Made by :func:`write_companion`, read by the launcher."""
+_COMPANION_MAGIC = "cima-runc-launcher-1"
+_COMPANION_MAX = 4000
+_COMPANION_RUNTIMES = 16
+_SETTLED_NS = 2_000_000_000
+"""A file changed less than this ago may change again without a new change time."""
+
+
+class SettingsError(CimaError):
+    """The settings file has a key or a value that is not allowed."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what, hint=f"mend {SETTINGS_FILE}")
+
+
+@dataclass(frozen=True)
+class ShimSettings:
+    """How the shim and the hooks behave."""
+
+    runtimes: tuple[str, ...] = ("runc", "crun")
+    """The low-level runtimes, absolute paths or names; the first that is there is used."""
+    hook_stage: str = "createRuntime"
+    """``createRuntime`` or ``prestart``: the stage in which a container is registered."""
+    hook_timeout_seconds: int = 60
+    """How long a hook may take, 1 to 3600."""
+    on_agent_unavailable: Literal["refuse", "allow"] = "refuse"
+    """Whether a container starts when the agent cannot be reached: unmeasured, and noted so."""
+    socket: str = "/run/cima/agent.sock"
+    """Absolute path of the agent's unix socket."""
+    state_dir: str = "/var/lib/cima"
+    """Absolute path of the directory that holds partitions, journal and notes."""
+
+    def __post_init__(self) -> None:
+        _allow(
+            "runtimes",
+            self.runtimes,
+            isinstance(self.runtimes, tuple)
+            and bool(self.runtimes)
+            and all(_is_runtime(item) for item in self.runtimes),
+            "a list of absolute paths or plain names",
+        )
+        _allow(
+            "hook_stage",
+            self.hook_stage,
+            self.hook_stage in ("createRuntime", "prestart"),
+            '"createRuntime" or "prestart"',
+        )
+        _allow(
+            "hook_timeout_seconds",
+            self.hook_timeout_seconds,
+            type(self.hook_timeout_seconds) is int and 1 <= self.hook_timeout_seconds <= 3600,
+            "a whole number from 1 to 3600",
+        )
+        _allow(
+            "on_agent_unavailable",
+            self.on_agent_unavailable,
+            self.on_agent_unavailable in ("refuse", "allow"),
+            '"refuse" or "allow"',
+        )
+        for name in ("socket", "state_dir"):
+            path = getattr(self, name)
+            _allow(
+                name,
+                path,
+                isinstance(path, str) and path.startswith("/") and "\0" not in path,
+                "an absolute path",
+            )
+
+
+def _is_runtime(item: object) -> bool:
+    if not isinstance(item, str) or not item or "\0" in item:
+        return False
+    return item.startswith("/") or "/" not in item
+
+
+def _allow(key: str, value: object, allowed: bool, what: str) -> None:
+    if not allowed:
+        raise SettingsError(f"{key} = {value!r} is not allowed: it is {what}")
+
+
+def shim_settings_of(values: dict[str, Any]) -> ShimSettings:
+    """Return the shim's part of a settings file's top-level ``values``.
+
+    Raises:
+        SettingsError: one of them is not allowed.
+    """
+    known = {field.name for field in fields(ShimSettings)}
+    chosen = {key: value for key, value in values.items() if key in known}
+    if isinstance(chosen.get("runtimes"), list):
+        chosen["runtimes"] = tuple(chosen["runtimes"])
+    return ShimSettings(**chosen)
+
+
+def read_settings_file(path: str = SETTINGS_FILE) -> dict[str, Any]:
+    """Return the settings file as TOML gives it; no file means no settings.
+
+    Raises:
+        SettingsError: it cannot be read, is too large or is not TOML.
+    """
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(limits.SETTINGS + 1)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
+    if len(raw) > limits.SETTINGS:
+        raise SettingsError(f"{path} has more than {limits.SETTINGS} bytes")
+    import tomllib
+
+    try:
+        return tomllib.loads(raw.decode("utf-8"))
+    except ValueError as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from error
+
+
+def identity_of(path: str = SETTINGS_FILE) -> str | None:
+    """Return what tells this very state of the settings file from any other; None for no file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return (
+        f"{status.st_dev} {status.st_ino} {status.st_size} "
+        f"{_seconds(status.st_mtime_ns)} {_seconds(status.st_ctime_ns)}"
+    )
+
+
+def write_companion(
+    identity: str | None,
+    settings: ShimSettings,
+    *,
+    path: str = COMPANION_FILE,
+    settings_file: str = SETTINGS_FILE,
+) -> bool:
+    """Leave for the launcher what it needs of ``settings``, read from the file of ``identity``.
+
+    Nothing is written, and False returned, by anybody but root, where there is no settings file or
+    it has just changed, and for values that do not fit; the launcher then asks Python.
+    """
+    lines = [settings.socket, *settings.runtimes]
+    if identity is None or os.geteuid() != 0 or any("\n" in line for line in lines):
+        return False
+    encoded = os.fsencode("\n".join([f"{_COMPANION_MAGIC} {identity}", *lines, ""]))
+    if len(encoded) > _COMPANION_MAX or len(settings.runtimes) > _COMPANION_RUNTIMES:
+        return False
+    temporary = f"{path}.{os.urandom(8).hex()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        age = time.time_ns() - os.stat(settings_file).st_ctime_ns
+        if age < _SETTLED_NS or identity_of(settings_file) != identity:
+            return False
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        handle = os.open(temporary, flags, 0o644)
+        with open(handle, "wb") as file:
+            os.fchmod(handle, 0o644)
+            file.write(encoded)
+        os.replace(temporary, path)
+    except OSError:
+        # Only speed is lost: the launcher asks Python again.
+        return False
+    return True
+
+
+def _seconds(nanoseconds: int) -> str:
+    return f"{nanoseconds // 1_000_000_000}.{nanoseconds % 1_000_000_000:09d}"

@@ -1,0 +1,86 @@
+"""The firmware's event log, read and replayed.
+
+Source: TCG PC Client Platform Firmware Profile 1.06, section 10 (TCG_PCR_EVENT2, Spec ID Event03,
+StartupLocality); numbers are little-endian.
+"""
+
+import hashlib
+import struct
+from collections.abc import Iterator
+
+from cima_runc import limits
+from cima_runc.errors import CimaError
+
+_EV_NO_ACTION = 3
+_SHA256 = 0x000B
+_SPEC_ID = b"Spec ID Event03\0"
+_LOCALITY = b"StartupLocality\0"
+
+
+class EventLogError(CimaError):
+    """The event log is not one, or has no SHA-256 digests."""
+
+
+class _Reader:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def take(self, size: int) -> bytes:
+        if self.at + size > len(self.data):
+            raise EventLogError("the event log ends within an event")
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def u32(self) -> int:
+        return int(struct.unpack("<I", self.take(4))[0])
+
+    def u16(self) -> int:
+        return int(struct.unpack("<H", self.take(2))[0])
+
+
+def replay(log: bytes) -> dict[int, bytes]:
+    """Return the values (32 bytes each, SHA-256 bank) of the PCRs that the event log extends.
+
+    Raises:
+        EventLogError: it cannot be read.
+    """
+    if len(log) > limits.EVENT_LOG:
+        raise EventLogError(f"the event log has more than {limits.EVENT_LOG} bytes")
+    values: dict[int, bytes] = {}
+    for pcr, kind, digest, event in _events(_Reader(log)):
+        if kind == _EV_NO_ACTION:
+            if event.startswith(_LOCALITY) and len(event) == len(_LOCALITY) + 1:
+                values[0] = bytes(31) + event[-1:]
+            continue
+        values[pcr] = hashlib.sha256(values.get(pcr, bytes(32)) + digest).digest()
+    return values
+
+
+def _events(reader: _Reader) -> Iterator[tuple[int, int, bytes, bytes]]:
+    """Yield (PCR, type, SHA-256 digest, event data)."""
+    sizes = _header(reader)
+    while reader.at < len(reader.data):
+        pcr, kind, count = reader.u32(), reader.u32(), reader.u32()
+        if count > len(sizes):
+            raise EventLogError("an event has more digests than there are algorithms")
+        digests = {}
+        for _ in range(count):
+            algorithm = reader.u16()
+            if algorithm not in sizes:
+                raise EventLogError(f"an event has a digest of the algorithm {algorithm:#x}")
+            digests[algorithm] = reader.take(sizes[algorithm])
+        event = reader.take(reader.u32())
+        if _SHA256 not in digests:
+            raise EventLogError("an event has no SHA-256 digest")
+        yield pcr, kind, digests[_SHA256], event
+
+
+def _header(reader: _Reader) -> dict[int, int]:
+    """Read the first event; return the size of each algorithm's digests."""
+    reader.take(4 + 4 + 20)
+    header = _Reader(reader.take(reader.u32()))
+    if header.take(len(_SPEC_ID)) != _SPEC_ID:
+        raise EventLogError("the event log is not in the crypto-agile form of TPM 2.0")
+    header.take(8)
+    return {header.u16(): header.u16() for _ in range(min(header.u32(), 16))}

@@ -1,0 +1,39 @@
+"""Was everything measured? What the records themselves say, whatever the reference values are."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from cima_runc.ml.records import CIMA, Record
+from cima_runc.text import printable
+from cima_runc.verifier.policy import Policy
+from cima_runc.verifier.result import Finding
+
+
+def completeness(records: Iterable[Record], policy: Policy) -> Iterator[Finding]:
+    """Yield what is missing from these records: lost events, violations, missing sources."""
+    for record in records:
+        if record.content_type != CIMA:
+            continue
+        content, at = record.content, record.recnum
+        match content.get("type"):
+            case "lost":
+                count = content.get("count")
+                what = "an unknown number of" if count is None else str(count)
+                reason = printable(str(content.get("reason")))
+                yield _finding(policy.allow_lost, f"{what} events were lost: {reason}", at)
+            case "violation":
+                reason = printable(str(content.get("reason")))
+                what = f"something ran that cannot be named: {reason}"
+                yield _finding(policy.allow_violations, what, at)
+            case "register":
+                for source in _names(content.get("missing")):
+                    allowed = source in policy.allow_missing
+                    yield _finding(allowed, f"measured without {printable(source)}", at)
+
+
+def _names(value: Any) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else []
+
+
+def _finding(allowed: bool, what: str, record: int) -> Finding:
+    return Finding(severity="warn" if allowed else "fail", what=what, record=record)

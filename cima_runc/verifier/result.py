@@ -1,0 +1,84 @@
+"""What a verifier found out."""
+
+from typing import Literal
+
+from cima_runc.evidence.fields import U64, Digest, Hex, Model
+from cima_runc.verifier.errors import Verdict, VerificationError
+
+
+class Finding(Model):
+    """Something that appraisal noticed."""
+
+    severity: Literal["fail", "warn", "info"]
+    """``fail`` makes the container untrusted, ``warn`` and ``info`` are shown."""
+    what: str
+    """One line."""
+    record: int | None = None
+    """Number of the record that it is about."""
+
+
+class Check(Model):
+    """A step of verification that was done, or why it was not."""
+
+    step: str
+    """Its name, as in the design's list of steps."""
+    done: bool
+    detail: str
+    """One line: what was checked and found."""
+
+
+class Refusal(Model):
+    """Why the evidence was refused."""
+
+    error: str
+    """Name of the error, such as ``NonceError``."""
+    what: str
+    expected: str
+    found: str
+    hint: str
+
+    @classmethod
+    def of(cls, error: VerificationError) -> "Refusal":
+        """Return the error as part of a result."""
+        return cls(
+            error=type(error).__name__,
+            what=error.what,
+            expected=error.expected,
+            found=error.found,
+            hint=error.hint,
+        )
+
+
+class Facts(Model):
+    """What verified evidence proves."""
+
+    container: str
+    ak_name: Hex
+    reset_count: U64
+    restart_count: U64
+    clock: U64
+    """Milliseconds that the TPM was powered, at the quote."""
+    seq: U64
+    """The bind that the quote shows."""
+    count: U64
+    """Records bound."""
+    cpcr: Digest
+    """The register after them."""
+    since: U64
+    """The first record that was looked at now; those before were at an earlier time."""
+
+
+class Result(Model):
+    """The attestation result."""
+
+    verdict: Verdict
+    container: str | None
+    """The container's id; None where the evidence cannot even be read."""
+    nonce: Hex
+    checks: tuple[Check, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    appraised: bool = False
+    """Whether the records were compared with reference values."""
+    facts: Facts | None = None
+    """None where the evidence was refused."""
+    refusal: Refusal | None = None

@@ -1,0 +1,61 @@
+#!/bin/sh
+# install.sh [WHEEL | CHECKOUT]: installs cima-runc on this host, as root.
+#
+# Without an argument it installs the checkout that it is part of. Run it again to upgrade. It writes
+#   /opt/cima                                  a virtual environment, owned by the system user `cima`
+#   /usr/local/bin/{cima,cima-agent,cima-runc} links into it
+#   /etc/ima/ima-policy                        the policy that systemd loads at boot
+#   /etc/systemd/system/cima-agent.service     the agent's unit
+# It changes no engine's settings: examples/ has them for Docker, containerd and Podman.
+set -eu
+umask 022
+prefix=/opt/cima
+examples=$(dirname "$(readlink -f "$0")")
+source=${1:-$(dirname "$examples")}
+
+say() { echo "install: $*"; }
+fail() { echo "install: $*" >&2; exit 1; }
+
+[ "$(id -u)" = 0 ] || fail "run this as root"
+[ -e "$source" ] || fail "$source: no such wheel or checkout"
+
+# The kernel measures what this user owns when it is read: see examples/ima-policy. Nobody logs in as it.
+if ! id cima >/dev/null 2>&1; then
+    if getent passwd 990 >/dev/null || getent group 990 >/dev/null; then number=; else number="--uid 990"; fi
+    # shellcheck disable=SC2086  # nothing, or an option and its value
+    useradd --system --user-group $number --home-dir "$prefix" --no-create-home \
+        --shell /usr/sbin/nologin --comment "owner of cima-runc's files" cima
+fi
+owner=$(id -u cima)
+
+# The interpreter is the distribution's own: its security updates arrive by themselves.
+[ -x "$prefix/bin/python3" ] || /usr/bin/python3 -m venv "$prefix" ||
+    fail "python3 -m venv failed: apt install python3-venv"
+pip="$prefix/bin/python3 -m pip --quiet --disable-pip-version-check"
+$pip install "$source" || fail "pip could not install $source. Building from source takes:
+  apt install gcc musl-tools pkg-config python3-dev libtss2-dev clang libbpf-dev"
+# The version may be the same and the code another.
+$pip install --force-reinstall --no-deps "$source"
+find "$prefix" ! \( -user cima -group cima \) -exec chown --no-dereference cima:cima {} +
+for program in cima cima-agent cima-runc; do
+    [ -x "$prefix/bin/$program" ] || fail "the package holds no program $program"
+    ln -sfn "$prefix/bin/$program" "/usr/local/bin/$program"
+done
+
+policy=$(sed "s/fowner=990/fowner=$owner/" "$examples/ima-policy")
+mkdir -p /etc/ima
+if [ ! -e /etc/ima/ima-policy ] || grep -q 'cima-runc' /etc/ima/ima-policy; then
+    echo "$policy" >/etc/ima/ima-policy
+else
+    say "/etc/ima/ima-policy is somebody else's and stays. Merge $examples/ima-policy into it (fowner=$owner)."
+fi
+
+install -m 0644 "$examples/cima-agent.service" /etc/systemd/system/cima-agent.service
+systemctl --quiet enable cima-agent.service
+if [ -d /run/systemd/system ]; then
+    systemctl daemon-reload
+    say "installed. Reboot to load the IMA policy, or write it now and start the agent:"
+    say "  echo /etc/ima/ima-policy > /sys/kernel/security/ima/policy && systemctl restart cima-agent"
+else
+    say "installed. The IMA policy and the agent start with the next boot."
+fi

@@ -1,0 +1,184 @@
+/*
+ * The OCI hook STAGE (prestart, poststart or poststop): hands the runtime's state to the agent and
+ * fails where the agent refuses. One program a stage; STAGE is set when it is compiled.
+ *
+ * Framing as in cima_runc/agent_socket.py. Where the agent cannot be reached, cima_runc/hook.py
+ * takes over with the same state: it asks once more, and knows whether the container may start.
+ * Its settings come in its environment, which the shim sets.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
+
+#include "../native/installed.h"
+
+#define OWN_NAME "/libexec/cima/hooks/" STAGE
+#define HOOK_PY "/libexec/cima/hook.py"
+#define STATE_MAX (256 * 1024 + 1)	/* limits.HOOK_STATE, and one: the agent refuses what is longer */
+#define HEADER_MAX 64
+#define ERROR_MAX 4096			/* bytes of the agent's reason that are shown */
+
+static char state[STATE_MAX];
+
+enum answer { OK, REFUSED, UNAVAILABLE, SILENT };
+
+static size_t read_state(void)
+{
+	size_t length = 0;
+
+	while (length < sizeof state) {
+		ssize_t got = read(STDIN_FILENO, state + length, sizeof state - length);
+
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got <= 0)
+			break;
+		length += (size_t)got;
+	}
+	return length;
+}
+
+static bool send_all(int fd, const char *data, size_t length)
+{
+	while (length > 0) {
+		ssize_t done = send(fd, data, length, MSG_NOSIGNAL);
+
+		if (done < 0 && errno == EINTR)
+			continue;
+		if (done <= 0)
+			return false;
+		data += done;
+		length -= (size_t)done;
+	}
+	return true;
+}
+
+/*
+ * Asks the agent; text holds what it says, without the header. SILENT: it took the request and
+ * gave no answer in time.
+ */
+static enum answer ask_agent(const char *path, int seconds, size_t length, char *text, size_t size)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	/* A little less than the runtime's own limit, so that a reason can still be told. */
+	struct timeval patience = { .tv_sec = seconds - 2, .tv_usec = 500000 };
+	char header[HEADER_MAX];
+	size_t have = 0;
+	char *body;
+	int fd, head;
+
+	if (patience.tv_sec < 0)
+		patience.tv_sec = 0;
+	if (!join(address.sun_path, sizeof address.sun_path, path, ""))
+		return UNAVAILABLE;
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return UNAVAILABLE;
+	head = snprintf(header, sizeof header, "%s %zu\n", STAGE, length);
+	if (head < 0 || (size_t)head >= sizeof header ||
+	    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) != 0 ||
+	    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) != 0 ||
+	    connect(fd, (struct sockaddr *)&address, sizeof address) != 0 ||
+	    !send_all(fd, header, (size_t)head) || !send_all(fd, state, length)) {
+		close(fd);
+		return UNAVAILABLE;
+	}
+	while (have < size - 1) {
+		ssize_t got = recv(fd, text + have, size - 1 - have, 0);
+
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+			close(fd);
+			return SILENT;
+		}
+		if (got <= 0)
+			break;
+		have += (size_t)got;
+	}
+	close(fd);
+	text[have] = '\0';
+	body = memchr(text, '\n', have < HEADER_MAX ? have : HEADER_MAX);
+	if (!body)
+		return UNAVAILABLE;
+	if (strcmp(text, "ok 0\n") == 0)
+		return OK;
+	if (strncmp(text, "error ", strlen("error ")) != 0)
+		return UNAVAILABLE;
+	memmove(text, body + 1, have - (size_t)(body + 1 - text) + 1);
+	return REFUSED;
+}
+
+/* Prints text on standard error with everything but printable ASCII escaped. */
+static void print_escaped(const char *text)
+{
+	for (; *text; text++) {
+		unsigned char byte = (unsigned char)*text;
+
+		if (byte == '\\')
+			fputs("\\\\", stderr);
+		else if (byte >= 0x20 && byte < 0x7f)
+			fputc(byte, stderr);
+		else
+			fprintf(stderr, "\\x%02x", byte);
+	}
+}
+
+/* Becomes hook.py, with the state that was read on its standard input; returns where it cannot. */
+static void become_python(size_t length)
+{
+	char python[PATH_MAX], script[PATH_MAX];
+	struct installed own;
+	size_t written = 0;
+	int fd;
+
+	if (!find_installed(&own, OWN_NAME) || !find_python(&own, python, sizeof python) ||
+	    !join(script, sizeof script, own.prefix, HOOK_PY))
+		return;
+	fd = memfd_create("state", MFD_CLOEXEC);
+	while (fd >= 0 && written < length) {
+		ssize_t done = write(fd, state + written, length - written);
+
+		if (done <= 0)
+			return;
+		written += (size_t)done;
+	}
+	if (fd < 0 || lseek(fd, 0, SEEK_SET) != 0 || dup2(fd, STDIN_FILENO) != STDIN_FILENO)
+		return;
+	execl(python, python, "-I", "-S", "-X", "utf8", script, STAGE, (char *)NULL);
+}
+
+int main(void)
+{
+	char text[HEADER_MAX + ERROR_MAX];
+	const char *path = getenv("CIMA_SOCKET"), *limit = getenv("CIMA_TIMEOUT");
+	int seconds = limit ? atoi(limit) : 60;
+	size_t length = read_state();
+
+	if (!path)
+		path = "/run/cima/agent.sock";
+	switch (ask_agent(path, seconds, length, text, sizeof text)) {
+	case OK:
+		return 0;
+	case REFUSED:
+		fputs("cima-runc: the agent refuses: ", stderr);
+		print_escaped(text);
+		fputc('\n', stderr);
+		return 1;
+	case SILENT:
+		/* The time is spent: Python's turn must be short. */
+		setenv("CIMA_TIMEOUT", "1", 1);
+		break;
+	case UNAVAILABLE:
+		break;
+	}
+	become_python(length);
+	fprintf(stderr, "cima-runc: the hook " STAGE " cannot start its Python: %s\n",
+		strerror(errno));
+	return 1;
+}

@@ -1,0 +1,188 @@
+#!/bin/bash
+# image.sh 12|13: prints the directory with the disk (root.ext4) and the kernel (vmlinuz) of a Debian
+# guest in which this checkout is installed.
+#
+# Everything is cached in layers, each under the hash of what it is made from:
+#   tree     Debian, the engines and the kernel (tree.sh)
+#   tools    over tree: compilers, and wheels of all dependencies (tools.sh)
+#   deps     over tree: install.sh has run once, so the dependencies are there
+#   image    over deps: install.sh has run with this checkout; made into a disk
+# A layer is made in NAME.new and renamed when it is whole, under a lock, in a mount namespace of its own.
+set -euo pipefail
+umask 022
+lab=$(dirname "$(readlink -f "$0")")
+checkout=$(dirname "$lab")
+release=$1
+export CIMA_CACHE=${CIMA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/cima-runc}
+python=$checkout/.venv/bin/python
+[ -x "$python" ] || python=/usr/bin/python3
+
+if [ -z "${pip_files+set}" ]; then
+    settings=$("$python" "$lab/pip_settings.py")
+    eval "$settings"
+    as_root=()
+    [ "$(id -u)" = 0 ] || as_root=(sudo --preserve-env)
+    exec "${as_root[@]}" unshare --mount --propagation private "$0" "$@"
+fi
+
+say() { echo "lab: [Debian $release] $*" >&2; }
+key() { sha256sum | cut -c1-16; }
+
+mkdir -p "$CIMA_CACHE"
+log=$CIMA_CACHE/build-$release.log
+exec 9>"$CIMA_CACHE/lock-$release"
+flock --nonblock 9 || { say "waiting for another build of this guest"; flock 9; }
+trap '[ $? = 0 ] || { tail -n 40 "$log" >&2; say "failed; all of it is in $log"; }' EXIT
+: >"$log"
+
+# layer NAME WHAT COMMAND...: make the layer with the command, which gets its directory, unless it is there.
+layer() {
+    local name=$1 what=$2 start=$SECONDS
+    shift 2
+    if [ ! -d "$CIMA_CACHE/$name" ]; then
+        say "$what"
+        rm -rf "$CIMA_CACHE/$name.new"
+        mkdir "$CIMA_CACHE/$name.new"
+        "$@" "$CIMA_CACHE/$name.new" >>"$log" 2>&1
+        mv "$CIMA_CACHE/$name.new" "$CIMA_CACHE/$name"
+        say "  done in $((SECONDS - start)) s"
+    fi
+    touch "$CIMA_CACHE/$name"
+}
+
+# compose DIRECTORY LOWER...: mount an overlay at DIRECTORY/root that is written to DIRECTORY/upper.
+compose() {
+    local directory=$1 IFS=:
+    shift
+    mkdir -p "$directory"/{root,upper,work}
+    mount -t overlay overlay -o "lowerdir=$*,upperdir=$directory/upper,workdir=$directory/work" "$directory/root"
+    mount -t proc proc "$directory/root/proc"
+    mount --rbind /dev "$directory/root/dev"
+}
+
+# show DIRECTORY PATH [AS]: show a file or directory of this machine inside a composed root, read-only.
+show() {
+    local place=$1/root${3:-$2}
+    if [ -d "$2" ]; then mkdir -p "$place"; else mkdir -p "$(dirname "$place")"; touch "$place"; fi
+    mount --bind -o ro "$2" "$place"
+}
+
+# inside DIRECTORY COMMAND...: run a command in a composed root.
+inside() {
+    local root=$1/root
+    shift
+    chroot "$root" env HOME=/root TMPDIR=/tmp LC_ALL=C.UTF-8 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore \
+        PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
+}
+
+decompose() {
+    umount --recursive "$1/root"
+    rm -rf "${1:?}"/{root,work}
+}
+
+make_tools() {
+    local file
+    compose "$1" "$CIMA_CACHE/$tree"
+    show "$1" "$(readlink -f /etc/resolv.conf)" /etc/resolv.conf
+    for file in $pip_files; do show "$1" "$file"; done
+    apt-config dump | grep -E '^Acquire::(http|https|ftp)::' >"$1/root/etc/apt/apt.conf.d/99machine" || true
+    show "$1" "$lab/tools.sh" /tools.sh
+    # shellcheck disable=SC2086  # one requirement a word
+    inside "$1" /tools.sh $requirements
+    decompose "$1"
+}
+
+# Wheels only: the guest is never a place to compile in.
+install_wheel() {
+    show "$1" "$checkout/examples" /mnt
+    show "$1" "$CIMA_CACHE/$tools/upper/wheels" /wheels
+    inside "$1" env PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels /mnt/install.sh "/wheel/$(ls "$1/root/wheel")"
+}
+
+build_wheel() {
+    local build=$1/build
+    compose "$build" "$CIMA_CACHE/$tools/upper" "$CIMA_CACHE/$tree"
+    mkdir "$build/root/src"
+    source_archive | tar -x -C "$build/root/src"
+    inside "$build" sh -c 'cd /src && /opt/build/bin/hatchling build --target wheel'
+    cp -R "$build/root/src/dist" "$1/root/wheel"
+    umount --recursive "$build/root"
+    rm -rf "$build"
+}
+
+make_deps() {
+    compose "$1" "$CIMA_CACHE/$tree"
+    build_wheel "$1"
+    install_wheel "$1"
+    inside "$1" python3 -m venv --without-pip /opt/cima-test
+    inside "$1" env PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels \
+        /opt/cima/bin/pip --python /opt/cima-test/bin/python install pytest hypothesis
+    # shellcheck disable=SC2016  # the inner shell expands it
+    inside "$1" sh -c 'echo /opt/cima/lib/python3*/site-packages >"$(echo /opt/cima-test/lib/python3*/site-packages)/cima.pth"'
+    rm -rf "$1/root/wheel"
+    decompose "$1"
+}
+
+make_image() {
+    local etc=$1/root/etc
+    compose "$1" "$CIMA_CACHE/$deps/upper" "$CIMA_CACHE/$tree"
+    build_wheel "$1"
+    install_wheel "$1"
+    umount "$1/root/mnt" "$1/root/wheels"
+    rm -rf "$1"/root/wheel{,s}
+    cp -R "$lab"/rootfs/* "$1/root/"
+    install -D -m 0644 "$checkout/examples/docker/daemon.json" "$etc/docker/daemon.json"
+    install -D -m 0644 "$checkout/examples/containerd/config.toml" "$etc/containerd/config.toml"
+    install -D -m 0644 "$checkout/examples/podman/containers.conf" "$etc/containers/containers.conf.d/cima-runc.conf"
+    umount --recursive "$1/root/proc" "$1/root/dev"
+    # As after an update: systemd rebuilds no caches at boot.
+    touch "$1"/root/{etc,var}/.updated
+    cp "$1"/root/boot/vmlinuz-* "$1/vmlinuz"
+    # No journal: the disk is never written to, a guest writes to a snapshot that goes with it.
+    mke2fs -q -t ext4 -O ^has_journal -E lazy_itable_init=1 -d "$1/root" "$1/root.ext4" 8G
+    umount "$1/root"
+    rm -rf "${1:?}"/{root,work,upper}
+}
+
+# What the wheel and the installation are made from.
+source_archive() {
+    local part parts=()
+    for part in pyproject.toml hatch_build.py README.md LICENSE cima_runc native hooks examples; do
+        [ ! -e "$checkout/$part" ] || parts+=("$part")
+    done
+    tar_of "$checkout" "${parts[@]}"
+}
+
+# tar_of DIRECTORY PART...: the same bytes for the same files.
+tar_of() {
+    tar -C "$1" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner \
+        --exclude=__pycache__ --exclude='*.o' -c "${@:2}"
+}
+
+requirements=$(cd "$checkout" && "$python" - <<'END'
+import tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))
+print(*project["build-system"]["requires"], *project["project"]["dependencies"], "pytest", "hypothesis")
+END
+)
+tree=tree-$release-$(key <"$lab/tree.sh")
+tools=tools-$release-$(cd "$lab" && { echo "$tree $requirements"; cat tools.sh; } | key)
+deps=deps-$release-$(cd "$checkout/examples" && { echo "$tools"; cat install.sh; } | key)
+image=image-$release-$({ echo "$deps"; cat "$lab/image.sh"; source_archive; tar_of "$lab" rootfs; } | key)
+
+layer "$tree" "unpacking Debian $release with kernel, Docker, containerd and Podman (about 40 s)" \
+    "$lab/tree.sh" "$release"
+layer "$tools" "installing compilers beside it and building the dependencies (about 90 s)" make_tools
+layer "$deps" "installing the dependencies (about 20 s)" make_deps
+layer "$image" "installing this checkout and writing the disk (about 15 s)" make_image
+
+# Several checkouts share the cache: keep the four disks used last, and two of each other layer.
+prune() {
+    find "$CIMA_CACHE" -maxdepth 1 -name "$1-$release-*" -printf '%T@ %p\n' | sort -rn | cut -d' ' -f2- |
+        tail -n "+$(($2 + 1))" | xargs -r rm -rf
+}
+prune image 4
+prune deps 2
+prune tools 2
+prune tree 2
+echo "$CIMA_CACHE/$image"

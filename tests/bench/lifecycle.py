@@ -1,0 +1,174 @@
+#!/usr/bin/env python3
+"""What cima-runc costs: every step of a container's life, beside plain runc's.
+
+Paired: runc and cima-runc take turns (A B A B) in one run, on busybox, with the agent running and
+a software TPM (a real TPM extends more slowly). The agent uses what else this kernel gives it, and
+the result says what that is. Takes root.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import native_host
+
+LIFE = ("create", "state", "start", "exec", "kill", "delete")
+"""The steps of one container, in this order."""
+ALONE = ("--version", "features", "help")
+"""What needs no container."""
+GOALS = dict.fromkeys(("state", "kill", "delete", "exec", "--version", "features"), 1.3) | {
+    "create+start+delete": 1.5
+}
+_NULL = [(os.POSIX_SPAWN_OPEN, handle, "/dev/null", os.O_RDWR, 0) for handle in range(2)]
+
+
+def timed(command: Sequence[str]) -> float:
+    """Run ``command`` and return how long it took, milliseconds."""
+    before = time.perf_counter_ns()
+    child = os.posix_spawn(command[0], command, os.environ, file_actions=_NULL)
+    _, status = os.waitpid(child, 0)
+    took = (time.perf_counter_ns() - before) / 1e6
+    if status:
+        raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
+    return took
+
+
+def one_life(runtime: str, bundle: Path, name: str) -> dict[str, float]:
+    """Run every step once."""
+    more = {"create": ("--bundle", str(bundle)), "exec": (), "kill": (), "delete": ()}
+    after = {"exec": ("/bin/true",), "kill": ("KILL",)}
+    took = {}
+    for step in LIFE:
+        if step == "delete":
+            _wait_stopped(name)
+        took[step] = timed([runtime, step, *more.get(step, ()), name, *after.get(step, ())])
+    took["create+start+delete"] = took["create"] + took["start"] + took["delete"]
+    for step in ALONE:
+        took[step] = timed([runtime, step])
+    return took
+
+
+def whole_run(runtime: str, bundle: Path, name: str) -> float:
+    """``run`` of a program that ends at once, its delete included."""
+    return timed([runtime, "run", "--bundle", str(bundle), name])
+
+
+def _wait_stopped(name: str) -> None:
+    while True:
+        found = subprocess.run(["runc", "state", name], capture_output=True, check=True)
+        if json.loads(found.stdout)["status"] == "stopped":
+            return
+        time.sleep(0.002)
+
+
+def measure(prefix: Path, directory: Path, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Return step -> runtime's name -> milliseconds of each round."""
+    runtimes = {"runc": str(shutil.which("runc")), "cima-runc": str(prefix / "bin/cima-runc")}
+    results: dict[str, dict[str, list[float]]] = {}
+    lives = {
+        name: native_host.make_bundle(directory / f"life-{name}", "/bin/sleep", "1000")
+        for name in runtimes
+    }
+    runs = {
+        name: native_host.make_bundle(directory / f"run-{name}", "/bin/true") for name in runtimes
+    }
+    for turn in range(-2, rounds):
+        for name, runtime in runtimes.items():
+            took = one_life(runtime, lives[name], f"life-{name}-{turn}")
+            took["run"] = whole_run(runtime, runs[name], f"run-{name}-{turn}")
+            for step, milliseconds in took.items():
+                if turn >= 0:
+                    results.setdefault(step, {}).setdefault(name, []).append(milliseconds)
+    return results
+
+
+def summary(results: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
+    """Return for each step both medians, their ratio and the extremes."""
+    rows = []
+    for step, took in results.items():
+        plain, ours = took["runc"], took["cima-runc"]
+        rows.append(
+            {
+                "step": step,
+                "runc_ms": round(statistics.median(plain), 2),
+                "runc_min_max_ms": [round(min(plain), 2), round(max(plain), 2)],
+                "cima_runc_ms": round(statistics.median(ours), 2),
+                "cima_runc_min_max_ms": [round(min(ours), 2), round(max(ours), 2)],
+                "ratio": round(statistics.median(ours) / statistics.median(plain), 2),
+                "paired_ratio": round(
+                    statistics.median(b / a for a, b in zip(plain, ours, strict=True)), 2
+                ),
+                "goal": GOALS.get(step),
+            }
+        )
+    return rows
+
+
+def machine() -> dict[str, Any]:
+    """Say where this was measured."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    version = subprocess.run(["runc", "--version"], capture_output=True, text=True, check=True)
+    return {
+        "cpu": model,
+        "cpus": os.cpu_count(),
+        "kernel": platform.release(),
+        "runc": version.stdout.splitlines()[0],
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="./dev bench lifecycle", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=40, help="lives of each (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured there")
+    options = parser.parse_args()
+    reason = native_host.is_possible()
+    if reason:
+        raise SystemExit(f"lifecycle: {reason}")
+    with tempfile.TemporaryDirectory(prefix="cima-bench-") as name:
+        directory = Path(name)
+        prefix = native_host.installation(directory)
+        native_host.private_mounts(directory)
+        with native_host.agent(prefix, directory):
+            # A settings file is taken for settled, and the launcher's own, 2 s after its change.
+            time.sleep(2.5)
+            status = json.loads(native_host.ask(prefix, "status"))
+            results = measure(prefix, directory, options.rounds)
+        rows = summary(results)
+    print(f"{'step':20} {'runc':>8} {'cima-runc':>10} {'ratio':>6} {'goal':>5}   min..max, ms")
+    for row in rows:
+        low, high = row["cima_runc_min_max_ms"]
+        print(
+            f"{row['step']:20} {row['runc_ms']:8.2f} {row['cima_runc_ms']:10.2f} "
+            f"{row['ratio']:6.2f} {row['goal'] or '':>5}   {low:.1f}..{high:.1f} "
+            f"(runc {row['runc_min_max_ms'][0]:.1f}..{row['runc_min_max_ms'][1]:.1f})"
+        )
+    where = machine() | {"missing": status["missing"], "tpm": "swtpm", "rounds": options.rounds}
+    print(json.dumps(where))
+    if options.json:
+        options.json.write_text(
+            json.dumps({"machine": where, "steps": rows, "milliseconds": results}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

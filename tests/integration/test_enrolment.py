@@ -1,0 +1,110 @@
+"""Enrolment by credential activation, against a TPM that has a manufacturer's certificate."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from enrolled_tpm import ManufacturedTpm, manufactured_tpm
+from simulated_host import SimulatedHost, simulated_host
+from software_key import software_public
+
+from cima_runc.agent import enrolment
+from cima_runc.errors import CimaError
+from cima_runc.evidence.enrolment import EnrolmentAnswer
+from cima_runc.tpm.device import TpmError
+from cima_runc.tpm.keys import load_ak, unload
+from cima_runc.verifier.ek_certificate import EkCertificateError
+from cima_runc.verifier.enrol import EnrolmentError, accept, challenge
+from cima_runc.verifier.enrolled import parse_enrolled_ak
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManufacturedTpm]:
+    with manufactured_tpm(tmp_path_factory.mktemp("tpm")) as tpm:
+        yield tpm
+
+
+@pytest.fixture
+def host(made: ManufacturedTpm, tmp_path: Path) -> Iterator[SimulatedHost]:
+    host = SimulatedHost(tmp_path, made.tpm)
+    yield host
+    unload(made.tpm, host.attester.attestation_key())
+
+
+def test_enrolment(host: SimulatedHost, made: ManufacturedTpm) -> None:
+    request = enrolment.request(host.attester)
+    assert request.ek_certificate
+    asked, pending = challenge(request, made.root_ca + made.issuer_ca)
+    enrolled = parse_enrolled_ak(accept(enrolment.answer(host.attester, asked), pending))
+    assert enrolled == host.enrolled()
+    assert enrolled.name == host.attester.attestation_key().name
+    with pytest.raises(EnrolmentError, match="not what was"):
+        accept(EnrolmentAnswer(secret=bytes(32)), pending)
+
+
+def test_manufacturer_must_be_trusted(
+    host: SimulatedHost, made: ManufacturedTpm, tmp_path: Path
+) -> None:
+    request = enrolment.request(host.attester)
+    with pytest.raises(EkCertificateError, match="no trusted manufacturer"):
+        challenge(request, made.root_ca)  # the issuer between is missing
+    with_chain = request.model_copy(update={"ek_chain": [_der(made.issuer_ca)]})
+    challenge(with_chain, made.root_ca)
+    (tmp_path / "other").mkdir()
+    with simulated_host(tmp_path / "other") as other:
+        theirs = enrolment.request(other.attester)
+    assert theirs.ek_certificate is None
+    with pytest.raises(EnrolmentError, match="no certificate"):
+        challenge(theirs, made.root_ca)
+    borrowed = theirs.model_copy(update={"ek_certificate": request.ek_certificate})
+    with pytest.raises(EkCertificateError, match="another endorsement key"):
+        challenge(borrowed, made.root_ca + made.issuer_ca)
+    with pytest.raises(CimaError):
+        challenge(request.model_copy(update={"ek_certificate": b"x"}), made.root_ca)
+
+
+def test_another_key_or_tpm_opens_nothing(
+    host: SimulatedHost, made: ManufacturedTpm, tmp_path: Path
+) -> None:
+    request = enrolment.request(host.attester)
+    (tmp_path / "other").mkdir()
+    with simulated_host(tmp_path / "other") as other:
+        theirs = enrolment.request(other.attester)
+        asked, _ = challenge(request, None)
+        with pytest.raises(TpmError, match="does not activate"):
+            enrolment.answer(other.attester, asked)
+    # Our endorsement key, but a name that is not in our TPM.
+    mixed = request.model_copy(update={"ak_public": theirs.ak_public})
+    asked, _ = challenge(mixed, None)
+    with pytest.raises(TpmError, match="does not activate"):
+        enrolment.answer(host.attester, asked)
+
+
+def test_unrestricted_key_is_not_enrolled(host: SimulatedHost) -> None:
+    request = enrolment.request(host.attester)
+    for attributes in (0x00040472, 0x00050470, 0x00070472):
+        weak = request.model_copy(update={"ak_public": software_public(attributes)})
+        with pytest.raises(EnrolmentError, match="not a restricted key"):
+            challenge(weak, None)
+
+
+def test_key_survives(made: ManufacturedTpm) -> None:
+    first = load_ak(made.tpm)
+    name = first.name
+    unload(made.tpm, first)
+    again = load_ak(made.tpm)
+    unload(made.tpm, again)
+    kept = load_ak(made.tpm, 0x81010101)
+    found = load_ak(made.tpm, 0x81010101)
+    assert name == again.name == kept.name == found.name
+    with pytest.raises(TpmError, match="no attestation key"):
+        load_ak(made.tpm, 0x81010001)  # swtpm_setup keeps the endorsement key there
+    with pytest.raises(TpmError, match="no persistent handle"):
+        load_ak(made.tpm, 0x40000001)
+
+
+def _der(pem: bytes) -> bytes:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)

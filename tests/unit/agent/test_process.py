@@ -1,0 +1,70 @@
+import os
+import subprocess
+
+import pytest
+
+from cima_runc.agent.process import ProcessError, cgroup_belongs, examine, start_ticks
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "container_id", "cgroups_path"),
+    [
+        ("/docker/abc", "abc", "/docker/abc"),
+        ("/system.slice/docker-abc.scope", "abc", "system.slice:docker:abc"),
+        ("/machine.slice/libpod-abc.scope/container", "abc", "machine.slice:libpod:abc"),
+        ("/default/box", "box", "/default/box"),
+        ("/box", "box", None),
+        ("/user.slice/box", "box", ""),
+        ("/crun-box.scope", "box", None),
+        ("/kubepods.slice/kubepods-pod1.slice/cri-containerd-x.scope", "x", "a:cri-containerd:x"),
+        ("/elsewhere/deep", "any", "deep"),
+    ],
+)
+def test_cgroups_that_are_the_containers(
+    cgroup: str, container_id: str, cgroups_path: str | None
+) -> None:
+    assert cgroup_belongs(cgroup, container_id, cgroups_path)
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "container_id", "cgroups_path"),
+    [
+        ("/", "box", None),
+        ("/docker/abcd", "abc", "/docker/abc"),
+        ("/docker/abc", "other", "/docker/other"),
+        ("/system.slice/docker-abc.scope", "other", "system.slice:docker:other"),
+        ("/user.slice/session-1.scope", "box", None),
+    ],
+)
+def test_cgroups_that_are_not(cgroup: str, container_id: str, cgroups_path: str | None) -> None:
+    assert not cgroup_belongs(cgroup, container_id, cgroups_path)
+
+
+def test_a_process_on_our_own_mount_namespace_is_refused() -> None:
+    with pytest.raises(ProcessError, match="host's mount namespace"):
+        examine(os.getpid(), "box", None)
+
+
+def test_a_process_that_is_gone_is_refused() -> None:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    with pytest.raises(ProcessError, match="gone"):
+        examine(process.pid, "box", None)
+
+
+@pytest.mark.parametrize("pid", [0, -1])
+def test_no_process_is_refused(pid: int) -> None:
+    with pytest.raises(ProcessError, match="names no process"):
+        examine(pid, "box", None)
+
+
+def test_refusing_leaks_no_descriptor() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for pid in (os.getpid(), 2**22 + 1, 0):
+        with pytest.raises(ProcessError):
+            examine(pid, "box", None)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_start_is_read_whatever_the_process_is_called() -> None:
+    assert start_ticks(os.getpid()) > 0

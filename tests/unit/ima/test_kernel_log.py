@@ -1,0 +1,114 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from cima_runc.ima.entry import Entry, parse_binary
+from cima_runc.ima.kernel_log import KernelLog, KernelLogError
+from tests.unit.ima.recorded import RECORDED, RecordedLog
+
+every_kernel = pytest.mark.parametrize("log", RECORDED, ids=lambda log: log.kernel)
+
+
+def binary_entries(raw: bytes) -> list[Entry]:
+    entries, offset = [], 0
+    while (found := parse_binary(raw, offset)) is not None:
+        entry, offset = found
+        entries.append(entry)
+    assert offset == len(raw)
+    return entries
+
+
+def open_log(log: RecordedLog) -> KernelLog:
+    return KernelLog(log.directory / "ascii", log.directory / "binary")
+
+
+def test_there_are_recordings_of_both_kernels() -> None:
+    assert [log.kernel[:10] for log in RECORDED] == ["linux-6.1.", "linux-6.12"]
+
+
+@every_kernel
+def test_ascii_and_binary_log_are_the_same_entries(log: RecordedLog) -> None:
+    assert open_log(log).read_new() == binary_entries(log.binary)
+
+
+@every_kernel
+def test_the_replay_agrees_with_the_tpm(log: RecordedLog) -> None:
+    kernel_log = open_log(log)
+    kernel_log.read_new()
+    for pcr in (10, 11):
+        assert kernel_log.explains(pcr, log.pcrs["sha256"][pcr])
+    assert not kernel_log.explains(10, bytes(31) + b"\1")
+
+
+@every_kernel
+def test_the_sha1_bank_agrees_too(log: RecordedLog) -> None:
+    value, values = bytes(20), [bytes(20)]
+    for entry in binary_entries(log.binary):
+        if entry.pcr == 10:
+            value = hashlib.sha1(value + entry.extends("sha1")).digest()
+            values.append(value)
+    assert log.pcrs["sha1"][10] in values
+
+
+@every_kernel
+def test_names_that_break_lines_are_found_whole(log: RecordedLog) -> None:
+    kernel_log = open_log(log)
+    names = [entry.file[1] for entry in kernel_log.read_new() if entry.file]
+    forged = b"a\n11_da39a3ee5e6b4b0d3255bfef95601890afd80709_ima-sig_sha256:" + b"0" * 64
+    assert b"/root/with\nnewline" in names
+    assert b"/root/caf\xe9" in names
+    assert b"/root/" + forged + b"_/bin/evil" in names
+    assert not any(name == b"/bin/evil" for name in names)
+
+
+@every_kernel
+def test_a_line_is_found_by_digest_and_path(log: RecordedLog) -> None:
+    kernel_log = open_log(log)
+    entries = kernel_log.read_new()
+    digest, path = next(e.file for e in entries if e.file and e.file[1] == b"/root/with_space")
+    index = kernel_log.line_of(digest, b"/root/with space")
+    assert index is not None and entries[index].file == (digest, path)
+    assert kernel_log.line_of(digest, b"/root/another") is None
+    assert kernel_log.line_of(bytes(32), path) is None
+
+
+@every_kernel
+def test_there_is_a_violation_that_extends_ones(log: RecordedLog) -> None:
+    violations = [entry for entry in open_log(log).read_new() if entry.violation]
+    assert [entry.extends("sha256") for entry in violations] == [b"\xff" * 32]
+
+
+@every_kernel
+def test_reading_goes_on_where_it_ended(log: RecordedLog, tmp_path: Path) -> None:
+    ascii_file, binary_file = tmp_path / "ascii", tmp_path / "binary"
+    binary_file.write_bytes(log.binary)
+    cut = log.ascii.index(b"\n", 3000) + 1
+    ascii_file.write_bytes(log.ascii[:cut])
+    kernel_log = KernelLog(ascii_file, binary_file)
+    first = kernel_log.read_new()
+    assert kernel_log.read_new() == []
+    with ascii_file.open("ab") as file:
+        file.write(log.ascii[cut:])
+    assert first + kernel_log.read_new() == binary_entries(log.binary)
+
+
+@every_kernel
+def test_a_flipped_bit_is_found(log: RecordedLog, tmp_path: Path) -> None:
+    at = log.ascii.index(b"sha256:", 2000) + 10
+    flipped = log.ascii[:at] + bytes([log.ascii[at] ^ 1]) + log.ascii[at + 1 :]
+    (tmp_path / "ascii").write_bytes(flipped)
+    at = log.binary.index(b"sha256:\0", 2000) + 10
+    (tmp_path / "binary").write_bytes(
+        log.binary[:at] + bytes([log.binary[at] ^ 1]) + log.binary[at + 1 :]
+    )
+    with pytest.raises(Exception, match="does not have the hash"):
+        KernelLog(tmp_path / "ascii", tmp_path / "binary").read_new()
+
+
+def test_a_log_without_its_beginning_is_refused(tmp_path: Path) -> None:
+    log = RECORDED[0]
+    (tmp_path / "ascii").write_bytes(log.ascii[log.ascii.index(b"\n") + 1 :])
+    (tmp_path / "binary").write_bytes(log.binary)
+    with pytest.raises(KernelLogError, match="boot_aggregate"):
+        KernelLog(tmp_path / "ascii", tmp_path / "binary").read_new()

@@ -1,0 +1,213 @@
+"""What tests in a guest share: commands, images, engines, and what the agent says."""
+
+import base64
+import hashlib
+import json
+import shutil
+import struct
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+IMAGE = "cima-test"
+SOCKET = "/run/cima/agent.sock"
+STATE = Path("/var/lib/cima")
+ASCII_LOG = Path("/sys/kernel/security/ima/ascii_runtime_measurements")
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+def run(*command: str | Path, stdin: str | bytes = b"", timeout: float = 300) -> Ran:
+    raw = stdin.encode() if isinstance(stdin, str) else stdin
+    done = subprocess.run(command, input=raw, capture_output=True, timeout=timeout, check=False)
+    return Ran(
+        done.returncode,
+        done.stdout.decode("utf-8", "backslashreplace"),
+        done.stderr.decode("utf-8", "backslashreplace"),
+    )
+
+
+def ok(*command: str | Path, stdin: str | bytes = b"", timeout: float = 300) -> str:
+    ran = run(*command, stdin=stdin, timeout=timeout)
+    assert ran.code == 0, f"{command} ended with {ran.code}: {ran.err}{ran.out}"
+    return ran.out
+
+
+def wait_for(what: str, condition: Callable[[], Any], seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"{what}: not within {seconds} s")
+
+
+# -- the agent ----------------------------------------------------------------------------------
+
+
+def ps() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(ok("cima", "ps", "--json"))
+    return rows
+
+
+def row(container_id: str) -> dict[str, Any]:
+    """The latest registration with this id."""
+    return [row for row in ps() if row["id"] == container_id][-1]
+
+
+def records(container_id: str) -> list[dict[str, Any]]:
+    lines = ok("cima", "log", container_id, "--json").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def status() -> dict[str, Any]:
+    shown: dict[str, Any] = json.loads(ok("cima", "status", "--json"))
+    return shown
+
+
+def types(found: list[dict[str, Any]]) -> list[str]:
+    return [r["content"].get("type", "file") for r in found]
+
+
+@dataclass(frozen=True)
+class Measured:
+    digest: str
+    path: bytes
+    mntns: int
+    func: str
+    ima_line: int | None
+
+
+def files(found: list[dict[str, Any]]) -> list[Measured]:
+    """The file measurements, read as the design says and not with our code."""
+    measured = []
+    for record in found:
+        if record["content_type"] != "ima_template":
+            continue
+        data = base64.b64decode(record["content"]["template_data"])
+        assert hashlib.sha256(data).hexdigest() == record["digests"][0]["digest"]
+        fields = []
+        while data:
+            (size,) = struct.unpack_from("<I", data)
+            fields.append(data[4 : 4 + size])
+            data = data[4 + size :]
+        digest, path, mntns, func = fields
+        assert digest.startswith(b"sha256:\0") and path.endswith(b"\0")
+        measured.append(
+            Measured(
+                digest[8:].hex(),
+                path[:-1],
+                struct.unpack("<I", mntns)[0],
+                func.decode(),
+                record["meta"]["ima_line"],
+            )
+        )
+    return measured
+
+
+def restart_agent() -> None:
+    ok("systemctl", "restart", "cima-agent")
+
+
+class Settings:
+    """/etc/cima/config.toml as a test wants it; the agent is restarted with it, and after it."""
+
+    path = Path("/etc/cima/config.toml")
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __enter__(self) -> None:
+        self.path.parent.mkdir(exist_ok=True)
+        self.path.write_text(self._text)
+
+    def __exit__(self, *_: object) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+# -- images and engines -------------------------------------------------------------------------
+
+TREE = Path("/root/image")
+SCRIPT = b"#!/bin/sh\necho the script ran\n"
+
+
+def make_tree() -> Path:
+    """A root file system with a shell, a script, and a dynamically linked program."""
+    if TREE.exists():
+        return TREE
+    building = TREE.with_suffix(".new")
+    for directory in ("bin", "tmp", "proc", "sys", "dev", "etc"):
+        (building / directory).mkdir(parents=True)
+    shutil.copy("/bin/busybox", building / "bin/busybox")
+    for applet in ("sh", "cat", "cp", "echo", "ln", "ls", "mkdir", "sleep", "true", "chmod", "rm"):
+        (building / "bin" / applet).symlink_to("busybox")
+    (building / "bin/script").write_bytes(SCRIPT)
+    (building / "bin/script").chmod(0o755)
+    shutil.copy("/usr/bin/env", building / "bin/env")
+    for library in libraries():
+        (building / library.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(library, building / library.lstrip("/"))
+    return building.rename(TREE)
+
+
+def libraries() -> list[str]:
+    """What /usr/bin/env is linked with, the loader too."""
+    words = ok("ldd", "/usr/bin/env").split()
+    return [word for word in words if word.startswith("/")]
+
+
+def sha256sum(path: Path) -> str:
+    return ok("sha256sum", path).split()[0].lstrip("\\")
+
+
+def digest_in_image(path: str) -> tuple[bytes, str]:
+    return path.encode(), sha256sum(TREE / path.lstrip("/"))
+
+
+COMMAND = "/bin/script; /bin/env -i /bin/script; /bin/true; echo to stderr >&2; exit 7"
+
+
+def files_of_command() -> dict[bytes, str]:
+    """Path and digest of every file that COMMAND executes, maps or runs as a script."""
+    paths = ["/bin/busybox", "/bin/script", "/bin/env", *libraries()]
+    return dict(digest_in_image(path) for path in paths)
+
+
+def docker(runtime: str, *rest: str) -> list[str]:
+    return ["docker", "run", f"--runtime={runtime}", "--network=none", *rest]
+
+
+def podman(runtime: str, *rest: str) -> list[str]:
+    return ["podman", f"--runtime={runtime}", "run", "--network=none", *rest]
+
+
+def ctr(runtime: str, name: str, *rest: str) -> list[str]:
+    binary = shutil.which(runtime)
+    image = f"docker.io/library/{IMAGE}:latest"
+    return ["ctr", "run", "--rm", f"--runc-binary={binary}", *rest, image, name]
+
+
+def make_bundle(directory: Path, command: str) -> Path:
+    """A bundle for runc itself, over the image's tree."""
+    directory.mkdir(parents=True)
+    ok("runc", "spec", "--bundle", directory)
+    config = json.loads((directory / "config.json").read_text())
+    config["process"]["terminal"] = False
+    config["process"]["args"] = ["/bin/sh", "-c", command]
+    config["root"] = {"path": str(TREE), "readonly": False}
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+def with_docker_once(command: str = COMMAND) -> dict[str, Any]:
+    """Run one measured container to its end and return its row."""
+    run(*docker("cima-runc", "--rm", IMAGE, "/bin/sh", "-c", command))
+    return ps()[-1]

@@ -1,0 +1,179 @@
+"""The agent down, restarted, lied to, and overwhelmed."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vm import guest
+from tests.vm.guest import IMAGE, Settings
+
+HOOKS = Path("/opt/cima/libexec/cima/hooks")
+
+
+def agent_pid() -> int:
+    return int(guest.ok("systemctl", "show", "-p", "MainPID", "--value", "cima-agent"))
+
+
+@pytest.fixture
+def no_agent() -> Iterator[None]:
+    guest.ok("systemctl", "stop", "cima-agent")
+    yield
+    guest.ok("systemctl", "start", "cima-agent")
+
+
+@pytest.fixture
+def agent_restarted_after() -> Iterator[None]:
+    yield
+    guest.restart_agent()
+
+
+def test_without_the_agent_no_container_starts(image: str, no_agent: None) -> None:
+    ran = guest.run(*guest.docker("cima-runc", "--rm", IMAGE, "/bin/echo", "it ran"))
+    assert ran.code == 125
+    assert "it ran" not in ran.out
+    assert "cima-agent is not running" in ran.err
+    assert "systemctl start cima-agent" in ran.err
+    ran = guest.run(*guest.podman("cima-runc", "--rm", IMAGE, "/bin/echo", "it ran"))
+    assert ran.code != 0
+    assert "it ran" not in ran.out
+    assert "systemctl start cima-agent" in ran.err
+
+
+def test_allowed_without_the_agent_it_is_noted_as_unmeasured(image: str, no_agent: None) -> None:
+    with Settings('on_agent_unavailable = "allow"\n'):
+        name = f"--name=unmeasured-{os.getpid()}"
+        out = guest.ok(*guest.docker("cima-runc", name, IMAGE, "/bin/echo", "it ran"))
+    assert out == "it ran\n"
+    container_id = guest.ok("docker", "inspect", "-f", "{{.Id}}", name.split("=")[1]).strip()
+    for listed in (guest.ps(), ps_after_start()):
+        row = next(row for row in listed if row["id"] == container_id)
+        assert row["state"] == "unmeasured"
+        assert row["cpcr"] is None
+    logged = guest.ok("journalctl", "-t", "cima-runc", "--no-pager")
+    assert "started unmeasured" in logged
+    assert container_id[:12] in guest.ok("cima", "ps")
+    assert "unmeasured" in guest.ok("cima", "ps")
+
+
+def ps_after_start() -> list[dict[str, object]]:
+    guest.ok("systemctl", "start", "cima-agent")
+    return guest.ps()
+
+
+def test_a_restarted_agent_takes_running_containers_over(image: str) -> None:
+    command = guest.docker("cima-runc", "-d", IMAGE, "/bin/sleep", "600")
+    container_id = guest.ok(*command).strip()
+    before = guest.row(container_id)
+    guest.restart_agent()
+    guest.ok("docker", "exec", container_id, "/bin/script")
+    records = guest.records(container_id)
+    assert "lost" in guest.types(records)
+    assert b"/bin/script" in {file.path for file in guest.files(records)}
+    after = guest.row(container_id)
+    assert after["registration"] == before["registration"]
+    assert after["count"] > before["count"]
+    guest.ok("docker", "rm", "-f", container_id)
+    assert guest.row(container_id)["state"] == "stopped"
+    status = guest.status()
+    assert status["pcr_value"] == status["expected_value"]
+
+
+# -- hooks that lie -------------------------------------------------------------------------------
+
+
+def call_prestart(state: str | bytes) -> guest.Ran:
+    return guest.run(HOOKS / "prestart", stdin=state)
+
+
+@pytest.fixture(scope="module")
+def bystander(image: str) -> Iterator[str]:
+    """A container that must not be touched by what hooks say about others."""
+    container_id = guest.ok(*guest.docker("cima-runc", "-d", IMAGE, "/bin/sleep", "600")).strip()
+    yield container_id
+    guest.ok("docker", "rm", "-f", container_id)
+
+
+def state_of(pid: int, container_id: str, bundle: str) -> str:
+    return json.dumps(
+        {
+            "ociVersion": "1.0.2",
+            "id": container_id,
+            "pid": pid,
+            "status": "creating",
+            "bundle": bundle,
+        }
+    )
+
+
+def test_hooks_that_lie_are_refused(bystander: str, tmp_path: Path) -> None:
+    bundle = str(guest.make_bundle(tmp_path / "bundle", "/bin/true"))
+    gone = os.spawnlp(os.P_NOWAIT, "true", "true")
+    os.waitpid(gone, 0)
+    of_bystander = guest.row(bystander)["pid"]
+    lies = {
+        "is not JSON": "{",
+        "more than": b'{"id":"' + b"x" * 300_000 + b'"}',
+        "is not a JSON object": "[]",
+        "id": json.dumps({"pid": 1, "bundle": bundle}),
+        "pid": json.dumps({"id": "a", "pid": "1", "bundle": bundle}),
+        "names no process": state_of(0, "a", bundle),
+        "is gone": state_of(gone, "a", bundle),
+        "host's mount namespace": state_of(os.getpid(), "a", bundle),
+        "letters, digits": state_of(of_bystander, "a/../b", bundle),
+        "not this container's": state_of(of_bystander, "a", bundle),
+        "cannot be read": state_of(of_bystander, "a", "/nowhere"),
+        "not an absolute path": state_of(of_bystander, "a", "bundle"),
+    }
+    before = guest.ps()
+    stored = sorted(os.listdir(guest.STATE / "containers"))
+    for reason, state in lies.items():
+        ran = call_prestart(state)
+        assert ran.code != 0, reason
+        assert reason in ran.err
+        assert len(ran.err.splitlines()) == 1
+    assert guest.ps() == before
+    assert sorted(os.listdir(guest.STATE / "containers")) == stored
+    guest.ok("docker", "exec", bystander, "/bin/script")
+    files = {file.path for file in guest.files(guest.records(bystander))}
+    assert b"/bin/script" in files
+
+
+# -- events that find no room ---------------------------------------------------------------------
+
+
+def test_dropped_events_are_a_lost_record(image: str, agent_restarted_after: None) -> None:
+    programs, depth = 400, 15
+    with Settings("[sensor]\nring_mib = 1\n"):
+        guest.restart_agent()
+    container_id = guest.ok(*guest.docker("cima-runc", "-d", IMAGE, "/bin/sleep", "600")).strip()
+    # Long paths fill the buffer with few events: 15 directories of 250 bytes.
+    directory = "d" * 250
+    make = f"cd /; i=0; while [ $i -lt {depth} ]; do mkdir {directory}; cd {directory}; "
+    make += f"i=$((i+1)); done; i=0; while [ $i -lt {programs} ]; do ln /bin/busybox busybox$i; "
+    make += "i=$((i+1)); done"
+    enter = f"cd /; i=0; while [ $i -lt {depth} ]; do cd {directory}; i=$((i+1)); done; "
+    execute = enter + "for p in busybox*; do ./$p true; done"
+    guest.ok("docker", "exec", container_id, "/bin/sh", "-c", make)
+    os.kill(agent_pid(), signal.SIGSTOP)
+    try:
+        guest.ok("docker", "exec", container_id, "/bin/sh", "-c", execute)
+    finally:
+        os.kill(agent_pid(), signal.SIGCONT)
+    records = guest.records(container_id)
+    lost = [r["content"] for r in records if r["content"].get("type") == "lost"]
+    arrived = [
+        f
+        for f in guest.files(records)
+        if f.path.rpartition(b"/")[2].startswith(b"busybox") and len(f.path) > 1000
+    ]
+    assert lost
+    assert all(content["count"] > 0 for content in lost)
+    # Executing is one event, the mapping of the same file by the loader another, if not told apart.
+    assert programs - len(arrived) <= sum(content["count"] for content in lost)
+    assert len(arrived) < programs
+    assert guest.status()["lost"] == sum(content["count"] for content in lost)
+    guest.ok("docker", "rm", "-f", container_id)

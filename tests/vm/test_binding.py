@@ -1,0 +1,101 @@
+"""cPCRs and PCR 12, recomputed without our code."""
+
+import json
+import subprocess
+from pathlib import Path
+
+from tests.vm import by_hand, guest
+from tests.vm.guest import STATE
+
+
+def journal() -> list[str]:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return (STATE / "boots" / boot / "journal.jsonl").read_text().splitlines()
+
+
+def stored_lines(container_id: str) -> list[str]:
+    return guest.ok("cima", "log", container_id, "--json").splitlines()
+
+
+def test_registers_and_the_pcr_are_what_the_records_add_up_to(image: str) -> None:
+    for _ in range(2):
+        guest.with_docker_once()
+    rows = guest.ps()
+    assert len(rows) >= 2
+    for row in rows:
+        if row["state"] != "unmeasured":
+            registration = STATE / "containers" / f"{row['registration']:08d}"
+            lines = (registration / "records.jsonl").read_text().splitlines()
+            assert by_hand.register(lines) == row["cpcr"]
+            assert len(lines) == row["count"]
+    status = guest.status()
+    assert by_hand.binding(journal()) == by_hand.pcr(12)
+    assert status["pcr_value"] == status["expected_value"] == by_hand.pcr(12)
+    last = [json.loads(line) for line in journal() if json.loads(line)["type"] == "bind"][-1]
+    assert (status["seq"], status["root"], status["history"]) == (
+        last["seq"],
+        last["root"],
+        last["history"],
+    )
+
+
+def test_log_prints_the_records_as_they_are_stored(image: str) -> None:
+    row = guest.with_docker_once()
+    registration = STATE / "containers" / f"{row['registration']:08d}"
+    assert "\n".join(stored_lines(row["id"])) + "\n" == (registration / "records.jsonl").read_text()
+
+
+def test_a_flipped_byte_in_a_record_disagrees(image: str) -> None:
+    row = guest.with_docker_once()
+    lines = stored_lines(row["id"])
+    at = next(i for i, line in enumerate(lines) if '"ima_template"' in line)
+    record = json.loads(lines[at])
+    digest = record["digests"][0]["digest"]
+    record["digests"][0]["digest"] = ("0" if digest[0] != "0" else "1") + digest[1:]
+    changed = [*lines[:at], json.dumps(record), *lines[at + 1 :]]
+    assert by_hand.register(lines) == row["cpcr"]
+    assert by_hand.register(changed) != row["cpcr"]
+
+
+def test_reading_does_not_extend(image: str) -> None:
+    row = guest.with_docker_once()
+    before = by_hand.pcr(12)
+    guest.status()
+    guest.records(row["id"])
+    guest.ps()
+    assert by_hand.pcr(12) == before
+
+
+def test_both_pcrs_of_the_kernels_log_replay_to_the_tpm(image: str) -> None:
+    log = guest.status()["kernel_log"]
+    assert log["pcr10"]["matches_tpm"] is True
+    assert log["pcr11"]["matches_tpm"] is True
+    assert log["pcr11"]["lines"] > 0
+
+
+def test_somebody_else_extending_the_pcr_is_seen_and_binding_goes_on(image: str) -> None:
+    before = guest.status()
+    guest.ok("tpm2_pcrextend", "12:sha256=" + "ab" * 32)
+    seen = guest.status()
+    assert seen["foreign_extends"] == before["foreign_extends"] + 1
+    entry = json.loads(journal()[-1])
+    assert entry["type"] == "foreign"
+    assert entry["expected"] == before["pcr_value"]
+    assert entry["found"] == by_hand.pcr(12)
+    guest.with_docker_once()
+    after = guest.status()
+    assert after["pcr_value"] == after["expected_value"] == by_hand.pcr(12)
+    binds = [json.loads(line) for line in journal() if '"bind"' in line]
+    assert any(bind["history"] == entry["found"] for bind in binds)
+
+
+def test_only_root_may_ask(image: str) -> None:
+    asked = subprocess.run(
+        ["setpriv", "--reuid=65534", "--clear-groups", "cima", "status"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert asked.returncode != 0
+    assert not asked.stdout
+    assert "Permission denied" in asked.stderr
