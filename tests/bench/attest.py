@@ -316,9 +316,8 @@ def main() -> int:
     else:
         show(sizes, kind)
         print(f"\n{requests} concurrent requests: {quotes} quotes, {seconds:.2f} s in all")
-        print(
-            f"100,000 records: {large_bytes:,} bytes, verified in {large_seconds:.2f} s, {large_cpu:.2f} s of the CPU"
-        )
+        took = f"{large_seconds:.2f} s, {large_cpu:.2f} s of the CPU"
+        print(f"100,000 records: {large_bytes:,} bytes, verified in {took}")
         print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
         for goal, met in goals.items():
             print(f"{'met   ' if met else 'MISSED'} {goal}")
