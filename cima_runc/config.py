@@ -61,6 +61,16 @@ class TpmSettings(_Section):
     """The binding PCR, in the SHA-256 bank."""
 
 
+class RootfsSettings(_Section):
+    """The measurement of root filesystems before a container starts."""
+
+    mode: Literal["full", "layers-digest-only", "off"] = "full"
+    """``full`` keeps each layer's manifest; ``layers-digest-only`` only its digest; ``off``
+    measures nothing, and each container's record says so."""
+    cache: Literal["on", "off"] = "on"
+    """Whether a layer whose tree has not changed (inodes, sizes, times) is not read again."""
+
+
 class BindingSettings(_Section):
     """When records are bound into the TPM."""
 
@@ -114,6 +124,7 @@ class Settings(_Section):
     ima: ImaSettings = ImaSettings()
     sensor: SensorSettings = SensorSettings()
     tpm: TpmSettings = TpmSettings()
+    rootfs: RootfsSettings = RootfsSettings()
     binding: BindingSettings = BindingSettings()
     attestation: AttestationSettings = AttestationSettings()
 

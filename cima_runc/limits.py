@@ -49,6 +49,67 @@ CONTAINER_NOTE = 64 * KIB
 PENDING_EVENTS = 100_000
 """Sensor events waiting to become records; above it the kernel's buffer fills, which counts."""
 
+NAME = 255
+"""Bytes of one path component (NAME_MAX in linux/limits.h)."""
+
+LINK_TARGET = PATH - 1
+"""Bytes of a symbolic link's target: symlink(2) refuses more."""
+
+LAYER_ENTRIES = 2_000_000
+"""Files, directories and others in one layer. A full Debian desktop has some 300,000."""
+
+LAYER_DEPTH = 256
+"""Levels of directories in one layer; the walk holds one file descriptor for each of them."""
+
+LAYER_NAMES = 64 * MIB
+"""Memory for the names of the directories that one walk is in, which it must sort: about
+500,000 names in one directory."""
+
+LAYER_BYTES = 1024 * 1024 * MIB
+"""Apparent bytes of all files of one layer of an image archive: 1 TiB."""
+
+MANIFEST_LINE = 128 * KIB
+"""Bytes of one line of a layer's manifest: a path and a link target of 4 KiB each, each byte of
+which may take four, and the extended attributes."""
+
+XATTR = 16 * KIB
+"""Bytes of one extended attribute that a manifest holds. A capability is 24 bytes, an access
+control list of 2,000 entries 16 KiB."""
+
+LAYERS = 1024
+"""Layers of one root filesystem. The kernel takes 500, Docker 128."""
+
+MOUNTINFO = 64 * MIB
+"""Bytes of /proc/PID/mountinfo: 100,000 mounts (sysctl fs.mount-max) of some 600 bytes."""
+
+TAR_HEADER = 1 * MIB
+"""Bytes of one extended header or long name in a tar archive (as in Go's archive/tar)."""
+
+IMAGE_JSON = 8 * MIB
+"""Bytes of an image's index, manifest or configuration (as in containerd)."""
+
+IMAGE_INDEX_DEPTH = 8
+"""Levels of indexes in indexes. Docker and containerd write at most two."""
+
+IMAGE_RATIO = 200
+"""How many times larger than its compressed form a layer may become, once it has given
+IMAGE_RATIO_FROM bytes. Source code is packed some 10 times, a gzip bomb 1,030 times."""
+
+IMAGE_RATIO_FROM = 1024 * MIB
+"""Bytes that a layer may give before its compression ratio is looked at."""
+
+ARCHIVE_ENTRIES = 100_000
+"""Members of the outer tar of a saved image: a few for each layer."""
+
+ZSTD_WINDOW = 128 * MIB
+"""Memory that a zstd frame may ask of its reader (`zstd --long=27`, the default maximum)."""
+
+REFERENCE = 1024 * MIB
+"""Bytes of a file of reference values: some 250 bytes for each file of the image."""
+
+KEY_FILE = 64 * KIB
+"""Bytes of a PEM file with one key."""
+
 TPM_STRUCTURE = 4 * KIB
 """Bytes of one marshalled TPM structure; the largest RSA key stays far below."""
 
@@ -84,3 +145,15 @@ HTTP_REQUEST = 64 * KIB
 
 VERIFIER_INPUT = 1 * MIB
 """Bytes of a key, a certificate, a policy or a state file that the verifier reads."""
+
+PROC_MAPS = 16 * MIB
+"""Bytes of one process's maps: 65530 mappings (vm.max_map_count) of 256 bytes."""
+
+PROC_NET_UNIX = 64 * MIB
+"""Bytes of /proc/net/unix: some 500,000 sockets."""
+
+DEPENDENCY_FILE = 1024 * MIB
+"""Bytes of one executable or library of a service; dockerd has 100 MiB."""
+
+DEPENDENCY_FILES = 4096
+"""Executables and libraries of one service, or files of our own."""

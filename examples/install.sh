@@ -33,7 +33,7 @@ owner=$(id -u cima)
     fail "python3 -m venv failed: apt install python3-venv"
 pip="$prefix/bin/python3 -m pip --quiet --disable-pip-version-check"
 $pip install "$source" || fail "pip could not install $source. Building from source takes:
-  apt install gcc pkg-config python3-dev libtss2-dev clang libbpf-dev"
+  apt install gcc musl-tools pkg-config python3-dev libtss2-dev clang libbpf-dev"
 # The version may be the same and the code another.
 $pip install --force-reinstall --no-deps "$source"
 find "$prefix" ! \( -user cima -group cima \) -exec chown --no-dereference cima:cima {} +

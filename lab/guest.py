@@ -9,6 +9,8 @@ from pathlib import Path
 
 LAB = Path(__file__).resolve().parent
 ACCELERATION = os.environ.get("CIMA_VM_ACCEL", "tcg,thread=multi")
+CPU = "max,la57=off,avx=off,avx2=off"
+"""Five-level page tables and AVX only cost time where they are emulated."""
 PORTS = ("out", "err", "files", "control")
 CONSOLE_LINES = 60
 
@@ -60,22 +62,18 @@ class Guest:
             "" if machine.policy else "init=/usr/libexec/cima-lab-no-policy",
             machine.append,
         ]
-        disks = {
-            "root": f"file={image}/root.ext4,snapshot=on",
-            "job": f"file={job},readonly=on",
-        }
         command = [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
-            "-accel", ACCELERATION, "-cpu", "max", "-smp", "2", "-m", str(machine.memory),
+            "-accel", ACCELERATION, "-cpu", CPU, "-smp", "2", "-m", str(machine.memory),
             "-kernel", f"{image}/vmlinuz", "-append", " ".join(filter(None, kernel)),
             "-no-reboot", "-serial", f"file:{self.console}",
-            "-device", "nvme,serial=lab,id=nvme",
+            "-drive", f"file={image}/root.ext4,snapshot=on,format=raw,if=none,id=root",
+            "-device", "nvme,serial=lab,drive=root",
+            "-drive", f"file={job},readonly=on,format=raw,if=none,id=job",
+            "-device", "virtio-blk-pci,drive=job",
             "-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net,romfile=",
             "-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
         ]  # fmt: skip
-        for name, disk in disks.items():
-            command += ["-drive", f"{disk},format=raw,if=none,id={name}"]
-            command += ["-device", f"nvme-ns,drive={name},bus=nvme"]
         far_ends = []
         for name in PORTS:
             self.ports[name], far = socket.socketpair()

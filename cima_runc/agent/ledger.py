@@ -55,12 +55,19 @@ class Ledger:
         Raises:
             OSError: a file could not be written; what is not on disk stays queued.
         """
+        failed: OSError | None = None
         for registration in list(self._unwritten):
             records = self._unwritten[registration]
-            self._store.append(registration, records)
+            try:
+                self._store.append(registration, records)
+            except OSError as error:
+                failed = error
+                continue
             del self._unwritten[registration]
             self._unwritten_count -= len(records)
         self._store.sync()
+        if failed is not None:
+            raise failed
 
     def bind(self) -> None:
         """Bind every changed register into the TPM, once; nothing changed, nothing done.

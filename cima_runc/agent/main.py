@@ -50,8 +50,14 @@ _REQUEST_SECONDS = 10.0
 _NOTICES = frozenset({"poststart", "poststop"})
 """Requests that tell of what has happened: they are answered before their records are durable.
 Should the agent end before, the next one finds the process running, or gone."""
+_LOOKERS = 4
+"""How many containers are looked at side by side before they are registered."""
 _GATHER_SECONDS = 0.03
 """How long a request for evidence waits for others that may share its quote."""
+_REFRESH_SECONDS = 60.0
+"""How often is looked for services that were restarted or have mapped more."""
+_SETTLE_SECONDS = 10.0
+"""How long an answer waits for files of services that are being hashed."""
 _TICK_SECONDS = 1.0
 """How often is looked for lost events, ended containers and work that failed before."""
 
@@ -65,6 +71,7 @@ class Agent:
         self._hooks_dir = hooks_dir
         self._loop = asyncio.get_running_loop()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
+        self._lookers = ThreadPoolExecutor(max_workers=_LOOKERS, thread_name_prefix="looker")
         self._commit_due = False
         self._reading = False
         self._dying: set[int] = set()
@@ -117,9 +124,17 @@ class Agent:
         _notify("READY=1")
         _log.info("ready on %s", self._settings.shim.socket)
         ticking = self._loop.create_task(self._tick())
-        await stop.wait()
+        refreshing = self._loop.create_task(self._refresh())
+        working = {ticking, refreshing}
+        stopping = self._loop.create_task(stop.wait())
+        await asyncio.wait({stopping, *working}, return_when=asyncio.FIRST_COMPLETED)
+        for task in working:
+            if task.done():
+                # A mistake of ours: better started anew by systemd than running on half.
+                task.result()
         _notify("STOPPING=1")
         ticking.cancel()
+        refreshing.cancel()
         if https is not None:
             await self._loop.run_in_executor(None, https.close)
         server.close()
@@ -138,6 +153,7 @@ class Agent:
         Raises:
             CimaError, OSError: there is none.
         """
+        await self._settle()
         waiting = self.attester.ask(request, anybody=anybody)
         if not self._gathering:
             self._gathering = True
@@ -214,6 +230,22 @@ class Agent:
             for registration in list(self._dying):
                 await self._process_ended(registration)
 
+    async def _refresh(self) -> None:
+        while True:
+            await asyncio.sleep(_REFRESH_SECONDS)
+            dependencies = self.service.dependencies
+            pids = await self._submit(self.service.dependents)
+            looks = await self._loop.run_in_executor(self._lookers, dependencies.look_again, pids)
+            try:
+                await self._submit(lambda: dependencies.take_again(looks))  # noqa: B023 - awaited here
+            except (CimaError, OSError) as error:
+                _log.error("dependencies are not refreshed: %s", error)
+
+    async def _settle(self) -> None:
+        settle = self.service.dependencies.settle
+        if not await self._loop.run_in_executor(None, settle, _SETTLE_SECONDS):
+            _log.warning("files of services are being hashed still")
+
     def _watch_process(self, registration: int, pidfd: int) -> None:
         # The service closes its own when the container ends, at any time: watch a copy.
         copy = os.dup(pidfd)
@@ -266,6 +298,11 @@ class Agent:
                     await self._submit(lambda: self.service.release(body))
                 self._note(verb, body)
                 return "ok", b""
+            if verb == "prestart":
+                await self._register(body)
+                return "ok", b""
+            if verb == "log":
+                await self._settle()
             answer = await self._submit(lambda: self._handle(verb, body))
         except TimeoutError:
             return "error", b"the request did not come in time"
@@ -277,6 +314,10 @@ class Agent:
             place = f"{error.filename}: " if error.filename else ""
             return "error", printable(f"{place}{error.strerror}").encode()
         return "ok", answer
+
+    async def _register(self, body: bytes) -> None:
+        candidate = await self._loop.run_in_executor(self._lookers, self.service.look_at, body)
+        await self._submit(lambda: self.service.register(candidate))
 
     def _note(self, verb: str, body: bytes) -> None:
         """Do the work of a notice after everything that was asked before it."""
@@ -294,7 +335,6 @@ class Agent:
     def _handle(self, verb: str, body: bytes) -> bytes:
         service = self.service
         hooks: dict[str, Callable[[bytes], None]] = {
-            "prestart": service.prestart,
             "poststart": service.poststart,
             "poststop": service.poststop,
         }

@@ -11,11 +11,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cima_runc import clock, limits
+from cima_runc.agent.candidate import Candidate, look_at
 from cima_runc.agent.core import Container, Core, CoreError
+from cima_runc.agent.dependencies import Dependencies, Look, failed
 from cima_runc.agent.ledger import Ledger
 from cima_runc.agent.process import ContainerProcess, ProcessError, examine
 from cima_runc.config import Settings
@@ -25,12 +28,14 @@ from cima_runc.hook_state import HookState, parse_hook_state
 from cima_runc.ima.kernel_log import KernelLog
 from cima_runc.jsonio import load_object
 from cima_runc.measure.oci_config import measured_config
+from cima_runc.measure.rootfs import Store as RootfsStore
 from cima_runc.ml.listing import container_row, find_note, unmeasured_rows
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import Record, RecordError
 from cima_runc.ml.store import ContainerNote, Store, StoreError
 from cima_runc.sensor.events import Event
-from cima_runc.sensor.loader import Sensor
+from cima_runc.sensor.loader import Sensor, SensorError
+from cima_runc.text import printable
 from cima_runc.tpm.device import Tpm
 
 _log = logging.getLogger(__name__)
@@ -39,6 +44,8 @@ _LOG_LAG_SECONDS = 0.01
 """The sensor sees a file just before IMA logs it: how long a record waits for its line, once."""
 
 
+_REGISTER_SECONDS = 5
+"""Of a hook's time, what is kept for the rest when a root filesystem is measured."""
 _NUMBER_GAP = 1 << 16
 """Registration numbers grow by a random step below this: a container's number, which its owner
 sees, does not tell how many others there were."""
@@ -76,10 +83,22 @@ class Service:
         self._kernel_log = kernel_log
         self._tpm = tpm
         self._on_process = on_process
+        self._rootfs_store = RootfsStore.at(store.root / "rootfs")
         self._processes: dict[int, ContainerProcess] = {}
         self._next = _number_after(max(store.registrations(), default=0))
+        self.dependencies = Dependencies(
+            boot_id=boot_id,
+            host_pcr=settings.ima.host_pcr,
+            core=core,
+            store=store,
+            ledger=ledger,
+            kernel_log=kernel_log,
+            new_number=self._new_number,
+            new_secret=self._new_secret,
+        )
         self._lost: dict[int, int] = {}
         self._lost_total = 0
+        self._log_error: str | None = None
         self._released: dict[int, int] = {}
         self._pending: deque[Event] = deque()
         self._draining = threading.Lock()
@@ -107,6 +126,7 @@ class Service:
         self.drain()
         self._measure_pending()
         self._record_lost()
+        self.dependencies.collect()
         self._ledger.write()
         if bind:
             self._ledger.bind()
@@ -139,13 +159,23 @@ class Service:
                 return None
             return log.line_of(event.digest, event.path)
 
-        log.read_new()
+        self._read_kernel_log()
         lines = [line_of(event) for event in events]
         if None in lines:
             time.sleep(_LOG_LAG_SECONDS)
-            log.read_new()
+            self._read_kernel_log()
             lines = [line_of(event) for event in events]
         return lines
+
+    def _read_kernel_log(self) -> None:
+        """Read on in the kernel's log; where that fails records are made without it, and say so."""
+        if self._kernel_log is None or self._log_error:
+            return
+        try:
+            self._kernel_log.read_new()
+        except (CimaError, OSError) as error:
+            self._log_error = printable(str(error))
+            _log.error("the kernel's log is read no further: %s", self._log_error)
 
     def _record_lost(self) -> None:
         if self._sensor is None:
@@ -166,39 +196,45 @@ class Service:
 
     # -- hooks --------------------------------------------------------------------------------
 
-    def prestart(self, body: bytes) -> None:
-        """Register the container of this hook state; when this returns it may start.
+    def look_at(self, body: bytes) -> Candidate:
+        """Look at the container of this hook state; may run beside everything else.
+
+        Raises:
+            CimaError: it must not start.
+        """
+        seconds = self._settings.shim.hook_timeout_seconds - _REGISTER_SECONDS
+        return look_at(
+            body, self._settings.rootfs, self._rootfs_store, self.dependencies, max(seconds, 1)
+        )
+
+    def register(self, candidate: Candidate) -> None:
+        """Register a container; when this returns it may start.
 
         Raises:
             CimaError, OSError: it must not start; nothing of it is registered.
         """
-        state = parse_hook_state(body)
-        config = _read_config(state)
-        old = self._core.live(state.id, state.bundle)
-        if old is not None:
-            process = self._processes.get(old.note.registration)
-            if process is not None and process.alive():
-                raise RegistrationError(f"container {state.id} is registered and alive")
-            self._end(old, "its first process had ended")
-        linux = config.get("linux")
-        cgroups_path = linux.get("cgroupsPath") if isinstance(linux, dict) else None
-        process = examine(
-            state.pid, state.id, cgroups_path if isinstance(cgroups_path, str) else None
-        )
         try:
-            self._register(state, config, process)
+            self._end_predecessor(candidate.state)
+            self._register(candidate)
         except BaseException:
-            process.close()
+            candidate.close()
             raise
 
-    def _register(
-        self, state: HookState, config: dict[str, Any], process: ContainerProcess
-    ) -> None:
-        owners = owner_keys(config, Path(self._settings.attestation.owners_dir))
-        number = self._next
-        self._next = _number_after(number)
+    def _end_predecessor(self, state: HookState) -> None:
+        old = self._core.live(state.id, state.bundle)
+        if old is None:
+            return
+        process = self._processes.get(old.note.registration)
+        if process is not None and process.alive():
+            raise RegistrationError(f"container {state.id} is registered and alive")
+        self._end(old, "its first process had ended")
+
+    def _register(self, candidate: Candidate) -> None:
+        state, process = candidate.state, candidate.process
+        owners = owner_keys(candidate.config, Path(self._settings.attestation.owners_dir))
+        dependencies, reason = self._dependencies_of(candidate.look)
+        number = self._new_number()
         secret = self._new_secret()
-        now = clock.now()
         note = ContainerNote(
             registration=number,
             id=state.id,
@@ -209,12 +245,13 @@ class Service:
             start_ticks=process.start_ticks,
             bundle=state.bundle,
             slot=self._core.take_slot(),
-            started=now,
+            started=clock.now(),
             state="created",
             owners=owners,
+            dependencies=dependencies,
         )
         try:
-            records = self._begin(note, secret, config, process)
+            records = self._begin(note, secret, candidate, reason)
         except CimaError:
             self._core.give_slot(note.slot)
             raise
@@ -222,44 +259,64 @@ class Service:
             if self._sensor is not None:
                 self._sensor.watch(process.mntns, number, process.cgroup_id)
             self._store.create(note, secret)
+        except BaseException:
+            self._unwatch(note)
+            self._core.forget(number)
+            self._store.discard(number)
+            raise
+        try:
             self._ledger.add(number, records)
             self._ledger.write()
             self._ledger.bind()
         except BaseException:
-            self._refused(number)
+            self._unwatch(note)
+            self._ledger.add(number, [self._core.end(number, "refused", clock.now())])
             raise
         self._processes[number] = process
         self._on_process(number, process.pidfd)
         _log.info("container %s registered as %d, mnt:[%d]", state.id, number, process.mntns)
 
+    def _dependencies_of(self, look: Look) -> tuple[int | None, str]:
+        """Return the registration of the partition of dependencies, or why there is none."""
+        try:
+            return self.dependencies.register(look), look.error
+        except (CimaError, OSError) as error:
+            # What is missing here is in the record, for the verifier to judge.
+            _log.error("no dependencies: %s", error)
+            return None, str(error)
+
     def _begin(
-        self, note: ContainerNote, secret: bytes, config: dict[str, Any], process: ContainerProcess
+        self, note: ContainerNote, secret: bytes, candidate: Candidate, no_dependencies: str
     ) -> list[Record]:
-        measured = measured_config(config, secret=secret, hooks_dir=self._hooks_dir)
         register = {
             "type": "register",
             "id": note.id,
             "boot_id": note.boot_id,
             "registration": note.registration,
             "cgroup": note.cgroup,
-            "namespaces": process.namespaces,
+            "namespaces": candidate.process.namespaces,
+            "dependencies": note.dependencies,
             "missing": list(self._core.missing),
         }
-        contents: list[dict[str, Any]] = [register, {"type": "config", "config": measured}]
+        config = measured_config(candidate.config, secret=secret, hooks_dir=self._hooks_dir)
+        contents: list[dict[str, Any]] = [
+            register,
+            {"type": "config", "config": config},
+            candidate.rootfs,
+        ]
+        if no_dependencies:
+            contents.append(failed(no_dependencies))
         return self._core.register(note, secret, contents, note.started)
 
-    def _refused(self, number: int) -> None:
-        """Undo a registration that failed half way; what is on disk of it says so."""
-        container = self._core.get(number)
-        if container is None:
-            return
+    def _unwatch(self, note: ContainerNote) -> None:
         if self._sensor is not None:
-            self._sensor.unwatch(container.note.mntns)
-        self._ledger.add(number, [self._core.end(number, "refused", clock.now())])
-        try:
-            self._store.write_note(container.note)
-        except OSError as error:
-            _log.error("container %s: its refusal is not on disk: %s", container.note.id, error)
+            with suppress(SensorError):
+                self._sensor.unwatch(note.mntns)
+
+    def _new_number(self) -> int:
+        number = self._next
+        self._next = _number_after(number)
+        return number
 
     def _new_secret(self) -> bytes:
         own = secrets.token_bytes(32)
@@ -293,9 +350,9 @@ class Service:
         """
         container = self._core.get(registration)
         process = self._processes.get(registration)
-        if container is None or process is None:
+        if container is None or container.note.state == "stopped":
             return True
-        if process.cgroup_populated():
+        if process is not None and process.cgroup_populated():
             return False
         self._end(container, "its first process ended")
         return True
@@ -350,8 +407,10 @@ class Service:
                 _log.error("registration %d is damaged and left out: %s", number, error)
                 continue
             self._core.take_slot(note.slot)
-            self._core.restore(Container(note, secret, partition))
-            if note.state != "stopped":
+            self._core.restore(container := Container(note, secret, partition))
+            if note.kind == "dependencies":
+                self.dependencies.restore(container, self._store.records(number))
+            elif note.state != "stopped":
                 self._readopt(number)
         self._ledger.write()
         self._ledger.bind()
@@ -387,6 +446,17 @@ class Service:
         self._processes[number] = process
         self._on_process(number, process.pidfd)
         _log.info("container %s is watched again", note.id)
+
+    # -- dependencies -------------------------------------------------------------------------
+
+    def dependents(self) -> dict[int, int]:
+        """Return, for each partition of dependencies in use, a living first process that has it."""
+        found = {}
+        for number, process in self._processes.items():
+            container = self._core.get(number)
+            if container is not None and container.note.dependencies is not None:
+                found[container.note.dependencies] = process.pid
+        return found
 
     # -- questions ----------------------------------------------------------------------------
 
@@ -425,7 +495,7 @@ class Service:
             "lost": self._lost_total,
             "missing": list(self._core.missing),
             "boot_id": self._boot_id,
-            "containers": sum(1 for _ in self._core.containers),
+            "containers": sum(one.note.kind == "container" for one in self._core.containers),
             "unwritten_records": self._ledger.backlog,
         }
 
@@ -445,8 +515,8 @@ class Service:
     def _log_status(self, pcrs: dict[int, bytes]) -> dict[str, Any] | str:
         if self._kernel_log is None:
             return "missing"
-        self._kernel_log.read_new()
-        shown: dict[str, Any] = {"lines": self._kernel_log.count}
+        self._read_kernel_log()
+        shown: dict[str, Any] = {"lines": self._kernel_log.count, "error": self._log_error}
         for pcr in (self._settings.ima.host_pcr, self._settings.ima.container_pcr):
             matches = None
             if pcr in pcrs:
@@ -467,13 +537,3 @@ class Service:
 
 def _number_after(number: int) -> int:
     return number + 1 + secrets.randbelow(_NUMBER_GAP)
-
-
-def _read_config(state: HookState) -> dict[str, Any]:
-    path = Path(state.bundle) / "config.json"
-    try:
-        with path.open("rb") as file:
-            raw = file.read(limits.CONFIG_JSON + 1)
-    except OSError as error:
-        raise RegistrationError(f"{path} cannot be read: {error.strerror}") from error
-    return load_object(raw, what=str(path), limit=limits.CONFIG_JSON)

@@ -8,6 +8,7 @@
         records.jsonl                      the partition, one record a line
         container.json                     what the container is, and how it is
         secret                             32 bytes, for the container's owner only
+      rootfs/                              layers' manifests, by digest, and what is known of layers
       unmeasured/<time>-<pid>.json         containers that started without the agent
 
 Nothing that a container or an engine chose is part of a path.
@@ -15,7 +16,9 @@ Nothing that a container or an engine chose is part of a path.
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +35,7 @@ from cima_runc.ml.records import Record, parse_line
 _NUMBER = re.compile(r"[0-9]{8,}")
 
 State = Literal["created", "running", "stopped"]
+Kind = Literal["container", "dependencies"]
 
 
 class StoreError(CimaError):
@@ -64,6 +68,10 @@ class ContainerNote(BaseModel):
     """When its end was recorded, RFC 3339."""
     owners: tuple[str, ...] = ()
     """Public keys of its owner, which its evidence is encrypted to."""
+    kind: Kind = "container"
+    """What the partition is of: a container, or the host services that containers rely on."""
+    dependencies: int | None = None
+    """The registration whose partition holds what this container relies on."""
 
 
 class Store:
@@ -102,6 +110,12 @@ class Store:
         self.write_note(note)
         self._open[note.registration] = open_append(files[2])
         sync_all([*files, directory, directory.parent])
+
+    def discard(self, registration: int) -> None:
+        """Remove what :meth:`create` made, of a registration that came to nothing."""
+        with suppress(OSError):
+            self.close_partition(registration)
+        shutil.rmtree(self._directory(registration), ignore_errors=True)
 
     def write_note(self, note: ContainerNote) -> None:
         """Put a container's note in place.

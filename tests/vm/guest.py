@@ -28,7 +28,11 @@ class Ran:
 def run(*command: str | Path, stdin: str | bytes = b"", timeout: float = 300) -> Ran:
     raw = stdin.encode() if isinstance(stdin, str) else stdin
     done = subprocess.run(command, input=raw, capture_output=True, timeout=timeout, check=False)
-    return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
+    return Ran(
+        done.returncode,
+        done.stdout.decode("utf-8", "backslashreplace"),
+        done.stderr.decode("utf-8", "backslashreplace"),
+    )
 
 
 def ok(*command: str | Path, stdin: str | bytes = b"", timeout: float = 300) -> str:

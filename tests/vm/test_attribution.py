@@ -11,8 +11,8 @@ from tests.vm.guest import IMAGE
 
 
 def planted(name: str) -> str:
-    """A command that makes a program of its own and executes it."""
-    return f"cp /bin/busybox /tmp/{name} && /tmp/{name} true"
+    """A command that makes a program of its own and executes it: /tmp/busybox-NAME."""
+    return f"cp /bin/busybox /tmp/busybox-{name} && /tmp/busybox-{name} true"
 
 
 def paths(container_id: str) -> set[bytes]:
@@ -34,7 +34,7 @@ def two(image: str) -> tuple[str, str]:
             guest.ok(*guest.docker("cima-runc", "-d", IMAGE, "/bin/sh", "-c", command)).strip()
         )
     for container_id, name in zip(ids, ("one", "two"), strict=True):
-        wanted = f"/tmp/only-{name}".encode()
+        wanted = f"/tmp/busybox-only-{name}".encode()
         guest.wait_for(name, lambda: wanted in paths(container_id))  # noqa: B023
     return ids[0], ids[1]
 
@@ -43,8 +43,8 @@ def test_side_by_side_both_are_complete(two: tuple[str, str]) -> None:
     first, second = two
     assert guest.row(first)["mntns"] != guest.row(second)["mntns"]
     assert guest.row(first)["state"] == guest.row(second)["state"] == "running"
-    assert paths(first) == {b"/bin/busybox", b"/tmp/only-one"}
-    assert paths(second) == {b"/bin/busybox", b"/tmp/only-two"}
+    assert paths(first) == {b"/bin/busybox", b"/tmp/busybox-only-one"}
+    assert paths(second) == {b"/bin/busybox", b"/tmp/busybox-only-two"}
 
 
 def test_the_kernel_has_one_line_for_what_both_share(two: tuple[str, str]) -> None:
@@ -56,9 +56,9 @@ def test_exec_is_in_the_partition(two: tuple[str, str]) -> None:
     guest.ok("docker", "exec", first, "/bin/sh", "-c", planted("by-exec"))
     guest.ok("docker", "exec", first, "/bin/env", "-i", "/bin/script")
     found = paths(first)
-    assert {b"/tmp/by-exec", b"/bin/env", b"/bin/script"} <= found
+    assert {b"/tmp/busybox-by-exec", b"/bin/env", b"/bin/script"} <= found
     assert {path.encode() for path in guest.libraries()} <= found
-    assert b"/tmp/by-exec" not in paths(second)
+    assert b"/tmp/busybox-by-exec" not in paths(second)
     assert b"/bin/env" not in paths(second)
 
 
@@ -78,7 +78,7 @@ def test_podman_exec_is_in_the_partition(image: str) -> None:
         before = paths(container_id)
         guest.ok("podman", "exec", "pod-exec", "/bin/sh", "-c", planted("by-podman"))
         assert before == {b"/bin/busybox"}
-        assert paths(container_id) == {b"/bin/busybox", b"/tmp/by-podman"}
+        assert paths(container_id) == {b"/bin/busybox", b"/tmp/busybox-by-podman"}
     finally:
         guest.ok("podman", "rm", "-f", "-t", "0", "pod-exec")
     assert guest.row(container_id)["state"] == "stopped"
@@ -91,7 +91,7 @@ def test_reused_namespace_numbers_are_never_mixed_up(tmp_path: Path, image: str)
         bundle = guest.make_bundle(tmp_path / name, planted(name))
         guest.ok("cima-runc", "run", "--bundle", bundle, name)
         seen.setdefault(guest.row(name)["mntns"], []).append(name)
-        assert paths(name) == {b"/bin/busybox", f"/tmp/{name}".encode()}
+        assert paths(name) == {b"/bin/busybox", f"/tmp/busybox-{name}".encode()}
         assert len([row for row in guest.ps() if row["id"] == name]) == 1
     assert len(seen) < 6, "the kernel reused no number: the test shows nothing"
 
@@ -104,7 +104,7 @@ def test_one_id_used_again_is_another_registration(tmp_path: Path, image: str) -
         registrations.append(guest.row("again")["registration"])
     assert registrations[0] < registrations[1]
     counts = [row["count"] for row in guest.ps() if row["id"] == "again"]
-    assert counts == [4, 4]
+    assert counts == [5, 5]
 
 
 def test_a_namespace_that_the_container_makes_is_the_containers(image: str) -> None:
@@ -115,7 +115,7 @@ def test_a_namespace_that_the_container_makes_is_the_containers(image: str) -> N
         *(IMAGE, "/bin/sh", "-c", f"/bin/busybox {command}"),
     )
     row = guest.ps()[-1]
-    nested = [f for f in guest.files(guest.records(row["id"])) if f.path == b"/tmp/nested"]
+    nested = [f for f in guest.files(guest.records(row["id"])) if f.path == b"/tmp/busybox-nested"]
     assert len(nested) == 1
     assert nested[0].mntns != row["mntns"]
 
@@ -130,17 +130,17 @@ def test_many_at_once_are_all_complete(image: str, tmp_path: Path) -> None:
     assert [process.wait(300) for process in runs] == [0] * count
     time.sleep(0.5)
     for name in names:
-        assert paths(name) == {b"/bin/busybox", f"/tmp/{name}".encode()}
+        assert paths(name) == {b"/bin/busybox", f"/tmp/busybox-{name}".encode()}
 
 
 def test_names_are_bytes(image: str, tmp_path: Path) -> None:
-    name = b"/tmp/a\nb\xff \\c"
+    name = b"/tmp/busybox\nb\xff \\c"
     bundle = guest.make_bundle(
         tmp_path / "bytes",
         r"""
-        n="$(printf '/tmp/a\nb\377 \\c')"; cp /bin/busybox "$n"; "$n" true""",
+        n="$(printf '/tmp/busybox\nb\377 \\c')"; cp /bin/busybox "$n"; "$n" true""",
     )
     guest.ok("cima-runc", "run", "--bundle", bundle, "bytes")
     assert paths("bytes") == {b"/bin/busybox", name}
     shown = guest.ok("cima", "log", "bytes")
-    assert "/tmp/a\\x0ab\\xff \\\\c" in shown
+    assert "/tmp/busybox\\x0ab\\xff \\\\c" in shown

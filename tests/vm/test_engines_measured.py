@@ -45,7 +45,7 @@ def test_same_for_the_user_and_every_file_measured_once(image: str, engine: Engi
     assert len(rows) == 1
     assert rows[0]["state"] == "stopped"
     records = guest.records(rows[0]["id"])
-    assert guest.types(records)[:2] == ["register", "config"]
+    assert guest.types(records)[:3] == ["register", "config", "rootfs"]
     assert guest.types(records)[-1] == "exit"
     assert len(records) == rows[0]["count"]
     files = guest.files(records)

@@ -45,7 +45,7 @@ def test_degraded_by_setting_everything_says_what_is_missing(image: str) -> None
         records = guest.records(row["id"])
     assert shown["missing"] == ["ima", "sensor", "tpm"]
     assert shown["tpm"] == shown["sensor"] == shown["kernel_log"] == "missing"
-    assert guest.types(records) == ["register", "config", "exit"]
+    assert guest.types(records) == ["register", "config", "rootfs", "exit"]
     assert records[0]["content"]["missing"] == ["ima", "sensor", "tpm"]
     assert all(record["meta"]["missing"] == ["ima", "sensor", "tpm"] for record in records)
 
@@ -70,7 +70,7 @@ def test_ps_and_log_work_from_what_is_stored(image: str) -> None:
     assert json.loads(rows.out)[0]["state"] == "stopped"
     assert "is not running" in rows.err
     records = guest.records(json.loads(rows.out)[0]["id"])
-    assert guest.types(records) == ["register", "config", "exit"]
+    assert guest.types(records) == ["register", "config", "rootfs", "exit"]
     refused = guest.run("cima", "status")
     assert refused.code == 2
     assert "systemctl start cima-agent" in refused.err

@@ -148,7 +148,7 @@ def main():
         write_all(control, json.dumps(message).encode() + b"\n")
 
     try:
-        subprocess.run(["tar", "-xf", "/dev/nvme0n2", "-C", "/"], check=True)
+        subprocess.run(["tar", "-xf", "/dev/vda", "-C", "/"], check=True)
         job = json.loads(Path("/run/cima-lab/job.json").read_text())
         trouble = agent_trouble(send) if job["agent"] else None
         if trouble:

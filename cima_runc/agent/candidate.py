@@ -1,0 +1,120 @@
+"""A container that wants to start: what there is to know of it before it is registered.
+
+Reads processes and files and touches no register, so that several can be looked at side by side.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cima_runc import limits
+from cima_runc.agent.dependencies import Dependencies, Look
+from cima_runc.agent.process import PROC, ContainerProcess, examine
+from cima_runc.config import RootfsSettings
+from cima_runc.errors import CimaError
+from cima_runc.hook_state import HookState, parse_hook_state
+from cima_runc.jsonio import load_object
+from cima_runc.measure.idmap import parse_id_maps
+from cima_runc.measure.overlay import fuse_overlayfs_commands, read_rootfs
+from cima_runc.measure.rootfs import Store as RootfsStore
+from cima_runc.measure.rootfs import deadline, measure
+
+
+class CandidateError(CimaError):
+    """The container's bundle cannot be measured."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A container that was looked at; its process's descriptors are held."""
+
+    state: HookState
+    config: dict[str, Any]
+    """The bundle's config.json, our hooks in it."""
+    process: ContainerProcess
+    rootfs: dict[str, Any]
+    """Content of the ``rootfs`` record."""
+    look: Look
+    """What it relies on."""
+
+    def close(self) -> None:
+        """Let go of the process and of files."""
+        self.process.close()
+        self.look.close()
+
+
+def look_at(
+    hook_state: bytes,
+    settings: RootfsSettings,
+    store: RootfsStore,
+    dependencies: Dependencies,
+    seconds: float,
+) -> Candidate:
+    """Check the container's process and measure its root filesystem, in at most ``seconds``.
+
+    Raises:
+        CimaError: it is not what the hook says, or cannot be measured; it must not start.
+    """
+    started = time.monotonic()
+    state = parse_hook_state(hook_state)
+    config = _read_config(state)
+    process = examine(state.pid, state.id, _text(config.get("linux"), "cgroupsPath"))
+    try:
+        rest = seconds - (time.monotonic() - started)
+        rootfs = _measure_rootfs(
+            state, config, process, settings=settings, store=store, seconds=rest
+        )
+    except BaseException:
+        process.close()
+        raise
+    return Candidate(state, config, process, rootfs, dependencies.look_at(process.pid))
+
+
+def _measure_rootfs(
+    state: HookState,
+    config: dict[str, Any],
+    process: ContainerProcess,
+    *,
+    settings: RootfsSettings,
+    store: RootfsStore,
+    seconds: float,
+) -> dict[str, Any]:
+    root = _text(config.get("root"), "path")
+    if root is None:
+        raise CandidateError("config.json names no root.path")
+    directory = PROC / str(process.pid)
+    try:
+        mountinfo = _read(directory / "mountinfo", limits.MOUNTINFO)
+        ids = parse_id_maps(
+            _read(directory / "uid_map", limits.MIB), _read(directory / "gid_map", limits.MIB)
+        )
+        return measure(
+            read_rootfs(Path(state.bundle) / root, mountinfo, fuse_overlayfs_commands),
+            store,
+            ids=ids,
+            mode=settings.mode,
+            use_cache=settings.cache == "on",
+            check=deadline(seconds),
+        ).content()
+    except OSError as error:
+        raise CandidateError(f"the root filesystem cannot be measured: {error}") from error
+
+
+def _read_config(state: HookState) -> dict[str, Any]:
+    path = Path(state.bundle) / "config.json"
+    try:
+        raw = _read(path, limits.CONFIG_JSON)
+    except OSError as error:
+        raise CandidateError(f"{path} cannot be read: {error.strerror}") from error
+    return load_object(raw, what=str(path), limit=limits.CONFIG_JSON)
+
+
+def _read(path: Path, limit: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(limit + 1)
+
+
+def _text(holder: object, key: str) -> str | None:
+    value = holder.get(key) if isinstance(holder, dict) else None
+    return value if isinstance(value, str) else None

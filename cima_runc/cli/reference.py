@@ -1,0 +1,118 @@
+"""`cima reference`: make, sign, check and convert reference values."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cima_runc import limits
+from cima_runc.text import printable
+
+app = typer.Typer(
+    name="reference",
+    help="Reference values: what a container should be.",
+    no_args_is_help=True,
+)
+
+_Out = Annotated[Path, typer.Option("--output", "-o", help="File to write; - is standard output.")]
+_STDOUT = Path("-")
+
+
+@app.command()
+def image(
+    path: Annotated[
+        Path, typer.Argument(help="OCI layout (directory or tar), or docker/podman save's archive.")
+    ],
+    *,
+    output: _Out = _STDOUT,
+    platform: Annotated[
+        str | None, typer.Option(help="Which one of several: os/architecture[/variant].")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Which one of several: its tag.")] = None,
+    sign_key: Annotated[
+        Path | None,
+        typer.Option(help="Write a signed envelope; a PEM private key, P-256 or Ed25519."),
+    ] = None,
+    manifests: Annotated[
+        Path | None, typer.Option(help="Directory to write each layer's mtree manifest into.")
+    ] = None,
+) -> None:
+    """Make reference values from an image, which is read and not unpacked."""
+    from cima_runc.verifier.reference.dsse import load_private_key, sign
+    from cima_runc.verifier.reference.file import format_reference, read_limited
+    from cima_runc.verifier.reference.image import read_image
+
+    key = load_private_key(read_limited(sign_key, limits.KEY_FILE)) if sign_key else None
+    read = read_image(path, platform=platform, name=name)
+    if manifests is not None:
+        manifests.mkdir(parents=True, exist_ok=True)
+        for layer, manifest in zip(read.reference.layers, read.manifests, strict=True):
+            (manifests / f"{layer.digest.removeprefix('sha256:')}.mtree").write_bytes(manifest)
+    _write(output, sign(read.reference, key) if key else format_reference(read.reference))
+    _say(
+        f"{printable(read.reference.name or read.reference.image_id)} "
+        f"({printable(read.reference.platform)}): "
+        f"{len(read.reference.layers)} layers, {len(read.reference.files)} paths"
+    )
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="Signed reference values.")],
+    key: Annotated[list[Path], typer.Option(help="Trusted public key in PEM form; may repeat.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write the values into.")
+    ] = None,
+) -> None:
+    """Check the signature of reference values."""
+    from cima_runc.verifier.reference.dsse import load_public_key
+    from cima_runc.verifier.reference.dsse import verify as verify_envelope
+    from cima_runc.verifier.reference.file import ImageReference, format_reference, read_limited
+
+    keys = [load_public_key(read_limited(each, limits.KEY_FILE)) for each in key]
+    reference = verify_envelope(read_limited(path, 2 * limits.REFERENCE), keys)
+    if output is not None:
+        _write(output, format_reference(reference))
+    what = reference.image_id if isinstance(reference, ImageReference) else "a host"
+    _say(f"signature good: {what}, {len(reference.files)} paths")
+
+
+@app.command()
+def convert(
+    path: Annotated[
+        Path | None, typer.Argument(help="Reference values, with --to-keylime.")
+    ] = None,
+    from_keylime: Annotated[
+        Path | None, typer.Option(help="Keylime runtime policy to read.")
+    ] = None,
+    to_keylime: Annotated[
+        Path | None, typer.Option(help="Keylime runtime policy to write.")
+    ] = None,
+    output: _Out = _STDOUT,
+) -> None:
+    """Convert reference values from or to a Keylime runtime policy."""
+    from cima_runc.verifier.reference import keylime
+    from cima_runc.verifier.reference.file import format_reference, read_limited, read_reference
+
+    if from_keylime is not None and path is None and to_keylime is None:
+        converted = keylime.from_keylime(read_limited(from_keylime, limits.REFERENCE))
+        _write(output, format_reference(converted.reference))
+        for line in converted.left_out:
+            _say(f"left out: {line}")
+    elif to_keylime is not None and path is not None and from_keylime is None:
+        _write(to_keylime, keylime.to_keylime(read_reference(path)))
+    else:
+        raise typer.BadParameter("give --from-keylime FILE, or REFERENCE and --to-keylime FILE")
+
+
+def _write(path: Path, data: bytes) -> None:
+    if path == _STDOUT:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        path.write_bytes(data)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)

@@ -1,0 +1,222 @@
+"""Measure a container's root filesystem: each layer, bottom to top, before anything of it runs."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cima_runc.errors import CimaError
+from cima_runc.measure.idmap import IDENTITY, IdMap
+from cima_runc.measure.layer import Check, fingerprint, ids_of, no_check, open_layer, scan
+from cima_runc.measure.mtree import FORMAT, escape, format_mode
+from cima_runc.measure.overlay import Kind, LayerDirectory, Role, RootFilesystem
+from cima_runc.measure.store import CachedLayer, LayerCache, ManifestStore
+
+Mode = Literal["full", "layers-digest-only", "off"]
+
+_SETTLED_NS = 2_000_000_000
+"""How long ago a tree must have changed last for its fingerprint to stand for it: filesystems
+round times, up to 2 s, so that a later change could show the same ones."""
+
+
+class DeadlineError(CimaError):
+    """Measuring took longer than it may."""
+
+
+def deadline(seconds: float) -> Check:
+    """Return a check that ends the measurement with :class:`DeadlineError` after ``seconds``."""
+    end = time.monotonic() + seconds
+
+    def check() -> None:
+        if time.monotonic() > end:
+            raise DeadlineError(
+                f"measuring the root filesystem took longer than {seconds:g} s",
+                hint="give it more time, or look for very large files in the container's layer",
+            )
+
+    return check
+
+
+class LayerMeasurement(BaseModel):
+    """One layer of a measured root filesystem."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Role
+    """data and lower: of the image; init: made by Docker; upper: the container's own; tree: a root
+    filesystem that is not an overlay."""
+    digest: str
+    """`sha256:` and 64 hex digits of the canonical manifest (:mod:`cima_runc.measure.mtree`)."""
+    entries: int
+    files: int
+    bytes: int
+    """Bytes of all regular files."""
+    changed: tuple[str, ...] = ()
+    """Escaped paths of what changed while it was measured, the first hundred of them."""
+    changed_count: int = 0
+    is_cached: bool = Field(default=False, exclude=True)
+    """Whether the files were not read, since the tree's fingerprint was a known one."""
+
+
+class RootAttributes(BaseModel):
+    """Mode and owner of the root directory as mounted, which no layer's manifest holds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mode: str
+    """Octal, as in a manifest."""
+    uid: int
+    gid: int
+
+
+class RootfsMeasurement(BaseModel):
+    """What a container's root filesystem was, before anything of it ran."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mode: Mode
+    format: str = FORMAT
+    filesystem: Kind
+    reason: str = ""
+    """Why an overlay was measured as one tree."""
+    root: RootAttributes | None = None
+    layers: tuple[LayerMeasurement, ...] = ()
+    """Bottom to top."""
+
+    @property
+    def changed_count(self) -> int:
+        """How many files and directories changed while they were measured."""
+        return sum(layer.changed_count for layer in self.layers)
+
+    def content(self) -> dict[str, Any]:
+        """Return the content of the `rootfs` record: JSON values, the same for the same root."""
+        return {"type": "rootfs"} | self.model_dump(mode="json")
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Where manifests are kept, and what unchanged layers measured."""
+
+    manifests: ManifestStore
+    cache: LayerCache
+
+    @classmethod
+    def at(cls, directory: Path) -> "Store":
+        """Open the store in a directory, making it. Raises :class:`StoreError`."""
+        return cls(ManifestStore(directory / "manifests"), LayerCache(directory / "layers"))
+
+
+def measure(
+    rootfs: RootFilesystem,
+    store: Store | None = None,
+    *,
+    ids: IdMap = IDENTITY,
+    mode: Mode = "full",
+    use_cache: bool = True,
+    check: Check = no_check,
+) -> RootfsMeasurement:
+    """Measure each layer of a root filesystem.
+
+    ``ids`` is the map of the container's user namespace. ``mode`` "full" keeps the manifests in
+    ``store``, "layers-digest-only" does not, "off" measures nothing and says so. Without
+    ``use_cache`` every file is read, whether its layer seems unchanged or not. ``check`` is called
+    now and then, and ends the measurement by raising (:func:`deadline`).
+    Raises :class:`LayerError` where a layer cannot be read whole, and what ``check`` raises.
+    """
+    root = None
+    layers: list[LayerMeasurement] = []
+    if mode != "off":
+        root = _root_attributes(rootfs.path, ids)
+        for directory in rootfs.layers:
+            layers.append(
+                _measure_layer(
+                    directory,
+                    store,
+                    rootfs.ids or ids,
+                    keep=mode == "full",
+                    use_cache=use_cache,
+                    check=check,
+                )
+            )
+    return RootfsMeasurement(
+        mode=mode, filesystem=rootfs.kind, reason=rootfs.reason, root=root, layers=tuple(layers)
+    )
+
+
+def _root_attributes(path: Path, ids: IdMap) -> RootAttributes | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None  # mounted where only the container sees it
+    return RootAttributes(
+        mode=format_mode(found.st_mode & 0o7777),
+        uid=ids.uid(found.st_uid),
+        gid=ids.gid(found.st_gid),
+    )
+
+
+def _measure_layer(
+    directory: LayerDirectory,
+    store: Store | None,
+    ids: IdMap,
+    *,
+    keep: bool,
+    use_cache: bool,
+    check: Check,
+) -> LayerMeasurement:
+    started = time.time_ns()
+    with open_layer(directory.path) as root:
+        ids = ids_of(root, directory, ids)
+        key = f"{directory.path}\0{directory.form}\0{ids}"
+        if store is None or not use_cache:
+            return _scan(root, directory, ids, store if keep else None, check)
+        before = fingerprint(root, check)
+        known = store.cache.get(key, before.digest)
+        if known and (not keep or store.manifests.has(known.digest)):
+            return LayerMeasurement(
+                kind=directory.role,
+                digest=known.digest,
+                entries=known.entries,
+                files=known.files,
+                bytes=known.bytes,
+                is_cached=True,
+            )
+        layer = _scan(root, directory, ids, store if keep else None, check)
+        if fingerprint(root, check) != before and not layer.changed_count:
+            return layer.model_copy(update={"changed": (".",), "changed_count": 1})
+        if not layer.changed_count and before.newest < started - _SETTLED_NS:
+            store.cache.put(
+                key,
+                CachedLayer(
+                    path=escape(os.fsencode(directory.path)),
+                    fingerprint=before.digest,
+                    digest=layer.digest,
+                    entries=layer.entries,
+                    files=layer.files,
+                    bytes=layer.bytes,
+                ),
+            )
+        return layer
+
+
+def _scan(
+    root: int, directory: LayerDirectory, ids: IdMap, store: Store | None, check: Check
+) -> LayerMeasurement:
+    if store is None:
+        found = scan(root, directory.form, ids, check=check)
+    else:
+        with store.manifests.new() as manifest:
+            found = scan(root, directory.form, ids, manifest.write, check)
+            manifest.keep(found.digest)
+    return LayerMeasurement(
+        kind=directory.role,
+        digest=found.digest,
+        entries=found.entries,
+        files=found.files,
+        bytes=found.bytes,
+        changed=tuple(found.changed),
+        changed_count=found.changed_count,
+    )

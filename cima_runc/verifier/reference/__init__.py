@@ -1,0 +1,1 @@
+"""Reference values: what a container should be, from the image and from a trusted host."""

@@ -1,0 +1,195 @@
+"""Blobs of an image: read once, decompressed as they come, with their digests checked.
+
+A layer is compressed with gzip or zstd, or not at all; which one is told by its first bytes, as
+engines do. Nothing is trusted until the end: :class:`LayerStream` yields the archive, and
+:meth:`LayerStream.finish` says whether it was the one that the image names.
+"""
+
+import hashlib
+import re
+import zlib
+from typing import IO, Protocol, cast
+
+import zstandard
+
+from cima_runc import limits
+from cima_runc.errors import CimaError
+from cima_runc.text import printable
+from cima_runc.verifier.reference.tar import Reader
+
+_DIGEST = re.compile(r"(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})")
+
+
+class BlobError(CimaError):
+    """A blob is not what the image says it is, or does not fit the limits."""
+
+
+class _Hash(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+def check_digest(digest: str) -> str:
+    """Return a digest of a form that OCI registers: sha256 or sha512, and hex. Raises BlobError."""
+    if not _DIGEST.fullmatch(digest):
+        raise BlobError(f"not a sha256 or sha512 digest: {printable(digest[:200])}")
+    return digest
+
+
+class BlobReader:
+    """A blob, hashed as it is read."""
+
+    def __init__(self, stream: Reader, digest: str | None, size: int | None) -> None:
+        self._stream = stream
+        self._digest = None if digest is None else check_digest(digest)
+        self._size = size
+        self._hash: _Hash | None = hashlib.new(digest.partition(":")[0]) if digest else None
+        self.count = 0
+        """Bytes read so far."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most ``size`` bytes, none at the end."""
+        data = self._stream.read(size)
+        self.count += len(data)
+        if self._size is not None and self.count > self._size:
+            raise BlobError(f"the blob {self._digest} has more than its {self._size} bytes")
+        if self._hash:
+            self._hash.update(data)
+        return data
+
+    def finish(self) -> None:
+        """Read the rest; raise :class:`BlobError` unless it all was the blob of that digest."""
+        while self.read(limits.MIB):
+            pass
+        if self._size is not None and self.count != self._size:
+            raise BlobError(
+                f"the blob {self._digest} has {self.count} bytes, not {self._size}",
+                hint="the image is damaged or was changed",
+            )
+        if self._hash and self._digest:
+            found = f"{self._digest.partition(':')[0]}:{self._hash.hexdigest()}"
+            if found != self._digest:
+                raise BlobError(
+                    f"a blob has the digest {found}, not {self._digest}",
+                    hint="the image is damaged or was changed",
+                )
+
+
+def read_blob(stream: Reader, digest: str | None, size: int | None, most: int) -> bytes:
+    """Return a whole small blob of at most ``most`` bytes. Raises :class:`BlobError`."""
+    blob = BlobReader(stream, digest, size)
+    parts = []
+    while part := blob.read(min(limits.MIB, most + 1)):
+        parts.append(part)
+        if blob.count > most:
+            raise BlobError(f"{digest or 'a file of the image'} has more than {most} bytes")
+    blob.finish()
+    return b"".join(parts)
+
+
+class LayerStream:
+    """A layer's archive, decompressed from its blob."""
+
+    def __init__(self, blob: BlobReader, diff_id: str) -> None:
+        self._blob = blob
+        self._diff_id = check_digest(diff_id)
+        self._hash: _Hash = hashlib.new(diff_id.partition(":")[0])
+        self._count = 0
+        self._archive = _decompress(blob)
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most ``size`` bytes of the archive, none at the end. Raises BlobError."""
+        try:
+            data = self._archive.read(size)
+        except (zlib.error, zstandard.ZstdError) as error:
+            raise BlobError(
+                f"a layer cannot be decompressed: {printable(str(error))}",
+                hint="the image is damaged",
+            ) from None
+        self._count += len(data)
+        self._hash.update(data)
+        self.check_size(self._count)
+        return data
+
+    def check_size(self, size: int) -> None:
+        """Raise :class:`BlobError` where a layer becomes much larger than what was read of it."""
+        if size > limits.LAYER_BYTES:
+            raise BlobError(f"a layer of more than {limits.LAYER_BYTES} bytes")
+        if size > limits.IMAGE_RATIO_FROM and size > self._blob.count * limits.IMAGE_RATIO:
+            raise BlobError(
+                f"{self._blob.count} bytes of a layer become more than {size}",
+                hint=f"a layer may grow {limits.IMAGE_RATIO} times; this is a decompression bomb",
+            )
+
+    def finish(self) -> None:
+        """Read the rest; raise :class:`BlobError` unless the digests are those of the image."""
+        while self.read(limits.MIB):
+            pass
+        self._blob.finish()
+        found = f"{self._diff_id.partition(':')[0]}:{self._hash.hexdigest()}"
+        if found != self._diff_id:
+            raise BlobError(
+                f"a layer's archive has the digest {found}, not {self._diff_id}",
+                hint="the image is damaged or was changed",
+            )
+
+
+def _decompress(blob: Reader) -> Reader:
+    stream = _Peeked(blob)
+    if stream.first.startswith(b"\x1f\x8b"):
+        return _Gzip(stream)
+    if stream.first.startswith(b"\x28\xb5\x2f\xfd") or (
+        stream.first[1:4] == b"\x2a\x4d\x18" and stream.first[0] & 0xF0 == 0x50
+    ):  # a frame, or a skippable one before it (RFC 8878)
+        reader = zstandard.ZstdDecompressor(max_window_size=limits.ZSTD_WINDOW)
+        return reader.stream_reader(cast("IO[bytes]", stream), read_across_frames=True)
+    if stream.first.startswith((b"BZh", b"\xfd7zXZ\0")):
+        raise BlobError(
+            "a layer is compressed with bzip2 or xz, which OCI does not allow",
+            hint="copy the image with skopeo, which compresses it again",
+        )
+    return stream
+
+
+class _Peeked:
+    """A stream whose first bytes are known."""
+
+    def __init__(self, stream: Reader) -> None:
+        self._stream = stream
+        self.first = b""
+        while len(self.first) < 6 and (data := stream.read(6 - len(self.first))):
+            self.first += data
+        self._kept = self.first
+
+    def read(self, size: int = -1, /) -> bytes:
+        if self._kept:
+            data, self._kept = self._kept[:size], self._kept[size:] if size >= 0 else b""
+            return data
+        return self._stream.read(size)
+
+
+class _Gzip:
+    """The content of a gzip file of one or more members (RFC 1952)."""
+
+    def __init__(self, stream: Reader) -> None:
+        self._stream = stream
+        self._member = zlib.decompressobj(wbits=31)
+        self._input = b""
+
+    def read(self, size: int, /) -> bytes:
+        while True:
+            if self._member.eof:
+                self._input = self._input.lstrip(b"\0")  # padding, as tapes have it
+            if not self._input:
+                self._input = self._stream.read(256 * limits.KIB)
+                if not self._input and self._member.eof:
+                    return b""
+                if not self._input:
+                    raise BlobError("a layer's gzip stream is cut off", hint="the image is damaged")
+                continue
+            if self._member.eof:
+                self._member = zlib.decompressobj(wbits=31)
+            data = self._member.decompress(self._input, size)
+            self._input = self._member.unused_data or self._member.unconsumed_tail
+            if data:
+                return data

@@ -1,0 +1,158 @@
+"""Files of reference values: versioned JSON, one form for one content.
+
+Paths and link targets are escaped as in a layer's manifest (:mod:`cima_runc.measure.mtree`), so
+that any bytes of a file name fit into JSON and compare as text.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+
+from cima_runc import limits
+from cima_runc.errors import CimaError
+from cima_runc.text import printable
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
+Digest = Annotated[
+    str, StringConstraints(pattern=r"\A(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})\z")
+]
+LayerDigest = Annotated[str, StringConstraints(pattern=r"\Asha256:[0-9a-f]{64}\z")]
+EscapedPath = Annotated[str, StringConstraints(pattern=r"\A/[!-~]*\z", max_length=4 * limits.PATH)]
+
+
+class ReferenceFileError(CimaError):
+    """A file is not one of reference values that this version understands."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ReferenceFile(_Model):
+    """What the flattened image has at one path."""
+
+    type: Literal["dir", "file", "link", "block", "char", "fifo", "socket"]
+    mode: str
+    """Octal, as in a manifest; a symbolic link has 0777."""
+    uid: int
+    gid: int
+    size: int | None = None
+    sha256: Sha256 | None = None
+    """Of a regular file's content."""
+    link: str | None = None
+    """A symbolic link's target, escaped."""
+    device: tuple[int, int] | None = None
+    """A device's major and minor number."""
+    xattrs: dict[str, str] | None = None
+    """Security-relevant extended attributes, base64."""
+    layer: int
+    """The layer that it is from, counted from 0 at the bottom."""
+
+
+class ReferenceLayer(_Model):
+    """One layer of an image."""
+
+    digest: LayerDigest
+    """Of the layer's canonical manifest, as Docker unpacks it."""
+    other_digests: dict[Literal["containerd", "podman"], LayerDigest] = {}
+    """The same as other engines unpack it, where that is another
+    (:mod:`cima_runc.verifier.reference.layer` says when)."""
+    diff_id: Digest
+    """Of the layer's uncompressed archive."""
+    blob: Digest | None = None
+    """Of the layer as it is in a registry."""
+    entries: int
+    files: int
+    bytes: int
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """The digests that an agent may measure for this layer."""
+        return frozenset({self.digest, *self.other_digests.values()})
+
+
+class ReferenceConfig(_Model):
+    """What the image says of the process to run in it."""
+
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    user: str = ""
+    working_dir: str = ""
+    env: tuple[str, ...] = ()
+    """Names of the environment variables that it sets, sorted."""
+
+
+class ImageReference(_Model):
+    """What a container of one image should be."""
+
+    version: Literal[1] = 1
+    kind: Literal["image"] = "image"
+    format: Literal["cima-layer-1"] = "cima-layer-1"
+    """Of the manifests that the layers' digests are of."""
+    name: str | None = None
+    """The image's name or tag where it was read from."""
+    platform: str
+    """Operating system, architecture and perhaps variant, between slashes."""
+    manifest: Digest | None = None
+    """Of the image's manifest. None: an archive of `docker save` that has none."""
+    image_id: Digest
+    """Of the image's configuration."""
+    config: ReferenceConfig
+    layers: tuple[ReferenceLayer, ...]
+    """Bottom to top."""
+    files: dict[EscapedPath, ReferenceFile]
+    """The flattened image by path."""
+
+
+class HostReference(_Model):
+    """The programs and libraries of a host's services, as they should be."""
+
+    version: Literal[1] = 1
+    kind: Literal["host"] = "host"
+    files: dict[EscapedPath, tuple[Sha256, ...]]
+    """SHA-256 digests that a path may have; several where the host may be of several versions."""
+
+
+Reference = Annotated[ImageReference | HostReference, Field(discriminator="kind")]
+
+_READER: TypeAdapter[ImageReference | HostReference] = TypeAdapter(Reference)
+
+
+def format_reference(reference: ImageReference | HostReference) -> bytes:
+    """Return a file of reference values: sorted, indented, ASCII, with a newline at its end."""
+    values = reference.model_dump(mode="json", exclude_none=True)
+    return json.dumps(values, sort_keys=True, indent=1).encode("ascii") + b"\n"
+
+
+def parse_reference(data: bytes) -> ImageReference | HostReference:
+    """Return what a file of reference values holds. Raises :class:`ReferenceFileError`."""
+    if len(data) > limits.REFERENCE:
+        raise ReferenceFileError(f"a file of more than {limits.REFERENCE} bytes")
+    try:
+        return _READER.validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ReferenceFileError(
+            f"not a file of reference values: {printable(where)}: {printable(first['msg'])}",
+            hint="make it with `cima reference image`",
+        ) from None
+
+
+def read_reference(path: Path) -> ImageReference | HostReference:
+    """Return the reference values in a file. Raises :class:`ReferenceFileError`."""
+    return parse_reference(read_limited(path, limits.REFERENCE))
+
+
+def read_limited(path: Path, most: int) -> bytes:
+    """Return a file's bytes. Raises :class:`ReferenceFileError` for more than ``most`` of them."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise ReferenceFileError(f"{printable(str(path))}: {error.strerror}") from None
+    if len(data) > most:
+        raise ReferenceFileError(f"{printable(str(path))} has more than {most} bytes")
+    return data

@@ -1,0 +1,118 @@
+"""Keylime's runtime policies, to and from reference values.
+
+A runtime policy (version 1) is a JSON object: `meta` {version, generator, timestamp}, `release`,
+`digests` {path: [hex digest, ...]}, `excludes` [regular expression, ...], `keyrings`, `ima`
+{ignored_keyrings, log_hash_alg, dm_policy}, `ima-buf`, `verification-keys`. Only `digests` of
+SHA-256 say what reference values say; what else a policy allows is named, never taken over.
+
+Source: https://github.com/keylime/keylime (keylime/ima/ima.py, RUNTIME_POLICY_SCHEMA).
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cima_runc import limits
+from cima_runc.errors import CimaError
+from cima_runc.measure.mtree import escape, unescape
+from cima_runc.text import printable
+from cima_runc.verifier.reference.file import HostReference, ImageReference
+
+
+class KeylimeError(CimaError):
+    """A file is not a runtime policy of Keylime's."""
+
+
+class _Meta(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    version: int
+
+
+class _Policy(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    meta: _Meta
+    digests: dict[str, tuple[str, ...]]
+    excludes: tuple[str, ...] = ()
+    keyrings: dict[str, Any] = {}
+    ima_buf: dict[str, Any] = Field(alias="ima-buf", default={})
+    verification_keys: str = Field(alias="verification-keys", default="")
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """Reference values from a policy."""
+
+    reference: HostReference
+    left_out: tuple[str, ...]
+    """What the policy also says and reference values cannot, one line each."""
+
+
+def from_keylime(policy: bytes) -> Converted:
+    """Return the reference values in a runtime policy. Raises :class:`KeylimeError`."""
+    if len(policy) > limits.REFERENCE:
+        raise KeylimeError(f"a policy of more than {limits.REFERENCE} bytes")
+    try:
+        read = _Policy.model_validate_json(policy)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise KeylimeError(
+            f"not a Keylime runtime policy: {printable(where)}: {printable(first['msg'])}",
+            hint="convert an older allowlist with `keylime-policy` first",
+        ) from None
+    if read.meta.version != 1:
+        raise KeylimeError(f"a runtime policy of version {read.meta.version}; this reads version 1")
+    files: dict[str, tuple[str, ...]] = {}
+    left_out = [f"excluded paths: {printable(each)}" for each in read.excludes]
+    for name in ("keyrings", "ima_buf", "verification_keys"):
+        if getattr(read, name):
+            left_out.append(f"what it says under {name.replace('_', '-')}")
+    for path, digests in read.digests.items():
+        sha256 = sorted({each for each in digests if re.fullmatch(r"[0-9a-f]{64}", each)})
+        if path.startswith("/") and sha256:
+            files[escape(os.fsencode(path))] = tuple(sha256)
+        else:
+            why = "no SHA-256 digest" if path.startswith("/") else "not a path"
+            left_out.append(f"{printable(path)}: {why}")
+    return Converted(HostReference(files=files), tuple(left_out))
+
+
+def to_keylime(reference: ImageReference | HostReference) -> bytes:
+    """Return a runtime policy that allows what the reference values have: every regular file.
+
+    Raises :class:`KeylimeError` for a path that JSON text cannot hold.
+    """
+    digests: dict[str, list[str]] = {}
+    for path, known in reference.files.items():
+        name = _text(path)
+        if isinstance(known, tuple):
+            digests[name] = list(known)
+        elif known.sha256 is not None:
+            digests[name] = [known.sha256]
+    policy = {
+        "meta": {"version": 1, "generator": 0},
+        "release": 0,
+        "digests": digests,
+        "excludes": [],
+        "keyrings": {},
+        "ima": {"ignored_keyrings": [], "log_hash_alg": "sha1", "dm_policy": None},
+        "ima-buf": {},
+        "verification-keys": "",
+    }
+    return json.dumps(policy, sort_keys=True, indent=1).encode() + b"\n"
+
+
+def _text(path: str) -> str:
+    try:
+        return unescape(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise KeylimeError(
+            f"the path {path} is not UTF-8, which Keylime's JSON must be",
+            hint="rename the file in the image",
+        ) from None

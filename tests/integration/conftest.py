@@ -1,0 +1,21 @@
+"""A host of its own for these tests: cima-runc installed, its agent running, runc's state apart."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import native_host
+import pytest
+
+
+@pytest.fixture(scope="session")
+def host() -> Iterator[native_host.Host]:
+    reason = native_host.is_possible()
+    if reason:
+        pytest.skip(reason)
+    with tempfile.TemporaryDirectory(prefix="cima-host-") as name:
+        directory = Path(name)
+        prefix = native_host.installation(directory)
+        native_host.private_mounts(directory)
+        with native_host.agent(prefix, directory) as agent:
+            yield native_host.Host(prefix, directory, agent)
