@@ -69,6 +69,9 @@ def ps(
     everything: Annotated[
         bool, typer.Option("--all", help="Show earlier boots' containers too.")
     ] = False,
+    dependencies: Annotated[
+        bool, typer.Option("--dependencies", help="Show what containers rely on instead.")
+    ] = False,
 ) -> None:
     """List this boot's containers, those that have ended and those not measured included."""
     settings = load_settings(_config_file)
@@ -82,12 +85,14 @@ def ps(
         except AgentUnavailableError as error:
             note(f"{error}; showing what is stored")
             rows = _stored_rows(Store(Path(settings.shim.state_dir)), boot_id())
+    kind = "dependencies" if dependencies else "container"
+    rows = [row for row in rows if row["kind"] == kind]
     if as_json:
         print_json(rows)
         return
     shown = [
         (
-            row["id"][:12],
+            row["id"] if dependencies else row["id"][:12],
             row["state"],
             row["count"],
             row["cpcr"][:16] if row["cpcr"] else "not measured",
