@@ -2,7 +2,8 @@
  * The OCI hook STAGE (prestart, poststart or poststop): hands the runtime's state to the agent and
  * fails where the agent refuses. One program a stage; STAGE is set when it is compiled.
  *
- * Framing as in cima_runc/agent_socket.py. Where the agent cannot be reached, cima_runc/hook.py
+ * Framing as in cima_runc/agent_socket.py. prestart waits for the answer; the others tell of what has
+ * happened, nothing of it can be stopped any more, and so they wait for nothing. Where the agent cannot be reached, cima_runc/hook.py
  * takes over with the same state: it asks once more, and knows whether the container may start.
  * Its settings come in its environment, which the shim sets.
  */
@@ -21,6 +22,7 @@
 #define HOOK_PY "/libexec/cima/hook.py"
 #define STATE_MAX (256 * 1024 + 1)	/* limits.HOOK_STATE, and one: the agent refuses what is longer */
 #define HEADER_MAX 64
+#define WAITS (strcmp(STAGE, "prestart") == 0)
 #define ERROR_MAX 4096			/* bytes of the agent's reason that are shown */
 
 static char state[STATE_MAX];
@@ -87,6 +89,10 @@ static enum answer ask_agent(const char *path, int seconds, size_t length, char 
 	    !send_all(fd, header, (size_t)head) || !send_all(fd, state, length)) {
 		close(fd);
 		return UNAVAILABLE;
+	}
+	if (!WAITS) {
+		close(fd);
+		return OK;
 	}
 	while (have < size - 1) {
 		ssize_t got = recv(fd, text + have, size - 1 - have, 0);
