@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from cima_runc.ima.template import unpack_cima_ng
-from cima_runc.ml.records import IMA_TEMPLATE, Record, template_data
+from cima_runc.ml.records import IMA_TEMPLATE, Record, RecordError, template_data
 
 
 def host_dependencies(records: Iterable[Record]) -> dict[bytes, set[bytes]]:
@@ -27,6 +27,9 @@ def host_dependencies(records: Iterable[Record]) -> dict[bytes, set[bytes]]:
         if content.get("type") != "unmeasured":
             continue
         if isinstance(path_hex, str) and isinstance(digest_hex, str):
-            path = bytes.fromhex(path_hex)
-            found.setdefault(path, set()).add(bytes.fromhex(digest_hex))
+            try:
+                path, digest = bytes.fromhex(path_hex), bytes.fromhex(digest_hex)
+            except ValueError as error:
+                raise RecordError(f"record {record.recnum}: not hexadecimal") from error
+            found.setdefault(path, set()).add(digest)
     return found
