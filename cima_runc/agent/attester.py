@@ -146,13 +146,21 @@ class Attester:
         return answer
 
     def serve(self) -> None:
-        """Answer all that wait: one quote for those that want the same PCRs."""
+        """Answer all that wait: one quote for those that want the same PCRs. Never raises."""
         with self._lock:
             waiting, self._waiting = self._waiting, []
         for with_host in (False, True):
             some = [one for one in waiting if (one.request.host != "none") == with_host]
-            if some:
+            if not some:
+                continue
+            try:
                 self._answer(some, with_host)
+            except Exception as error:
+                if not isinstance(error, CimaError | OSError):
+                    _log.exception("a request for evidence failed")
+                for one in some:
+                    if not one.answer.done():
+                        one.answer.set_exception(error)
 
     def attestation_key(self) -> AttestationKey:
         """Return the AK, loaded when it is first wanted; in the writer thread.
@@ -221,32 +229,25 @@ class Attester:
     # -- in the writer thread -----------------------------------------------------------------
 
     def _answer(self, waiting: list[_Waiting], with_host: bool) -> None:
-        try:
-            self._commit()
-            found: list[tuple[_Waiting, Container]] = []
-            for one in waiting:
-                try:
-                    found.append((one, self._container(one)))
-                except CimaError as error:
-                    one.answer.set_exception(error)
-            if not found:
-                return
-            leaves = [
-                request_leaf(one.request.nonce, container.note.id) for one, container in found
-            ]
-            root, places = aggregate(leaves)
-            quoted = self._quote(root, with_host)
-            public = self.attestation_key().public
-            for (one, container), place in zip(found, places, strict=True):
-                bound = self._core.bound(container)
-                relied_on = self._dependencies_of(container)
-                one.answer.set_result(
-                    Answer(one.request, container, bound, quoted, place, public, relied_on)
-                )
-        except (CimaError, OSError) as error:
-            for one in waiting:
-                if not one.answer.done():
-                    one.answer.set_exception(error)
+        self._commit()
+        found: list[tuple[_Waiting, Container]] = []
+        for one in waiting:
+            try:
+                found.append((one, self._container(one)))
+            except CimaError as error:
+                one.answer.set_exception(error)
+        if not found:
+            return
+        leaves = [request_leaf(one.request.nonce, container.note.id) for one, container in found]
+        root, places = aggregate(leaves)
+        quoted = self._quote(root, with_host)
+        public = self.attestation_key().public
+        for (one, container), place in zip(found, places, strict=True):
+            bound = self._core.bound(container)
+            relied_on = self._dependencies_of(container)
+            one.answer.set_result(
+                Answer(one.request, container, bound, quoted, place, public, relied_on)
+            )
 
     def _container(self, one: _Waiting) -> Container:
         container = self._core.latest(one.request.container)

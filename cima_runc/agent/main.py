@@ -52,6 +52,8 @@ _NOTICES = frozenset({"poststart", "poststop"})
 Should the agent end before, the next one finds the process running, or gone."""
 _LOOKERS = 4
 """How many containers are looked at side by side before they are registered."""
+_GATHER_SECONDS = 0.03
+"""How long a request for evidence waits for others that may share its quote."""
 _REFRESH_SECONDS = 60.0
 """How often is looked for services that were restarted or have mapped more."""
 _SETTLE_SECONDS = 10.0
@@ -73,6 +75,7 @@ class Agent:
         self._commit_due = False
         self._reading = False
         self._dying: set[int] = set()
+        self._gathering = False
         self._answering: set[asyncio.Task[None]] = set()
         boot = boot_id()
         store = Store(Path(settings.shim.state_dir))
@@ -110,7 +113,10 @@ class Agent:
         await self._submit(self.service.take_over)
         self._read_sensor()
         server = await asyncio.start_unix_server(
-            self._serve, sock=listen(self._settings.shim.socket), limit=HEADER
+            self._serve,
+            sock=listen(self._settings.shim.socket),
+            limit=HEADER,
+            backlog=limits.WAITING_REQUESTS,
         )
         https = self._open_https()
         bundles = BundleServer(self._settings.shim.socket, self._hooks_dir)
@@ -149,9 +155,15 @@ class Agent:
         """
         await self._settle()
         waiting = self.attester.ask(request, anybody=anybody)
-        await self._submit(self.attester.serve)
+        if not self._gathering:
+            self._gathering = True
+            self._loop.call_later(_GATHER_SECONDS, self._serve_gathered)
         answer = await asyncio.wrap_future(waiting)
         return await self._loop.run_in_executor(None, self.attester.assemble, answer)
+
+    def _serve_gathered(self) -> None:
+        self._gathering = False
+        self._loop.run_in_executor(self._writer, self.attester.serve)
 
     def _open_https(self) -> "HttpsEndpoint | None":
         settings = self._settings.attestation.https

@@ -46,6 +46,9 @@ _LOG_LAG_SECONDS = 0.01
 
 _REGISTER_SECONDS = 5
 """Of a hook's time, what is kept for the rest when a root filesystem is measured."""
+_NUMBER_GAP = 1 << 16
+"""Registration numbers grow by a random step below this: a container's number, which its owner
+sees, does not tell how many others there were."""
 
 
 class RegistrationError(CimaError):
@@ -82,7 +85,7 @@ class Service:
         self._on_process = on_process
         self._rootfs_store = RootfsStore.at(store.root / "rootfs")
         self._processes: dict[int, ContainerProcess] = {}
-        self._next = max(store.registrations(), default=0) + 1
+        self._next = _number_after(max(store.registrations(), default=0))
         self.dependencies = Dependencies(
             boot_id=boot_id,
             host_pcr=settings.ima.host_pcr,
@@ -312,7 +315,7 @@ class Service:
 
     def _new_number(self) -> int:
         number = self._next
-        self._next += 1
+        self._next = _number_after(number)
         return number
 
     def _new_secret(self) -> bytes:
@@ -530,3 +533,7 @@ class Service:
         notes = [container.note for container in self._core.containers]
         note = find_note(notes, str(wanted))
         return b"".join(line + b"\n" for line in self._store.lines(note.registration))
+
+
+def _number_after(number: int) -> int:
+    return number + 1 + secrets.randbelow(_NUMBER_GAP)
