@@ -2,9 +2,11 @@
  * The OCI hook STAGE (prestart, poststart or poststop): hands the runtime's state to the agent and
  * fails where the agent refuses. One program a stage; STAGE is set when it is compiled.
  *
- * Framing as in cima_runc/agent_socket.py. prestart waits for the answer; the others tell of what has
- * happened, nothing of it can be stopped any more, and so they wait for nothing. Where the agent cannot be reached, cima_runc/hook.py
- * takes over with the same state: it asks once more, and knows whether the container may start.
+ * Framing as in cima_runc/agent_socket.py. prestart waits until the container is registered, poststop
+ * until the agent has let go of its namespace, so that its file systems can be used again; poststart
+ * tells of what has happened, and waits for nothing. Where the agent cannot be reached,
+ * cima_runc/hook.py takes over with the same state: it asks once more, and knows whether the
+ * container may start.
  * Its settings come in its environment, which the shim sets.
  */
 #define _GNU_SOURCE
@@ -22,7 +24,7 @@
 #define HOOK_PY "/libexec/cima/hook.py"
 #define STATE_MAX (256 * 1024 + 1)	/* limits.HOOK_STATE, and one: the agent refuses what is longer */
 #define HEADER_MAX 64
-#define WAITS (strcmp(STAGE, "prestart") == 0)
+#define WAITS (strcmp(STAGE, "poststart") != 0)
 #define ERROR_MAX 4096			/* bytes of the agent's reason that are shown */
 
 static char state[STATE_MAX];
