@@ -395,8 +395,11 @@ def check_progress(
         )
 
 
-def check_dependencies(evidence: Evidence) -> list[Record]:
-    """The dependencies' partition is bound by the same root; returns its records."""
+def check_dependencies(evidence: Evidence, first: Record | None) -> list[Record]:
+    """The dependencies' partition is bound by the same root; returns its records.
+
+    ``first`` is the container's first record where the evidence has it: it names the partition.
+    """
     part = evidence.dependencies
     if part is None:
         return []
@@ -413,6 +416,15 @@ def check_dependencies(evidence: Evidence) -> list[Record]:
             found=error.found,
             hint=error.hint,
         ) from error
+    named = first.content.get("dependencies") if first is not None else None
+    shown = replayed.records[0].content.get("registration") if replayed.records else None
+    if first is not None and named != shown:
+        raise errors.DependenciesError(
+            "the dependencies are not those that the container's registration names",
+            expected=str(named),
+            found=str(shown),
+            hint=_REPORT,
+        )
     return replayed.records
 
 

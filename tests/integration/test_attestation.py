@@ -431,6 +431,32 @@ def test_unreadable(host: SimulatedHost, raw: bytes, words: str) -> None:
     assert words in outcome.result.refusal.what
 
 
+def test_dependencies(host: SimulatedHost) -> None:
+    relied_on = host.start("dependencies:7", kind="dependencies")
+    host.run(relied_on, b"/usr/bin/containerd", b"containerd")
+    others = host.start("dependencies:8", kind="dependencies")
+    number = host.start("plain", dependencies=relied_on)
+    asked = nonce()
+    raw = host.evidence("plain", asked)
+    outcome = check(host, raw, asked)
+    assert outcome.result.verdict == Verdict.TRUSTED
+    assert {item.step: item.done for item in outcome.result.checks}["dependencies"]
+    shown = json.loads(raw)["dependencies"]
+    for field, value in (
+        ("path", shown["path"][::-1]),
+        ("records", shown["records"][:-1]),
+        ("secret", "5e" * 32),
+        ("count", 2),
+    ):
+        changed = tampered(raw, **{f"dependencies__{field}": value})
+        assert refusal(check(host, changed, asked)) == "DependenciesError"
+    # A partition that is bound, but that this container does not rely on.
+    container = host.core.get(number)
+    assert container is not None
+    container.note = container.note.model_copy(update={"dependencies": others})
+    assert refusal(check(host, host.evidence("plain", asked), asked)) == "DependenciesError"
+
+
 # -- what is remembered -------------------------------------------------------------------------
 
 
