@@ -83,9 +83,7 @@ class AkPart(Model):
     """The attestation key."""
 
     public: _TpmBytes
-    """TPMT_PUBLIC."""
-    certificate: _TpmBytes | None = None
-    """The certificate (DER) that it got at its enrolment, where there is one."""
+    """TPMT_PUBLIC; whether it is enrolled is for the verifier to know."""
 
 
 class LeafPart(Model):
