@@ -576,6 +576,71 @@ def test_log_that_leads_the_quote(host: SimulatedHost) -> None:
     assert check(host, raw, asked).result.verdict == Verdict.TRUSTED
 
 
+class Interrupted:
+    """A TPM at which others are at work, too."""
+
+    def __init__(self, tpm: Any) -> None:
+        self.tpm = tpm
+        self.before_reading: Callable[[], None] = lambda: None
+        self.before_quoting: Callable[[], None] = lambda: None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tpm, name)
+
+    @property
+    def esapi(self) -> Any:
+        self.before_quoting()
+        return self.tpm.esapi
+
+    def read_pcrs(self, pcrs: list[int]) -> dict[int, bytes]:
+        if 10 in pcrs:
+            self.before_reading()
+        read: dict[int, bytes] = self.tpm.read_pcrs(pcrs)
+        return read
+
+
+def test_host_that_is_busy_while_it_is_quoted(host: SimulatedHost) -> None:
+    busy = Interrupted(host.tpm)
+    host.attester._tpm = busy  # type: ignore[assignment]
+    container(host)
+    count = iter(range(1000))
+    busy.before_reading = lambda: host.host_runs(b"/usr/bin/busy-%d" % next(count), os.urandom(32))
+    asked = nonce()
+    raw = host.evidence("tenant-a", asked, host="redacted")
+    # What was read is newer than the quote: the kernel's log says what was quoted.
+    assert next(count) == 1
+    assert check(host, raw, asked).result.verdict == Verdict.TRUSTED
+
+
+def test_foreign_extend_between_bind_and_quote(host: SimulatedHost) -> None:
+    container(host)
+    host.attester.attestation_key()
+    interrupted = Interrupted(host.tpm)
+    host.attester._tpm = interrupted  # type: ignore[assignment]
+    left = [b"1" * 32, b"2" * 32]
+    interrupted.before_quoting = lambda: host.tpm.extend(12, left.pop()) if left else None
+    asked = nonce()
+    raw = host.evidence("tenant-a", asked)
+    assert not left
+    assert json.loads(raw)["binding"]["foreign"]["count"] == 2
+    assert check(host, raw, asked).result.verdict == Verdict.TRUSTED
+
+
+def test_pcrs_that_never_stand_still(host: SimulatedHost) -> None:
+    from cima_runc.agent.attester import AttestError
+
+    container(host)
+    host.attester.attestation_key()
+    interrupted = Interrupted(host.tpm)
+    host.attester._tpm = interrupted  # type: ignore[assignment]
+    interrupted.before_quoting = lambda: host.tpm.extend(12, b"x" * 32)
+    with pytest.raises(AttestError, match="stand still"):
+        host.evidence("tenant-a", nonce())
+    interrupted.before_quoting = lambda: None
+    asked = nonce()
+    assert check(host, host.evidence("tenant-a", asked), asked).result.verdict == "TRUSTED"
+
+
 # -- who may ask --------------------------------------------------------------------------------
 
 
