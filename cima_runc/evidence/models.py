@@ -6,7 +6,7 @@ design, section 7.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SkipValidation, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_core import from_json
 
 from cima_runc import limits
@@ -147,7 +147,7 @@ class OwnerPart(Model):
     """The register after ``count`` records."""
     since: U64
     """Number of the first record here."""
-    records: Annotated[list[Any], SkipValidation]
+    records: list[Any]
     """The records from ``since`` to the last that was bound; each is checked when it is read."""
 
 
