@@ -2,9 +2,10 @@
  * The OCI hook STAGE (prestart, poststart or poststop): hands the runtime's state to the agent and
  * fails where the agent refuses. One program a stage; STAGE is set when it is compiled.
  *
- * Framing as in cima_runc/agent_socket.py. prestart waits for the answer; the others tell of what has
- * happened, nothing of it can be stopped any more, and so they wait for nothing. Where the agent cannot be reached, cima_runc/hook.py
- * takes over with the same state: it asks once more, and knows whether the container may start.
+ * Framing as in cima_runc/agent_socket.py. poststart waits for no answer: it tells of what has
+ * happened. poststop does, since the agent lets go of the container's namespace before it answers.
+ * Where the agent cannot be reached, cima_runc/hook.py takes over with the same state: it asks once
+ * more, and knows whether the container may start.
  * Its settings come in its environment, which the shim sets.
  */
 #define _GNU_SOURCE
@@ -22,7 +23,7 @@
 #define HOOK_PY "/libexec/cima/hook.py"
 #define STATE_MAX (256 * 1024 + 1)	/* limits.HOOK_STATE, and one: the agent refuses what is longer */
 #define HEADER_MAX 64
-#define WAITS (strcmp(STAGE, "prestart") == 0)
+#define WAITS (strcmp(STAGE, "poststart") != 0)
 #define ERROR_MAX 4096			/* bytes of the agent's reason that are shown */
 
 static char state[STATE_MAX];
