@@ -2,10 +2,11 @@
  * The OCI hook STAGE (prestart, poststart or poststop): hands the runtime's state to the agent and
  * fails where the agent refuses. One program a stage; STAGE is set when it is compiled.
  *
- * Framing as in cima_runc/agent_socket.py. poststart waits for no answer: it tells of what has
- * happened. poststop does, since the agent lets go of the container's namespace before it answers.
- * Where the agent cannot be reached, cima_runc/hook.py takes over with the same state: it asks once
- * more, and knows whether the container may start.
+ * Framing as in cima_runc/agent_socket.py. prestart waits until the container is registered, poststop
+ * until the agent has let go of its namespace, so that its file systems can be used again; poststart
+ * tells of what has happened, and waits for nothing. Where the agent cannot be reached,
+ * cima_runc/hook.py takes over with the same state: it asks once more, and knows whether the
+ * container may start.
  * Its settings come in its environment, which the shim sets.
  */
 #define _GNU_SOURCE
