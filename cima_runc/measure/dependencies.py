@@ -181,7 +181,7 @@ class _Search:
             self._attempt("conmon", lambda: [walk("conmon", pid)])
             self._attempt("podman", lambda: self._behind_conmon(ancestor))
         else:
-            self._attempt("ancestor", lambda: [walk("ancestor", pid)])
+            self._attempt("ancestor", lambda: [self._long_lived("ancestor", pid)])
 
     # -- containerd and dockerd ---------------------------------------------------------------
 
