@@ -127,8 +127,8 @@ class Finder:
 class _Memory:
     """What was seen, and when (by the monotonic clock)."""
 
-    walked: dict[tuple[int, int], tuple[float, Service]] = field(default_factory=dict)
-    """Long-lived services by pid and start."""
+    walked: dict[tuple[Role, int, int], tuple[float, Service]] = field(default_factory=dict)
+    """Long-lived services by role, pid and start."""
     daemons: dict[tuple[Role, str], list[tuple[int, int]]] = field(default_factory=dict)
     """Pids and starts, by the address that led to them."""
     podman: dict[Identity, tuple[float, Service]] = field(default_factory=dict)
@@ -219,10 +219,10 @@ class _Search:
         return [self._long_lived(role, pid) for pid, _ in remembered]
 
     def _long_lived(self, role: Role, pid: int) -> Service:
-        key = (pid, start_ticks(pid))
+        key = (role, pid, start_ticks(pid))
         known = self._memory.walked.get(key)
         if known is None or time.monotonic() - known[0] > _WALK_AGAIN_SECONDS:
-            service = walk(role, pid, own_code() if pid == os.getpid() else ())
+            service = walk(role, pid, own_code() if role == "agent" else ())
             known = self._memory.walked[key] = (time.monotonic(), service)
         return known[1]
 
