@@ -338,11 +338,15 @@ def _file(path: bytes, func: Func, open_as: bytes) -> ServiceFile:
 
 
 def _listeners(path: bytes) -> list[int]:
-    """Return the processes that hold a socket listening on ``path``."""
+    """Return the processes, outside of containers, that hold a socket listening on ``path``.
+
+    A container on the host's network can have a socket of that name too.
+    """
     inodes = parse_unix_listeners(_read(b"%s/net/unix" % _PROC, limits.PROC_NET_UNIX), path)
     if not inodes:
         return []
-    return [pid for pid in psutil.pids() if pid != 1 and not inodes.isdisjoint(_sockets(pid))]
+    found = (pid for pid in psutil.pids() if pid != 1 and not inodes.isdisjoint(_sockets(pid)))
+    return [pid for pid in found if _in_our_pid_namespace(pid)]
 
 
 def _sockets(pid: int) -> Iterator[int]:
@@ -373,7 +377,10 @@ def _dockerds(address: str) -> list[int]:
 
 def _in_our_pid_namespace(pid: int) -> bool:
     own = os.stat("/proc/self/ns/pid").st_ino
-    return os.stat(f"/proc/{pid}/ns/pid").st_ino == own
+    try:
+        return os.stat(f"/proc/{pid}/ns/pid").st_ino == own
+    except FileNotFoundError:  # it has ended
+        return False
 
 
 def _read(path: bytes, limit: int) -> bytes:

@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import native_host
+import pytest
 from native_host import Host
+
+from cima_runc.evidence.models import parse_evidence
+from cima_runc.verifier.errors import DependenciesError
+from cima_runc.verifier.steps import check_dependencies
 
 
 def cima(host: Host, *command: str) -> Any:
@@ -45,3 +50,24 @@ def test_a_container_names_what_it_relies_on(host: Host, tmp_path: Path) -> None
     assert shown["rootfs"]["type"] == "rootfs"
     with_values = cima(host, "show", ids[0], "--env")
     assert with_values["env"][1] == {"name": "TOKEN", "value": "value", "measured": True}
+
+
+def test_evidence_holds_them_under_the_same_root(host: Host, tmp_path: Path) -> None:
+    bundle = native_host.make_bundle(tmp_path / "b", "/bin/true")
+    subprocess.run([host.cima_runc, "run", "--bundle", bundle, "relies-3"], check=True)
+    (row,) = (row for row in cima(host, "ps") if row["id"] == "relies-3")
+    file = tmp_path / "evidence.json"
+    command = ["attest", "relies-3", "--nonce", "00" * 32, "--output", str(file)]
+    python = host.prefix / "bin/python3"
+    subprocess.run([python, "-m", "cima_runc.cli.main", *command], check=True)
+    evidence = parse_evidence(file.read_bytes())
+    records = check_dependencies(evidence)
+    assert records[0].content["registration"] == row["dependencies"]
+    stored = cima(host, "log", f"dependencies:{row['dependencies']}")
+    assert [r.digest.hex() for r in records] == [r["digests"][0]["digest"] for r in stored]
+    assert evidence.dependencies is not None
+    path = list(evidence.dependencies.path)
+    path[0] = bytes(32)
+    part = evidence.dependencies.model_copy(update={"path": tuple(path)})
+    with pytest.raises(DependenciesError):
+        check_dependencies(evidence.model_copy(update={"dependencies": part}))
