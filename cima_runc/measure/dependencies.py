@@ -244,7 +244,8 @@ class _Search:
     def _podman(self, path: bytes, program: bytes, identity: Identity) -> Service:
         for pid in psutil.pids():
             with suppress(OSError, CimaError):
-                if identity_of(b"%s/%d/exe" % (_PROC, pid)) == identity:
+                is_podman = identity_of(b"%s/%d/exe" % (_PROC, pid)) == identity
+                if is_podman and _in_our_pid_namespace(pid):
                     return walk("podman", pid)
         real = os.path.realpath(path)
         return Service("podman", 0, 0, (ServiceFile(real, Func.BPRM_CHECK, program, identity),))
