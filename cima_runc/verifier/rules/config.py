@@ -1,0 +1,326 @@
+"""The OCI configuration: nothing that reaches out of the container, and the image's own command."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cima_runc.text import printable
+from cima_runc.verifier.pattern import matches
+from cima_runc.verifier.policy import AllowedMount, ConfigPolicy
+from cima_runc.verifier.reference.file import ReferenceConfig
+from cima_runc.verifier.result import Finding
+from cima_runc.verifier.rules import engines
+from cima_runc.verifier.rules.container_config import ContainerConfig, Mount
+
+_KINDS = ("cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts")
+_OLD_KERNELS_LACK = frozenset({"time"})
+_INITIAL = {
+    "cgroup": 0xEFFFFFFB,
+    "ipc": 0xEFFFFFFF,
+    "pid": 0xEFFFFFFC,
+    "time": 0xEFFFFFFA,
+    "user": 0xEFFFFFFD,
+    "uts": 0xEFFFFFFE,
+}
+"""Inode numbers of the namespaces that a host boots with (include/linux/proc_ns.h)."""
+_OF_PROC = {"network": "net", "mount": "mnt"}
+"""What /proc/PID/ns calls a kind of namespace that config.json calls otherwise."""
+
+LOADING = frozenset(
+    {
+        "BASH_ENV",
+        "CLASSPATH",
+        "ENV",
+        "GCONV_PATH",
+        "GIO_EXTRA_MODULES",
+        "JAVA_TOOL_OPTIONS",
+        "JDK_JAVA_OPTIONS",
+        "NODE_OPTIONS",
+        "NODE_PATH",
+        "OPENSSL_CONF",
+        "OPENSSL_MODULES",
+        "PERL5LIB",
+        "PERL5OPT",
+        "PYTHONHOME",
+        "PYTHONPATH",
+        "PYTHONSTARTUP",
+        "RUBYLIB",
+        "RUBYOPT",
+        "_JAVA_OPTIONS",
+    }
+)
+"""Environment variables, beside all that begin with LD_, that make a program load other code."""
+
+
+class ConfigRule:
+    """Judges one ``config`` record."""
+
+    def __init__(
+        self,
+        config: ContainerConfig,
+        image: ReferenceConfig,
+        policy: ConfigPolicy,
+        record: int,
+    ) -> None:
+        self._config = config
+        self._image = image
+        self._policy = policy
+        self._record = record
+
+    def check(self, namespaces: Mapping[str, Any]) -> Iterator[Finding]:
+        """Yield what is wrong; ``namespaces`` are the inode numbers in the ``register`` record."""
+        yield from self._privileged()
+        yield from self._namespaces(namespaces)
+        yield from self._capabilities()
+        yield from self._mounts()
+        yield from self._devices()
+        yield from self._process()
+        yield from self._env()
+        if not self._config.has_seccomp:
+            yield self._finding(
+                not self._policy.require_seccomp,
+                "config.seccomp",
+                "it has no seccomp filter",
+                next_="start it with the engine's default profile",
+            )
+
+    # -- what reaches out -------------------------------------------------------------------------
+
+    def _privileged(self) -> Iterator[Finding]:
+        config = self._config
+        reasons = []
+        if config.reaches_all_devices:
+            reasons.append("it may write to all devices")
+        if not config.masks_paths:
+            reasons.append("no part of /proc and /sys is hidden from it")
+        if not reasons:
+            return
+        if not config.has_seccomp:
+            reasons.append("no seccomp filter")
+        reasons.append(f"{len(config.capabilities)} capabilities")
+        yield self._finding(
+            self._policy.allow_privileged,
+            "config.privileged",
+            "the container is privileged",
+            path="linux.resources.devices, linux.maskedPaths",
+            got=", ".join(reasons),
+            expected="not privileged",
+            next_="start it without --privileged; allow_privileged under [config] in the policy",
+        )
+
+    def _namespaces(self, numbers: Mapping[str, Any]) -> Iterator[Finding]:
+        for kind in _KINDS:
+            own = self._config.namespaces.get(kind)
+            name = _OF_PROC.get(kind, kind)
+            initial = _INITIAL.get(kind)
+            is_initial = initial is not None and numbers.get(name) == initial
+            if own is None and not (kind in _OLD_KERNELS_LACK and name not in numbers):
+                got = "the host's"
+            elif is_initial or (own or "").startswith("/proc/1/ns/"):
+                got = f"the host's ({own or 'by its number'})"
+            else:
+                continue
+            allowed = kind in self._policy.host_namespaces
+            if allowed:
+                continue
+            yield self._finding(
+                False,
+                "config.namespace",
+                f"it shares the host's {kind} namespace",
+                path="linux.namespaces",
+                got=got,
+                expected="its own",
+                next_=f"start it without it; '{kind}' in [config] host_namespaces of the policy",
+            )
+
+    def _capabilities(self) -> Iterator[Finding]:
+        more = sorted(self._config.capabilities - set(self._policy.capabilities))
+        if more:
+            yield self._finding(
+                self._policy.allow_privileged,
+                "config.capabilities",
+                f"it has {len(more)} capabilities that the policy does not allow",
+                path="process.capabilities",
+                got=", ".join(map(printable, more)),
+                expected=f"at most the {len(self._policy.capabilities)} of the policy",
+                next_="start it without --cap-add; capabilities under [config] in the policy",
+            )
+
+    def _mounts(self) -> Iterator[Finding]:
+        for mount in self._config.mounts:
+            by = next((each for each in self._policy.mounts if _allows(each, mount)), None)
+            if by is None and _is_engines(mount):
+                continue
+            source = f" of {mount.source}" if mount.type == "bind" else f" ({mount.type})"
+            access = "read-only" if mount.is_read_only else "writable"
+            at, from_ = printable(mount.destination), printable(source)
+            if by is not None:
+                yield Finding(
+                    severity="info",
+                    rule="config.mount",
+                    what=f"the mount {at}{from_}: allowed by the policy's {by.destination}",
+                    record=self._record,
+                    path=at,
+                )
+                continue
+            key = f"{{destination = {_quoted(at)}, source = {_quoted(printable(mount.source))}}}"
+            yield self._finding(
+                False,
+                "config.mount",
+                f"the mount {at}{from_} is not allowed",
+                path=at,
+                got=f"{printable(mount.source)} ({mount.type}, {access})",
+                expected="only mounts that engines make",
+                next_=f"start it without; in the policy: [config] mounts = [{key}]",
+            )
+
+    def _devices(self) -> Iterator[Finding]:
+        if self._config.reaches_all_devices:
+            return  # said already
+        for device in self._config.devices:
+            if device in engines.DEVICES or _any(self._policy.devices, device):
+                continue
+            yield self._finding(
+                False,
+                "config.device",
+                f"the device {printable(device)} is not allowed",
+                path=printable(device),
+                got=printable(device),
+                expected="only what every container has",
+                next_="start it without --device; devices under [config] in the policy",
+            )
+
+    # -- what runs --------------------------------------------------------------------------------
+
+    def _process(self) -> Iterator[Finding]:
+        config, image, policy = self._config, self._image, self._policy
+        own = (*image.entrypoint, *image.cmd)
+        args = _without_init(config)
+        if args not in {own, *policy.args} and not policy.allow_any_args:
+            yield self._finding(
+                False,
+                "config.args",
+                "it was started with another command than the image's",
+                path="process.args",
+                got=_shell(args),
+                expected=_shell(own) if own else "none: the image names no command",
+                next_="[config] args in the policy: " + _list(args),
+            )
+        wanted = image.user or "0"
+        got = f"{config.uid}:{config.gid}"
+        if not (_is_user(wanted, config) or any(_is_user(each, config) for each in policy.users)):
+            is_name = not wanted.partition(":")[0].isdecimal()
+            what = "it runs as another user than the image's"
+            if is_name and config.uid:
+                what = f"the image's user {printable(wanted)} is a name, which is not compared"
+            yield self._finding(
+                False,
+                "config.user",
+                what,
+                path="process.user",
+                got=got,
+                expected=printable(wanted),
+                next_=f"[config] users = ['{got}'] in the policy",
+            )
+        directory = image.working_dir.rstrip("/") or "/"
+        if (config.cwd.rstrip("/") or "/") not in {directory, *policy.working_dirs}:
+            yield self._finding(
+                False,
+                "config.cwd",
+                "it starts in another directory than the image's",
+                path="process.cwd",
+                got=printable(config.cwd),
+                expected=printable(directory),
+                next_="[config] working_dirs in the policy",
+            )
+
+    def _env(self) -> Iterator[Finding]:
+        known = {*self._image.env, *self._policy.env}
+        for name in dict.fromkeys(self._config.env):
+            if name not in known and (name in LOADING or name.startswith("LD_")):
+                yield self._finding(
+                    False,
+                    "config.env",
+                    f"{printable(name)} is set, which makes programs load other code",
+                    path="process.env",
+                    got=printable(name),
+                    expected="not set, as in the image",
+                    next_=f"start it without; [config] env = ['{printable(name)}'] in the policy",
+                )
+
+    def _finding(
+        self,
+        allowed: bool,
+        rule: str,
+        what: str,
+        *,
+        path: str = "",
+        got: str = "",
+        expected: str = "",
+        next_: str = "",
+    ) -> Finding:
+        return Finding(
+            severity="warn" if allowed else "fail",
+            rule=rule,
+            what=what,
+            record=self._record,
+            path=path,
+            got=got,
+            expected=expected,
+            next="" if allowed else next_,
+        )
+
+
+def _without_init(config: ContainerConfig) -> tuple[str, ...]:
+    """Return the command without an engine's init program before it (``--init``)."""
+    match config.args:
+        case (init, "--", *rest):
+            mount = config.mount_over(init)
+            if mount is not None and mount.source in engines.INIT_PROGRAMS.get(init, ()):
+                return tuple(rest)
+    return config.args
+
+
+def _is_user(wanted: str, config: ContainerConfig) -> bool:
+    user, _, group = wanted.partition(":")
+    numbers = {"root": "0"}
+    if numbers.get(user, user) != str(config.uid):
+        return False
+    return not group or numbers.get(group, group) == str(config.gid)
+
+
+def _is_engines(mount: Mount) -> bool:
+    return any(
+        mount.type == each.type
+        and _any(each.destinations, mount.destination)
+        and _any(each.sources if each.type == "bind" else ("**",), mount.source)
+        for each in engines.MOUNTS
+    )
+
+
+def _allows(allowed: AllowedMount, mount: Mount) -> bool:
+    return (
+        matches(allowed.destination, _bytes(mount.destination))
+        and (allowed.source is None or matches(allowed.source, _bytes(mount.source)))
+        and (mount.is_read_only or not allowed.read_only)
+    )
+
+
+def _any(patterns: tuple[str, ...], path: str) -> bool:
+    return any(matches(pattern, _bytes(path)) for pattern in patterns)
+
+
+def _bytes(path: str) -> bytes:
+    # A lone surrogate comes from JSON only; such a path is the same as no other.
+    return path.encode("utf-8", "surrogatepass")
+
+
+def _shell(args: tuple[str, ...]) -> str:
+    return " ".join(printable(arg) if arg and " " not in arg else repr(arg) for arg in args)
+
+
+def _quoted(text: str) -> str:
+    return f"'{text}'"
+
+
+def _list(args: tuple[str, ...]) -> str:
+    return "[" + ", ".join(_quoted(printable(arg)) for arg in args) + "]"
