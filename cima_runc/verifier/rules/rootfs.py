@@ -175,7 +175,7 @@ class RootfsRule:
             path = "/" if entry.path == b"." else "/" + escape(entry.path)
             if self._is_engines(path, entry):
                 continue
-            raw = b"/" + entry.path
+            raw = b"/" if entry.path == b"." else b"/" + entry.path
             pattern = next((each for each in self._policy.allow_written if matches(each, raw)), "")
             allowed = f": allowed by the policy's {pattern}" if pattern else ""
             yield Finding(
