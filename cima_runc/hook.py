@@ -9,6 +9,7 @@ import time
 
 from cima_runc import limits
 from cima_runc.agent_socket import AgentRefusedError, AgentUnavailableError, call_agent
+from cima_runc.errors import CimaError
 from cima_runc.text import printable
 
 UNMEASURED_DIR = "unmeasured"
@@ -34,6 +35,9 @@ def main(stage: str) -> int:
         return _start_unmeasured(state, str(error))
     except AgentRefusedError as error:
         print(f"cima-runc: the agent refuses: {printable(error.what)}", file=sys.stderr)
+        return 1
+    except CimaError as error:
+        print(f"cima-runc: {error}", file=sys.stderr)
         return 1
     return 0
 

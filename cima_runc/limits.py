@@ -149,3 +149,15 @@ HTTP_REQUEST = 64 * KIB
 
 VERIFIER_INPUT = 1 * MIB
 """Bytes of a key, a certificate, a policy or a state file that the verifier reads."""
+
+PROC_MAPS = 16 * MIB
+"""Bytes of one process's maps: 65530 mappings (vm.max_map_count) of 256 bytes."""
+
+PROC_NET_UNIX = 64 * MIB
+"""Bytes of /proc/net/unix: some 500,000 sockets."""
+
+DEPENDENCY_FILE = 1024 * MIB
+"""Bytes of one executable or library of a service; dockerd has 100 MiB."""
+
+DEPENDENCY_FILES = 4096
+"""Executables and libraries of one service, or files of our own."""

@@ -24,6 +24,10 @@ _SEARCH_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/
 """Where a runtime is looked for; never the caller's PATH."""
 
 
+SAID_WHY = 3
+"""The exit status by which the launcher knows that the reason has been told."""
+
+
 class ShimError(CimaError):
     """The container cannot be started under measurement."""
 
@@ -31,8 +35,9 @@ class ShimError(CimaError):
 def main(argv: list[str], *, own_path: str, hooks_dir: str) -> int:
     """Prepare the bundle if ``argv`` (a program's name first) starts a container.
 
-    Prints the runtime's absolute path on standard output and returns 0; or returns 1, after one
-    line in the engine's log and on standard error that says why the container cannot be measured.
+    Prints the runtime's absolute path on standard output and returns 0; or returns
+    :data:`SAID_WHY`, after one line in the engine's log and on standard error that says why the
+    container cannot be measured.
     ``own_path`` is the launcher's file, ``hooks_dir`` the directory of our hooks.
     """
     args = parse_runc_args(argv[1:])
@@ -40,10 +45,10 @@ def main(argv: list[str], *, own_path: str, hooks_dir: str) -> int:
         runtime = prepare(args, own_path=own_path, hooks_dir=hooks_dir)
     except OSError as error:
         _report(args, f"{error.filename or 'the bundle'}: {error.strerror}")
-        return 1
+        return SAID_WHY
     except CimaError as error:
         _report(args, str(error))
-        return 1
+        return SAID_WHY
     os.write(sys.stdout.fileno(), os.fsencode(runtime) + b"\n")
     return 0
 

@@ -147,7 +147,7 @@ make_image() {
 # What the wheel and the installation are made from.
 source_archive() {
     local part parts=()
-    for part in pyproject.toml hatch_build.py README.md LICENSE cima_runc bin hooks examples; do
+    for part in pyproject.toml hatch_build.py README.md LICENSE cima_runc native hooks examples; do
         [ ! -e "$checkout/$part" ] || parts+=("$part")
     done
     tar_of "$checkout" "${parts[@]}"

@@ -39,6 +39,7 @@
 #define ARGS_MAX 4096
 #define AGENT_SECONDS 2
 #define LOG_LINE_MAX 1024
+#define SAID_WHY 3	/* prepare.py: the reason has been told */
 
 struct settings {
 	const char *socket;
@@ -307,7 +308,7 @@ static bool ask_python(const struct installed *own, int argc, char **argv, char 
 		length += (size_t)got;
 	}
 	close(pipe_fds[0]);
-	/* Its answer counts, not its status: who ignores SIGCHLD gets none. */
+	/* Its answer is what counts: where SIGCHLD is ignored there is no status. */
 	int status = 0;
 	while (waitpid(child, &status, 0) < 0 && errno == EINTR)
 		;
@@ -315,12 +316,8 @@ static bool ask_python(const struct installed *own, int argc, char **argv, char 
 		runtime[length - 1] = '\0';
 		return true;
 	}
-	if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
-		*why = "its Python cannot be started, install the package again";
-	else if (WIFSIGNALED(status))
-		*why = "its Python was killed";
-	else if (WEXITSTATUS(status) == 0)
-		*why = "its Python gave no answer";
+	if (!WIFEXITED(status) || WEXITSTATUS(status) != SAID_WHY)
+		*why = "its Python failed, install the package again";
 	return false;
 }
 

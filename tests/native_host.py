@@ -80,11 +80,6 @@ def installation(directory: Path) -> Path:
     return prefix
 
 
-def write_settings(text: str) -> None:
-    """Write /etc/cima/config.toml, and wait until launchers trust a companion of it."""
-    SETTINGS_FILE.write_text(text)
-
-
 @dataclass(frozen=True)
 class Agent:
     """A running agent."""
@@ -97,7 +92,7 @@ class Agent:
 def agent(prefix: Path, directory: Path, more_settings: str = "") -> Iterator[Agent]:
     """Run the agent with a software TPM, and whatever else of this kernel it can use."""
     with software_tpm() as tcti:
-        write_settings(
+        SETTINGS_FILE.write_text(
             f'runtimes = ["runc"]\nstate_dir = "{directory}/state"\n{more_settings}\n'
             f'[tpm]\ntcti = "{tcti}"\n[ima]\nrequired = false\n[sensor]\nrequired = false\n'
         )
@@ -161,3 +156,8 @@ def ask(prefix: Path, *command: str) -> str:
         text=True,
     )
     return done.stdout
+
+
+def read(path: str) -> str:
+    """Return what a file holds, or nothing where there is none."""
+    return Path(path).read_text() if Path(path).exists() else ""

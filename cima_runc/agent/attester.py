@@ -29,6 +29,7 @@ from cima_runc.evidence.models import (
     AggregationPart,
     AkPart,
     BindingPart,
+    DependenciesPart,
     Evidence,
     ForeignChange,
     ForeignPart,
@@ -92,6 +93,8 @@ class Answer:
     quoted: Quoted
     place: Inclusion
     ak_public: bytes
+    dependencies: tuple[Container, BoundRegister] | None = None
+    """What the container relies on, where that could be found."""
 
 
 @dataclass(frozen=True)
@@ -143,13 +146,21 @@ class Attester:
         return answer
 
     def serve(self) -> None:
-        """Answer all that wait: one quote for those that want the same PCRs."""
+        """Answer all that wait: one quote for those that want the same PCRs. Never raises."""
         with self._lock:
             waiting, self._waiting = self._waiting, []
         for with_host in (False, True):
             some = [one for one in waiting if (one.request.host != "none") == with_host]
-            if some:
+            if not some:
+                continue
+            try:
                 self._answer(some, with_host)
+            except Exception as error:
+                if not isinstance(error, CimaError | OSError):
+                    _log.exception("a request for evidence failed")
+                for one in some:
+                    if not one.answer.done():
+                        one.answer.set_exception(error)
 
     def attestation_key(self) -> AttestationKey:
         """Return the AK, loaded when it is first wanted; in the writer thread.
@@ -202,6 +213,7 @@ class Attester:
             ak=AkPart(public=answer.ak_public),
             binding=self._binding_part(answer),
             sealed=sealed,
+            dependencies=self._dependencies_part(answer),
             host_log=self._host_log_part(request, quoted),
             boot_log=self._boot_log() if request.boot_log else None,
         )
@@ -217,29 +229,25 @@ class Attester:
     # -- in the writer thread -----------------------------------------------------------------
 
     def _answer(self, waiting: list[_Waiting], with_host: bool) -> None:
-        try:
-            self._commit()
-            found: list[tuple[_Waiting, Container]] = []
-            for one in waiting:
-                try:
-                    found.append((one, self._container(one)))
-                except CimaError as error:
-                    one.answer.set_exception(error)
-            if not found:
-                return
-            leaves = [
-                request_leaf(one.request.nonce, container.note.id) for one, container in found
-            ]
-            root, places = aggregate(leaves)
-            quoted = self._quote(root, with_host)
-            public = self.attestation_key().public
-            for (one, container), place in zip(found, places, strict=True):
-                bound = self._core.bound(container)
-                one.answer.set_result(Answer(one.request, container, bound, quoted, place, public))
-        except (CimaError, OSError) as error:
-            for one in waiting:
-                if not one.answer.done():
-                    one.answer.set_exception(error)
+        self._commit()
+        found: list[tuple[_Waiting, Container]] = []
+        for one in waiting:
+            try:
+                found.append((one, self._container(one)))
+            except CimaError as error:
+                one.answer.set_exception(error)
+        if not found:
+            return
+        leaves = [request_leaf(one.request.nonce, container.note.id) for one, container in found]
+        root, places = aggregate(leaves)
+        quoted = self._quote(root, with_host)
+        public = self.attestation_key().public
+        for (one, container), place in zip(found, places, strict=True):
+            bound = self._core.bound(container)
+            relied_on = self._dependencies_of(container)
+            one.answer.set_result(
+                Answer(one.request, container, bound, quoted, place, public, relied_on)
+            )
 
     def _container(self, one: _Waiting) -> Container:
         container = self._core.latest(one.request.container)
@@ -255,6 +263,14 @@ class Attester:
             raise AttestError(f"the container has {container.partition.count} records only")
         # A copy: what goes on in the container must not change the answer.
         return Container(container.note, container.secret, container.partition)
+
+    def _dependencies_of(self, container: Container) -> tuple[Container, BoundRegister] | None:
+        number = container.note.dependencies
+        found = None if number is None else self._core.get(number)
+        if found is None:
+            return None
+        copy = Container(found.note, found.secret, found.partition)
+        return copy, self._core.bound(found)
 
     def _quote(self, qualifying: bytes, with_host: bool) -> Quoted:
         settings = self._settings
@@ -318,6 +334,25 @@ class Attester:
             }
         )
         return head[:-1].encode("ascii") + b',"records":[' + b",".join(records) + b"]}"
+
+    def _dependencies_part(self, answer: Answer) -> DependenciesPart | None:
+        if answer.dependencies is None:
+            return None
+        container, bound = answer.dependencies
+        lines = islice(self._store.lines(container.note.registration), bound.count)
+        records = [json.loads(disclosed_line(line)) for line in lines]
+        if len(records) != bound.count:
+            raise AttestError("the stored records of the dependencies are not all there")
+        return DependenciesPart(
+            slot=bound.slot,
+            path=tuple(bound.path),
+            leaf=bound.leaf,
+            count=bound.count,
+            secret=container.secret,
+            cpcr=bound.cpcr,
+            since=0,
+            records=records,
+        )
 
     def _binding_part(self, answer: Answer) -> BindingPart:
         bound, bind, journal = answer.register, answer.quoted.bind, answer.quoted.journal

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cima_runc import limits
+from cima_runc.agent.dependencies import Dependencies, Look
 from cima_runc.agent.process import PROC, ContainerProcess, examine
 from cima_runc.config import RootfsSettings
 from cima_runc.errors import CimaError
@@ -34,10 +35,21 @@ class Candidate:
     process: ContainerProcess
     rootfs: dict[str, Any]
     """Content of the ``rootfs`` record."""
+    look: Look
+    """What it relies on."""
+
+    def close(self) -> None:
+        """Let go of the process and of files."""
+        self.process.close()
+        self.look.close()
 
 
 def look_at(
-    hook_state: bytes, settings: RootfsSettings, store: RootfsStore, seconds: float
+    hook_state: bytes,
+    settings: RootfsSettings,
+    store: RootfsStore,
+    dependencies: Dependencies,
+    seconds: float,
 ) -> Candidate:
     """Check the container's process and measure its root filesystem, in at most ``seconds``.
 
@@ -56,7 +68,7 @@ def look_at(
     except BaseException:
         process.close()
         raise
-    return Candidate(state, config, process, rootfs)
+    return Candidate(state, config, process, rootfs, dependencies.look_at(process.pid))
 
 
 def _measure_rootfs(

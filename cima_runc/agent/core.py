@@ -108,7 +108,11 @@ class Core:
             RecordError: a content has no canonical form.
         """
         for other in self._containers.values():
-            if other.note.mntns == note.mntns and other.note.state != "stopped":
+            if (
+                other.note.mntns == note.mntns
+                and other.note.state != "stopped"
+                and other.note.kind == note.kind == "container"
+            ):
                 raise CoreError(
                     f"the mount namespace mnt:[{note.mntns}] belongs to container {other.note.id}"
                 )
@@ -169,6 +173,28 @@ class Core:
         self._changed.add(event.registration)
         func = Func[event.func.name]
         return partition.add_file(digest, event.path, event.mntns, func, self._meta(meta))
+
+    def add(self, registration: int, content: Mapping[str, Any], time: str) -> Record:
+        """Record ``content``, an object with a ``type``.
+
+        Raises:
+            RecordError: the content has no canonical form.
+        """
+        partition = self._containers[registration].partition
+        record = partition.add(content, self._meta({"time": time}))
+        self._changed.add(registration)
+        return record
+
+    def add_file(
+        self, registration: int, digest: bytes, path: bytes, *, func: Func, line: int, time: str
+    ) -> Record | None:
+        """Record a file that the kernel's log has at ``line``; None where it is there already."""
+        container = self._containers[registration]
+        if container.partition.has_file(digest, path):
+            return None
+        self._changed.add(registration)
+        meta = self._meta({"time": time, "ima_line": line})
+        return container.partition.add_file(digest, path, container.note.mntns, func, meta)
 
     def lost(self, registration: int, count: int | None, reason: str, time: str) -> Record:
         """Record that ``count`` events (None: nobody knows how many) never arrived."""

@@ -201,6 +201,7 @@ class HttpsEndpoint:
                 f"the HTTPS endpoint cannot be opened: {error}",
                 hint="see attestation.https in the settings",
             ) from error
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, name="https", daemon=True)
         self._thread.start()

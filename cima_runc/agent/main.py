@@ -52,6 +52,12 @@ _NOTICES = frozenset({"poststart", "poststop"})
 Should the agent end before, the next one finds the process running, or gone."""
 _LOOKERS = 4
 """How many containers are looked at side by side before they are registered."""
+_GATHER_SECONDS = 0.03
+"""How long a request for evidence waits for others that may share its quote."""
+_REFRESH_SECONDS = 60.0
+"""How often is looked for services that were restarted or have mapped more."""
+_SETTLE_SECONDS = 10.0
+"""How long an answer waits for files of services that are being hashed."""
 _TICK_SECONDS = 1.0
 """How often is looked for lost events, ended containers and work that failed before."""
 
@@ -69,6 +75,7 @@ class Agent:
         self._commit_due = False
         self._reading = False
         self._dying: set[int] = set()
+        self._gathering = False
         self._answering: set[asyncio.Task[None]] = set()
         boot = boot_id()
         store = Store(Path(settings.shim.state_dir))
@@ -106,7 +113,10 @@ class Agent:
         await self._submit(self.service.take_over)
         self._read_sensor()
         server = await asyncio.start_unix_server(
-            self._serve, sock=listen(self._settings.shim.socket), limit=HEADER
+            self._serve,
+            sock=listen(self._settings.shim.socket),
+            limit=HEADER,
+            backlog=limits.WAITING_REQUESTS,
         )
         https = self._open_https()
         bundles = BundleServer(self._settings.shim.socket, self._hooks_dir)
@@ -114,13 +124,17 @@ class Agent:
         _notify("READY=1")
         _log.info("ready on %s", self._settings.shim.socket)
         ticking = self._loop.create_task(self._tick())
+        refreshing = self._loop.create_task(self._refresh())
+        working = {ticking, refreshing}
         stopping = self._loop.create_task(stop.wait())
-        await asyncio.wait({stopping, ticking}, return_when=asyncio.FIRST_COMPLETED)
-        if ticking.done():
-            # A mistake of ours: better started anew by systemd than running on half.
-            ticking.result()
+        await asyncio.wait({stopping, *working}, return_when=asyncio.FIRST_COMPLETED)
+        for task in working:
+            if task.done():
+                # A mistake of ours: better started anew by systemd than running on half.
+                task.result()
         _notify("STOPPING=1")
         ticking.cancel()
+        refreshing.cancel()
         if https is not None:
             await self._loop.run_in_executor(None, https.close)
         server.close()
@@ -139,10 +153,17 @@ class Agent:
         Raises:
             CimaError, OSError: there is none.
         """
+        await self._settle()
         waiting = self.attester.ask(request, anybody=anybody)
-        await self._submit(self.attester.serve)
+        if not self._gathering:
+            self._gathering = True
+            self._loop.call_later(_GATHER_SECONDS, self._serve_gathered)
         answer = await asyncio.wrap_future(waiting)
         return await self._loop.run_in_executor(None, self.attester.assemble, answer)
+
+    def _serve_gathered(self) -> None:
+        self._gathering = False
+        self._loop.run_in_executor(self._writer, self.attester.serve)
 
     def _open_https(self) -> "HttpsEndpoint | None":
         settings = self._settings.attestation.https
@@ -209,6 +230,22 @@ class Agent:
             for registration in list(self._dying):
                 await self._process_ended(registration)
 
+    async def _refresh(self) -> None:
+        while True:
+            await asyncio.sleep(_REFRESH_SECONDS)
+            dependencies = self.service.dependencies
+            pids = await self._submit(self.service.dependents)
+            looks = await self._loop.run_in_executor(self._lookers, dependencies.look_again, pids)
+            try:
+                await self._submit(lambda: dependencies.take_again(looks))  # noqa: B023 - awaited here
+            except (CimaError, OSError) as error:
+                _log.error("dependencies are not refreshed: %s", error)
+
+    async def _settle(self) -> None:
+        settle = self.service.dependencies.settle
+        if not await self._loop.run_in_executor(None, settle, _SETTLE_SECONDS):
+            _log.warning("files of services are being hashed still")
+
     def _watch_process(self, registration: int, pidfd: int) -> None:
         # The service closes its own when the container ends, at any time: watch a copy.
         copy = os.dup(pidfd)
@@ -264,6 +301,8 @@ class Agent:
             if verb == "prestart":
                 await self._register(body)
                 return "ok", b""
+            if verb == "log":
+                await self._settle()
             answer = await self._submit(lambda: self._handle(verb, body))
         except TimeoutError:
             return "error", b"the request did not come in time"

@@ -18,6 +18,7 @@ from typing import Any
 from cima_runc import clock, limits
 from cima_runc.agent.candidate import Candidate, look_at
 from cima_runc.agent.core import Container, Core, CoreError
+from cima_runc.agent.dependencies import Dependencies, Look, failed
 from cima_runc.agent.ledger import Ledger
 from cima_runc.agent.process import ContainerProcess, ProcessError, examine
 from cima_runc.config import Settings
@@ -45,6 +46,9 @@ _LOG_LAG_SECONDS = 0.01
 
 _REGISTER_SECONDS = 5
 """Of a hook's time, what is kept for the rest when a root filesystem is measured."""
+_NUMBER_GAP = 1 << 16
+"""Registration numbers grow by a random step below this: a container's number, which its owner
+sees, does not tell how many others there were."""
 
 
 class RegistrationError(CimaError):
@@ -81,7 +85,17 @@ class Service:
         self._on_process = on_process
         self._rootfs_store = RootfsStore.at(store.root / "rootfs")
         self._processes: dict[int, ContainerProcess] = {}
-        self._next = max(store.registrations(), default=0) + 1
+        self._next = _number_after(max(store.registrations(), default=0))
+        self.dependencies = Dependencies(
+            boot_id=boot_id,
+            host_pcr=settings.ima.host_pcr,
+            core=core,
+            store=store,
+            ledger=ledger,
+            kernel_log=kernel_log,
+            new_number=self._new_number,
+            new_secret=self._new_secret,
+        )
         self._lost: dict[int, int] = {}
         self._lost_total = 0
         self._log_error: str | None = None
@@ -112,6 +126,7 @@ class Service:
         self.drain()
         self._measure_pending()
         self._record_lost()
+        self.dependencies.collect()
         self._ledger.write()
         if bind:
             self._ledger.bind()
@@ -188,7 +203,9 @@ class Service:
             CimaError: it must not start.
         """
         seconds = self._settings.shim.hook_timeout_seconds - _REGISTER_SECONDS
-        return look_at(body, self._settings.rootfs, self._rootfs_store, max(seconds, 1))
+        return look_at(
+            body, self._settings.rootfs, self._rootfs_store, self.dependencies, max(seconds, 1)
+        )
 
     def register(self, candidate: Candidate) -> None:
         """Register a container; when this returns it may start.
@@ -200,7 +217,7 @@ class Service:
             self._end_predecessor(candidate.state)
             self._register(candidate)
         except BaseException:
-            candidate.process.close()
+            candidate.close()
             raise
 
     def _end_predecessor(self, state: HookState) -> None:
@@ -215,8 +232,8 @@ class Service:
     def _register(self, candidate: Candidate) -> None:
         state, process = candidate.state, candidate.process
         owners = owner_keys(candidate.config, Path(self._settings.attestation.owners_dir))
-        number = self._next
-        self._next += 1
+        dependencies, reason = self._dependencies_of(candidate.look)
+        number = self._new_number()
         secret = self._new_secret()
         note = ContainerNote(
             registration=number,
@@ -231,9 +248,10 @@ class Service:
             started=clock.now(),
             state="created",
             owners=owners,
+            dependencies=dependencies,
         )
         try:
-            records = self._begin(note, secret, candidate)
+            records = self._begin(note, secret, candidate, reason)
         except CimaError:
             self._core.give_slot(note.slot)
             raise
@@ -258,7 +276,18 @@ class Service:
         self._on_process(number, process.pidfd)
         _log.info("container %s registered as %d, mnt:[%d]", state.id, number, process.mntns)
 
-    def _begin(self, note: ContainerNote, secret: bytes, candidate: Candidate) -> list[Record]:
+    def _dependencies_of(self, look: Look) -> tuple[int | None, str]:
+        """Return the registration of the partition of dependencies, or why there is none."""
+        try:
+            return self.dependencies.register(look), look.error
+        except (CimaError, OSError) as error:
+            # What is missing here is in the record, for the verifier to judge.
+            _log.error("no dependencies: %s", error)
+            return None, str(error)
+
+    def _begin(
+        self, note: ContainerNote, secret: bytes, candidate: Candidate, no_dependencies: str
+    ) -> list[Record]:
         register = {
             "type": "register",
             "id": note.id,
@@ -266,6 +295,7 @@ class Service:
             "registration": note.registration,
             "cgroup": note.cgroup,
             "namespaces": candidate.process.namespaces,
+            "dependencies": note.dependencies,
             "missing": list(self._core.missing),
         }
         config = measured_config(candidate.config, secret=secret, hooks_dir=self._hooks_dir)
@@ -274,12 +304,19 @@ class Service:
             {"type": "config", "config": config},
             candidate.rootfs,
         ]
+        if no_dependencies:
+            contents.append(failed(no_dependencies))
         return self._core.register(note, secret, contents, note.started)
 
     def _unwatch(self, note: ContainerNote) -> None:
         if self._sensor is not None:
             with suppress(SensorError):
                 self._sensor.unwatch(note.mntns)
+
+    def _new_number(self) -> int:
+        number = self._next
+        self._next = _number_after(number)
+        return number
 
     def _new_secret(self) -> bytes:
         own = secrets.token_bytes(32)
@@ -370,8 +407,10 @@ class Service:
                 _log.error("registration %d is damaged and left out: %s", number, error)
                 continue
             self._core.take_slot(note.slot)
-            self._core.restore(Container(note, secret, partition))
-            if note.state != "stopped":
+            self._core.restore(container := Container(note, secret, partition))
+            if note.kind == "dependencies":
+                self.dependencies.restore(container, self._store.records(number))
+            elif note.state != "stopped":
                 self._readopt(number)
         self._ledger.write()
         self._ledger.bind()
@@ -407,6 +446,17 @@ class Service:
         self._processes[number] = process
         self._on_process(number, process.pidfd)
         _log.info("container %s is watched again", note.id)
+
+    # -- dependencies -------------------------------------------------------------------------
+
+    def dependents(self) -> dict[int, int]:
+        """Return, for each partition of dependencies in use, a living first process that has it."""
+        found = {}
+        for number, process in self._processes.items():
+            container = self._core.get(number)
+            if container is not None and container.note.dependencies is not None:
+                found[container.note.dependencies] = process.pid
+        return found
 
     # -- questions ----------------------------------------------------------------------------
 
@@ -445,7 +495,7 @@ class Service:
             "lost": self._lost_total,
             "missing": list(self._core.missing),
             "boot_id": self._boot_id,
-            "containers": sum(1 for _ in self._core.containers),
+            "containers": sum(one.note.kind == "container" for one in self._core.containers),
             "unwritten_records": self._ledger.backlog,
         }
 
@@ -483,3 +533,7 @@ class Service:
         notes = [container.note for container in self._core.containers]
         note = find_note(notes, str(wanted))
         return b"".join(line + b"\n" for line in self._store.lines(note.registration))
+
+
+def _number_after(number: int) -> int:
+    return number + 1 + secrets.randbelow(_NUMBER_GAP)

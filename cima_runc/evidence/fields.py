@@ -4,7 +4,7 @@ import base64
 import binascii
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 
 def _from_hex(value: Any) -> Any:
@@ -32,14 +32,28 @@ def _to_base64(value: bytes) -> str:
     return base64.b64encode(value).decode("ascii")
 
 
-Hex = Annotated[bytes, BeforeValidator(_from_hex), PlainSerializer(_to_hex, when_used="json")]
+Hex = Annotated[
+    bytes,
+    BeforeValidator(_from_hex),
+    PlainSerializer(_to_hex, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": "^([0-9a-f]{2})*$"}),
+]
 """Bytes as lower-case hexadecimal."""
 
-Digest = Annotated[Hex, Field(min_length=32, max_length=32)]
+Digest = Annotated[
+    bytes,
+    BeforeValidator(_from_hex),
+    Field(min_length=32, max_length=32),
+    PlainSerializer(_to_hex, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": "^[0-9a-f]{64}$"}),
+]
 """32 bytes as lower-case hexadecimal."""
 
 Base64 = Annotated[
-    bytes, BeforeValidator(_from_base64), PlainSerializer(_to_base64, when_used="json")
+    bytes,
+    BeforeValidator(_from_base64),
+    PlainSerializer(_to_base64, when_used="json"),
+    WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
 ]
 """Bytes as base64 (RFC 4648, section 4), with padding."""
 

@@ -83,12 +83,16 @@ class KernelLog:
         """
         return value == self.replay(pcr).value or value in self._recent.get(pcr, ())
 
-    def line_of(self, digest: bytes, path: bytes) -> int | None:
+    def line_of(self, digest: bytes, path: bytes, pcr: int | None = None) -> int | None:
         """Return the index (from 0) of the first entry with this file digest and path, or None.
 
-        A path's spaces are looked up as the underscores that IMA makes of them.
+        A path's spaces are looked up as the underscores that IMA makes of them. With ``pcr``, only
+        an entry that extended this PCR counts.
         """
-        return self._where.get(_key(digest, path.replace(b" ", b"_")))
+        name = path.replace(b" ", b"_")
+        pcrs = self._replays if pcr is None else (pcr,)
+        lines = (self._where.get(_key(one, digest, name)) for one in pcrs)
+        return min((line for line in lines if line is not None), default=None)
 
     def read_new(self) -> list[Entry]:
         """Read what the kernel has appended since the last call, and return it.
@@ -111,7 +115,7 @@ class KernelLog:
     def _add(self, entry: Entry) -> None:
         file = entry.file
         if file is not None and not entry.violation:
-            self._where.setdefault(_key(*file), self._count)
+            self._where.setdefault(_key(entry.pcr, *file), self._count)
         before = self.replay(entry.pcr)
         recent = self._recent.setdefault(entry.pcr, deque(maxlen=_RECENT))
         recent.append(before.value)
@@ -176,6 +180,6 @@ class _BinaryCursor:
                 return entry
 
 
-def _key(digest: bytes, path: bytes) -> bytes:
+def _key(pcr: int, digest: bytes, path: bytes) -> bytes:
     # Half a SHA-256 is enough to find a line, and keeps a log of millions small in memory.
-    return hashlib.sha256(digest + path).digest()[:16]
+    return hashlib.sha256(pcr.to_bytes(4, "big") + digest + path).digest()[:16]

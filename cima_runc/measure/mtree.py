@@ -257,7 +257,7 @@ def check_path(path: bytes) -> None:
         raise MtreeError(f"a path of {len(path)} bytes: the kernel takes {limits.PATH - 1}")
     for name in path.split(b"/"):
         if name in {b"", b".", b".."} or b"\0" in name:
-            raise MtreeError(f"not a path in a layer: {printable(path)}")
+            raise MtreeError(f"not a path in a layer: {printable(path[:200])}")
         if len(name) > limits.NAME:
             raise MtreeError(f"a name of {len(name)} bytes: filesystems take {limits.NAME}")
 

@@ -28,6 +28,8 @@ def container_row(note: ContainerNote, partition: Partition) -> dict[str, Any]:
         "ended": note.ended,
         "registration": note.registration,
         "pid": note.pid,
+        "kind": note.kind,
+        "dependencies": note.dependencies,
     }
 
 
@@ -48,6 +50,8 @@ def unmeasured_rows(store: Store) -> Iterator[dict[str, Any]]:
                 "ended": None,
                 "registration": None,
                 "pid": state.pid,
+                "kind": "container",
+                "dependencies": None,
             }
 
 
@@ -62,13 +66,16 @@ def stored_notes(store: Store, boot_id: str | None) -> Iterator[ContainerNote]:
 def find_note(notes: Iterable[ContainerNote], wanted: str) -> ContainerNote:
     """Return the latest registration with the id ``wanted``, or with the only id that begins so.
 
+    A partition of dependencies is meant only by its whole id.
+
     Raises:
         NoSuchContainerError: there is none, or several ids begin so.
     """
     by_id = {note.id: note for note in notes}
     if wanted in by_id:
         return by_id[wanted]
-    matching = [note for name, note in by_id.items() if wanted and name.startswith(wanted)]
+    containers = [note for note in by_id.values() if note.kind == "container"]
+    matching = [note for note in containers if wanted and note.id.startswith(wanted)]
     if len(matching) == 1:
         return matching[0]
     if matching:

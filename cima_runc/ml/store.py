@@ -35,6 +35,7 @@ from cima_runc.ml.records import Record, parse_line
 _NUMBER = re.compile(r"[0-9]{8,}")
 
 State = Literal["created", "running", "stopped"]
+Kind = Literal["container", "dependencies"]
 
 
 class StoreError(CimaError):
@@ -67,6 +68,10 @@ class ContainerNote(BaseModel):
     """When its end was recorded, RFC 3339."""
     owners: tuple[str, ...] = ()
     """Public keys of its owner, which its evidence is encrypted to."""
+    kind: Kind = "container"
+    """What the partition is of: a container, or the host services that containers rely on."""
+    dependencies: int | None = None
+    """The registration whose partition holds what this container relies on."""
 
 
 class Store:

@@ -250,36 +250,37 @@ static __always_inline void send(struct scratch *s, struct file *file, struct mn
 				 u64 registration, s32 hash, const u8 *digest, u32 func)
 {
 	struct event *e = &s->event;
-	u32 bytes;
+	struct inode *inode = file->f_inode;
+	s32 path_len = bpf_d_path(&file->f_path, (char *)s->path, PATH_SIZE);
+	u32 bytes = path_len;
 	u8 one = 1;
 
-	e->registration = registration;
-	e->time_ns = bpf_ktime_get_boot_ns();
-	e->cgroup_id = bpf_get_current_cgroup_id();
-	e->ino = file->f_inode->i_ino;
-	e->mntns = ns->ns.inum;
-	e->pid = bpf_get_current_pid_tgid() >> 32;
-	e->uid = bpf_get_current_uid_gid();
-	e->dev = file->f_inode->i_sb->s_dev;
-	e->hash = hash;
-	e->func = func;
-	e->reserved = 0;
-	__builtin_memcpy(e->digest, digest, DIGEST_SIZE);
-
-	e->path_len = bpf_d_path(&file->f_path, (char *)s->path, PATH_SIZE);
-	bytes = e->path_len;
 	if (bytes > PATH_SIZE) /* an errno */
 		bytes = 0;
 	__builtin_memset(s->path + bytes, 0, 8);
 
 	s->key.registration = registration;
 	s->key.path_hash = hash_path(s->path, bytes);
-	s->key.ino = e->ino;
-	s->key.dev = e->dev;
+	s->key.ino = inode->i_ino;
+	s->key.dev = inode->i_sb->s_dev;
 	s->key.hash = hash;
 	__builtin_memcpy(s->key.digest, digest, DIGEST_SIZE);
 	if (bpf_map_lookup_elem(&seen, &s->key))
 		return;
+
+	e->registration = registration;
+	e->time_ns = bpf_ktime_get_boot_ns();
+	e->cgroup_id = bpf_get_current_cgroup_id();
+	e->ino = s->key.ino;
+	e->mntns = ns->ns.inum;
+	e->pid = bpf_get_current_pid_tgid() >> 32;
+	e->uid = bpf_get_current_uid_gid();
+	e->dev = s->key.dev;
+	e->hash = hash;
+	e->path_len = path_len;
+	e->func = func;
+	e->reserved = 0;
+	__builtin_memcpy(e->digest, digest, DIGEST_SIZE);
 
 	if (bpf_ringbuf_output(&events, e, sizeof(*e) + bytes, 0))
 		count_dropped(registration);

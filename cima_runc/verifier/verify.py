@@ -265,7 +265,7 @@ class _Run:
     def _appraised(self, records: Sequence[Record], continues: Remembered | None) -> list[Finding]:
         appraisal = self._appraisal
         if appraisal is None:
-            self._note("appraisal", False, "")
+            self._note("appraisal", False, "", "no reference values")
             what = "nothing was appraised: no reference values were given"
             return [Finding(severity="warn", what=what)]
         findings = appraisal(records, self._wanted.policy)
@@ -284,8 +284,8 @@ class _Run:
     def _passed(self, step: str, detail: str) -> None:
         self._checks.append(Check(step=step, done=True, detail=detail))
 
-    def _note(self, step: str, done: bool, detail: str) -> None:
-        self._checks.append(Check(step=step, done=done, detail=detail if done else "not shown"))
+    def _note(self, step: str, done: bool, detail: str, otherwise: str = "not shown") -> None:
+        self._checks.append(Check(step=step, done=done, detail=detail if done else otherwise))
 
 
 def _verdict(failed: bool, all_appraised: bool) -> Verdict:

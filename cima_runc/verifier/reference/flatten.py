@@ -1,9 +1,10 @@
 """Layers on top of each other, as overlayfs shows them."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cima_runc.measure.mtree import Entry
+from cima_runc.measure.xattrs import OVERLAY
 
 
 @dataclass(slots=True)
@@ -24,7 +25,7 @@ class Flattened:
         """Put the next layer on top: the entries of its manifest, in order.
 
         An entry replaces what is below it. Only a directory that is not opaque, over a directory,
-        keeps what that one has in it.
+        keeps what that one has in it. overlayfs's own attributes are not shown.
         """
         for entry in layer:
             if entry.path == b".":
@@ -38,20 +39,11 @@ class Flattened:
             old = siblings.pop(name, None)
             if entry.is_whiteout:
                 continue
-            node = siblings[name] = _Node(entry, self._layers)
+            shown = tuple(item for item in entry.xattrs if not item[0].startswith(OVERLAY))
+            node = siblings[name] = _Node(replace(entry, xattrs=shown), self._layers)
             if old is not None and {entry.type, old.entry.type} == {"dir"} and not entry.is_opaque:
                 node.children = old.children
         self._layers += 1
-
-    def get(self, path: bytes) -> Entry | None:
-        """Return what is at a path, without following symbolic links."""
-        node = self._root
-        for name in path.split(b"/"):
-            found = node.children.get(name)
-            if found is None:
-                return None
-            node = found
-        return node.entry
 
     def __iter__(self) -> Iterator[tuple[Entry, int]]:
         """Yield every entry but the root, in a manifest's order, with its layer from the bottom."""

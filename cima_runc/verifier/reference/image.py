@@ -22,7 +22,6 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 from cima_runc import limits
 from cima_runc.errors import CimaError
 from cima_runc.measure.mtree import Entry, digest, escape, format_manifest, format_mode
-from cima_runc.measure.xattrs import OVERLAY
 from cima_runc.text import printable
 from cima_runc.verifier.reference import layer as image_layer
 from cima_runc.verifier.reference.blob import (
@@ -297,7 +296,8 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
             )
         if len(found.layers) > limits.LAYERS:
             raise ImageError(f"the image has more than {limits.LAYERS} layers")
-        below = Flattened()
+        flattened = Flattened()
+        below: dict[_Other, list[dict[bytes, Entry]]] = {engine: [] for engine in _OTHERS}
         layers: list[ReferenceLayer] = []
         manifests: list[bytes] = []
         for each, diff_id in zip(found.layers, found.config.rootfs.diff_ids, strict=True):
@@ -306,10 +306,9 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
             manifests.append(format_manifest(entries))
             others: dict[_Other, str] = {}
             for engine in _OTHERS:
-                manifest = format_manifest(
-                    image_layer.entries(tree, engine, below.get if layers else None)
-                )
-                if manifest != manifests[-1]:
+                own = image_layer.entries(tree, engine, below[engine])
+                below[engine].append({entry.path: entry for entry in own})
+                if (manifest := format_manifest(own)) != manifests[-1]:
                     others[engine] = digest(manifest)
             layers.append(
                 ReferenceLayer(
@@ -322,7 +321,7 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
                     bytes=sum(entry.size or 0 for entry in entries),
                 )
             )
-            below.add(entries)
+            flattened.add(entries)
     reference = ImageReference(
         name=found.name,
         platform=str(found.config),
@@ -330,7 +329,9 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
         image_id=found.image_id,
         config=_reference_config(found.config.config or _Process()),
         layers=tuple(layers),
-        files={"/" + escape(entry.path): _reference_file(entry, number) for entry, number in below},
+        files={
+            "/" + escape(entry.path): _reference_file(entry, number) for entry, number in flattened
+        },
     )
     return Image(reference, tuple(manifests))
 
@@ -514,11 +515,6 @@ def _reference_file(entry: Entry, layer: int) -> ReferenceFile:
         sha256=None if entry.sha256 is None else entry.sha256.hex(),
         link=None if entry.link is None else escape(entry.link),
         device=entry.device,
-        xattrs={
-            name: base64.b64encode(value).decode()
-            for name, value in entry.xattrs
-            if not name.startswith(OVERLAY)
-        }
-        or None,
+        xattrs={name: base64.b64encode(value).decode() for name, value in entry.xattrs} or None,
         layer=layer,
     )

@@ -16,11 +16,12 @@ They differ in this, which is why a layer may have more than one digest:
 - Directories that are needed and not listed: Docker and Podman make them with mode 0755 and owner
   0:0. containerd copies mode, owner and attributes from the nearest layer below that has them.
 - In the bottom layer, containerd makes nothing of whiteouts.
+- A directory that is not listed, in one with the setgid bit, may get its group: not modelled here.
 - Podman does not chown(2) a hard link whose owner is right already, so that capabilities stay.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -119,7 +120,7 @@ class LayerTree:
         try:
             self._apply(member)
         except (ImageLayerError, MtreeError, XattrError) as error:
-            raise ImageLayerError(f"{printable(member.name)}: {error.what}") from None
+            raise ImageLayerError(f"{printable(member.name[:200])}: {error.what}") from None
 
     def _apply(self, member: Member) -> None:
         path = _components(member.name)
@@ -155,7 +156,7 @@ class LayerTree:
         xattrs = {key: value for key, value in member.xattrs.items() if key in SECURITY}
         for key in member.xattrs:
             if key.startswith(("trusted.overlay.", "user.overlay.")):
-                raise ImageLayerError(f"it sets overlayfs's own attribute {printable(key)}")
+                raise ImageLayerError(f"it sets overlayfs's own attribute {printable(key[:200])}")
         if max(member.uid, member.gid) > _MAX_ID:
             raise ImageLayerError(f"an owner of {member.uid}:{member.gid}")
         old = children.get(name)
@@ -189,11 +190,11 @@ class LayerTree:
             target = _children(self._resolve(above, make=False)[0]).get(name)
         if target is None or target.is_whiteout:
             raise ImageLayerError(
-                f"a hard link to {printable(member.link)}, which this layer does not have",
+                f"a hard link to {printable(member.link[:200])}, which this layer does not have",
                 hint="engines cannot link to a file of a layer below",
             )
         if target.type == "dir":
-            raise ImageLayerError(f"a hard link to the directory {printable(member.link)}")
+            raise ImageLayerError(f"a hard link to the directory {printable(member.link[:200])}")
         return target
 
     def _resolve(self, path: list[bytes], *, make: bool) -> tuple[Node, list[bytes]]:
@@ -314,23 +315,27 @@ def _sorted(prefix: bytes, node: Node) -> Iterator[tuple[bytes, Node]]:
 Engine = Literal["docker", "containerd", "podman"]
 """Who unpacks. umoci does as Docker."""
 
-Below = Callable[[bytes], "Entry | None"]
-"""Gives what the layers below have at a path."""
 
+def entries(
+    tree: LayerTree, engine: Engine = "docker", below: Sequence[Mapping[bytes, Entry]] = ()
+) -> list[Entry]:
+    """Return the manifest of a layer as an engine unpacks it.
 
-def entries(tree: LayerTree, engine: Engine = "docker", below: Below | None = None) -> list[Entry]:
-    """Return the manifest of a layer as an engine unpacks it; ``below`` is None at the bottom."""
+    ``below`` is the layers under it, bottom to top, as the same engine unpacked them: entries by
+    their paths.
+    """
     found = []
     for path, node in walk(tree.root):
         entry = node.entry(path)
-        if engine == "containerd" and below is None:
+        if engine == "containerd" and not below:
             if node.is_whiteout:
                 continue
             entry = replace(entry, xattrs=tuple(x for x in entry.xattrs if x != OPAQUE))
-        elif engine == "containerd" and below is not None and node.is_implied and path != b".":
-            lower = below(path)
+        elif engine == "containerd" and node.is_implied and path != b".":
+            lower = next((layer[path] for layer in reversed(below) if path in layer), None)
             if lower is not None and lower.type == "dir":
-                entry = replace(lower, xattrs=lower.xattrs + entry.xattrs)
+                own = tuple(item for item in lower.xattrs if item[0] in SECURITY)
+                entry = replace(lower, xattrs=own + entry.xattrs)
         elif engine == "podman" and node.kept is not None:
             attributes = canonical([*node.xattrs.items(), (CAPABILITY, node.kept)], node.mode)
             entry = replace(entry, xattrs=attributes)

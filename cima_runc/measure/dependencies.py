@@ -1,0 +1,381 @@
+"""The services that a container relies on: found by walking the processes behind its first one.
+
+Ancestors of the container's first process are the runtime, and the shim, conmon, shell or whatever
+started it, up to process 1. Behind a containerd shim is the containerd that listens on the socket
+which the shim was given, and dockerd where the shim is Docker's; behind conmon is Podman. To these
+comes our own code. Of each: the executable and every file that is mapped executable.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from cima_runc import limits
+from cima_runc.errors import CimaError
+from cima_runc.ima.template import Func
+from cima_runc.measure.file_digest import Identity, identity_of
+from cima_runc.measure.own_code import own_files
+from cima_runc.measure.procfs import (
+    ProcfsError,
+    flag_value,
+    parse_maps,
+    parse_unix_listeners,
+    without_deleted,
+)
+
+Role = Literal[
+    "runtime", "shim", "conmon", "podman", "containerd", "dockerd", "init", "ancestor", "agent"
+]
+
+_PROC = b"/proc"
+_DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
+"""What dockerd uses without ``--containerd``, where it is there."""
+_DOCKER_NAMESPACE = "moby"
+_WALK_AGAIN_SECONDS = 60.0
+"""How old what was seen of a long-lived service may be."""
+
+
+class DependencyError(CimaError):
+    """A service cannot be found, or not be looked at."""
+
+
+@dataclass(frozen=True)
+class ServiceFile:
+    """A file that a service runs."""
+
+    path: bytes
+    """As the kernel shows it, absolute in the service's mount namespace."""
+    func: Func
+    open_as: bytes
+    """A path that opens this very file, even where it was removed or replaced since."""
+    identity: Identity | None
+    """None where it cannot be looked at."""
+    error: str = ""
+    """Why not."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service as it was found."""
+
+    role: Role
+    pid: int
+    start_ticks: int
+    files: tuple[ServiceFile, ...]
+    """Its executable first."""
+
+    @property
+    def path(self) -> bytes:
+        """Path of its executable."""
+        return self.files[0].path
+
+
+@dataclass(frozen=True)
+class NotFound:
+    """A service that should be there and was not found, or not looked at."""
+
+    role: Role
+    reason: str
+
+
+@dataclass(frozen=True)
+class Chain:
+    """All that one container relies on."""
+
+    services: tuple[Service, ...] = ()
+    not_found: tuple[NotFound, ...] = ()
+
+    @property
+    def key(self) -> frozenset[tuple[str, bytes]]:
+        """What tells one chain from another: roles and paths of executables."""
+        found = {(service.role, service.path) for service in self.services}
+        return frozenset(found | {(missing.role, b"") for missing in self.not_found})
+
+
+class Finder:
+    """Finds services, and remembers the long-lived ones. May be used by several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._memory = _Memory()
+
+    def find(self, pid: int, *, runs: bool = False) -> Chain:
+        """Return what the container with the first process ``pid`` relies on.
+
+        ``runs``: the container is not being made, so its process is no more the runtime's child.
+
+        Raises:
+            DependencyError: the process is gone.
+        """
+        with self._lock:
+            return _Search(self._memory).run(pid, runs=runs)
+
+    def forget(self) -> None:
+        """Look for long-lived services and walk them again, when next they are wanted."""
+        with self._lock:
+            self._memory = _Memory()
+
+
+@dataclass
+class _Memory:
+    """What was seen, and when (by the monotonic clock)."""
+
+    walked: dict[tuple[int, int], tuple[float, Service]] = field(default_factory=dict)
+    """Long-lived services by pid and start."""
+    daemons: dict[tuple[Role, str], list[tuple[int, int]]] = field(default_factory=dict)
+    """Pids and starts, by the address that led to them."""
+    podman: dict[Identity, tuple[float, Service]] = field(default_factory=dict)
+
+
+class _Search:
+    """One search; a service that is not found does not end it."""
+
+    def __init__(self, memory: _Memory) -> None:
+        self._memory = memory
+        self._services: list[Service] = []
+        self._not_found: list[NotFound] = []
+
+    def run(self, pid: int, *, runs: bool) -> Chain:
+        self._ancestors(pid, runs)
+        self._attempt("agent", lambda: [self._long_lived("agent", os.getpid())])
+        return Chain(tuple(self._services), tuple(self._not_found))
+
+    def _attempt(self, role: Role, find: Callable[[], list[Service]]) -> None:
+        try:
+            self._services.extend(find())
+        except CimaError as error:
+            self._not_found.append(NotFound(role, error.what))
+        except (OSError, psutil.Error) as error:
+            self._not_found.append(NotFound(role, f"it cannot be looked at: {error}"))
+
+    def _ancestors(self, pid: int, runs: bool) -> None:
+        try:
+            ancestors = psutil.Process(pid).parents()
+        except psutil.Error as error:
+            raise DependencyError(
+                f"the ancestors of process {pid} are not known: {error}"
+            ) from error
+        for number, ancestor in enumerate(ancestors):
+            self._ancestor(ancestor, is_runtime=number == 0 and not runs)
+
+    def _ancestor(self, ancestor: psutil.Process, *, is_runtime: bool) -> None:
+        pid = ancestor.pid
+        name = b""
+        with suppress(OSError):
+            name = os.path.basename(_executable(pid))
+        if pid == 1:
+            self._attempt("init", lambda: [self._long_lived("init", pid)])
+        elif is_runtime:
+            self._attempt("runtime", lambda: [walk("runtime", pid)])
+        elif name.startswith(b"containerd-shim"):
+            self._attempt("shim", lambda: [walk("shim", pid)])
+            self._behind_shim(ancestor)
+        elif name == b"conmon":
+            self._attempt("conmon", lambda: [walk("conmon", pid)])
+            self._attempt("podman", lambda: self._behind_conmon(ancestor))
+        else:
+            self._attempt("ancestor", lambda: [self._long_lived("ancestor", pid)])
+
+    # -- containerd and dockerd ---------------------------------------------------------------
+
+    def _behind_shim(self, shim: psutil.Process) -> None:
+        # A name makes us look; who listens is the kernel's word.
+        try:
+            argv = shim.cmdline()
+        except psutil.Error as error:
+            self._not_found.append(NotFound("containerd", f"the shim has ended: {error}"))
+            return
+        address = (flag_value(argv, "address") or "").removeprefix("unix://")
+        self._attempt("containerd", lambda: self._containerd(address))
+        if flag_value(argv, "namespace") == _DOCKER_NAMESPACE:
+            self._attempt("dockerd", lambda: self._dockerd(address))
+
+    def _containerd(self, address: str) -> list[Service]:
+        if not address:
+            raise DependencyError("the shim was given no -address of its containerd")
+        found = self._daemon("containerd", address, lambda: _listeners(os.fsencode(address)))
+        if not found:
+            raise DependencyError(f"no process listens on {address}, the shim's containerd")
+        return found
+
+    def _dockerd(self, address: str) -> list[Service]:
+        found = self._daemon("dockerd", address, lambda: _dockerds(address))
+        if not found:
+            raise DependencyError(f"no dockerd uses the containerd at {address}")
+        return found
+
+    def _daemon(self, role: Role, key: str, look: Callable[[], list[int]]) -> list[Service]:
+        remembered = self._memory.daemons.get((role, key), [])
+        if not remembered or not all(_lives(*process) for process in remembered):
+            remembered = [(pid, start_ticks(pid)) for pid in look()]
+            self._memory.daemons[role, key] = remembered
+        return [self._long_lived(role, pid) for pid, _ in remembered]
+
+    def _long_lived(self, role: Role, pid: int) -> Service:
+        key = (pid, start_ticks(pid))
+        known = self._memory.walked.get(key)
+        if known is None or time.monotonic() - known[0] > _WALK_AGAIN_SECONDS:
+            service = walk(role, pid, own_code() if pid == os.getpid() else ())
+            known = self._memory.walked[key] = (time.monotonic(), service)
+        return known[1]
+
+    # -- Podman -------------------------------------------------------------------------------
+
+    def _behind_conmon(self, conmon: psutil.Process) -> list[Service]:
+        # conmon outlives podman, and runs this when the container has ended.
+        path = flag_value(conmon.cmdline(), "exit-command")
+        if path is None:
+            raise DependencyError("conmon was given no --exit-command: which engine is it of?")
+        program = b"%s/%d/root%s" % (_PROC, conmon.pid, os.fsencode(path))
+        identity = identity_of(program)
+        known = self._memory.podman.get(identity)
+        if known is None or time.monotonic() - known[0] > _WALK_AGAIN_SECONDS:
+            known = (time.monotonic(), self._podman(os.fsencode(path), program, identity))
+            self._memory.podman[identity] = known
+        return [known[1]]
+
+    def _podman(self, path: bytes, program: bytes, identity: Identity) -> Service:
+        for pid in psutil.pids():
+            with suppress(OSError, CimaError):
+                if identity_of(b"%s/%d/exe" % (_PROC, pid)) == identity:
+                    return walk("podman", pid)
+        real = os.path.realpath(path)
+        return Service("podman", 0, 0, (ServiceFile(real, Func.BPRM_CHECK, program, identity),))
+
+
+def walk(role: Role, pid: int, more: tuple[ServiceFile, ...] = ()) -> Service:
+    """Return what a process runs: its executable, files mapped executable, and ``more``.
+
+    Raises:
+        DependencyError: it ended, or it is a kernel's thread, or runs too many files.
+        OSError: it must not be looked at.
+    """
+    started = start_ticks(pid)
+    try:
+        path = _executable(pid)
+        files = [_file(path, Func.BPRM_CHECK, b"%s/%d/exe" % (_PROC, pid))]
+        files += _mapped(pid, files[0])
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise DependencyError(f"process {pid} ended while it was looked at") from error
+    except ProcfsError as error:
+        raise DependencyError(f"process {pid}: {error.what}") from error
+    if start_ticks(pid) != started:
+        raise DependencyError(f"process {pid} ended while it was looked at")
+    files += more
+    if len(files) > limits.DEPENDENCY_FILES:
+        raise DependencyError(f"process {pid} runs more than {limits.DEPENDENCY_FILES} files")
+    return Service(role, pid, started, tuple(files))
+
+
+def own_code() -> tuple[ServiceFile, ...]:
+    """Return the files of our own installation."""
+    started = int(psutil.Process().create_time() * 1e9)
+    return tuple(_file(path, func, path) for path, func in own_files(started))
+
+
+def standard_library() -> bytes:
+    """Return the directory of Python's own library, of which :func:`own_code` holds nothing."""
+    return os.fsencode(os.path.dirname(os.path.realpath(os.__file__)))
+
+
+def start_ticks(pid: int) -> int:
+    """Return when a process started (field 22 of proc(5) stat).
+
+    Raises:
+        DependencyError: it is gone.
+    """
+    try:
+        after_name = _read(b"%s/%d/stat" % (_PROC, pid), limits.READ_SOON).rpartition(b")")[2]
+        return int(after_name.split()[19])
+    except (OSError, IndexError, ValueError) as error:
+        raise DependencyError(f"process {pid} has ended") from error
+
+
+def _lives(pid: int, started: int) -> bool:
+    try:
+        return start_ticks(pid) == started
+    except DependencyError:
+        return False
+
+
+def _executable(pid: int) -> bytes:
+    return without_deleted(os.readlink(b"%s/%d/exe" % (_PROC, pid)))
+
+
+def _mapped(pid: int, executable: ServiceFile) -> Iterator[ServiceFile]:
+    maps = _read(b"%s/%d/maps" % (_PROC, pid), limits.PROC_MAPS)
+    if len(maps) > limits.PROC_MAPS:
+        raise ProcfsError(f"its maps have more than {limits.PROC_MAPS} bytes")
+    for mapping in parse_maps(maps):
+        link = b"%s/%d/map_files/%s" % (_PROC, pid, mapping.name.encode("ascii"))
+        path = mapping.path
+        try:
+            path = without_deleted(os.readlink(link))
+            file = _file(path, Func.MMAP_CHECK, link)
+        except OSError:
+            # Not allowed to everybody who may read maps, or unmapped just now.
+            link = b"%s/%d/root%s" % (_PROC, pid, path)
+            file = _file(path, Func.MMAP_CHECK, link)
+            if file.identity is not None and file.identity.inode != mapping.inode:
+                error = "it was replaced, and what is mapped cannot be opened"
+                file = ServiceFile(path, Func.MMAP_CHECK, link, None, error)
+        if (file.path, file.identity) != (executable.path, executable.identity):
+            yield file
+
+
+def _file(path: bytes, func: Func, open_as: bytes) -> ServiceFile:
+    try:
+        return ServiceFile(path, func, open_as, identity_of(open_as))
+    except OSError as error:
+        return ServiceFile(path, func, open_as, None, error.strerror or "it cannot be looked at")
+
+
+def _listeners(path: bytes) -> list[int]:
+    """Return the processes that hold a socket listening on ``path``."""
+    inodes = parse_unix_listeners(_read(b"%s/net/unix" % _PROC, limits.PROC_NET_UNIX), path)
+    if not inodes:
+        return []
+    return [pid for pid in psutil.pids() if pid != 1 and not inodes.isdisjoint(_sockets(pid))]
+
+
+def _sockets(pid: int) -> Iterator[int]:
+    """Yield the inode numbers of a process's open sockets."""
+    directory = b"%s/%d/fd" % (_PROC, pid)
+    with suppress(OSError):
+        for name in os.listdir(directory):
+            with suppress(OSError):
+                target = os.readlink(directory + b"/" + name)
+                if target.startswith(b"socket:["):
+                    yield int(target[8:-1])
+
+
+def _dockerds(address: str) -> list[int]:
+    """Return the processes of dockerd, outside of containers, that use this containerd."""
+    containerds = _listeners(os.fsencode(address))
+    found = []
+    for pid in psutil.pids():
+        with suppress(OSError, psutil.Error):
+            if os.path.basename(_executable(pid)) != b"dockerd" or not _in_our_pid_namespace(pid):
+                continue
+            given = flag_value(psutil.Process(pid).cmdline(), "containerd") or _DEFAULT_ADDRESS
+            is_parent = any(psutil.Process(each).ppid() == pid for each in containerds)
+            if is_parent or given.removeprefix("unix://") == address:
+                found.append(pid)
+    return found
+
+
+def _in_our_pid_namespace(pid: int) -> bool:
+    own = os.stat("/proc/self/ns/pid").st_ino
+    return os.stat(f"/proc/{pid}/ns/pid").st_ino == own
+
+
+def _read(path: bytes, limit: int) -> bytes:
+    with Path(os.fsdecode(path)).open("rb") as file:
+        return file.read(limit + 1)

@@ -1,0 +1,120 @@
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cima_runc import limits
+from cima_runc.agent.attester import AttestError, NotForYouError
+from cima_runc.agent.https import RateLimit, application
+
+BODY = {"container": "c", "nonce": "ab" * 16}
+
+
+def ask(
+    method: str, path: str, *, per_minute: int = 100, error: Exception | None = None, **more: Any
+) -> tuple[httpx.Response, list[tuple[str, bytes]]]:
+    asked: list[tuple[str, bytes]] = []
+
+    async def agent(verb: str, body: bytes) -> bytes:
+        asked.append((verb, body))
+        if error is not None:
+            raise error
+        return b'{"some":"evidence"}'
+
+    async def go() -> httpx.Response:
+        transport = httpx.ASGITransport(app=application(agent, per_minute))
+        async with httpx.AsyncClient(transport=transport, base_url="https://agent") as client:
+            return await client.request(method, path, **more)
+
+    return asyncio.run(go()), asked
+
+
+def test_evidence() -> None:
+    answer, asked = ask("POST", "/v1/evidence", json=BODY)
+    assert (answer.status_code, answer.json()) == (200, {"some": "evidence"})
+    assert asked[0][0] == "attest"
+    assert json.loads(asked[0][1]) == {**BODY, "host": "none", "since": 0, "boot_log": False}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {**BODY, "more": 1},
+        {**BODY, "nonce": "ab"},
+        {**BODY, "since": -1},
+        {**BODY, "since": "0"},
+        {**BODY, "host": "all"},
+    ],
+)
+def test_malformed(body: dict[str, Any]) -> None:
+    answer, asked = ask("POST", "/v1/evidence", json=body)
+    assert answer.status_code == 422
+    assert not asked
+
+
+def test_too_large() -> None:
+    answer, asked = ask("POST", "/v1/evidence", content=b" " * (limits.HTTP_REQUEST + 1))
+    assert answer.status_code == 413
+    assert not asked
+
+
+def test_too_many() -> None:
+    async def agent(verb: str, body: bytes) -> bytes:
+        return b"{}"
+
+    async def go() -> list[int]:
+        transport = httpx.ASGITransport(app=application(agent, 3))
+        async with httpx.AsyncClient(transport=transport, base_url="https://agent") as client:
+            return [(await client.get("/v1/enrolment")).status_code for _ in range(5)]
+
+    assert asyncio.run(go()) == [200, 200, 200, 429, 429]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(NotForYouError(), 403), (AttestError("no"), 400), (OSError(5, "x"), 503)]
+)
+def test_refusals_have_a_status(error: Exception, status: int) -> None:
+    answer, _ = ask("POST", "/v1/evidence", json=BODY, error=error)
+    assert answer.status_code == status
+    assert answer.json()["error"]
+
+
+def test_nothing_else_is_there() -> None:
+    for path in ("/", "/v1/ps", "/v1/log", "/docs", "/redoc"):
+        answer, asked = ask("GET", path)
+        assert answer.status_code == 404
+        assert not asked
+
+
+def test_openapi_describes_what_is_sent() -> None:
+    answer, _ = ask("GET", "/v1/openapi.json")
+    described = answer.json()
+    assert set(described["paths"]) == {"/v1/evidence", "/v1/enrolment", "/v1/activate"}
+    nonce = described["components"]["schemas"]["Request"]["properties"]["nonce"]
+    assert nonce["type"] == "string"
+    assert nonce["pattern"] == "^([0-9a-f]{2})*$"
+
+
+@given(st.lists(st.floats(0, 1000), max_size=200), st.integers(1, 30))
+def test_never_more_than_allowed(waits: list[float], per_minute: int) -> None:
+    limit, now, allowed = RateLimit(per_minute), 0.0, 0
+    for wait in waits:
+        now += wait
+        allowed += limit.allows("192.0.2.1", now)
+    assert allowed <= per_minute + now * per_minute / 60 + 1e-6
+
+
+def test_addresses_count_for_themselves_and_networks_as_one() -> None:
+    limit = RateLimit(1)
+    assert limit.allows("192.0.2.1", 0)
+    assert limit.allows("192.0.2.2", 0)
+    assert not limit.allows("192.0.2.1", 0)
+    assert limit.allows("2001:db8::1", 0)
+    assert not limit.allows("2001:db8::2", 0)
+    assert limit.allows("2001:db8:0:1::1", 0)
+    assert limit.allows("unknown", 0)

@@ -1,0 +1,81 @@
+import errno
+from pathlib import Path
+
+import pytest
+
+from cima_runc.sensor import loader
+from cima_runc.sensor.loader import NoBpfLsmError, NoBtfError, NotBuiltError, Sensor, SensorError
+
+
+@pytest.mark.parametrize("size", [0, 1, 2048, 4097, 3 * 4096, -4096])
+def test_a_ring_of_an_impossible_size_is_refused(size: int) -> None:
+    with pytest.raises(SensorError, match=f"{size} bytes is not possible; use a power of two"):
+        Sensor.load(ring_bytes=size)
+
+
+def test_a_package_without_the_compiled_sensor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(loader, "OBJECT", tmp_path / "sensor.bpf.o")
+    with pytest.raises(NotBuiltError, match=r"sensor\.bpf\.o: No such file.*libbpf-dev"):
+        Sensor.load()
+
+
+@pytest.fixture
+def privileged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A kernel that has everything, as far as its files say."""
+    monkeypatch.setattr(loader, "_privileged", lambda: True)
+    monkeypatch.setattr(loader, "_BTF", tmp_path / "vmlinux")
+    monkeypatch.setattr(loader, "_LSMS", tmp_path / "lsm")
+    (tmp_path / "vmlinux").touch()
+    (tmp_path / "lsm").write_text("lockdown,capability,bpf")
+    return tmp_path
+
+
+def test_a_kernel_with_everything_passes(privileged: Path) -> None:
+    loader._check_kernel()
+
+
+def test_a_kernel_without_type_information(privileged: Path) -> None:
+    (privileged / "vmlinux").unlink()
+    with pytest.raises(NoBtfError, match="CONFIG_DEBUG_INFO_BTF"):
+        loader._check_kernel()
+
+
+def test_a_kernel_started_without_the_bpf_lsm(privileged: Path) -> None:
+    (privileged / "lsm").write_text("lockdown,capability,nobpf")
+    with pytest.raises(NoBpfLsmError, match="lsm=lockdown,capability,nobpf,bpf to the kernel"):
+        loader._check_kernel()
+
+
+def test_securityfs_that_is_not_mounted(privileged: Path) -> None:
+    (privileged / "lsm").unlink()
+    with pytest.raises(NoBpfLsmError, match="mount -t securityfs"):
+        loader._check_kernel()
+
+
+LOG = """\
+libbpf: prog 'cima_bprm_check': -- BEGIN PROG LOAD LOG --
+; if (bpf_ringbuf_output(&events, e, sizeof(*e) + bytes, 0))
+949: (85) call bpf_ringbuf_output#130
+R2 unbounded memory access, make sure to bounds check any such access
+processed 19385 insns (limit 1000000) max_states_per_insn 4 total_states 1 peak_states 1
+-- END PROG LOAD LOG --
+libbpf: prog 'cima_bprm_check': failed to load: -13
+"""
+
+
+def test_a_rejection_repeats_the_verifier_s_last_word() -> None:
+    messages = ["libbpf: prog 'cima_bprm_check': BPF program load failed: EACCES\n", LOG]
+    error = loader._rejected(OSError(errno.EACCES, ""), messages)
+    assert str(error) == (
+        "the kernel refused the sensor: Permission denied: "
+        "R2 unbounded memory access, make sure to bounds check any such access"
+    )
+
+
+def test_a_rejection_without_a_log_repeats_libbpf() -> None:
+    messages = ["libbpf: prog 'cima_bprm_check': failed\n", "libbpf: failed to load object\n"]
+    error = loader._rejected(OSError(errno.EPERM, ""), messages)
+    assert "libbpf: prog 'cima_bprm_check': failed; " in str(error)
+    assert "lockdown" in error.hint

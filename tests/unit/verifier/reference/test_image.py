@@ -1,0 +1,399 @@
+import io
+import json
+import os
+import stat
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from cima_runc import limits
+from cima_runc.errors import CimaError
+from cima_runc.measure.mtree import digest, parse_manifest
+from cima_runc.verifier.reference.blob import BlobError
+from cima_runc.verifier.reference.image import Image, ImageError, read_image
+from cima_runc.verifier.reference.layer import ImageLayerError
+from cima_runc.verifier.reference.tar import TarError
+from tests.support.oci import (
+    Layout,
+    archive,
+    directory,
+    docker_save,
+    header,
+    member,
+    pad,
+    sha256,
+)
+
+BASE = archive(
+    directory("etc"),
+    member("etc/a b", b"lower"),
+    member("etc/gone", b"x"),
+    directory("tmp", 0o1777),
+    member("sh", b"#!", mode=0o4755, uid=1, gid=2),
+    member("l", kind=b"2", link="x y"),
+    member("n", kind=b"3", device=(1, 3)),
+)
+TOP = archive(
+    directory("etc", 0o700),
+    member("etc/a b", b"upper!"),
+    member("etc/.wh.gone"),
+    member("tmp/f"),
+)
+CONFIG = {
+    "Entrypoint": ["/sh"],
+    "Cmd": ["-c"],
+    "User": "1:2",
+    "WorkingDir": "/tmp",
+    "Env": ["PATH=/bin", "B=", "A=1=2"],
+    "Labels": {"unknown": "fields are fine"},
+}
+
+
+@pytest.fixture(name="layout")
+def _layout() -> Layout:
+    layout = Layout()
+    layout.image(BASE, TOP, config=CONFIG)
+    return layout
+
+
+def test_reference_values(layout: Layout, tmp_path: Path) -> None:
+    read = read_image(layout.write_directory(tmp_path / "oci"))
+    reference = read.reference
+    assert reference.name == "latest"
+    assert reference.platform == "linux/amd64"
+    assert reference.manifest == layout.manifests[0]["digest"]
+    assert reference.image_id.removeprefix("sha256:") in str(layout.files)
+    assert reference.config.model_dump() == {
+        "entrypoint": ("/sh",),
+        "cmd": ("-c",),
+        "user": "1:2",
+        "working_dir": "/tmp",
+        "env": ("A", "B", "PATH"),
+    }
+    assert [layer.diff_id for layer in reference.layers] == [sha256(BASE), sha256(TOP)]
+    assert [(layer.files, layer.bytes, layer.entries) for layer in reference.layers] == [
+        (3, 8, 7),
+        (2, 6, 5),
+    ]
+    assert [digest(manifest) for manifest in read.manifests] == [
+        layer.digest for layer in reference.layers
+    ]
+    assert reference.layers[0].other_digests == {}
+    assert set(reference.layers[1].other_digests) == {"containerd"}  # /tmp is not listed in it
+    assert reference.layers[1].digests > {reference.layers[1].digest}
+    files = {path: file.model_dump(exclude_none=True) for path, file in reference.files.items()}
+    assert files["/etc/a\\040b"] == {
+        "type": "file",
+        "mode": "0644",
+        "uid": 0,
+        "gid": 0,
+        "size": 6,
+        "sha256": sha256(b"upper!")[7:],
+        "layer": 1,
+    }
+    assert files["/sh"]["mode"] == "04755"
+    assert files["/l"]["link"] == "x\\040y"
+    assert files["/n"]["device"] == (1, 3)
+    assert "/etc/gone" not in files
+    assert list(files) == ["/etc", "/etc/a\\040b", "/l", "/n", "/sh", "/tmp", "/tmp/f"]
+
+
+@pytest.mark.parametrize("compression", ["", "gzip", "zstd"])
+def test_every_form_gives_the_same_values(compression: str, tmp_path: Path) -> None:
+    layout = Layout()
+    layout.image(BASE, TOP, compression=compression)
+    forms = [
+        layout.write_directory(tmp_path / "oci"),
+        layout.write_archive(tmp_path / "oci.tar"),
+        docker_save(tmp_path / "docker.tar", BASE, TOP),
+    ]
+    read = [read_image(path) for path in forms]
+    assert read[0] == read[1]
+    assert read[0].manifests == read[2].manifests
+    assert read[0].reference.files == read[2].reference.files
+    assert read[2].reference.name == "example:latest"
+    assert read[2].reference.manifest is None
+    for path in tmp_path.iterdir():  # nothing was written
+        assert path in forms
+
+
+def test_docker_save_of_25_and_later(layout: Layout, tmp_path: Path) -> None:
+    """It has both an OCI layout and manifest.json."""
+    expected = read_image(layout.write_directory(tmp_path / "oci"))
+    layout.files["manifest.json"] = b"[]"
+    assert read_image(layout.write_archive(tmp_path / "x.tar")) == expected
+
+
+def test_podman_save_has_links_to_its_layers(tmp_path: Path) -> None:
+    path = docker_save(tmp_path / "x.tar", BASE)
+    expected = read_image(path)
+    out = io.BytesIO()
+    with tarfile.open(path) as old, tarfile.open(fileobj=out, mode="w") as new:
+        for info in old:
+            data = old.extractfile(info)
+            if info.name.endswith("layer.tar"):
+                link = tarfile.TarInfo(info.name)
+                link.type, link.linkname = tarfile.SYMTYPE, "../real.tar"
+                new.addfile(link)
+                info.name = "real.tar"
+            new.addfile(info, data)
+    path.write_bytes(out.getvalue())
+    assert read_image(path) == expected
+
+
+def test_which_of_several(tmp_path: Path) -> None:
+    layout = Layout()
+    arm = {"os": "linux", "architecture": "arm", "variant": "v7"}
+    amd = layout.image(BASE, tag="a/b:1")
+    layout.image(TOP, tag="a/b:1", platform=arm)
+    layout.image(TOP, tag="other")
+    path = layout.write_directory(tmp_path / "oci")
+    with pytest.raises(ImageError, match=r"3 images fit.*linux/amd64.*linux/arm/v7"):
+        read_image(path)
+    with pytest.raises(ImageError, match="2 images fit"):
+        read_image(path, name="a/b:1")
+    assert read_image(path, platform="linux/arm").reference.platform == "linux/arm/v7"
+    assert read_image(path, platform="linux/arm/v7").reference.name == "a/b:1"
+    chosen = read_image(path, platform="linux/amd64", name="b:1").reference
+    assert (chosen.manifest, chosen.name) == (amd["digest"], "a/b:1")
+    with pytest.raises(ImageError, match="0 images fit"):
+        read_image(path, platform="linux/arm/v8")
+
+
+def test_an_index_in_an_index_with_attestations(layout: Layout, tmp_path: Path) -> None:
+    inner = layout.manifests
+    attestation = layout.blob(b"{}", "application/vnd.oci.image.manifest.v1+json")
+    attestation["annotations"] = {"vnd.docker.reference.type": "attestation-manifest"}
+    absent = {**attestation, "digest": sha256(b"not here"), "annotations": {}}
+    body = json.dumps({"manifests": [*inner, attestation, absent]}).encode()
+    index = layout.blob(body, "application/vnd.oci.image.index.v1+json")
+    index["annotations"] = {"io.containerd.image.name": "docker.io/library/x:1"}
+    layout.manifests = [index]
+    found = read_image(layout.write_directory(tmp_path / "oci"), name="x:1")
+    assert found.reference.name == "docker.io/library/x:1"
+
+
+def test_an_artifact_is_not_an_image(layout: Layout, tmp_path: Path) -> None:
+    config = layout.blob(b"{}", "application/vnd.oci.empty.v1+json")
+    body = json.dumps({"config": config, "layers": []}).encode()
+    layout.manifests.append(layout.blob(body, "application/vnd.oci.image.manifest.v1+json"))
+    assert len(read_image(layout.write_directory(tmp_path / "oci")).reference.layers) == 2
+
+
+def test_an_image_without_layers(tmp_path: Path) -> None:
+    layout = Layout()
+    layout.image()
+    read = read_image(layout.write_directory(tmp_path / "oci"))
+    assert (read.reference.layers, read.reference.files) == ((), {})
+
+
+def test_an_empty_layer(tmp_path: Path) -> None:
+    layout = Layout()
+    layout.image(archive())
+    (manifest,) = read_image(layout.write_directory(tmp_path / "oci")).manifests
+    assert len(parse_manifest(manifest)) == 1
+
+
+# What is damaged or hostile: a clear error, soon, and nothing written.
+
+
+def refused(path: Path, reason: str) -> None:
+    before = sorted(each for each in path.parent.rglob("*"))
+    start = time.monotonic()
+    with pytest.raises(CimaError, match=reason) as caught:
+        read_image(path)
+    assert time.monotonic() - start < 10
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 2000
+    assert sorted(each for each in path.parent.rglob("*")) == before
+
+
+def test_every_changed_blob_is_seen(layout: Layout, tmp_path: Path) -> None:
+    path = layout.write_directory(tmp_path / "oci")
+    blobs = list((path / "blobs/sha256").iterdir())
+    assert len(blobs) == 4
+    for blob in blobs:
+        good = blob.read_bytes()
+        for changed in (good[:-1] + bytes([good[-1] ^ 1]), good + b"\0", good[:-1], b""):
+            blob.write_bytes(changed)
+            with pytest.raises(CimaError):
+                read_image(path)
+        blob.write_bytes(good)
+    assert isinstance(read_image(path), Image)
+
+
+def test_a_layer_that_is_not_the_configurations(layout: Layout, tmp_path: Path) -> None:
+    """Every blob is as its digest says, but the archive is not what the image's id is of."""
+    manifest = layout.manifests[0]
+    body = json.loads(layout.files[f"blobs/sha256/{manifest['digest'][7:]}"])
+    body["layers"][0] = layout.blob(TOP, "application/vnd.oci.image.layer.v1.tar")
+    layout.manifests = [layout.blob(json.dumps(body).encode(), body["mediaType"])]
+    refused(layout.write_directory(tmp_path / "oci"), "has the digest")
+
+
+@pytest.mark.parametrize("extra", [1, -1])
+def test_more_or_fewer_layers_than_diff_ids(layout: Layout, tmp_path: Path, extra: int) -> None:
+    manifest = layout.manifests[0]
+    body = json.loads(layout.files[f"blobs/sha256/{manifest['digest'][7:]}"])
+    body["layers"] = body["layers"][:extra] if extra < 0 else [*body["layers"], body["layers"][0]]
+    layout.manifests = [layout.blob(json.dumps(body).encode(), body["mediaType"])]
+    refused(layout.write_directory(tmp_path / "oci"), "diff_ids")
+
+
+@pytest.mark.parametrize(
+    ("layers", "reason"),
+    [
+        ([archive(member("../../etc/cron.d/x", b"evil"))], r"\.\."),
+        ([archive(member("/etc/passwd", b"evil"))], "absolute"),
+        ([archive(member("a", kind=b"2", link="/"), member("a/../../x"))], r"\.\."),
+        ([archive(member("f", kind=b"1", link="../../etc/shadow"))], r"\.\."),
+        ([BASE, archive(member("f", kind=b"1", link="sh"))], "does not have"),
+        ([archive(header(b"huge", size=2**50))], "more than"),
+        ([header(b"cut", size=10**6) + b"x"], "ends in the middle"),
+        ([b"not a tar archive at all" * 100], "tar header|checksum"),
+        ([archive(member("x" * 5000))], "path of 5000 bytes"),
+    ],
+)
+def test_hostile_layers(layers: list[bytes], reason: str, tmp_path: Path) -> None:
+    layout = Layout()
+    layout.image(*layers)
+    refused(layout.write_directory(tmp_path / "oci"), reason)
+
+
+def test_a_sparse_file_as_a_bomb(tmp_path: Path) -> None:
+    records = {"GNU.sparse.map": b"0,0", "GNU.sparse.size": str(300 * 1024 * limits.MIB).encode()}
+    layout = Layout()
+    layout.image(archive(member("sparse", records=records)))
+    refused(layout.write_directory(tmp_path / "oci"), "become more than")
+
+
+def test_many_small_files_as_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LAYER_ENTRIES", 1000)
+    layout = Layout()
+    layout.image(archive(*(member(f"f{n}") for n in range(2000))))
+    refused(layout.write_directory(tmp_path / "oci"), "more than 1000 members")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("index.json", b"", "index.json is not of its form"),
+        ("index.json", b"{", "index.json is not of its form"),
+        ("index.json", b"[]", "index.json is not of its form"),
+        ("index.json", b"[" * 100_000, "index.json is not of its form"),
+        ("index.json", b'{"manifests":[]}', "0 images fit"),
+        ("index.json", b'{"manifests":[{"digest":"sha256:../../etc/passwd","size":1}]}', "digest"),
+        ("index.json", b'{"manifests":[{"digest":"","size":-1}]}', "index.json is not of its form"),
+        ("index.json", b" " * (limits.IMAGE_JSON + 1), "has more than"),
+    ],
+)  # fmt: skip
+def test_hostile_json(layout: Layout, tmp_path: Path, name: str, data: bytes, reason: str) -> None:
+    path = layout.write_directory(tmp_path / "oci")
+    (path / name).write_bytes(data)
+    refused(path, reason)
+
+
+def test_an_index_that_holds_itself_too_deeply(layout: Layout, tmp_path: Path) -> None:
+    for _ in range(limits.IMAGE_INDEX_DEPTH + 1):
+        body = json.dumps({"manifests": layout.manifests}).encode()
+        layout.manifests = [layout.blob(body, "application/vnd.oci.image.index.v1+json")]
+    refused(layout.write_directory(tmp_path / "oci"), "indexes in indexes")
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    ["application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "application/vnd.cncf.helm.chart"],
+)
+def test_layers_of_another_kind(layout: Layout, tmp_path: Path, media_type: str) -> None:
+    manifest = layout.manifests[0]
+    body = json.loads(layout.files[f"blobs/sha256/{manifest['digest'][7:]}"])
+    body["layers"][0]["mediaType"] = media_type
+    layout.manifests = [layout.blob(json.dumps(body).encode(), body["mediaType"])]
+    refused(layout.write_directory(tmp_path / "oci"), "cannot be read")
+
+
+def saved(path: Path, *parts: bytes) -> Path:
+    path.write_bytes(archive(*parts))
+    return path
+
+
+def test_hostile_saved_images(tmp_path: Path) -> None:
+    config = json.dumps({"rootfs": {"diff_ids": [sha256(BASE)]}}).encode()
+    name = sha256(config)[7:] + ".json"
+
+    def manifest(config_name: str = name, layer: str = "l.tar") -> bytes:
+        return member(
+            "manifest.json", json.dumps([{"Config": config_name, "Layers": [layer]}]).encode()
+        )
+
+    good = member(name, config), member("l.tar", BASE)
+    assert len(read_image(saved(tmp_path / "x.tar", *good, manifest())).reference.layers) == 1
+    for parts, reason in (
+        ((*good, manifest("../../etc/passwd")), "not a sha256"),
+        ((*good, manifest("x" * 64 + ".json")), "not a sha256"),
+        ((*good, manifest("0" * 64 + ".json")), "does not have"),
+        ((*good, manifest(layer="/etc/passwd")), "does not have"),
+        ((*good, manifest(layer="../x")), "does not have"),
+        ((*good, manifest(), manifest()), "twice"),
+        ((member(name, config + b" "), good[1], manifest()), "has the digest"),
+        ((good[0], member("l.tar", TOP), manifest()), "has the digest"),
+        ((good[0], member("l.tar", kind=b"2", link="l.tar"), manifest()), "does not have"),
+        ((good[0], member("l.tar", kind=b"2", link="/etc/passwd"), manifest()), "does not have"),
+        ((good[0], header(b"l.tar", size=2**40), manifest()), "ends in the middle"),
+        (good, "neither an OCI layout"),
+        ((member("manifest.json", b"[1]"),), "manifest.json is not of its form"),
+    ):
+        refused(saved(tmp_path / "x.tar", *parts), reason)
+
+
+def test_an_archive_of_too_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "ARCHIVE_ENTRIES", 10)
+    refused(saved(tmp_path / "x.tar", *(member(str(n)) for n in range(20))), "more than 10 members")
+
+
+def test_not_an_image(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "neither an OCI layout")
+    (tmp_path / "gz").write_bytes(b"\x1f\x8b\x08")
+    refused(tmp_path / "gz", "compressed as a whole")
+    (tmp_path / "text").write_bytes(b"hello" * 1000)
+    with pytest.raises(TarError):
+        read_image(tmp_path / "text")
+    refused(tmp_path / "nothing", "No such file")
+    os.mkfifo(tmp_path / "fifo")
+    refused(tmp_path / "fifo", "not a directory or a regular file")
+
+
+def test_blobs_that_are_not_files(layout: Layout, tmp_path: Path) -> None:
+    path = layout.write_directory(tmp_path / "oci")
+    layer = path / "blobs/sha256" / sha256(b"").removeprefix("sha256:")
+    layer.write_bytes(b"")
+    for blob in list((path / "blobs/sha256").iterdir())[:1]:
+        blob.unlink()
+        os.mkfifo(blob)
+    with pytest.raises((ImageError, BlobError, ImageLayerError)):
+        read_image(path)
+    assert any(stat.S_ISFIFO(each.stat().st_mode) for each in (path / "blobs/sha256").iterdir())
+
+
+def test_an_error_shows_no_control_characters(tmp_path: Path) -> None:
+    layout = Layout()
+    layout.image(archive(member("/\x1b[2J\n", b"")))
+    with pytest.raises(ImageLayerError) as caught:
+        read_image(layout.write_directory(tmp_path / "oci"))
+    assert str(caught.value).isprintable()
+
+
+def test_the_outer_archive_is_not_read_into_memory(tmp_path: Path) -> None:
+    """Members that nobody asks for are skipped, however large they say they are."""
+    path = docker_save(tmp_path / "x.tar", BASE)
+    data = path.read_bytes()[:-1024]
+    with path.open("wb") as out:
+        out.write(data + header(b"large", size=64 << 30))
+        out.truncate(len(data) + 512 + (64 << 30) + 1024)
+    start = time.monotonic()
+    assert len(read_image(path).reference.layers) == 1
+    assert time.monotonic() - start < 5
+    assert pad(b"x") == b"x" + bytes(511)

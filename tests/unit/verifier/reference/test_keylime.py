@@ -1,0 +1,96 @@
+import json
+
+import pytest
+
+from cima_runc.verifier.reference.file import (
+    HostReference,
+    ImageReference,
+    ReferenceConfig,
+    ReferenceFile,
+)
+from cima_runc.verifier.reference.keylime import KeylimeError, from_keylime, to_keylime
+
+POLICY = {
+    "meta": {"version": 1, "generator": 2, "timestamp": "2024-01-01 00:00:00"},
+    "release": 0,
+    "digests": {
+        "/usr/bin/x": ["a" * 64, "b" * 64, "a" * 64],
+        "/with space/é": ["c" * 64, "d" * 40],
+        "/only-sha1": ["d" * 40],
+        "boot_aggregate": ["e" * 64],
+    },
+    "excludes": ["/tmp/.*"],
+    "keyrings": {".ima": ["f" * 64]},
+    "ima": {"ignored_keyrings": [], "log_hash_alg": "sha1", "dm_policy": None},
+    "ima-buf": {},
+    "verification-keys": "",
+}
+
+
+def test_from_keylime() -> None:
+    converted = from_keylime(json.dumps(POLICY).encode())
+    assert converted.reference == HostReference(
+        files={
+            "/usr/bin/x": ("a" * 64, "b" * 64),
+            "/with\\040space/\\303\\251": ("c" * 64,),
+        }
+    )
+    assert converted.left_out == (
+        "excluded paths: /tmp/.*",
+        "what it says under keyrings",
+        "/only-sha1: no SHA-256 digest",
+        "boot_aggregate: not a path",
+    )
+
+
+def test_there_and_back() -> None:
+    host = from_keylime(json.dumps(POLICY).encode()).reference
+    policy = to_keylime(host)
+    assert from_keylime(policy).reference == host
+    assert from_keylime(policy).left_out == ()
+    values = json.loads(policy)
+    assert set(values) == set(POLICY)  # all that Keylime's schema requires
+    assert values["meta"] == {"version": 1, "generator": 0}
+    assert values["digests"]["/with space/é"] == ["c" * 64]
+
+
+def image(path: str) -> ImageReference:
+    def file(kind: str, **more: object) -> ReferenceFile:
+        return ReferenceFile(type=kind, mode="0", uid=0, gid=0, layer=0, **more)  # type: ignore[arg-type]
+
+    return ImageReference(
+        platform="linux/amd64",
+        image_id="sha256:" + "0" * 64,
+        config=ReferenceConfig(),
+        layers=(),
+        files={
+            path: file("file", sha256="a" * 64),
+            "/d": file("dir"),
+            "/l": file("link", link="d"),
+        },
+    )
+
+
+def test_an_image_to_keylime() -> None:
+    assert json.loads(to_keylime(image("/a\\040b")))["digests"] == {"/a b": ["a" * 64]}
+
+
+def test_what_json_cannot_hold() -> None:
+    with pytest.raises(KeylimeError, match="not UTF-8"):
+        to_keylime(image("/\\377"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        json.dumps(POLICY | {"meta": {"version": 2}}).encode(),
+        json.dumps(POLICY | {"digests": {"/x": "a" * 64}}).encode(),
+        b"a" * 64 + b" /old/allowlist\n",
+    ],
+)
+def test_not_a_policy(data: bytes) -> None:
+    with pytest.raises(KeylimeError):
+        from_keylime(data)

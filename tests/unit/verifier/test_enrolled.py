@@ -1,0 +1,28 @@
+import pytest
+from software_key import software_public
+
+from cima_runc.tpm.structures import parse_public
+from cima_runc.verifier.enrolled import EnrolledAkError, enrolled_ak_file, parse_enrolled_ak
+
+AREA = software_public(0x00050472)
+PUBLIC = parse_public(AREA)
+FILE = enrolled_ak_file(PUBLIC)
+
+
+def test_name_and_key() -> None:
+    enrolled = parse_enrolled_ak(FILE)
+    assert enrolled.name == PUBLIC.name
+    assert enrolled.is_key_of(PUBLIC)
+    assert not enrolled.is_key_of(parse_public(software_public(0x00050472)))
+
+
+def test_name_covers_attributes_and_the_key_alone_does_not() -> None:
+    other = parse_public(AREA[:4] + (0x00040472).to_bytes(4, "big") + AREA[8:])
+    assert not parse_enrolled_ak(FILE).is_key_of(other)
+    assert parse_enrolled_ak(FILE.partition(b"\n")[2]).is_key_of(other)
+
+
+@pytest.mark.parametrize("raw", [b"", b"x", FILE[:100], FILE.partition(b"-----")[0]])
+def test_not_a_key(raw: bytes) -> None:
+    with pytest.raises(EnrolledAkError):
+        parse_enrolled_ak(raw)
