@@ -103,6 +103,7 @@ class Box:
     more: list[dict[str, Any]] = field(default_factory=list)
     namespaces: dict[str, int] = field(default_factory=lambda: dict(NAMESPACES))
     missing: list[str] = field(default_factory=list)
+    relies_on: int | None = None
     host: HostReference | None = None
     dependencies: list[Record] = field(default_factory=list)
 
@@ -146,7 +147,12 @@ class Box:
         """The records."""
         partition = Partition("box")
         meta = {"time": "now"}
-        register = {"type": "register", "namespaces": self.namespaces, "missing": self.missing}
+        register = {
+            "type": "register",
+            "namespaces": self.namespaces,
+            "dependencies": self.relies_on,
+            "missing": self.missing,
+        }
         contents = [register, {"type": "config", "config": self.config}, self.rootfs]
         records = [partition.add(content, meta) for content in contents]
         for path, sha256, func in self.files:

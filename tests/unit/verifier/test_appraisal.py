@@ -568,15 +568,24 @@ def test_nothing_compared_is_never_trusted(box: Box) -> None:
 # -- dependencies ---------------------------------------------------------------------------------
 
 
-def dependencies(*files: tuple[bytes, bytes], unmeasured: str | None = None) -> list[Record]:
-    partition = Partition("dependencies")
+def dependencies(
+    *files: tuple[bytes, bytes], unmeasured: str | None = None, digest: str | None = None
+) -> list[Record]:
+    partition = Partition("dependencies:1")
     records = [
         partition.add_file(sha256, path, NAMESPACES["mnt"], Func.BPRM_CHECK, {})
         for path, sha256 in files
     ]
     found = [record for record in records if record is not None]
     if unmeasured:
-        found.append(partition.add({"type": "unmeasured", "path": unmeasured}, {}))
+        content = {
+            "type": "unmeasured",
+            "role": "conmon",
+            "path_hex": unmeasured.encode().hex(),
+            "digest": digest,
+            "reason": "the log does not have it",
+        }
+        found.append(partition.add(content, {}))
     return found
 
 
@@ -614,6 +623,30 @@ def test_an_unmeasured_dependency(box: Box) -> None:
     (found,) = box.failed()
     assert (found.rule, found.path) == ("dependency.unmeasured", "/usr/bin/conmon")
     assert box.failed("[dependencies]\nallow_unmeasured = ['/usr/bin/con*']") == []
+    box.dependencies = dependencies(RUNC, unmeasured=RUNC_PATH, digest=HASH)
+    appraised = box.appraise()
+    assert appraised.verdict == Verdict.TRUSTED  # the agent found what the reference has
+    assert "dependency.unmeasured" in {finding.rule for finding in appraised.findings}
+    box.dependencies = dependencies(RUNC, unmeasured=RUNC_PATH, digest="33" * 32)
+    assert [finding.rule for finding in box.failed()] == ["dependency.unmeasured"]
+
+
+def test_dependencies_of_other_services(box: Box) -> None:
+    box.dependencies = dependencies(RUNC)
+    box.host = HostReference(files={RUNC_PATH: (HASH,)})
+    box.relies_on = 2
+    assert [finding.rule for finding in box.failed()] == ["dependencies.other"]
+    box.relies_on = 1
+    assert box.failed() == []
+
+
+def test_dependencies_that_were_not_found(box: Box) -> None:
+    box.more.append({"type": "unmeasured", "role": "dependencies", "reason": "none"})
+    assert box.appraise().verdict == Verdict.TRUSTED
+    assert [x.rule for x in box.failed("[dependencies]\nrequired = true")] == [
+        "dependencies.unknown",
+        "dependencies.reference",
+    ]
 
 
 def test_dependencies_that_should_be_there(box: Box) -> None:
