@@ -25,6 +25,9 @@ CONTAINER_ID = 1024
 SETTINGS = 1 * MIB
 """Bytes of /etc/cima/config.toml."""
 
+ENGINE_SETTINGS = 1 * MIB
+"""Bytes of an engine's settings file."""
+
 PATH = 4096
 """Bytes of one path in the kernel, the NUL counted (PATH_MAX in linux/limits.h)."""
 

@@ -84,8 +84,8 @@ make_tools() {
     local file
     compose "$1" "$CIMA_CACHE/$tree"
     show "$1" "$(readlink -f /etc/resolv.conf)" /etc/resolv.conf
+    [ ! -d /etc/apt/mirrors ] || show "$1" /etc/apt/mirrors
     for file in $pip_files; do show "$1" "$file"; done
-    apt-config dump | grep -E '^Acquire::(http|https|ftp)::' >"$1/root/etc/apt/apt.conf.d/99machine" || true
     show "$1" "$lab/tools.sh" /tools.sh
     # shellcheck disable=SC2086  # one requirement a word
     inside "$1" /tools.sh $requirements
@@ -144,11 +144,12 @@ make_image() {
     rm -rf "${1:?}"/{root,work,upper}
 }
 
-# What the wheel and the installation are made from.
+# What the wheel and the installation are made from: all but what only developers need.
 source_archive() {
     local part parts=()
-    for part in pyproject.toml hatch_build.py README.md LICENSE cima_runc native hooks examples; do
-        [ ! -e "$checkout/$part" ] || parts+=("$part")
+    for part in "$checkout"/*; do
+        part=${part##*/}
+        case $part in build | dev | dist | docs | lab | tests) ;; *) parts+=("$part") ;; esac
     done
     tar_of "$checkout" "${parts[@]}"
 }

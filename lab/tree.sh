@@ -23,6 +23,7 @@ sources() {
     # shellcheck disable=SC2016  # the fields are apt's
     apt-get indextargets --format '$(CODENAME) $(REPO_URI)' 'Created-By: Packages' | sort -u |
         while read -r codename uri; do
+            case $uri in cdrom:*) continue ;; esac
             case $codename in
                 "$own" | "$own-updates" | "$own-security")
                     echo "deb $uri $suite${codename#"$own"} main" ;;
@@ -33,10 +34,16 @@ lines=$(sources)
 [ -n "$lines" ] || { apt-get -q update >&2; lines=$(sources); }
 [ -n "$lines" ] || { echo "lab: apt knows no Debian package source; see /etc/apt/sources.list.d" >&2; exit 1; }
 
+# How the machine's apt reaches the network (proxies, for instance) holds for the guest's as well.
+options=$(mktemp)
+trap 'rm -f "$options"' EXIT
+echo 'Acquire::Languages "none";' >"$options"
+apt-config dump | grep -E '^Acquire::(http|https)::' >>"$options" || true
+
 # INITRD=No: the kernel boots without an initramfs, so none is made.
 echo "$lines" | INITRD=No mmdebstrap --quiet --mode=root --variant=minbase \
     --include="$(echo "$packages" | tr -s ' \n' ',')" \
-    --aptopt='Acquire::Languages "none"' --dpkgopt=force-unsafe-io \
+    --aptopt="$options" --dpkgopt=force-unsafe-io \
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/info/*' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     "$suite" "$tree" -
@@ -45,6 +52,7 @@ echo lab >"$tree/etc/hostname"
 printf '127.0.0.1 localhost lab\n::1 localhost\n' >"$tree/etc/hosts"
 echo 6ca1ab00000000000000000000000001 >"$tree/etc/machine-id"
 : >"$tree/etc/fstab"
+: >"$tree/etc/resolv.conf"
 passwd --root "$tree" --delete root >/dev/null
 
 # Nothing in the background makes timings or the kernel's log unsteady, and what a guest with one disk

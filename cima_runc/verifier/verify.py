@@ -4,7 +4,9 @@ Pure: whoever calls brings the evidence, the keys and what is remembered, and ke
 remembered next. Source: design, section 7; RFC 9334 for the words.
 """
 
+import gc
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -84,10 +86,24 @@ def verify(
     """
     run = _Run(expectation, remembered, appraisal)
     try:
-        parsed = _read(evidence) if isinstance(evidence, bytes) else evidence
-        return run.outcome(parsed)
+        with _collector_paused():
+            parsed = _read(evidence) if isinstance(evidence, bytes) else evidence
+            return run.outcome(parsed)
     except VerificationError as error:
         return Outcome(run.refused(error), None)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause the search for cycles: hundreds of thousands of records have none, and it takes a third
+    of the time."""
+    paused = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if paused:
+            gc.enable()
 
 
 def _read(raw: bytes) -> Evidence:
