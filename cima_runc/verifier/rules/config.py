@@ -98,7 +98,7 @@ class ConfigRule:
             return
         if config.seccomp is None:
             reasons.append("no seccomp filter")
-        reasons.append(f"{len(self._capability_names())} capabilities")
+        reasons.append(f"{len(capability_names(self._config))} capabilities")
         yield self._finding(
             self._policy.allow_privileged,
             "config.privileged",
@@ -111,8 +111,7 @@ class ConfigRule:
 
     def _namespaces(self) -> Iterator[Finding]:
         joined = {each.type: each.path for each in self._config.joined_namespaces}
-        host = dict.fromkeys(self._config.host_namespaces, "the host's")
-        host |= {name: path for name, path in joined.items() if path.startswith("/proc/1/ns/")}
+        host = shared_with_host(self._config)
         for name, got in host.items():
             if name in self._policy.host_namespaces:
                 continue
@@ -136,12 +135,8 @@ class ConfigRule:
                     expected="its own",
                 )
 
-    def _capability_names(self) -> set[str]:
-        sets = self._config.capabilities
-        return {*sets.bounding, *sets.effective, *sets.inheritable, *sets.permitted, *sets.ambient}
-
     def _capabilities(self) -> Iterator[Finding]:
-        more = sorted(self._capability_names() - set(self._policy.capabilities))
+        more = sorted(capability_names(self._config) - set(self._policy.capabilities))
         if more:
             yield self._finding(
                 self._policy.allow_privileged,
@@ -203,7 +198,7 @@ class ConfigRule:
     def _process(self) -> Iterator[Finding]:
         config, image, policy = self._config, self._image, self._policy
         own = (*image.entrypoint, *image.cmd)
-        args = _without_init(config)
+        args = command_of(config)
         if args not in {own, *policy.args} and not policy.allow_any_args:
             yield self._finding(
                 False,
@@ -279,7 +274,21 @@ class ConfigRule:
         )
 
 
-def _without_init(config: ConfigSummary) -> tuple[str, ...]:
+def shared_with_host(config: ConfigSummary) -> dict[str, str]:
+    """Return the types of the namespaces that are the host's, and how that is seen."""
+    joined = {each.type: each.path for each in config.joined_namespaces}
+    return dict.fromkeys(config.host_namespaces, "the host's") | {
+        name: path for name, path in joined.items() if path.startswith("/proc/1/ns/")
+    }
+
+
+def capability_names(config: ConfigSummary) -> set[str]:
+    """Return what is in any of the capability sets."""
+    sets = config.capabilities
+    return {*sets.bounding, *sets.effective, *sets.inheritable, *sets.permitted, *sets.ambient}
+
+
+def command_of(config: ConfigSummary) -> tuple[str, ...]:
     """Return the command without an engine's init program before it (``--init``)."""
     match config.args:
         case (init, "--", *rest):
