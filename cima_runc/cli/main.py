@@ -9,7 +9,7 @@ import typer
 
 from cima_runc import __version__
 from cima_runc.agent_socket import AgentUnavailableError, call_agent
-from cima_runc.cli import attest, configure, context, show, verify
+from cima_runc.cli import appraise, attest, configure, context, policy, reference, show, verify
 from cima_runc.cli.output import fail, note, print_json, print_table
 from cima_runc.cli.records import record_lines
 from cima_runc.config import load_settings
@@ -43,7 +43,10 @@ app.command()(attest.attest)
 app.command()(verify.verify)
 app.command()(configure.configure)
 app.command()(show.show)
+app.command()(appraise.appraise)
 app.add_typer(attest.enroll_app, name="enroll")
+app.add_typer(reference.app)
+app.add_typer(policy.app)
 
 
 def _version(wanted: bool) -> None:

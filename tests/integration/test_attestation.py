@@ -25,7 +25,7 @@ from cima_runc.verifier.verify import Appraisal, Expectation, Outcome, verify
 
 PEM, PUBLIC = generate()
 OWNER = parse_private(PEM)
-GOOD = Appraisal(lambda records, reference, policy: [], None, b"r" * 32)
+GOOD = Appraisal(lambda records, reference, policy, dependencies: [], None, b"r" * 32)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_findings_of_appraisal_decide(host: SimulatedHost) -> None:
     container(host)
     asked = nonce()
     bad = Appraisal(
-        lambda records, reference, policy: [
+        lambda records, reference, policy, dependencies: [
             Finding(severity="fail", what=f"{reference} of {len(records)}")
         ],
         "drift",
