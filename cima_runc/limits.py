@@ -25,6 +25,9 @@ CONTAINER_ID = 1024
 SETTINGS = 1 * MIB
 """Bytes of /etc/cima/config.toml."""
 
+ENGINE_SETTINGS = 1 * MIB
+"""Bytes of an engine's settings file."""
+
 PATH = 4096
 """Bytes of one path in the kernel, the NUL counted (PATH_MAX in linux/limits.h)."""
 
@@ -71,6 +74,10 @@ LAYER_BYTES = 1024 * 1024 * MIB
 MANIFEST_LINE = 128 * KIB
 """Bytes of one line of a layer's manifest: a path and a link target of 4 KiB each, each byte of
 which may take four, and the extended attributes."""
+
+WRITTEN_MANIFEST = 256 * KIB
+"""Bytes of the manifest of a layer that is of no image, as the ``rootfs`` record holds it: some
+2,000 entries. Engines make about ten; more is what a container wrote before it was restarted."""
 
 XATTR = 16 * KIB
 """Bytes of one extended attribute that a manifest holds. A capability is 24 bytes, an access

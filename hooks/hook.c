@@ -2,8 +2,11 @@
  * The OCI hook STAGE (prestart, poststart or poststop): hands the runtime's state to the agent and
  * fails where the agent refuses. One program a stage; STAGE is set when it is compiled.
  *
- * Framing as in cima_runc/agent_socket.py. Where the agent cannot be reached, cima_runc/hook.py
- * takes over with the same state: it asks once more, and knows whether the container may start.
+ * Framing as in cima_runc/agent_socket.py. prestart waits until the container is registered, poststop
+ * until the agent has let go of its namespace, so that its file systems can be used again; poststart
+ * tells of what has happened, and waits for nothing. Where the agent cannot be reached,
+ * cima_runc/hook.py takes over with the same state: it asks once more, and knows whether the
+ * container may start.
  * Its settings come in its environment, which the shim sets.
  */
 #define _GNU_SOURCE
@@ -21,6 +24,7 @@
 #define HOOK_PY "/libexec/cima/hook.py"
 #define STATE_MAX (256 * 1024 + 1)	/* limits.HOOK_STATE, and one: the agent refuses what is longer */
 #define HEADER_MAX 64
+#define WAITS (strcmp(STAGE, "poststart") != 0)
 #define ERROR_MAX 4096			/* bytes of the agent's reason that are shown */
 
 static char state[STATE_MAX];
@@ -87,6 +91,10 @@ static enum answer ask_agent(const char *path, int seconds, size_t length, char 
 	    !send_all(fd, header, (size_t)head) || !send_all(fd, state, length)) {
 		close(fd);
 		return UNAVAILABLE;
+	}
+	if (!WAITS) {
+		close(fd);
+		return OK;
 	}
 	while (have < size - 1) {
 		ssize_t got = recv(fd, text + have, size - 1 - have, 0);

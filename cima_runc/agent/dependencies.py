@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -199,7 +200,9 @@ class Dependencies:
     def collect(self) -> None:
         """Make records of what was hashed meanwhile; :meth:`Ledger.write` makes them durable."""
         if self._hashed and self._kernel_log is not None:
-            self._kernel_log.read_new()
+            # The service reports a log that cannot be read; for us it has no line then.
+            with suppress(CimaError, OSError):
+                self._kernel_log.read_new()
         while self._hashed:
             self._record(self._hashed.popleft())
 

@@ -39,6 +39,18 @@ def write(path: Path, data: bytes, *, private: bool = False) -> None:
     _write(path, data, os.O_TRUNC, 0o600 if private else 0o644)
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory, and those that it is in, unless they are there.
+
+    Raises:
+        FileError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{path} cannot be made: {error.strerror}") from error
+
+
 def write_secret(path: Path, data: bytes) -> None:
     """Write a new file for its owner to read.
 

@@ -9,15 +9,15 @@ import typer
 
 from cima_runc import __version__
 from cima_runc.agent_socket import AgentUnavailableError, call_agent
-from cima_runc.cli import attest, context, verify
+from cima_runc.cli import appraise, attest, configure, context, policy, reference, show, verify
 from cima_runc.cli.output import fail, note, print_json, print_table
+from cima_runc.cli.records import record_lines
 from cima_runc.config import load_settings
 from cima_runc.errors import CimaError
 from cima_runc.ml.export import cel_json, cel_tlv, ima_ascii
 from cima_runc.ml.listing import (
     boot_id,
     container_row,
-    find_note,
     stored_notes,
     unmeasured_rows,
 )
@@ -41,7 +41,12 @@ _config_file = SETTINGS_FILE
 app.command()(attest.keygen)
 app.command()(attest.attest)
 app.command()(verify.verify)
+app.command()(configure.configure)
+app.command()(show.show)
+app.command()(appraise.appraise)
 app.add_typer(attest.enroll_app, name="enroll")
+app.add_typer(reference.app)
+app.add_typer(policy.app)
 
 
 def _version(wanted: bool) -> None:
@@ -112,14 +117,7 @@ def log(
     ] = "ima-ascii",
 ) -> None:
     """Print a container's measurement log."""
-    settings = load_settings(_config_file)
-    try:
-        body = json.dumps({"id": container}).encode("ascii")
-        lines = call_agent(settings.shim.socket, "log", body, timeout=_TIMEOUT_SECONDS).splitlines()
-    except AgentUnavailableError as error:
-        note(f"{error}; showing what is stored")
-        store = Store(Path(settings.shim.state_dir))
-        lines = list(store.lines(find_note(stored_notes(store, None), container).registration))
+    lines = record_lines(load_settings(_config_file), container)
     if as_json:
         for line in lines:
             typer.echo(line)

@@ -1,12 +1,13 @@
 """`cima reference`: make, sign, check and convert reference values."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cima_runc import limits
+from cima_runc.cli import files
+from cima_runc.cli.output import note
 from cima_runc.text import printable
 
 app = typer.Typer(
@@ -46,15 +47,37 @@ def image(
     key = load_private_key(read_limited(sign_key, limits.KEY_FILE)) if sign_key else None
     read = read_image(path, platform=platform, name=name)
     if manifests is not None:
-        manifests.mkdir(parents=True, exist_ok=True)
+        files.make_directory(manifests)
         for layer, manifest in zip(read.reference.layers, read.manifests, strict=True):
-            (manifests / f"{layer.digest.removeprefix('sha256:')}.mtree").write_bytes(manifest)
-    _write(output, sign(read.reference, key) if key else format_reference(read.reference))
-    _say(
+            files.write(manifests / f"{layer.digest.removeprefix('sha256:')}.mtree", manifest)
+    files.write(output, sign(read.reference, key) if key else format_reference(read.reference))
+    note(
         f"{printable(read.reference.name or read.reference.image_id)} "
         f"({printable(read.reference.platform)}): "
         f"{len(read.reference.layers)} layers, {len(read.reference.files)} paths"
     )
+
+
+@app.command()
+def host(
+    output: _Out = _STDOUT,
+    sign_key: Annotated[
+        Path | None,
+        typer.Option(help="Write a signed envelope; a PEM private key, P-256 or Ed25519."),
+    ] = None,
+) -> None:
+    """Make reference values from this host: the services that its containers rely on now.
+
+    Do it on a host that is known to be good, once a container has run under each engine in use.
+    """
+    from cima_runc.cli.services import host_reference
+    from cima_runc.verifier.reference.dsse import load_private_key, sign
+    from cima_runc.verifier.reference.file import format_reference, read_limited
+
+    key = load_private_key(read_limited(sign_key, limits.KEY_FILE)) if sign_key else None
+    reference = host_reference()
+    files.write(output, sign(reference, key) if key else format_reference(reference))
+    note(f"a host: {len(reference.files)} paths")
 
 
 @app.command()
@@ -73,9 +96,9 @@ def verify(
     keys = [load_public_key(read_limited(each, limits.KEY_FILE)) for each in key]
     reference = verify_envelope(read_limited(path, 2 * limits.REFERENCE), keys)
     if output is not None:
-        _write(output, format_reference(reference))
+        files.write(output, format_reference(reference))
     what = reference.image_id if isinstance(reference, ImageReference) else "a host"
-    _say(f"signature good: {what}, {len(reference.files)} paths")
+    note(f"signature good: {what}, {len(reference.files)} paths")
 
 
 @app.command()
@@ -97,22 +120,10 @@ def convert(
 
     if from_keylime is not None and path is None and to_keylime is None:
         converted = keylime.from_keylime(read_limited(from_keylime, limits.REFERENCE))
-        _write(output, format_reference(converted.reference))
+        files.write(output, format_reference(converted.reference))
         for line in converted.left_out:
-            _say(f"left out: {line}")
+            note(f"left out: {line}")
     elif to_keylime is not None and path is not None and from_keylime is None:
-        _write(to_keylime, keylime.to_keylime(read_reference(path)))
+        files.write(to_keylime, keylime.to_keylime(read_reference(path)))
     else:
         raise typer.BadParameter("give --from-keylime FILE, or REFERENCE and --to-keylime FILE")
-
-
-def _write(path: Path, data: bytes) -> None:
-    if path == _STDOUT:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-    else:
-        path.write_bytes(data)
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)

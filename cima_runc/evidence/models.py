@@ -7,6 +7,7 @@ design, section 7.
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
+from pydantic_core import from_json
 
 from cima_runc import limits
 from cima_runc.errors import CimaError
@@ -82,9 +83,7 @@ class AkPart(Model):
     """The attestation key."""
 
     public: _TpmBytes
-    """TPMT_PUBLIC."""
-    certificate: _TpmBytes | None = None
-    """The certificate (DER) that it got at its enrolment, where there is one."""
+    """TPMT_PUBLIC; whether it is enrolled is for the verifier to know."""
 
 
 class LeafPart(Model):
@@ -148,8 +147,8 @@ class OwnerPart(Model):
     """The register after ``count`` records."""
     since: U64
     """Number of the first record here."""
-    records: list[dict[str, Any]]
-    """The records from ``since`` to the last one that was bound."""
+    records: list[Any]
+    """The records from ``since`` to the last that was bound; each is checked when it is read."""
 
 
 class DependenciesPart(LeafPart, OwnerPart):
@@ -233,12 +232,18 @@ def parse_owner_part(raw: bytes) -> OwnerPart:
     Raises:
         EvidenceError: as for :func:`parse_evidence`.
     """
+    if len(raw) > limits.EVIDENCE:
+        raise EvidenceTooLargeError(f"the owner's part has more than {limits.EVIDENCE} bytes")
     try:
-        return OwnerPart.model_validate(_load(raw, limits.EVIDENCE))
+        # Most of evidence by far: read by a parser with a limit on depth of its own. Its limit on
+        # doubled keys is that of digests: what is measured is what was read.
+        return OwnerPart.model_validate(from_json(raw, allow_inf_nan=False))
     except ValidationError as error:
         raise EvidenceFormatError(
             f"the owner's part is not well formed: {first_of(error)}"
         ) from error
+    except ValueError as error:
+        raise EvidenceFormatError(f"the owner's part is not JSON: {error}") from error
 
 
 def parse_request(raw: bytes) -> Request:

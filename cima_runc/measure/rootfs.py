@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cima_runc import limits
 from cima_runc.errors import CimaError
 from cima_runc.measure.idmap import IDENTITY, IdMap
 from cima_runc.measure.layer import Check, fingerprint, ids_of, no_check, open_layer, scan
@@ -20,6 +21,9 @@ Mode = Literal["full", "layers-digest-only", "off"]
 _SETTLED_NS = 2_000_000_000
 """How long ago a tree must have changed last for its fingerprint to stand for it: filesystems
 round times, up to 2 s, so that a later change could show the same ones."""
+
+_SHOWN: frozenset[Role] = frozenset({"init", "upper"})
+"""Layers of no image, whose entries a verifier must see to judge them."""
 
 
 class DeadlineError(CimaError):
@@ -57,6 +61,9 @@ class LayerMeasurement(BaseModel):
     changed: tuple[str, ...] = ()
     """Escaped paths of what changed while it was measured, the first hundred of them."""
     changed_count: int = 0
+    manifest: str | None = None
+    """The manifest itself, of a layer that is of no image (init, upper) and has at most
+    ``limits.WRITTEN_MANIFEST`` bytes of it, so that a verifier can judge each entry."""
     is_cached: bool = Field(default=False, exclude=True)
     """Whether the files were not read, since the tree's fingerprint was a known one."""
 
@@ -93,7 +100,11 @@ class RootfsMeasurement(BaseModel):
 
     def content(self) -> dict[str, Any]:
         """Return the content of the `rootfs` record: JSON values, the same for the same root."""
-        return {"type": "rootfs"} | self.model_dump(mode="json")
+        content = self.model_dump(mode="json")
+        for layer in content["layers"]:
+            if layer["manifest"] is None:
+                del layer["manifest"]
+        return {"type": "rootfs"} | content
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +186,15 @@ def _measure_layer(
             return _scan(root, directory, ids, store if keep else None, check)
         before = fingerprint(root, check)
         known = store.cache.get(key, before.digest)
-        if known and (not keep or store.manifests.has(known.digest)):
+        is_shown = directory.role in _SHOWN
+        if known and (not (keep or is_shown) or store.manifests.has(known.digest)):
             return LayerMeasurement(
                 kind=directory.role,
                 digest=known.digest,
                 entries=known.entries,
                 files=known.files,
                 bytes=known.bytes,
+                manifest=_kept_manifest(store, known.digest) if is_shown else None,
                 is_cached=True,
             )
         layer = _scan(root, directory, ids, store if keep else None, check)
@@ -202,14 +215,44 @@ def _measure_layer(
         return layer
 
 
+def _kept_manifest(store: Store, digest: str) -> str | None:
+    with store.manifests.open(digest) as manifest:
+        text = manifest.read(limits.WRITTEN_MANIFEST + 1)
+    return text.decode("ascii") if len(text) <= limits.WRITTEN_MANIFEST else None
+
+
+class _Shown:
+    """The beginning of a manifest, as it is written."""
+
+    def __init__(self) -> None:
+        self._text = bytearray()
+
+    def write(self, data: bytes) -> None:
+        """Take the next piece, while there is room."""
+        if len(self._text) <= limits.WRITTEN_MANIFEST:
+            self._text += data
+
+    @property
+    def text(self) -> str | None:
+        """The whole manifest; None where it is too long."""
+        fits = len(self._text) <= limits.WRITTEN_MANIFEST
+        return self._text.decode("ascii") if fits else None
+
+
 def _scan(
     root: int, directory: LayerDirectory, ids: IdMap, store: Store | None, check: Check
 ) -> LayerMeasurement:
+    shown = _Shown()
     if store is None:
-        found = scan(root, directory.form, ids, check=check)
+        found = scan(root, directory.form, ids, shown.write, check)
     else:
         with store.manifests.new() as manifest:
-            found = scan(root, directory.form, ids, manifest.write, check)
+
+            def write(data: bytes) -> None:
+                manifest.write(data)
+                shown.write(data)
+
+            found = scan(root, directory.form, ids, write, check)
             manifest.keep(found.digest)
     return LayerMeasurement(
         kind=directory.role,
@@ -219,4 +262,5 @@ def _scan(
         bytes=found.bytes,
         changed=tuple(found.changed),
         changed_count=found.changed_count,
+        manifest=shown.text if directory.role in _SHOWN else None,
     )

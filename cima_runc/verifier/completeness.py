@@ -20,20 +20,29 @@ def completeness(records: Iterable[Record], policy: Policy) -> Iterator[Finding]
                 count = content.get("count")
                 what = "an unknown number of" if count is None else str(count)
                 reason = printable(str(content.get("reason")))
-                yield _finding(policy.allow_lost, f"{what} events were lost: {reason}", at)
+                what = f"{what} events were lost: {reason}"
+                yield _finding("records.lost", policy.allow_lost, what, at, "allow_lost")
             case "violation":
                 reason = printable(str(content.get("reason")))
                 what = f"something ran that cannot be named: {reason}"
-                yield _finding(policy.allow_violations, what, at)
+                allowed = policy.allow_violations
+                yield _finding("records.violation", allowed, what, at, "allow_violations")
             case "register":
                 for source in _names(content.get("missing")):
                     allowed = source in policy.allow_missing
-                    yield _finding(allowed, f"measured without {printable(source)}", at)
+                    what = f"measured without {printable(source)}"
+                    yield _finding("records.missing", allowed, what, at, "allow_missing")
 
 
 def _names(value: Any) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list) else []
 
 
-def _finding(allowed: bool, what: str, record: int) -> Finding:
-    return Finding(severity="warn" if allowed else "fail", what=what, record=record)
+def _finding(rule: str, allowed: bool, what: str, record: int, key: str) -> Finding:
+    return Finding(
+        severity="warn" if allowed else "fail",
+        rule=rule,
+        what=what,
+        record=record,
+        next="" if allowed else f"see cima status; to tolerate it: {key} in the policy",
+    )

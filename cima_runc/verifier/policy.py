@@ -1,14 +1,15 @@
 """What a relying party insists on, as a TOML file."""
 
 import tomllib
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 from cima_runc import limits
 from cima_runc.errors import CimaError
 from cima_runc.evidence.fields import Digest, Model, PcrNumber
 from cima_runc.evidence.models import first_of
+from cima_runc.verifier.pattern import PatternError, compile_pattern, matches
 
 
 class PolicyError(CimaError):
@@ -19,9 +20,123 @@ def _to_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _to_tuples(value: object) -> object:
+    return tuple(map(_to_tuple, value)) if isinstance(value, list) else value
+
+
+def _check_pattern(pattern: str) -> str:
+    try:
+        compile_pattern(pattern)
+    except PatternError as error:
+        raise ValueError(str(error)) from error
+    return pattern
+
+
 _Pcrs = Annotated[tuple[PcrNumber, ...], BeforeValidator(_to_tuple), Field(min_length=1)]
 _Names = Annotated[tuple[str, ...], BeforeValidator(_to_tuple)]
 _Digests = Annotated[tuple[Digest, ...], BeforeValidator(_to_tuple)]
+_Pattern = Annotated[str, AfterValidator(_check_pattern)]
+_Patterns = Annotated[tuple[_Pattern, ...], BeforeValidator(_to_tuple)]
+_Commands = Annotated[tuple[tuple[str, ...], ...], BeforeValidator(_to_tuples)]
+
+
+class AllowedFile(Model):
+    """A file that may run though the reference values do not have it."""
+
+    path: _Pattern
+    """Pattern of its path (:mod:`cima_runc.verifier.pattern`)."""
+    sha256: _Digests = ()
+    """What its content may be; any content, where none is given, and the result says so."""
+
+    def allows(self, path: bytes, digest: bytes) -> bool:
+        """Return whether a file with this path and SHA-256 may run."""
+        return (not self.sha256 or digest in self.sha256) and matches(self.path, path)
+
+
+_Files = Annotated[tuple[AllowedFile, ...], BeforeValidator(_to_tuple)]
+
+
+class RootfsPolicy(Model):
+    """What the root filesystem may be, beside the image's layers."""
+
+    allow_unmeasured: bool = False
+    """Whether it may be unmeasured (``rootfs.mode = "off"`` in the agent's settings)."""
+    allow_changing: bool = False
+    """Whether files may change while they are measured."""
+    allow_tree: bool = False
+    """Whether it may be something else than an overlay, which no layers can be told of."""
+    allow_written: _Patterns = ()
+    """What the container's own layer may hold when it starts, as after a restart; what engines
+    make there is allowed anyhow."""
+
+
+class AllowedMount(Model):
+    """A mount that the container may have, beside those that engines make."""
+
+    destination: _Pattern
+    """Where it is in the container."""
+    source: _Pattern | None = None
+    """Directory or file of the host; None: anything."""
+    read_only: bool = False
+    """Whether it must be mounted read-only."""
+
+
+_Mounts = Annotated[tuple[AllowedMount, ...], BeforeValidator(_to_tuple)]
+
+
+class ConfigPolicy(Model):
+    """What the container's OCI configuration may say."""
+
+    allow_privileged: bool = False
+    """Whether it may reach all devices, or all of /proc and /sys."""
+    host_namespaces: _Names = ("cgroup", "time", "user")
+    """Kinds of namespaces that it may share with the host."""
+    capabilities: _Names = (
+        "CAP_AUDIT_WRITE",
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_FOWNER",
+        "CAP_FSETID",
+        "CAP_KILL",
+        "CAP_MKNOD",
+        "CAP_NET_BIND_SERVICE",
+        "CAP_NET_RAW",
+        "CAP_SETFCAP",
+        "CAP_SETGID",
+        "CAP_SETPCAP",
+        "CAP_SETUID",
+        "CAP_SYS_CHROOT",
+    )
+    """Capabilities that it may have; the default is Docker's and containerd's."""
+    mounts: _Mounts = ()
+    """Mounts beside those that engines make."""
+    devices: _Patterns = ()
+    """Devices of the host, by their paths in the container."""
+    allow_any_args: bool = False
+    """Whether it may run any command."""
+    args: _Commands = ()
+    """Commands, with all their arguments, that it may run beside the image's own."""
+    users: _Names = ()
+    """Users, as ``UID`` or ``UID:GID``, that it may run as beside the image's own."""
+    working_dirs: _Names = ()
+    """Working directories that it may start in beside the image's own."""
+    env: _Names = ()
+    """Environment variables it may have though they change what programs load, such as
+    ``LD_PRELOAD``, and the image does not set them."""
+    require_seccomp: bool = False
+    """Whether it must have a seccomp filter; containerd's ctr sets none."""
+
+
+class DependenciesPolicy(Model):
+    """What the services of the host may be that the container relies on."""
+
+    required: bool = False
+    """Whether they must be in the evidence, and a host's reference values be given."""
+    allow_unmeasured: _Patterns = ("/usr/lib/python3*", "/usr/local/lib/python3*")
+    """Files that may be missing from the kernel's log, and from the host's reference values; the
+    default is Python's own library, of which the agent always says so."""
+    files: _Files = ()
+    """Files that may run though the host's reference values do not have them."""
 
 
 class Policy(Model):
@@ -45,6 +160,11 @@ class Policy(Model):
     """Whether the binding PCR may have been extended by somebody else; it is shown anyhow."""
     pcr_values: dict[str, _Digests] = Field(default_factory=dict)
     """Allowed values (hexadecimal) of a boot PCR, by its number."""
+    files: _Files = ()
+    """Files that may run though the image does not have them."""
+    rootfs: RootfsPolicy = RootfsPolicy()
+    config: ConfigPolicy = ConfigPolicy()
+    dependencies: DependenciesPolicy = DependenciesPolicy()
 
     def selection(self, host: str) -> tuple[int, ...]:
         """Return the PCRs that a quote must show at this disclosure of the host's log."""
@@ -63,10 +183,27 @@ def parse_policy(raw: bytes) -> Policy:
     try:
         policy = Policy.model_validate(tomllib.loads(raw.decode("utf-8")))
     except ValidationError as error:
-        allowed = ", ".join(sorted(Policy.model_fields))
+        place = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        allowed = ", ".join(sorted(_table(place["loc"]).model_fields))
         raise PolicyError(f"the policy: {first_of(error)}", hint=f"keys are {allowed}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PolicyError(f"the policy is not TOML: {error}") from error
     if policy.binding_pcr in {*policy.boot_pcrs, policy.host_pcr, 16, 23}:
         raise PolicyError(f"binding_pcr = {policy.binding_pcr} is not a PCR of its own")
     return policy
+
+
+def _table(place: tuple[int | str, ...]) -> type[BaseModel]:
+    """Return the model of the table that a key is in."""
+    table: type[BaseModel] = Policy
+    for key in place:
+        field = table.model_fields.get(str(key))
+        if field is not None:
+            table = next(iter(_models(field.annotation)), table)
+    return table
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models(inner)]

@@ -15,6 +15,16 @@ class Finding(Model):
     """One line."""
     record: int | None = None
     """Number of the record that it is about."""
+    rule: str = ""
+    """The rule that it breaks, such as ``file.changed``."""
+    path: str = ""
+    """The file, directory or key of the configuration, made printable."""
+    got: str = ""
+    """What is there."""
+    expected: str = ""
+    """What should be there."""
+    next: str = ""
+    """What to do next: a command, or the policy's key."""
 
 
 class Check(Model):

@@ -52,7 +52,7 @@ def start_podman() -> str:
 
 
 def start_ctr() -> str:
-    command = guest.ctr("cima-runc", "relies", "-d")
+    command = [word for word in guest.ctr("cima-runc", "relies", "-d") if word != "--rm"]
     guest.ok(*command, "/bin/sleep", "600")
     return "relies"
 

@@ -121,9 +121,14 @@ _READER: TypeAdapter[ImageReference | HostReference] = TypeAdapter(Reference)
 
 
 def format_reference(reference: ImageReference | HostReference) -> bytes:
-    """Return a file of reference values: sorted, indented, ASCII, with a newline at its end."""
+    """Return a file of reference values: sorted, ASCII, each path of `files` on its own line."""
     values = reference.model_dump(mode="json", exclude_none=True)
-    return json.dumps(values, sort_keys=True, indent=1).encode("ascii") + b"\n"
+    files = ",\n".join(
+        f"  {json.dumps(path)}: {json.dumps(file, sort_keys=True)}"
+        for path, file in sorted(values.pop("files").items())
+    )
+    head = json.dumps(values, sort_keys=True, indent=1).removesuffix("\n}")
+    return f'{head},\n "files": {{\n{files}\n }}\n}}\n'.encode("ascii")
 
 
 def parse_reference(data: bytes) -> ImageReference | HostReference:

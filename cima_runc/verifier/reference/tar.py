@@ -79,6 +79,9 @@ class _Archive:
 
     def __init__(self, stream: Reader) -> None:
         self._stream = stream
+        self._skip_by: Callable[[int], None] | None = None
+        if isinstance(stream, Skipping):
+            self._skip_by = stream.skip
         self._unread = 0
         """Bytes of the present member's content, with its padding, that are still to come."""
 
@@ -111,9 +114,7 @@ class _Archive:
             if (after := self._block(may_end=True)) and after != bytes(BLOCK):
                 raise TarError("an archive goes on after a block of zeros")
             return None
-        total = sum(header[:148]) + sum(header[156:]) + 8 * 0x20
-        signed = total - 256 * sum(byte > 127 for byte in header[:148] + header[156:])
-        if _octal(header[148:156]) not in {total, signed}:
+        if not _is_checksum_good(header):
             raise TarError("the checksum of a tar header is wrong", hint="the archive is damaged")
         return header
 
@@ -132,8 +133,8 @@ class _Archive:
 
     def _skip(self) -> None:
         """Go to the end of the present member's content."""
-        if self._unread and isinstance(self._stream, Skipping):
-            self._stream.skip(self._unread)
+        if self._unread and self._skip_by:
+            self._skip_by(self._unread)
             self._unread = 0
         while self._unread:
             part = self._stream.read(min(self._unread, _PIECE))
@@ -283,6 +284,15 @@ class _Archive:
             yield from _zeros(offset - at)
             yield from self._content(size)
             at = offset + size
+
+
+def _is_checksum_good(header: bytes) -> bool:
+    """Whether the bytes add up, each taken as unsigned (POSIX) or signed (some old writers)."""
+    said = _octal(header[148:156])
+    total = sum(header) - sum(header[148:156]) + 8 * 0x20
+    if said == total:
+        return True
+    return said == total - 256 * sum(byte > 127 for byte in header[:148] + header[156:])
 
 
 def _zeros(size: int) -> Iterator[bytes]:

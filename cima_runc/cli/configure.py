@@ -1,0 +1,70 @@
+"""``cima configure``: makes cima-runc one of an engine's runtimes."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cima_runc.cli.output import note
+from cima_runc.config import load_settings
+from cima_runc.engines.change import Changes
+from cima_runc.engines.containerd import CONTAINERD
+from cima_runc.engines.crio import CRIO
+from cima_runc.engines.docker import DOCKER
+from cima_runc.engines.engine import EngineError, Wish
+from cima_runc.engines.podman import PODMAN
+
+_ENGINES = {engine.name: engine for engine in (DOCKER, CONTAINERD, PODMAN, CRIO)}
+
+
+class EngineName(StrEnum):
+    """The engines that we know."""
+
+    docker = "docker"
+    containerd = "containerd"
+    podman = "podman"
+    crio = "crio"
+
+
+def configure(
+    engine: Annotated[EngineName, typer.Argument(help="The engine.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the change only.")] = False,
+    set_as_default: Annotated[
+        bool, typer.Option("--set-as-default", help="Measure every container from now on.")
+    ] = False,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Put the engine's settings back as they were.")
+    ] = False,
+    runtime: Annotated[
+        Path | None, typer.Option(help="The launcher, where it is not beside this program.")
+    ] = None,
+) -> None:
+    """Make cima-runc a runtime of an engine; restarts nothing."""
+    chosen = _ENGINES[engine.value]
+    changes = Changes(Path("/"), Path(load_settings().shim.state_dir) / "configure")
+    if remove:
+        change = changes.removing(chosen)
+    else:
+        launcher = runtime or Path(sys.prefix).resolve() / "bin/cima-runc"
+        if not launcher.is_absolute() or not launcher.is_file():
+            raise EngineError(f"{launcher} is no program", hint="name it with --runtime")
+        change = changes.adding(chosen, Wish(str(launcher), set_as_default))
+    if not change.needed:
+        note(f"{chosen.name} is configured so already")
+        return
+    typer.echo(change.diff())
+    if dry_run:
+        note("nothing was changed")
+        return
+    try:
+        changes.make(chosen, change)
+    except OSError as error:
+        raise EngineError(
+            f"{error.filename or change.path}: {error.strerror}", hint="run it as root"
+        ) from error
+    note(f"wrote {change.path}" if change.then is not None else f"removed {change.path}")
+    note(f"for {chosen.name} to see it: {chosen.apply_hint}")
+    if not remove:
+        note(f"then: {chosen.try_hint}")

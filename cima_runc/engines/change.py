@@ -1,0 +1,195 @@
+"""A change of an engine's settings file: worked out, shown, made, and taken back.
+
+What a file was before the first change is kept in the state directory, so that it can be put back
+byte for byte as long as nobody else has changed it; where somebody has, only ours is taken out.
+"""
+
+import base64
+import difflib
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cima_runc import limits
+from cima_runc.durable import sync_directory
+from cima_runc.engines.engine import Engine, EngineError, Wish
+from cima_runc.text import printable
+
+
+class _Record(BaseModel):
+    """What is known of an earlier change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    path: str
+    before: str | None
+    """What the file held before, base64; None where there was none."""
+    after_sha256: str
+    """Hexadecimal digest of what we made of it."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A file, what it holds and what it shall hold; None stands for no file."""
+
+    path: Path
+    now: bytes | None
+    then: bytes | None
+    before: bytes | None
+    """What it held before cima-runc ever was in it."""
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is anything to do."""
+        return self.now != self.then
+
+    def diff(self) -> str:
+        """Return the change as a unified diff, safe to print."""
+        lines = difflib.unified_diff(
+            *(_lines(self.now), _lines(self.then)),
+            "/dev/null" if self.now is None else str(self.path),
+            "/dev/null" if self.then is None else str(self.path),
+            lineterm="",
+        )
+        # The backslash is TOML's and JSON's own: shown as it is.
+        return "\n".join(printable(line).replace("\\\\", "\\") for line in lines)
+
+
+class Changes:
+    """Changes below ``root`` (``/`` but in tests), with records in ``records``."""
+
+    def __init__(self, root: Path, records: Path) -> None:
+        self._root = root
+        self._records = records
+
+    def adding(self, engine: Engine, wish: Wish) -> Change:
+        """Work out the change that puts cima-runc into the engine's settings.
+
+        Raises:
+            EngineError, JsonError, OSError: the file cannot be read or edited.
+        """
+        record = self._read_record(engine)
+        path = Path(record.path) if record else engine.find_file(self._root).resolve()
+        now = _read(path)
+        then = engine.add(_text(now, path), wish, self._root).encode("utf-8", "surrogateescape")
+        return Change(path, now, then, self._before(engine, record, now))
+
+    def removing(self, engine: Engine) -> Change:
+        """Work out the change that takes cima-runc out again.
+
+        Raises:
+            EngineError, JsonError, OSError: the file cannot be read or edited.
+        """
+        record = self._read_record(engine)
+        path = Path(record.path) if record else engine.find_file(self._root).resolve()
+        now = _read(path)
+        before = self._before(engine, record, now)
+        return Change(path, now, before, before)
+
+    def make(self, engine: Engine, change: Change) -> None:
+        """Make the change, whole or not at all.
+
+        Raises:
+            OSError: a file cannot be written.
+            EngineError: the file has changed since the change was worked out.
+        """
+        if _read(change.path) != change.now:
+            raise EngineError(f"{change.path} has just been changed by somebody", hint="try again")
+        record_path = self._record_path(engine)
+        taken_back = change.then == change.before
+        if not taken_back and change.then is not None:
+            record = _Record(
+                path=str(change.path),
+                before=None if change.before is None else base64.b64encode(change.before).decode(),
+                after_sha256=hashlib.sha256(change.then).hexdigest(),
+            )
+            record_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _write(record_path, record.model_dump_json().encode("ascii"), 0o600)
+        if change.then is None:
+            change.path.unlink(missing_ok=True)
+        else:
+            change.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            _write(change.path, change.then, 0o644)
+        if taken_back:
+            record_path.unlink(missing_ok=True)
+
+    def _before(self, engine: Engine, record: _Record | None, now: bytes | None) -> bytes | None:
+        """Return what the file would be without us."""
+        kept = None
+        if record is not None:
+            kept = base64.b64decode(record.before) if record.before is not None else None
+            if now is not None and hashlib.sha256(now).hexdigest() == record.after_sha256:
+                return kept
+        if now is None:
+            return None
+        earlier = kept.decode("utf-8", "surrogateescape") if kept is not None else None
+        if record is None:
+            # Without a record a file that is there is a file to keep.
+            earlier = now.decode("utf-8", "surrogateescape")
+        text = now.decode("utf-8", "surrogateescape")
+        if not text.strip():
+            return now
+        without = engine.remove(text, earlier)
+        return None if without is None else without.encode("utf-8", "surrogateescape")
+
+    def _record_path(self, engine: Engine) -> Path:
+        return self._records / f"{engine.name}.json"
+
+    def _read_record(self, engine: Engine) -> _Record | None:
+        path = self._record_path(engine)
+        raw = _read(path, 2 * limits.ENGINE_SETTINGS)
+        if raw is None:
+            return None
+        try:
+            return _Record.model_validate_json(raw)
+        except ValidationError as error:
+            raise EngineError(f"{path} is not what we wrote", hint="move it away") from error
+
+
+def _read(path: Path, limit: int = limits.ENGINE_SETTINGS) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except FileNotFoundError:
+        return None
+    if len(data) > limit:
+        raise EngineError(f"{path} has more than {limit} bytes")
+    return data
+
+
+def _lines(data: bytes | None) -> list[str]:
+    if data is None:
+        return []
+    return data.decode("utf-8", "surrogateescape").removesuffix("\n").split("\n")
+
+
+def _text(data: bytes | None, path: Path) -> str | None:
+    try:
+        return None if data is None else data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise EngineError(f"{path} is not UTF-8", hint="mend it by hand") from error
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    """Replace the file as a whole; mode and owner stay what they were."""
+    temporary = path.with_name(f".{path.name}.cima-{os.urandom(8).hex()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    handle = os.open(temporary, flags, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            if path.exists():
+                status = path.stat()
+                os.fchown(handle, status.st_uid, status.st_gid)
+                mode = status.st_mode & 0o7777
+            os.fchmod(handle, mode)
+            os.fsync(handle)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)

@@ -1,0 +1,47 @@
+"""CRI-O: a drop-in file in ``/etc/crio/crio.conf.d``. Source: crio.conf.d(5), crio.conf(5)."""
+
+from pathlib import Path
+
+from cima_runc.engines import toml_text
+from cima_runc.engines.engine import RUNTIME_NAME, Engine, Wish
+
+_FILE = "etc/crio/crio.conf.d/zz-cima-runc.conf"
+
+
+def _add(text: str | None, wish: Wish, root: Path) -> str:  # noqa: ARG001 - one signature for all
+    import tomlkit
+
+    present = toml_text.parse(text or "", f"/{_FILE}")
+    default = wish.default or (
+        toml_text.at(present, ["crio", "runtime", "default_runtime"]) == RUNTIME_NAME
+    )
+    lines = ["# Made by cima configure crio."]
+    if default:
+        lines += ["[crio.runtime]", f'default_runtime = "{RUNTIME_NAME}"', ""]
+    lines += [
+        f"[crio.runtime.runtimes.{RUNTIME_NAME}]",
+        f"runtime_path = {tomlkit.string(wish.runtime).as_string()}",
+        'runtime_type = "oci"',
+        'runtime_root = "/run/runc"',
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _remove(text: str, before: str | None) -> str | None:
+    what = f"/{_FILE}"
+    default = ["crio", "runtime", "default_runtime"]
+    if toml_text.at(toml_text.parse(text, what), default) == RUNTIME_NAME:
+        text = toml_text.drop(text, default, what)
+    text = toml_text.drop(text, ["crio", "runtime", "runtimes", RUNTIME_NAME], what)
+    return text if toml_text.holds_something(text, what) else before
+
+
+CRIO = Engine(
+    name="crio",
+    find_file=lambda root: root / _FILE,
+    add=_add,
+    remove=_remove,
+    apply_hint="systemctl restart crio",
+    try_hint=f"a pod with runtimeClassName: {RUNTIME_NAME} (examples/kubernetes)",
+)

@@ -1,0 +1,412 @@
+"""What matters of a measured OCI configuration, for people and for the rules of the appraisal.
+
+Pure. The configuration is taken as it stands in the ``config`` record. A field that is not of the
+type that the specification says counts as absent: no runtime starts such a container.
+Source: OCI runtime specification, config.md and config-linux.md.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+_DEFAULT = """
+AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW SETFCAP SETGID
+SETPCAP SETUID SYS_CHROOT
+"""
+_REST = """
+AUDIT_CONTROL AUDIT_READ BLOCK_SUSPEND DAC_READ_SEARCH IPC_LOCK IPC_OWNER LEASE LINUX_IMMUTABLE
+MAC_ADMIN MAC_OVERRIDE NET_ADMIN NET_BROADCAST SYS_ADMIN SYS_BOOT SYS_MODULE SYS_NICE SYS_PACCT
+SYS_PTRACE SYS_RAWIO SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG SYSLOG WAKE_ALARM
+"""
+
+DEFAULT_CAPABILITIES = frozenset(f"CAP_{name}" for name in _DEFAULT.split())
+"""What Docker and containerd give every container; Podman gives no more than that."""
+
+ALL_CAPABILITIES = DEFAULT_CAPABILITIES | {f"CAP_{name}" for name in _REST.split()}
+"""All of Linux 3.16. Later ones (PERFMON, BPF, CHECKPOINT_RESTORE) are parts of CAP_SYS_ADMIN, and
+not every runtime knows them. Source: include/uapi/linux/capability.h."""
+
+NAMESPACES = ("cgroup", "ipc", "mount", "network", "pid", "user", "uts")
+"""The types of namespaces that part a container from the host, as a configuration calls them."""
+
+_RECORD_NAMES = {"mount": "mnt", "network": "net"}
+"""Where ``register`` calls a type of namespace otherwise, as /proc/PID/ns does."""
+
+_INITIAL_NAMESPACES = {
+    "ipc": 0xEFFFFFFF,
+    "uts": 0xEFFFFFFE,
+    "user": 0xEFFFFFFD,
+    "pid": 0xEFFFFFFC,
+    "cgroup": 0xEFFFFFFB,
+}
+"""Inode numbers of the host's namespaces, the same on every host (include/linux/proc_ns.h)."""
+
+_ENGINE_FILES = frozenset(
+    {
+        "/dev/shm",  # noqa: S108 - as it is called in the container
+        "/etc/hostname",
+        "/etc/hosts",
+        "/etc/resolv.conf",
+        "/run/.containerenv",
+        "/run/secrets",
+        "/var/run/.containerenv",
+    }
+)
+_ENGINE_DIRECTORIES = (
+    "/var/lib/docker/containers/",
+    "/run/docker/",
+    "/var/lib/containers/storage/",
+    "/run/containers/storage/",
+    "/var/run/containers/storage/",
+    "/var/lib/containerd/",
+    "/run/containerd/",
+)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Capabilities(_Model):
+    """The capability sets of the first process, sorted."""
+
+    bounding: tuple[str, ...] = ()
+    effective: tuple[str, ...] = ()
+    inheritable: tuple[str, ...] = ()
+    permitted: tuple[str, ...] = ()
+    ambient: tuple[str, ...] = ()
+
+    @property
+    def beyond_default(self) -> tuple[str, ...]:
+        """What is in any set and beyond :data:`DEFAULT_CAPABILITIES`."""
+        sets = (self.bounding, self.effective, self.inheritable, self.permitted, self.ambient)
+        return tuple(sorted(set().union(*sets) - DEFAULT_CAPABILITIES))
+
+
+class User(_Model):
+    """Who the first process is."""
+
+    uid: int = 0
+    gid: int = 0
+    additional_gids: tuple[int, ...] = ()
+    username: str = ""
+
+
+class Namespace(_Model):
+    """A namespace that the container was put into, which was there before."""
+
+    type: str
+    path: str
+
+
+class Mount(_Model):
+    """One mount."""
+
+    destination: str
+    source: str = ""
+    type: str = ""
+    options: tuple[str, ...] = ()
+    from_host: bool = False
+    """Whether a file or directory of the host is bound there."""
+    of_engine: bool = False
+    """Whether it is one that every container gets of its engine, such as /etc/hosts."""
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the container cannot write there."""
+        return "ro" in self.options
+
+
+class Device(_Model):
+    """A device node in the container beyond those that every container has."""
+
+    path: str
+    type: str
+    major: int | None = None
+    minor: int | None = None
+
+
+class Seccomp(_Model):
+    """The filter of system calls."""
+
+    default_action: str
+    rules: int
+    """How many rules the filter has."""
+
+
+class Hook(_Model):
+    """A program of the engine or of somebody else that runs beside the container; ours are out."""
+
+    stage: str
+    path: str
+    args: tuple[str, ...] = ()
+
+
+class Resources(_Model):
+    """Limits; None where there is none."""
+
+    memory_bytes: int | None = None
+    cpu_quota_us: int | None = None
+    cpu_period_us: int | None = None
+    cpu_shares: int | None = None
+    cpus: str | None = None
+    pids: int | None = None
+
+
+class ConfigSummary(_Model):
+    """What matters of one configuration."""
+
+    args: tuple[str, ...] = ()
+    cwd: str = ""
+    terminal: bool = False
+    user: User = User()
+    env: tuple[str, ...] = ()
+    """Names of the environment variables, in their order."""
+    capabilities: Capabilities = Capabilities()
+    host_namespaces: tuple[str, ...] = ()
+    """Types of the namespaces that are the host's own."""
+    joined_namespaces: tuple[Namespace, ...] = ()
+    """Namespaces that others made; one of these may be the host's, or another container's."""
+    id_maps: bool = False
+    """Whether users of the container are others on the host."""
+    root: str = ""
+    read_only_root: bool = False
+    mounts: tuple[Mount, ...] = ()
+    seccomp: Seccomp | None = None
+    devices: tuple[Device, ...] = ()
+    all_devices: bool = False
+    """Whether the container may use every device of the host."""
+    masked_paths: tuple[str, ...] = ()
+    read_only_paths: tuple[str, ...] = ()
+    no_new_privileges: bool = False
+    apparmor: str = ""
+    selinux: str = ""
+    sysctl: tuple[tuple[str, str], ...] = ()
+    hooks: tuple[Hook, ...] = ()
+    resources: Resources = Resources()
+    misspelt: tuple[str, ...] = ()
+    """Keys that differ in upper and lower case only from ones that are summed up here: runtimes
+    in Go read them all the same, so what is said here may not be what holds."""
+
+    @property
+    def privileged(self) -> bool:
+        """Whether the container is one in name only, as with ``--privileged``.
+
+        That is: all capabilities, no seccomp filter, and every device or nothing masked.
+        """
+        all_capabilities = ALL_CAPABILITIES.issubset(self.capabilities.bounding)
+        unconfined = self.all_devices or not self.masked_paths
+        return all_capabilities and self.seccomp is None and unconfined
+
+
+def summarize(
+    config: Mapping[str, Any], namespaces: Mapping[str, Any] | None = None
+) -> ConfigSummary:
+    """Return what matters of ``config``, the object in the ``config`` record.
+
+    ``namespaces``: those of the ``register`` record (inode numbers by type), which show a namespace
+    of the host's that was joined by its path.
+    """
+    process, linux = _object(config, "process"), _object(config, "linux")
+    own, joined = _namespaces(linux)
+    host = {name for name in NAMESPACES if name not in own}
+    host |= _initial(namespaces or {})
+    resources = _object(linux, "resources")
+    return ConfigSummary(
+        args=_strings(process, "args"),
+        cwd=_string(process, "cwd"),
+        terminal=process.get("terminal") is True,
+        user=_user(_object(process, "user")),
+        env=tuple(item.partition("=")[0] for item in _strings(process, "env")),
+        capabilities=_capabilities(_object(process, "capabilities")),
+        host_namespaces=tuple(name for name in NAMESPACES if name in host),
+        joined_namespaces=tuple(joined),
+        id_maps=bool(_objects(linux, "uidMappings")),
+        root=_string(_object(config, "root"), "path"),
+        read_only_root=_object(config, "root").get("readonly") is True,
+        mounts=tuple(_mount(mount) for mount in _objects(config, "mounts")),
+        seccomp=_seccomp(linux.get("seccomp")),
+        devices=tuple(_device(device) for device in _objects(linux, "devices")),
+        all_devices=_all_devices(resources),
+        masked_paths=_strings(linux, "maskedPaths"),
+        read_only_paths=_strings(linux, "readonlyPaths"),
+        no_new_privileges=process.get("noNewPrivileges") is True,
+        apparmor=_string(process, "apparmorProfile"),
+        selinux=_string(process, "selinuxLabel"),
+        sysctl=tuple(sorted((key, str(value)) for key, value in _object(linux, "sysctl").items())),
+        hooks=tuple(_hooks(_object(config, "hooks"))),
+        resources=_resources(resources),
+        misspelt=tuple(sorted(_misspelt(config))),
+    )
+
+
+_KNOWN = """
+process args cwd terminal user uid gid additionalGids username env capabilities bounding effective
+inheritable permitted ambient noNewPrivileges apparmorProfile selinuxLabel root path readonly mounts
+destination source type options hooks linux namespaces uidMappings seccomp defaultAction syscalls
+devices major minor allow access resources memory limit cpu quota period shares cpus pids sysctl
+maskedPaths readonlyPaths
+"""
+_KEYS = {key.casefold(): key for key in _KNOWN.split()}
+_FREE_KEYS = frozenset({"annotations", "sysctl"})
+"""Objects whose keys are no part of the specification."""
+
+
+def _misspelt(value: object) -> set[str]:
+    found = set()
+    level = [value]
+    while level:
+        below: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                found |= {key for key in item if _KEYS.get(key.casefold(), key) != key}
+                below.extend(inner for key, inner in item.items() if key not in _FREE_KEYS)
+            elif isinstance(item, list):
+                below.extend(item)
+        level = below
+    return found
+
+
+def _namespaces(linux: Mapping[str, Any]) -> tuple[set[str], list[Namespace]]:
+    """Return the types that are not simply the runtime's, and those joined by a path."""
+    own, joined = set(), []
+    for entry in _objects(linux, "namespaces"):
+        kind, path = _string(entry, "type"), _string(entry, "path")
+        own.add(kind)
+        if path:
+            joined.append(Namespace(type=kind, path=path))
+    return own, joined
+
+
+def _initial(namespaces: Mapping[str, Any]) -> set[str]:
+    return {
+        name
+        for name, number in _INITIAL_NAMESPACES.items()
+        if namespaces.get(_RECORD_NAMES.get(name, name)) == number
+    }
+
+
+def _user(user: Mapping[str, Any]) -> User:
+    gids = user.get("additionalGids")
+    return User(
+        uid=_number(user, "uid") or 0,
+        gid=_number(user, "gid") or 0,
+        additional_gids=tuple(gid for gid in _list(gids) if type(gid) is int),
+        username=_string(user, "username"),
+    )
+
+
+def _capabilities(sets: Mapping[str, Any]) -> Capabilities:
+    return Capabilities(
+        **{name: tuple(sorted(_strings(sets, name))) for name in Capabilities.model_fields}
+    )
+
+
+def _mount(mount: Mapping[str, Any]) -> Mount:
+    destination, source = _string(mount, "destination"), _string(mount, "source")
+    options = _strings(mount, "options")
+    bound = _string(mount, "type") == "bind" or not {"bind", "rbind"}.isdisjoint(options)
+    clean = "/../" not in f"{source}/"
+    return Mount(
+        destination=destination,
+        source=source,
+        type=_string(mount, "type"),
+        options=options,
+        from_host=bound,
+        of_engine=bound
+        and clean
+        and destination in _ENGINE_FILES
+        and source.startswith(_ENGINE_DIRECTORIES),
+    )
+
+
+def _device(device: Mapping[str, Any]) -> Device:
+    return Device(
+        path=_string(device, "path"),
+        type=_string(device, "type"),
+        major=_number(device, "major"),
+        minor=_number(device, "minor"),
+    )
+
+
+def _seccomp(seccomp: object) -> Seccomp | None:
+    if not isinstance(seccomp, dict):
+        return None
+    rules = len(_objects(seccomp, "syscalls"))
+    action = _string(seccomp, "defaultAction")
+    # A filter that lets everything through is none.
+    if action == "SCMP_ACT_ALLOW" and not rules:
+        return None
+    return Seccomp(default_action=action, rules=rules)
+
+
+def _all_devices(resources: Mapping[str, Any]) -> bool:
+    """Whether the rules for devices, the later ones over the earlier ones, end in all allowed.
+
+    That is: all block or all character devices may be read or written. That nodes of all devices
+    may be made (access m) is in every engine's default.
+    """
+    allowed: dict[str, set[str]] = {"b": set(), "c": set()}
+    for rule in _objects(resources, "devices"):
+        if any(type(rule.get(key)) is int and rule[key] >= 0 for key in ("major", "minor")):
+            continue
+        kinds = _string(rule, "type")
+        for kind in allowed if kinds in {"", "a"} else {kinds} & allowed.keys():
+            access = set(_string(rule, "access") or "rwm")
+            allowed[kind] |= access
+            if rule.get("allow") is not True:
+                allowed[kind] -= access
+    return any({"r", "w"} & access for access in allowed.values())
+
+
+def _hooks(hooks: Mapping[str, Any]) -> list[Hook]:
+    return [
+        Hook(stage=stage, path=_string(entry, "path"), args=_strings(entry, "args"))
+        for stage in hooks
+        for entry in _objects(hooks, stage)
+    ]
+
+
+def _resources(resources: Mapping[str, Any]) -> Resources:
+    cpu = _object(resources, "cpu")
+    return Resources(
+        memory_bytes=_limit(_object(resources, "memory"), "limit"),
+        cpu_quota_us=_limit(cpu, "quota"),
+        cpu_period_us=_limit(cpu, "period"),
+        cpu_shares=_limit(cpu, "shares"),
+        cpus=_string(cpu, "cpus") or None,
+        pids=_limit(_object(resources, "pids"), "limit"),
+    )
+
+
+def _object(holder: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = holder.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _objects(holder: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    return [item for item in _list(holder.get(key)) if isinstance(item, dict)]
+
+
+def _strings(holder: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    return tuple(item for item in _list(holder.get(key)) if isinstance(item, str))
+
+
+def _string(holder: Mapping[str, Any], key: str) -> str:
+    value = holder.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _number(holder: Mapping[str, Any], key: str) -> int | None:
+    value = holder.get(key)
+    return value if type(value) is int else None
+
+
+def _limit(holder: Mapping[str, Any], key: str) -> int | None:
+    value = _number(holder, key)
+    return value if value is not None and value > 0 else None

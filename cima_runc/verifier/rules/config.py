@@ -1,0 +1,318 @@
+"""The OCI configuration: nothing that reaches out of the container, and the image's own command."""
+
+from collections.abc import Iterator
+
+from cima_runc.measure.config_summary import ConfigSummary
+from cima_runc.text import printable
+from cima_runc.verifier.policy import ConfigPolicy
+from cima_runc.verifier.reference.file import ReferenceConfig
+from cima_runc.verifier.result import Finding
+from cima_runc.verifier.rules import engines
+from cima_runc.verifier.rules.mounts import (
+    allows,
+    is_engines,
+    is_engines_init,
+    kind,
+    matches_any,
+    mount_over,
+)
+
+LOADING = frozenset(
+    {
+        "BASH_ENV",
+        "CLASSPATH",
+        "ENV",
+        "GCONV_PATH",
+        "GIO_EXTRA_MODULES",
+        "JAVA_TOOL_OPTIONS",
+        "JDK_JAVA_OPTIONS",
+        "NODE_OPTIONS",
+        "NODE_PATH",
+        "OPENSSL_CONF",
+        "OPENSSL_MODULES",
+        "PERL5LIB",
+        "PERL5OPT",
+        "PYTHONHOME",
+        "PYTHONPATH",
+        "PYTHONSTARTUP",
+        "RUBYLIB",
+        "RUBYOPT",
+        "_JAVA_OPTIONS",
+    }
+)
+"""Environment variables, beside all that begin with LD_, that make a program load other code."""
+
+
+class ConfigRule:
+    """Judges one ``config`` record."""
+
+    def __init__(
+        self,
+        config: ConfigSummary,
+        image: ReferenceConfig,
+        policy: ConfigPolicy,
+        record: int,
+    ) -> None:
+        self._config = config
+        self._image = image
+        self._policy = policy
+        self._record = record
+
+    def check(self) -> Iterator[Finding]:
+        """Yield what is wrong."""
+        if self._config.misspelt:
+            yield self._finding(
+                False,
+                "config.misspelt",
+                "keys are spelt so that runtimes may read them otherwise than we do",
+                path=", ".join(map(printable, self._config.misspelt)),
+                got=", ".join(map(printable, self._config.misspelt)),
+                expected="the specification's spelling",
+                next_="find out what wrote config.json",
+            )
+        yield from self._privileged()
+        yield from self._namespaces()
+        yield from self._capabilities()
+        yield from self._mounts()
+        yield from self._devices()
+        yield from self._process()
+        yield from self._env()
+        if self._config.seccomp is None:
+            yield self._finding(
+                not self._policy.require_seccomp,
+                "config.seccomp",
+                "it has no seccomp filter",
+                next_="start it with the engine's default profile",
+            )
+
+    # -- what reaches out -------------------------------------------------------------------------
+
+    def _privileged(self) -> Iterator[Finding]:
+        config = self._config
+        reasons = []
+        if config.all_devices:
+            reasons.append("it may use all devices")
+        if not config.masked_paths:
+            reasons.append("no part of /proc and /sys is hidden from it")
+        if not reasons:
+            return
+        if config.seccomp is None:
+            reasons.append("no seccomp filter")
+        reasons.append(f"{len(capability_names(self._config))} capabilities")
+        yield self._finding(
+            self._policy.allow_privileged,
+            "config.privileged",
+            "the container is privileged",
+            path="linux.resources.devices, linux.maskedPaths",
+            got=", ".join(reasons),
+            expected="not privileged",
+            next_="start it without --privileged; allow_privileged under [config] in the policy",
+        )
+
+    def _namespaces(self) -> Iterator[Finding]:
+        joined = {each.type: each.path for each in self._config.joined_namespaces}
+        host = shared_with_host(self._config)
+        for name, got in host.items():
+            if name in self._policy.host_namespaces:
+                continue
+            yield self._finding(
+                False,
+                "config.namespace",
+                f"it shares the host's {printable(name)} namespace",
+                path="linux.namespaces",
+                got=printable(got),
+                expected="its own",
+                next_=f"start it without; '{name}' in [config] host_namespaces of the policy",
+            )
+        for name, path in joined.items():
+            if name not in host and not matches_any(engines.NAMESPACES, path):
+                yield self._finding(
+                    True,
+                    "config.joined",
+                    f"it shares a {printable(name)} namespace with others",
+                    path="linux.namespaces",
+                    got=printable(path),
+                    expected="its own",
+                )
+
+    def _capabilities(self) -> Iterator[Finding]:
+        more = sorted(capability_names(self._config) - set(self._policy.capabilities))
+        if more:
+            yield self._finding(
+                self._policy.allow_privileged,
+                "config.capabilities",
+                f"it has {len(more)} capabilities that the policy does not allow",
+                path="process.capabilities",
+                got=", ".join(map(printable, more)),
+                expected=f"at most the {len(self._policy.capabilities)} of the policy",
+                next_="start it without --cap-add; capabilities under [config] in the policy",
+            )
+
+    def _mounts(self) -> Iterator[Finding]:
+        for mount in self._config.mounts:
+            by = next((each for each in self._policy.mounts if allows(each, mount)), None)
+            if by is None and is_engines(mount):
+                continue
+            source = f" of {mount.source}" if mount.from_host else f" ({mount.type})"
+            access = "read-only" if mount.read_only else "writable"
+            at, from_ = printable(mount.destination), printable(source)
+            if by is not None:
+                yield Finding(
+                    severity="info",
+                    rule="config.mount",
+                    what=f"the mount {at}{from_}: allowed by the policy's {by.destination}",
+                    record=self._record,
+                    path=at,
+                )
+                continue
+            key = f"{{destination = {_quoted(at)}, source = {_quoted(printable(mount.source))}}}"
+            yield self._finding(
+                False,
+                "config.mount",
+                f"the mount {at}{from_} is not allowed",
+                path=at,
+                got=f"{printable(mount.source)} ({printable(kind(mount))}, {access})",
+                expected="only mounts that engines make",
+                next_=f"start it without; in the policy: [config] mounts = [{key}]",
+            )
+
+    def _devices(self) -> Iterator[Finding]:
+        if self._config.all_devices:
+            return  # said already
+        for device in self._config.devices:
+            path = printable(device.path)
+            if device.path in engines.DEVICES or matches_any(self._policy.devices, device.path):
+                continue
+            yield self._finding(
+                False,
+                "config.device",
+                f"the device {path} is not allowed",
+                path=path,
+                got=f"{printable(device.type)} {device.major}:{device.minor}",
+                expected="only what every container has",
+                next_="start it without --device; devices under [config] in the policy",
+            )
+
+    # -- what runs --------------------------------------------------------------------------------
+
+    def _process(self) -> Iterator[Finding]:
+        config, image, policy = self._config, self._image, self._policy
+        own = (*image.entrypoint, *image.cmd)
+        args = command_of(config)
+        if args not in {own, *policy.args} and not policy.allow_any_args:
+            yield self._finding(
+                False,
+                "config.args",
+                "it was started with another command than the image's",
+                path="process.args",
+                got=_shell(args),
+                expected=_shell(own) if own else "none: the image names no command",
+                next_="[config] args in the policy: " + _list(args),
+            )
+        wanted = image.user or "0"
+        got = f"{config.user.uid}:{config.user.gid}"
+        if not (_is_user(wanted, config) or any(_is_user(each, config) for each in policy.users)):
+            is_name = not wanted.partition(":")[0].isdecimal()
+            what = "it runs as another user than the image's"
+            if is_name and config.user.uid:
+                what = f"the image's user {printable(wanted)} is a name, which is not compared"
+            yield self._finding(
+                False,
+                "config.user",
+                what,
+                path="process.user",
+                got=got,
+                expected=printable(wanted),
+                next_=f"[config] users = ['{got}'] in the policy",
+            )
+        directory = image.working_dir.rstrip("/") or "/"
+        if (config.cwd.rstrip("/") or "/") not in {directory, *policy.working_dirs}:
+            yield self._finding(
+                False,
+                "config.cwd",
+                "it starts in another directory than the image's",
+                path="process.cwd",
+                got=printable(config.cwd),
+                expected=printable(directory),
+                next_="[config] working_dirs in the policy",
+            )
+
+    def _env(self) -> Iterator[Finding]:
+        known = {*self._image.env, *self._policy.env}
+        for name in dict.fromkeys(self._config.env):
+            if name not in known and (name in LOADING or name.startswith("LD_")):
+                yield self._finding(
+                    False,
+                    "config.env",
+                    f"{printable(name)} is set, which makes programs load other code",
+                    path="process.env",
+                    got=printable(name),
+                    expected="not set, as in the image",
+                    next_=f"start it without; [config] env = ['{printable(name)}'] in the policy",
+                )
+
+    def _finding(
+        self,
+        allowed: bool,
+        rule: str,
+        what: str,
+        *,
+        path: str = "",
+        got: str = "",
+        expected: str = "",
+        next_: str = "",
+    ) -> Finding:
+        return Finding(
+            severity="warn" if allowed else "fail",
+            rule=rule,
+            what=what,
+            record=self._record,
+            path=path,
+            got=got,
+            expected=expected,
+            next="" if allowed else next_,
+        )
+
+
+def shared_with_host(config: ConfigSummary) -> dict[str, str]:
+    """Return the types of the namespaces that are the host's, and how that is seen."""
+    joined = {each.type: each.path for each in config.joined_namespaces}
+    return dict.fromkeys(config.host_namespaces, "the host's") | {
+        name: path for name, path in joined.items() if path.startswith("/proc/1/ns/")
+    }
+
+
+def capability_names(config: ConfigSummary) -> set[str]:
+    """Return what is in any of the capability sets."""
+    sets = config.capabilities
+    return {*sets.bounding, *sets.effective, *sets.inheritable, *sets.permitted, *sets.ambient}
+
+
+def command_of(config: ConfigSummary) -> tuple[str, ...]:
+    """Return the command without an engine's init program before it (``--init``)."""
+    match config.args:
+        case (init, "--", *rest):
+            mount = mount_over(config.mounts, init)
+            if mount is not None and is_engines_init(mount, init):
+                return tuple(rest)
+    return config.args
+
+
+def _is_user(wanted: str, config: ConfigSummary) -> bool:
+    user, _, group = wanted.partition(":")
+    numbers = {"root": "0"}
+    if numbers.get(user, user) != str(config.user.uid):
+        return False
+    return not group or numbers.get(group, group) == str(config.user.gid)
+
+
+def _shell(args: tuple[str, ...]) -> str:
+    return " ".join(printable(arg) if arg and " " not in arg else repr(arg) for arg in args)
+
+
+def _quoted(text: str) -> str:
+    return f"'{text}'"
+
+
+def _list(args: tuple[str, ...]) -> str:
+    return "[" + ", ".join(_quoted(printable(arg)) for arg in args) + "]"

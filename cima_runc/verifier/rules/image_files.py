@@ -1,0 +1,66 @@
+"""An image's files, looked up by the paths that the kernel gives."""
+
+from functools import cached_property
+
+from cima_runc.measure.mtree import escape
+from cima_runc.verifier.reference.file import ImageReference, ReferenceFile
+
+_LINKS = 40
+"""Symbolic links followed in one path (MAXSYMLINKS in linux/namei.h)."""
+
+
+class ImageFiles:
+    """The flattened image. Paths are absolute in the container, and escaped as in a manifest."""
+
+    def __init__(self, reference: ImageReference) -> None:
+        self._files = reference.files
+
+    def at(self, path: str) -> ReferenceFile | None:
+        """Return what is exactly at a path, a symbolic link itself; None where nothing is."""
+        return self._files.get(path)
+
+    def resolve(self, path: bytes) -> ReferenceFile | None:
+        """Return what a path leads to through the image's symbolic links; None for nothing.
+
+        The kernel names a file by the directories that it is in, where the image's links are
+        resolved already; a path as a program was called may go through them.
+        """
+        found = self._files.get(escape(path))
+        if found is None or found.type == "link":
+            found = self._files.get(self.real(escape(path)))
+        return found
+
+    def real(self, path: str) -> str:
+        """Return a path without symbolic links; what the image does not have stays as it is."""
+        at: list[str] = []
+        todo = path.split("/")[::-1]
+        links = 0
+        while todo:
+            name = todo.pop()
+            if name in {"", "."}:
+                continue
+            if name == "..":
+                del at[-1:]
+                continue
+            found = self._files.get("/" + "/".join([*at, name]))
+            if found is None or found.link is None or links == _LINKS:
+                at.append(name)
+                continue
+            links += 1
+            if found.link.startswith("/"):
+                at.clear()
+            todo += found.link.split("/")[::-1]
+        return "/" + "/".join(at)
+
+    def with_content(self, sha256: str) -> str | None:
+        """Return the first path of a file with this content (hex SHA-256); None for none."""
+        return self._by_content.get(sha256)
+
+    @cached_property
+    def _by_content(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for path in sorted(self._files):
+            sha256 = self._files[path].sha256
+            if sha256 is not None:
+                found.setdefault(sha256, path)
+        return found

@@ -1,0 +1,284 @@
+"""The root filesystem was the image, layer by layer, when the container started.
+
+The image's layers compare by digest. The layers that engines and containers write (Docker's init
+layer, the upper directory) are of no image: the record holds their manifests, and each entry is
+judged. Allowed is what hides or changes nothing: a copy of the image's own entry, a mount point
+and the directories that lead to it, and what engines make everywhere
+(:mod:`cima_runc.verifier.rules.engines`).
+"""
+
+import base64
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from cima_runc.evidence.models import first_of
+from cima_runc.measure.config_summary import ConfigSummary
+from cima_runc.measure.mtree import Entry, MtreeError, digest, escape, format_mode, parse_manifest
+from cima_runc.measure.rootfs import LayerMeasurement, RootfsMeasurement
+from cima_runc.text import printable
+from cima_runc.verifier.pattern import exactly, matches
+from cima_runc.verifier.policy import RootfsPolicy
+from cima_runc.verifier.reference.file import ImageReference, ReferenceFile
+from cima_runc.verifier.result import Finding
+from cima_runc.verifier.rules import engines
+from cima_runc.verifier.rules.image_files import ImageFiles
+
+_MANIFESTS = "cima reference image IMAGE --manifests DIR, and compare with the host's manifest"
+
+
+class RootfsRule:
+    """Judges one ``rootfs`` record."""
+
+    def __init__(
+        self,
+        reference: ImageReference,
+        image: ImageFiles,
+        config: ConfigSummary | None,
+        policy: RootfsPolicy,
+        record: int,
+    ) -> None:
+        self._reference = reference
+        self._image = image
+        self._policy = policy
+        self._record = record
+        self.compared = False
+        """Whether layers were compared."""
+        self._mount_points: set[str] = set()
+        self._leading: set[str] = set(engines.DIRECTORIES)
+        if config is not None:
+            self._read_mounts(config)
+
+    def _read_mounts(self, config: ConfigSummary) -> None:
+        for mount in config.mounts:
+            at = self._image.real(escape(mount.destination.encode("utf-8", "surrogateescape")))
+            self._mount_points.add(at)
+        real = self._image.real(escape(config.cwd.encode("utf-8", "surrogateescape")))
+        for path in (*self._mount_points, real):
+            parts = path.split("/")
+            self._leading.update("/".join(parts[:end]) for end in range(2, len(parts) + 1))
+
+    def check(self, content: Mapping[str, Any]) -> Iterator[Finding]:
+        """Yield what is wrong with the content of a ``rootfs`` record."""
+        try:
+            rootfs = RootfsMeasurement.model_validate(
+                {key: value for key, value in content.items() if key != "type"}
+            )
+        except ValidationError as error:
+            yield self._fail("rootfs.form", f"the record cannot be read: {first_of(error)}")
+            return
+        if rootfs.mode == "off":
+            yield self._finding(
+                self._policy.allow_unmeasured,
+                "rootfs.off",
+                "the root filesystem was not measured",
+                expected="mode full",
+                got="mode off",
+                next_='rootfs.mode = "full" in the agent\'s settings',
+            )
+            return
+        if rootfs.format != self._reference.format:
+            yield self._fail(
+                "rootfs.format",
+                "the manifests are of another form than the reference's",
+                got=rootfs.format,
+                expected=self._reference.format,
+                next_="make the reference values with the host's version of cima",
+            )
+            return
+        for layer in rootfs.layers:
+            yield from self._changed(layer)
+        if rootfs.filesystem == "tree":
+            why = f": {rootfs.reason}" if rootfs.reason else ""
+            yield self._finding(
+                self._policy.allow_tree,
+                "rootfs.tree",
+                f"the root filesystem is no overlay, so its layers cannot be compared{why}",
+                next_="allow_tree under [rootfs] in the policy: files that run are compared still",
+            )
+            return
+        yield from self._layers([each for each in rootfs.layers if each.kind in {"data", "lower"}])
+        for layer in rootfs.layers:
+            if layer.kind not in {"data", "lower"}:
+                yield from self._written(layer)
+
+    def _changed(self, layer: LayerMeasurement) -> Iterator[Finding]:
+        if not layer.changed_count:
+            return
+        yield self._finding(
+            self._policy.allow_changing,
+            "rootfs.changing",
+            f"{layer.changed_count} files changed while the {layer.kind} layer was measured",
+            path=", ".join(layer.changed[:5]),
+            next_="find out who writes there; allow_changing under [rootfs] in the policy",
+        )
+
+    def _layers(self, layers: list[LayerMeasurement]) -> Iterator[Finding]:
+        wanted = self._reference.layers
+        self.compared = True
+        name = self._reference.name or self._reference.image_id
+        known = {digest for layer in wanted for digest in layer.digests}
+        if wanted and not any(layer.digest in known for layer in layers):
+            yield self._fail(
+                "rootfs.image",
+                f"no layer is one of {name}: this is a container of another image, "
+                "or every layer was changed",
+                got=", ".join(layer.digest for layer in layers[:8]),
+                expected=", ".join(layer.digest for layer in wanted[:8]),
+                next_="docker inspect or podman inspect: which image is it of?",
+            )
+            return
+        if len(layers) != len(wanted):
+            yield self._fail(
+                "rootfs.layers",
+                f"the container has another number of layers than {name}",
+                got=str(len(layers)),
+                expected=str(len(wanted)),
+                next_="docker inspect or podman inspect: which image is it of?",
+            )
+        for number, (layer, reference) in enumerate(zip(layers, wanted, strict=False)):
+            if layer.digest not in reference.digests:
+                yield self._fail(
+                    "rootfs.layer",
+                    f"layer {number} is not what the image has: it was changed on the host, "
+                    "or is of another image",
+                    path=f"layer {number} of {len(layers)}, from the bottom",
+                    got=layer.digest,
+                    expected=" or ".join(sorted(reference.digests)),
+                    next_=_MANIFESTS,
+                )
+
+    # -- layers of no image -----------------------------------------------------------------------
+
+    def _written(self, layer: LayerMeasurement) -> Iterator[Finding]:
+        where = "Docker's init layer" if layer.kind == "init" else "the container's own layer"
+        if layer.manifest is None:
+            if layer.entries or "**" in self._policy.allow_written:
+                yield self._finding(
+                    "**" in self._policy.allow_written,
+                    "rootfs.written",
+                    f"{where} held {layer.entries} entries at the start, too many to be recorded",
+                    got=layer.digest,
+                    expected="what engines make",
+                    next_="start it from the image anew; '**' in [rootfs] allow_written allows it",
+                )
+            return
+        try:
+            if digest(layer.manifest.encode("utf-8", "surrogatepass")) != layer.digest:
+                raise MtreeError("its digest is another")
+            entries = parse_manifest(layer.manifest.encode("ascii"))
+        except (MtreeError, UnicodeEncodeError) as error:
+            yield self._fail("rootfs.manifest", f"the manifest of {where} is false: {error}")
+            return
+        for entry in entries:
+            path = "/" if entry.path == b"." else "/" + escape(entry.path)
+            if self._is_engines(path, entry):
+                continue
+            raw = b"/" if entry.path == b"." else b"/" + entry.path
+            pattern = next((each for each in self._policy.allow_written if matches(each, raw)), "")
+            allowed = f": allowed by the policy's {pattern}" if pattern else ""
+            yield Finding(
+                severity="info" if pattern else "fail",
+                rule="rootfs.written",
+                what=f"{printable(raw)} was in {where} when the container started{allowed}",
+                record=self._record,
+                path=printable(raw),
+                got=_describe(entry),
+                expected=_expected(self._image.at(path)),
+                next=""
+                if pattern
+                else f"if that may be, in the policy: [rootfs] allow_written = ['{exactly(raw)}']",
+            )
+
+    def _is_engines(self, path: str, entry: Entry) -> bool:
+        """Whether an entry hides and changes nothing of the image, or is an engine's."""
+        if entry.path == b".":
+            return not entry.is_opaque
+        image = self._image.at(path)
+        if entry.is_whiteout or (entry.mode or 0) & 0o6000:
+            return image is not None and _is_same(entry, image)
+        if image is not None and _is_same(entry, image):
+            return True
+        if entry.type == "dir":
+            if image is not None and image.type == "dir":
+                return path in self._mount_points and not entry.is_opaque
+            return image is None and path in self._leading
+        if entry.type == "file" and not entry.size and not entry.xattrs:
+            return path in self._mount_points or path in engines.EMPTY_FILES
+        if entry.type == "link" and entry.link is not None:
+            return escape(entry.link) in engines.LINKS.get(path, ())
+        return False
+
+    # -- findings ---------------------------------------------------------------------------------
+
+    def _fail(
+        self,
+        rule: str,
+        what: str,
+        *,
+        path: str = "",
+        got: str = "",
+        expected: str = "",
+        next_: str = "",
+    ) -> Finding:
+        return self._finding(False, rule, what, path=path, got=got, expected=expected, next_=next_)
+
+    def _finding(
+        self,
+        allowed: bool,
+        rule: str,
+        what: str,
+        *,
+        path: str = "",
+        got: str = "",
+        expected: str = "",
+        next_: str = "",
+    ) -> Finding:
+        return Finding(
+            severity="warn" if allowed else "fail",
+            rule=rule,
+            what=what,
+            record=self._record,
+            path=path,
+            got=got,
+            expected=expected,
+            next="" if allowed else next_,
+        )
+
+
+def _is_same(entry: Entry, image: ReferenceFile) -> bool:
+    """Whether an entry is the image's own: a directory's copy that overlayfs made."""
+    xattrs = {name: base64.b64encode(value).decode("ascii") for name, value in entry.xattrs}
+    return (
+        not entry.is_whiteout
+        and xattrs == (image.xattrs or {})
+        and entry.type == image.type
+        and format_mode(entry.mode or 0) == image.mode
+        and (entry.uid, entry.gid) == (image.uid, image.gid)
+        and entry.device == image.device
+        and (None if entry.sha256 is None else entry.sha256.hex()) == image.sha256
+        and (None if entry.link is None else escape(entry.link)) == image.link
+    )
+
+
+def _describe(entry: Entry) -> str:
+    if entry.is_whiteout:
+        return "removed"
+    words = [f"a {entry.type}"]
+    if entry.is_opaque:
+        words.append("that hides the image's")
+    if entry.mode is not None:
+        words.append(f"mode {format_mode(entry.mode)} owner {entry.uid}:{entry.gid}")
+    if entry.sha256 is not None:
+        words.append(f"of {entry.size} bytes, sha256 {entry.sha256.hex()}")
+    if entry.link is not None:
+        words.append(f"to {printable(entry.link)}")
+    return " ".join(words)
+
+
+def _expected(image: ReferenceFile | None) -> str:
+    if image is None:
+        return "nothing but what engines make"
+    content = f", sha256 {image.sha256}" if image.sha256 else ""
+    return f"the image's {image.type}, mode {image.mode} owner {image.uid}:{image.gid}{content}"

@@ -1,0 +1,87 @@
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cima_runc.agent.bundles import SUFFIX, BundleServer
+
+HOOKS = "/opt/cima/libexec/cima/hooks"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[str]:
+    server = BundleServer(str(tmp_path / "s"), HOOKS)
+    server.start()
+    yield str(tmp_path / "s") + SUFFIX
+    server.stop()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    directory = tmp_path / "bundle"
+    directory.mkdir()
+    (directory / "config.json").write_text('{"ociVersion": "1.0.2", "big": 18446744073709551615}')
+    return directory
+
+
+def ask(path: str, hooks: bytes, directory: Path | None) -> bytes:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as channel:
+        channel.settimeout(10)
+        channel.connect(path)
+        handles = [] if directory is None else [os.open(directory, os.O_RDONLY)]
+        socket.send_fds(channel, [hooks], handles)
+        for handle in handles:
+            os.close(handle)
+        return channel.recv(128)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+def test_prepares_and_names_the_file(path: str, bundle: Path) -> None:
+    answer = ask(path, HOOKS.encode(), bundle)
+    status = (bundle / "config.json").stat()
+    assert answer == f"ok {status.st_dev} {status.st_ino}".encode()
+    config = json.loads((bundle / "config.json").read_text())
+    assert config["big"] == 18446744073709551615
+    assert sorted(config["hooks"]) == ["createRuntime", "poststart", "poststop"]
+    assert config["hooks"]["createRuntime"][0]["path"] == f"{HOOKS}/prestart"
+    assert os.listdir(bundle) == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    "damage", ["other hooks", "no directory", "a file", "none", "link", "json"]
+)
+def test_declines(path: str, bundle: Path, damage: str) -> None:
+    file = bundle / "config.json"
+    hooks, directory = HOOKS.encode(), bundle
+    match damage:
+        case "other hooks":
+            hooks = b"/elsewhere"
+        case "a file":
+            directory = file
+        case "none":
+            file.unlink()
+        case "link":
+            file.rename(bundle / "real")
+            file.symlink_to("real")
+        case "json":
+            file.write_text("{")
+    before = {p.name: p.read_bytes() for p in bundle.iterdir()}
+    assert ask(path, hooks, None if damage == "no directory" else directory) == b"no"
+    assert {p.name: p.read_bytes() for p in bundle.iterdir()} == before
+
+
+def test_no_descriptor_is_kept(path: str, bundle: Path) -> None:
+    ask(path, HOOKS.encode(), bundle)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        ask(path, b"/elsewhere", bundle)
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_path_that_is_too_long_does_not_stop_the_agent(tmp_path: Path) -> None:
+    server = BundleServer(str(tmp_path / ("s" * 108)), HOOKS)
+    server.start()
+    server.stop()

@@ -1,0 +1,197 @@
+import copy
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cima_runc.measure.config_summary import ALL_CAPABILITIES, ConfigSummary, summarize
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=10,
+)
+
+CONFIG: dict[str, Any] = {
+    "ociVersion": "1.0.2",
+    "process": {
+        "terminal": True,
+        "user": {"uid": 5, "gid": 6, "additionalGids": [7]},
+        "args": ["/bin/sh", "-c", "x"],
+        "env": ["PATH=aa", "NAME", "EMPTY="],
+        "cwd": "/work",
+        "capabilities": {
+            "bounding": ["CAP_SYS_ADMIN", "CAP_CHOWN"],
+            "effective": ["CAP_CHOWN"],
+            "ambient": ["CAP_NET_ADMIN"],
+        },
+        "noNewPrivileges": True,
+        "apparmorProfile": "docker-default",
+    },
+    "root": {"path": "rootfs", "readonly": True},
+    "mounts": [
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        {
+            "destination": "/etc/hosts",
+            "type": "bind",
+            "source": "/var/lib/docker/containers/abc/hosts",
+            "options": ["rbind", "rprivate"],
+        },
+        {"destination": "/data", "type": "bind", "source": "/srv", "options": ["rbind", "ro"]},
+        {"destination": "/none", "type": "none", "source": "/etc", "options": ["bind"]},
+        {
+            "destination": "/etc/hostname",
+            "type": "bind",
+            "source": "/var/lib/docker/containers/../../../../etc/shadow",
+        },
+    ],
+    "hooks": {"prestart": [{"path": "/proc/7/exe", "args": ["setkey"]}]},
+    "linux": {
+        "namespaces": [{"type": "mount"}, {"type": "pid"}, {"type": "network", "path": "/run/n"}],
+        "seccomp": {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{}, {}]},
+        "devices": [{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}],
+        "maskedPaths": ["/proc/kcore"],
+        "readonlyPaths": ["/proc/sys"],
+        "sysctl": {"net.ipv4.ip_forward": "1", "Path": "odd, but free"},
+        "resources": {
+            "devices": [{"allow": False, "access": "rwm"}],
+            "memory": {"limit": 1000},
+            "cpu": {"shares": 512, "quota": -1},
+            "pids": {"limit": 0},
+        },
+    },
+}
+
+
+def changed(path: str, value: Any) -> ConfigSummary:
+    config = copy.deepcopy(CONFIG)
+    holder = config
+    *above, last = path.split(".")
+    for key in above:
+        holder = holder[key]
+    holder[last] = value
+    return summarize(config)
+
+
+def test_what_matters() -> None:
+    found = summarize(CONFIG)
+    assert found.args == ("/bin/sh", "-c", "x")
+    assert (found.user.uid, found.user.gid, found.user.additional_gids) == (5, 6, (7,))
+    assert found.env == ("PATH", "NAME", "EMPTY")
+    assert found.capabilities.beyond_default == ("CAP_NET_ADMIN", "CAP_SYS_ADMIN")
+    assert found.host_namespaces == ("cgroup", "ipc", "user", "uts")
+    assert [(n.type, n.path) for n in found.joined_namespaces] == [("network", "/run/n")]
+    assert found.read_only_root and found.no_new_privileges and found.terminal
+    assert found.seccomp is not None and found.seccomp.rules == 2
+    assert found.devices[0].path == "/dev/kvm" and not found.all_devices
+    assert found.hooks[0].stage == "prestart" and found.hooks[0].args == ("setkey",)
+    assert found.resources.model_dump(exclude_none=True) == {
+        "memory_bytes": 1000,
+        "cpu_shares": 512,
+    }
+    assert not found.privileged
+    assert not found.misspelt
+
+
+def test_mounts_from_the_host() -> None:
+    mounts = {mount.destination: mount for mount in summarize(CONFIG).mounts}
+    assert not mounts["/proc"].from_host
+    assert mounts["/etc/hosts"].from_host and mounts["/etc/hosts"].of_engine
+    assert mounts["/data"].from_host and not mounts["/data"].of_engine
+    assert mounts["/data"].read_only and not mounts["/none"].read_only
+    assert mounts["/none"].from_host
+    assert not mounts["/etc/hostname"].of_engine, "a path that climbs out of the engine's"
+
+
+def privileged() -> dict[str, Any]:
+    config = copy.deepcopy(CONFIG)
+    config["process"]["capabilities"]["bounding"] = [*ALL_CAPABILITIES, "CAP_BPF"]
+    del config["linux"]["seccomp"]
+    del config["linux"]["maskedPaths"]
+    config["linux"]["resources"]["devices"].append({"allow": True, "access": "rwm"})
+    return config
+
+
+def test_privileged_is_all_of_it() -> None:
+    assert summarize(privileged()).privileged
+    assert summarize(privileged()).all_devices
+    confined: list[tuple[str, Any]] = [
+        ("seccomp", {"defaultAction": "SCMP_ACT_ERRNO"}),
+    ]
+    for key, value in confined:
+        config = privileged()
+        config["linux"][key] = value
+        assert not summarize(config).privileged
+    config = privileged()
+    config["process"]["capabilities"]["bounding"].remove("CAP_SYS_RAWIO")
+    assert not summarize(config).privileged
+    config = privileged()
+    config["linux"]["maskedPaths"] = ["/proc/kcore"]
+    assert summarize(config).privileged, "all devices are enough"
+    config["linux"]["resources"]["devices"].append({"allow": False})
+    assert not summarize(config).privileged
+
+
+@pytest.mark.parametrize(
+    ("rules", "everything"),
+    [
+        ([], False),
+        ([{"allow": True}], True),
+        ([{"allow": True, "type": "a", "access": "rwm", "major": -1, "minor": -1}], True),
+        ([{"allow": True, "type": "c", "access": "rwm"}], True),
+        ([{"allow": True, "type": "c", "access": "m"}, {"allow": True, "type": "b"}], True),
+        ([{"allow": True, "type": "c", "access": "m"}], False),
+        ([{"allow": True, "major": 1}], False),
+        ([{"allow": True, "access": "r"}], True),
+        ([{"allow": True, "access": "rw"}, {"allow": False, "access": "w"}], True),
+        ([{"allow": True, "access": "rw"}, {"allow": False, "access": "rw"}], False),
+        ([{"allow": True}, {"allow": False}], False),
+        ([{"allow": False}, {"allow": True}], True),
+    ],
+)
+def test_devices(rules: list[Any], everything: bool) -> None:
+    assert changed("linux.resources.devices", rules).all_devices == everything
+
+
+def test_a_filter_that_filters_nothing_is_none() -> None:
+    assert changed("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW"}).seccomp is None
+    assert changed("linux.seccomp", None).seccomp is None
+
+
+def test_the_hosts_namespace_joined_by_a_path() -> None:
+    found = summarize(CONFIG, {"pid": 0xEFFFFFFC, "mnt": 5, "net": 6})
+    assert "pid" in found.host_namespaces
+    assert "pid" not in summarize(CONFIG, {"pid": 4026532000}).host_namespaces
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [("Process", "Process"), ("linux.maskedpaths", "maskedpaths"), ("process.ENV", "ENV")],
+)
+def test_a_spelling_that_only_runtimes_read_is_told(path: str, key: str) -> None:
+    assert changed(path, {}).misspelt == (key,)
+
+
+@given(json_values, st.sampled_from(sorted(CONFIG["linux"])), st.sampled_from(sorted(CONFIG)))
+def test_any_value_is_summed_up(value: Any, inner: str, outer: str) -> None:
+    for path in (f"linux.{inner}", outer, "process.capabilities", "linux.resources.devices"):
+        found = changed(path, value)
+        assert ConfigSummary.model_validate_json(found.model_dump_json()) == found
+
+
+def test_what_runc_proposes(tmp_path: Path) -> None:
+    if shutil.which("runc") is None:
+        pytest.skip("takes runc")
+    subprocess.run(["runc", "spec", "--bundle", str(tmp_path)], check=True)
+    found = summarize(json.loads((tmp_path / "config.json").read_text()))
+    assert found.args == ("sh",)
+    assert found.capabilities.beyond_default == ()
+    assert found.seccomp is None and not found.privileged
+    assert set(found.host_namespaces) <= {"user", "cgroup"}
+    assert not any(mount.from_host for mount in found.mounts)
+    assert found.masked_paths and found.read_only_paths

@@ -1,6 +1,0 @@
-"""Examples are not timed: the machine may be busy."""
-
-from hypothesis import settings
-
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")

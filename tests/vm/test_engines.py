@@ -1,0 +1,224 @@
+"""Docker, Podman and containerd do everything with cima-runc that they do with runc."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.vm import guest
+from tests.vm.guest import IMAGE, Ran
+
+CLIS = ["docker", "podman"]
+_LOOP = 'trap "echo got it" USR1; trap "exit 5" TERM; echo up; while :; do sleep 0.2; done'
+
+
+def run_command(cli: str, runtime: str, *rest: str) -> list[str]:
+    return guest.docker(runtime, *rest) if cli == "docker" else guest.podman(runtime, *rest)
+
+
+def run_in(cli: str, *rest: str, runtime: str = "cima-runc") -> Ran:
+    return guest.run(*run_command(cli, runtime, *rest))
+
+
+@pytest.fixture(params=CLIS)
+def cli(request: pytest.FixtureRequest, image: str) -> Iterator[str]:
+    yield request.param
+    guest.run(request.param, "rm", "-f", "life")
+
+
+def state(cli: str, what: str) -> str:
+    return guest.ok(cli, "inspect", "--format", "{{.State." + what + "}}", "life").strip()
+
+
+def logs(cli: str) -> str:
+    return guest.ok(cli, "logs", "life")
+
+
+def test_a_whole_life(cli: str) -> None:
+    before = len(guest.ps())
+    guest.ok(*run_command(cli, "cima-runc", "-d", "--name=life", IMAGE, "/bin/sh", "-c", _LOOP))
+    guest.wait_for("the container is up", lambda: "up" in logs(cli))
+
+    done = guest.run(cli, "exec", "life", "/bin/sh", "-c", "echo in; echo no >&2; exit 3")
+    assert done == Ran(3, "in\n", "no\n")
+    assert guest.run(cli, "exec", "-i", "life", "/bin/cat", stdin="given\n").out == "given\n"
+
+    assert "sleep" in guest.ok(cli, "top", "life")
+    assert "life" in guest.ok(cli, "stats", "--no-stream", "life")
+
+    guest.ok(cli, "pause", "life")
+    assert state(cli, "Status") == "paused"
+    guest.ok(cli, "unpause", "life")
+    assert state(cli, "Status") == "running"
+
+    guest.ok(cli, "kill", "--signal=USR1", "life")
+    guest.wait_for("the signal has arrived", lambda: "got it" in logs(cli))
+
+    if cli == "docker":  # Podman has it from version 4.3 on, on cgroup v2 only for some limits.
+        guest.ok(cli, "update", "--pids-limit=77", "life")
+        assert guest.ok(cli, "inspect", "--format", "{{.HostConfig.PidsLimit}}", "life") == "77\n"
+
+    guest.ok(cli, "restart", "life")
+    guest.wait_for("it is up again", lambda: logs(cli).count("up") == 2)
+    guest.ok(cli, "stop", "life")
+    assert state(cli, "ExitCode") == "5"
+
+    guest.ok(cli, "start", "life")
+    guest.wait_for("it is up once more", lambda: logs(cli).count("up") == 3)
+    guest.ok(cli, "kill", "life")
+    guest.wait_for("it is dead", lambda: state(cli, "ExitCode") == "137")
+    guest.ok(cli, "rm", "life")
+
+    # Each start is a registration of its own, and nothing of them is left running.
+    rows = guest.ps()[before:]
+    assert len(rows) == 3
+    guest.wait_for(
+        "the agent knows that they ended",
+        lambda: all(row["state"] == "stopped" for row in guest.ps()[before:]),
+    )
+
+
+def test_a_terminal(cli: str) -> None:
+    done = run_in(cli, "--rm", "-t", IMAGE, "/bin/sh", "-c", "test -t 1 && echo it is one")
+    assert done.code == 0
+    assert done.out == "it is one\r\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["/no/such/program"], ["/etc"], ["no-such-program"], ["/bin/sh", "-c", "exit 42"]],
+    ids=lambda command: command[-1],
+)
+def test_what_fails_fails_in_the_same_words(cli: str, command: list[str]) -> None:
+    plain = run_in(cli, "--rm", IMAGE, *command, runtime="runc")
+    ours = run_in(cli, "--rm", IMAGE, *command)
+    assert plain.code == ours.code != 0
+    assert ours.out == plain.out
+    assert neutral(ours.err) == neutral(plain.err)
+
+
+def neutral(text: str) -> str:
+    return re.sub(r"[0-9a-f]{12,64}", "ID", text).replace("`cima-runc`", "`runc`")
+
+
+def test_an_image_without_a_shell(cli: str, tmp_path: Path) -> None:
+    (tmp_path / "program").write_bytes(Path("/bin/busybox").read_bytes())
+    (tmp_path / "program").chmod(0o755)
+    archive = subprocess.check_output(["tar", "-C", tmp_path, "-c", "program"])
+    guest.ok(cli, "import", "-", "no-shell", stdin=archive)
+    done = run_in(cli, "--rm", "no-shell", "/program", "echo", "it works")
+    assert done == Ran(0, "it works\n", done.err)
+
+
+def test_out_of_memory(cli: str) -> None:
+    limits = ["--memory=24m", "--memory-swap=24m"]
+    command = ["/bin/busybox", "tail", "/dev/zero"]
+    guest.run(*run_command(cli, "cima-runc", "--name=life", *limits, IMAGE, *command))
+    assert state(cli, "ExitCode") == "137"
+    assert state(cli, "OOMKilled") == "true"
+
+
+def test_twenty_at_once(cli: str) -> None:
+    before = len(guest.ps())
+    command = run_command(cli, "cima-runc", "--rm", IMAGE, "/bin/sh", "-c", "echo on; exit 9")
+    with ThreadPoolExecutor(20) as pool:
+        done = list(pool.map(lambda _: guest.run(*command, timeout=900), range(20)))
+    assert [ran.code for ran in done] == [9] * 20, [ran.err for ran in done if ran.code != 9]
+    assert all(ran.out == "on\n" for ran in done)
+    rows = guest.ps()[before:]
+    assert len({row["id"] for row in rows}) == len(rows) == 20
+
+
+def test_podman_pod(image: str) -> None:
+    before = len(guest.ps())
+    infra = [f"--infra-image={IMAGE}", "--infra-command=/bin/sleep 1000"]
+    pod = ["podman", "--runtime=cima-runc"]
+    guest.ok(*pod, "pod", "create", "--name=together", "--network=none", *infra)
+    try:
+        for name in ("one", "two"):
+            command = ["/bin/sh", "-c", f"echo {name} >/dev/shm/{name}; ls /dev/shm; sleep 100"]
+            guest.ok(*pod, "run", "-d", "--pod=together", f"--name={name}", IMAGE, *command)
+        guest.wait_for("they share memory", lambda: "one" in guest.ok("podman", "logs", "two"))
+        rows = guest.ps()[before:]
+        assert len(rows) == 3
+        assert len({row["mntns"] for row in rows}) == 3
+        assert {row["state"] for row in rows} == {"running"}
+    finally:
+        guest.run("podman", "pod", "rm", "-f", "--time=0", "together")
+
+
+def test_ctr(image: str) -> None:
+    before = len(guest.ps())
+    command = guest.ctr("cima-runc", "life", "-d")
+    command.remove("--rm")
+    guest.ok(*command, "/bin/sh", "-c", "while :; do sleep 0.2; done")
+    try:
+        done = guest.run(
+            "ctr", "task", "exec", "--exec-id=x", "life", "/bin/sh", "-c", "echo in; exit 3"
+        )
+        assert (done.code, done.out) == (3, "in\n")
+        guest.ok("ctr", "task", "pause", "life")
+        assert "PAUSED" in guest.ok("ctr", "task", "ls")
+        guest.ok("ctr", "task", "resume", "life")
+        assert "cpu" in guest.ok("ctr", "task", "metrics", "life").lower()
+        guest.ok("ctr", "task", "kill", "--signal=SIGKILL", "life")
+        guest.wait_for("it is dead", lambda: "STOPPED" in guest.ok("ctr", "task", "ls"))
+    finally:
+        guest.run("ctr", "task", "rm", "--force", "life")
+        guest.run("ctr", "container", "rm", "life")
+    assert len(guest.ps()) == before + 1
+
+
+def test_configure_docker(image: str) -> None:
+    path = Path("/etc/docker/daemon.json")
+    original = path.read_bytes() if path.exists() else None
+    shown = guest.ok("cima", "configure", "docker", "--set-as-default", "--dry-run")
+    assert "cima-runc" in shown
+    assert (path.read_bytes() if path.exists() else None) == original
+    guest.ok("cima", "configure", "docker", "--set-as-default")
+    assert json.loads(path.read_text())["default-runtime"] == "cima-runc"
+    try:
+        guest.ok("systemctl", "restart", "docker")
+        before = len(guest.ps())
+        assert guest.run("docker", "run", "--rm", "--network=none", IMAGE, "/bin/true").code == 0
+        assert len(guest.ps()) == before + 1
+    finally:
+        guest.ok("cima", "configure", "docker", "--remove")
+        guest.ok("systemctl", "restart", "docker")
+    assert (path.read_bytes() if path.exists() else None) == original
+
+
+def test_configure_podman(image: str) -> None:
+    directory = Path("/etc/containers/containers.conf.d")
+    original = {path: path.read_bytes() for path in directory.glob("*")}
+    guest.ok("cima", "configure", "podman", "--set-as-default")
+    try:
+        before = len(guest.ps())
+        assert guest.run("podman", "run", "--rm", "--network=none", IMAGE, "/bin/true").code == 0
+        assert len(guest.ps()) == before + 1
+        # What the runtime says reaches the user, which is what runtime_supports_json is for.
+        failed = guest.run("podman", "run", "--rm", "--network=none", IMAGE, "/no/such")
+        assert "no such file or directory" in failed.err.lower()
+    finally:
+        guest.ok("cima", "configure", "podman", "--remove")
+    assert {path: path.read_bytes() for path in directory.glob("*")} == original
+
+
+def test_configure_containerd(image: str) -> None:
+    path = Path("/etc/containerd/config.toml")
+    original = path.read_bytes() if path.exists() else None
+    guest.ok("cima", "configure", "containerd")
+    try:
+        guest.ok("systemctl", "restart", "containerd")
+        dumped = guest.ok("containerd", "config", "dump")
+        assert "runtimes.cima-runc" in dumped
+        plugins = guest.ok("ctr", "plugin", "ls").splitlines()
+        assert any(line.split()[1] == "cri" and line.endswith("ok") for line in plugins)
+    finally:
+        guest.ok("cima", "configure", "containerd", "--remove")
+        guest.ok("systemctl", "restart", "containerd")
+    assert (path.read_bytes() if path.exists() else None) == original
