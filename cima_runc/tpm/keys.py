@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 from tpm2_pytss import (
     ESYS_TR,
     TPM2_ALG,
@@ -42,6 +45,8 @@ _ATTRIBUTES = (
     | TPMA_OBJECT.SIGN_ENCRYPT
 )
 _PERSISTENT = range(0x81000000, 0x81800000)
+_PERSISTENT_EK = range(0x81010001, 0x81010003)
+"""TCG TPM v2.0 Provisioning Guidance, 7.8: the EKs by the templates L-1 and L-2."""
 _EK_CHAIN = range(0x01C00100, 0x01C00200)
 
 
@@ -117,18 +122,20 @@ def unload(tpm: Tpm, key: AttestationKey | EndorsementKey) -> None:
 def endorsement_key(tpm: Tpm) -> Iterator[EndorsementKey]:
     """Load the EK while the context lasts: the one with a certificate, RSA-2048 before ECC P-256.
 
+    Where it is persistent already it is used from there: some TPMs take many seconds to make it.
+
     Raises:
         TpmError: the TPM refuses.
     """
     esapi = tpm.esapi
     nv = NVReadEK(esapi)
+    kept = None
     try:
         choices = [create_ek_template(kind, nv) for kind in ("EK-RSA2048", "EK-ECC256")]
         certificate, template = next((some for some in choices if some[0]), choices[0])
         chain = _ek_chain(tpm, nv)
-        handle, public, _, _, _ = esapi.create_primary(
-            TPM2B_SENSITIVE_CREATE(), template, ESYS_TR.ENDORSEMENT
-        )
+        kept = _persistent_ek(tpm, bytes(certificate)) if certificate else None
+        handle, public = kept or _make_ek(tpm, template)
     except TSS2_Exception as error:
         raise TpmError(
             f"the TPM makes no endorsement key: {error}",
@@ -143,7 +150,30 @@ def endorsement_key(tpm: Tpm) -> Iterator[EndorsementKey]:
     try:
         yield key
     finally:
-        unload(tpm, key)
+        if kept is None:
+            unload(tpm, key)
+
+
+def _make_ek(tpm: Tpm, template: TPM2B_PUBLIC) -> tuple[ESYS_TR, TPM2B_PUBLIC]:
+    handle, public, _, _, _ = tpm.esapi.create_primary(
+        TPM2B_SENSITIVE_CREATE(), template, ESYS_TR.ENDORSEMENT
+    )
+    return handle, public
+
+
+def _persistent_ek(tpm: Tpm, certificate: bytes) -> tuple[ESYS_TR, TPM2B_PUBLIC] | None:
+    """Return the key of this certificate, where it is at the handle that TCG has for it."""
+    try:
+        spki = x509.load_der_x509_certificate(_one_der(certificate)).public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+    for number in _handles(tpm, _PERSISTENT_EK.start, 2):
+        if number in _PERSISTENT_EK:
+            handle = tpm.esapi.tr_from_tpmpublic(number)
+            public, _, _ = tpm.esapi.read_public(handle)
+            if serialization.load_der_public_key(public.to_der()) == spki:
+                return handle, public
+    return None
 
 
 def _persistent_ak(tpm: Tpm, persistent: int) -> AttestationKey | None:

@@ -7,12 +7,13 @@ import pytest
 from enrolled_tpm import ManufacturedTpm, manufactured_tpm
 from simulated_host import SimulatedHost, simulated_host
 from software_key import software_public
+from tpm2_pytss import TPM2_CAP
 
 from cima_runc.agent import enrolment
 from cima_runc.errors import CimaError
 from cima_runc.evidence.enrolment import EnrolmentAnswer
 from cima_runc.tpm.device import TpmError
-from cima_runc.tpm.keys import load_ak, unload
+from cima_runc.tpm.keys import endorsement_key, load_ak, unload
 from cima_runc.verifier.ek_certificate import EkCertificateError
 from cima_runc.verifier.enrol import EnrolmentError, accept, challenge
 from cima_runc.verifier.enrolled import parse_enrolled_ak
@@ -78,6 +79,21 @@ def test_another_key_or_tpm_opens_nothing(
     asked, _ = challenge(mixed, None)
     with pytest.raises(TpmError, match="does not activate"):
         enrolment.answer(host.attester, asked)
+
+
+def test_persistent_endorsement_key_is_used(made: ManufacturedTpm) -> None:
+    def transient() -> int:
+        _, data = made.tpm.esapi.get_capability(TPM2_CAP.HANDLES, 0x80000000, 8)
+        return int(data.data.handles.count)
+
+    before = transient()
+    for _ in range(5):
+        with endorsement_key(made.tpm) as kept:
+            assert kept.certificate is not None
+            assert transient() == before
+    persistent = made.tpm.esapi.tr_from_tpmpublic(0x81010001)
+    public, _, _ = made.tpm.esapi.read_public(persistent)
+    assert public.publicArea.marshal() == kept.public
 
 
 def test_unrestricted_key_is_not_enrolled(host: SimulatedHost) -> None:
