@@ -4,10 +4,12 @@
 #
 # Everything is cached in layers, each under the hash of what it is made from:
 #   tree     Debian, the engines and the kernel (tree.sh)
-#   tools    over tree: compilers, and wheels of all dependencies (tools.sh)
+#   tools    over tree: compilers
+#   wheels   over tools: the dependencies, built
 #   deps     over tree: install.sh has run once, so the dependencies are there
 #   image    over deps: install.sh has run with this checkout; made into a disk
-# A layer is made in NAME.new and renamed when it is whole, under a lock, in a mount namespace of its own.
+# A layer is made in NAME.new and renamed when it is whole, under a lock, in namespaces of its own: what
+# is mounted and running there ends with this script, however it ends.
 set -euo pipefail
 umask 022
 lab=$(dirname "$(readlink -f "$0")")
@@ -22,33 +24,34 @@ if [ -z "${pip_files+set}" ]; then
     eval "$settings"
     as_root=()
     [ "$(id -u)" = 0 ] || as_root=(sudo --preserve-env)
-    exec "${as_root[@]}" unshare --mount --propagation private "$0" "$@"
+    exec "${as_root[@]}" unshare --mount --propagation private --pid --fork --kill-child --mount-proc "$0" "$@"
 fi
 
 say() { echo "lab: [Debian $release] $*" >&2; }
 key() { sha256sum | cut -c1-16; }
 
-mkdir -p "$CIMA_CACHE"
-log=$CIMA_CACHE/build-$release.log
-exec 9>"$CIMA_CACHE/lock-$release"
-flock --nonblock 9 || { say "waiting for another build of this guest"; flock 9; }
-trap '[ $? = 0 ] || { tail -n 40 "$log" >&2; say "failed; all of it is in $log"; }' EXIT
-: >"$log"
-
 # layer NAME WHAT COMMAND...: make the layer with the command, which gets its directory, unless it is there.
 layer() {
-    local name=$1 what=$2 start=$SECONDS
+    local what=$2 directory=$CIMA_CACHE/$1 lock start=$SECONDS
     shift 2
-    if [ ! -d "$CIMA_CACHE/$name" ]; then
+    exec {lock}>"$directory.lock"
+    flock --nonblock "$lock" || { say "waiting for another build of the same"; flock "$lock"; }
+    if [ ! -d "$directory" ]; then
         say "$what"
-        rm -rf "$CIMA_CACHE/$name.new"
-        mkdir "$CIMA_CACHE/$name.new"
-        "$@" "$CIMA_CACHE/$name.new" >>"$log" 2>&1
-        mv "$CIMA_CACHE/$name.new" "$CIMA_CACHE/$name"
+        rm -rf "$directory.new"
+        mkdir "$directory.new"
+        log=$directory.new/log
+        "$@" "$directory.new" >"$log" 2>&1
+        mv "$directory.new" "$directory"
+        log=/dev/null
         say "  done in $((SECONDS - start)) s"
     fi
-    touch "$CIMA_CACHE/$name"
+    touch "$directory"
+    exec {lock}>&-
 }
+
+log=/dev/null
+trap '[ $? = 0 ] || { tail -n 40 "$log" >&2; say "failed; all of it is in $log"; }' EXIT
 
 # compose DIRECTORY LOWER...: mount an overlay at DIRECTORY/root that is written to DIRECTORY/upper.
 compose() {
@@ -71,7 +74,7 @@ show() {
 inside() {
     local root=$1/root
     shift
-    chroot "$root" env HOME=/root TMPDIR=/tmp LC_ALL=C.UTF-8 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore \
+    chroot "$root" env HOME=/root TMPDIR=/tmp LC_ALL=C.UTF-8 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
         PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
 }
 
@@ -80,28 +83,47 @@ decompose() {
     rm -rf "${1:?}"/{root,work}
 }
 
-make_tools() {
+# reach_out DIRECTORY: let apt and pip in a composed root use the network as this machine's do.
+reach_out() {
     local file
-    compose "$1" "$CIMA_CACHE/$tree"
     show "$1" "$(readlink -f /etc/resolv.conf)" /etc/resolv.conf
     [ ! -d /etc/apt/mirrors ] || show "$1" /etc/apt/mirrors
     for file in $pip_files; do show "$1" "$file"; done
-    show "$1" "$lab/tools.sh" /tools.sh
+}
+
+make_tools() {
+    compose "$1" "$CIMA_CACHE/$tree"
+    reach_out "$1"
+    inside "$1" apt-get -q update
+    # shellcheck disable=SC2086  # one package a word
+    inside "$1" env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends \
+        -o Dpkg::Options::=--force-unsafe-io $build_packages
+    inside "$1" python3 -m venv /opt/build
+    decompose "$1"
+}
+
+# pip keeps what it built: a dependency more does not build all the others again.
+make_wheels() {
+    compose "$1" "$CIMA_CACHE/$tools/upper" "$CIMA_CACHE/$tree"
+    reach_out "$1"
+    mkdir -p "$CIMA_CACHE/pip-$release" "$1/root/pip"
+    mount --bind "$CIMA_CACHE/pip-$release" "$1/root/pip"
     # shellcheck disable=SC2086  # one requirement a word
-    inside "$1" /tools.sh $requirements
+    inside "$1" env PIP_CACHE_DIR=/pip /opt/build/bin/pip wheel --wheel-dir /wheels $requirements
+    inside "$1" /opt/build/bin/pip install --no-index --find-links /wheels hatchling
     decompose "$1"
 }
 
 # Wheels only: the guest is never a place to compile in.
 install_wheel() {
     show "$1" "$checkout/examples" /mnt
-    show "$1" "$CIMA_CACHE/$tools/upper/wheels" /wheels
-    inside "$1" env PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels /mnt/install.sh "/wheel/$(ls "$1/root/wheel")"
+    show "$1" "$CIMA_CACHE/$wheels/upper/wheels" /wheels
+    inside "$1" env PIP_NO_CACHE_DIR=1 PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels /mnt/install.sh "/wheel/$(ls "$1/root/wheel")"
 }
 
 build_wheel() {
     local build=$1/build
-    compose "$build" "$CIMA_CACHE/$tools/upper" "$CIMA_CACHE/$tree"
+    compose "$build" "$CIMA_CACHE/$wheels/upper" "$CIMA_CACHE/$tools/upper" "$CIMA_CACHE/$tree"
     mkdir "$build/root/src"
     source_archive | tar -x -C "$build/root/src"
     inside "$build" sh -c 'cd /src && /opt/build/bin/hatchling build --target wheel'
@@ -115,7 +137,7 @@ make_deps() {
     build_wheel "$1"
     install_wheel "$1"
     inside "$1" python3 -m venv --without-pip /opt/cima-test
-    inside "$1" env PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels \
+    inside "$1" env PIP_NO_CACHE_DIR=1 PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels \
         /opt/cima/bin/pip --python /opt/cima-test/bin/python install pytest hypothesis
     # shellcheck disable=SC2016  # the inner shell expands it
     inside "$1" sh -c 'echo /opt/cima/lib/python3*/site-packages >"$(echo /opt/cima-test/lib/python3*/site-packages)/cima.pth"'
@@ -166,24 +188,34 @@ project = tomllib.load(open("pyproject.toml", "rb"))
 print(*project["build-system"]["requires"], *project["project"]["dependencies"], "pytest", "hypothesis")
 END
 )
+build_packages="gcc libc6-dev musl-tools pkg-config python3-dev libtss2-dev clang libbpf-dev"
+
+mkdir -p "$CIMA_CACHE"
 tree=tree-$release-$(key <"$lab/tree.sh")
-tools=tools-$release-$(cd "$lab" && { echo "$tree $requirements"; cat tools.sh; } | key)
-deps=deps-$release-$(cd "$checkout/examples" && { echo "$tools"; cat install.sh; } | key)
+tools=tools-$release-$(echo "$tree $build_packages" | key)
+wheels=wheels-$release-$(echo "$tools $requirements" | key)
+deps=deps-$release-$({ echo "$wheels"; cat "$checkout/examples/install.sh"; } | key)
 image=image-$release-$({ echo "$deps"; cat "$lab/image.sh"; source_archive; tar_of "$lab" rootfs; } | key)
 
 layer "$tree" "unpacking Debian $release with kernel, Docker, containerd and Podman (about 40 s)" \
     "$lab/tree.sh" "$release"
-layer "$tools" "installing compilers beside it and building the dependencies (about 90 s)" make_tools
-layer "$deps" "installing the dependencies (about 20 s)" make_deps
-layer "$image" "installing this checkout and writing the disk (about 15 s)" make_image
+layer "$tools" "installing compilers beside it (about 20 s)" make_tools
+layer "$wheels" "building the dependencies (about 30 s)" make_wheels
+layer "$deps" "installing the dependencies (about 10 s)" make_deps
+layer "$image" "installing this checkout and writing the disk (about 10 s)" make_image
 
-# Several checkouts share the cache: keep the four disks used last, and two of each other layer.
+# Several checkouts share the cache. What nobody used for two hours goes, but for the newest few.
 prune() {
-    find "$CIMA_CACHE" -maxdepth 1 -name "$1-$release-*" -printf '%T@ %p\n' | sort -rn | cut -d' ' -f2- |
-        tail -n "+$(($2 + 1))" | xargs -r rm -rf
+    local directory
+    find "$CIMA_CACHE" -maxdepth 1 -type d -name "$1-$release-*" -printf '%T@ %p\n' | sort -rn |
+        cut -d' ' -f2- | tail -n "+$(($2 + 1))" | while read -r directory; do
+        [ -n "$(find "$directory" -maxdepth 0 -mmin +120)" ] || continue
+        rm -rf "$directory" "$directory.lock"
+    done
 }
-prune image 4
-prune deps 2
-prune tools 2
-prune tree 2
+prune image 3
+prune deps 1
+prune wheels 1
+prune tools 1
+prune tree 1
 echo "$CIMA_CACHE/$image"

@@ -1,7 +1,11 @@
 """What the options before a command's name say."""
 
-from cima_runc.config import Settings, load_settings
+from typing import TYPE_CHECKING
+
 from cima_runc.shim_settings import SETTINGS_FILE
+
+if TYPE_CHECKING:
+    from cima_runc.config import Settings
 
 
 class _Chosen:
@@ -13,10 +17,12 @@ def choose(settings_file: str) -> None:
     _Chosen.settings_file = settings_file
 
 
-def settings() -> Settings:
+def settings() -> "Settings":
     """Read the settings file.
 
     Raises:
         SettingsError: it holds what is not allowed.
     """
+    from cima_runc.config import load_settings
+
     return load_settings(_Chosen.settings_file)

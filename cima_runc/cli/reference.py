@@ -59,6 +59,28 @@ def image(
 
 
 @app.command()
+def host(
+    output: _Out = _STDOUT,
+    sign_key: Annotated[
+        Path | None,
+        typer.Option(help="Write a signed envelope; a PEM private key, P-256 or Ed25519."),
+    ] = None,
+) -> None:
+    """Make reference values from this host: the services that its containers rely on now.
+
+    Do it on a host that is known to be good, once a container has run under each engine in use.
+    """
+    from cima_runc.cli.services import host_reference
+    from cima_runc.verifier.reference.dsse import load_private_key, sign
+    from cima_runc.verifier.reference.file import format_reference, read_limited
+
+    key = load_private_key(read_limited(sign_key, limits.KEY_FILE)) if sign_key else None
+    reference = host_reference()
+    files.write(output, sign(reference, key) if key else format_reference(reference))
+    note(f"a host: {len(reference.files)} paths")
+
+
+@app.command()
 def verify(
     path: Annotated[Path, typer.Argument(help="Signed reference values.")],
     key: Annotated[list[Path], typer.Option(help="Trusted public key in PEM form; may repeat.")],

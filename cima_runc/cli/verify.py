@@ -9,13 +9,14 @@ import typer
 
 from cima_runc import limits
 from cima_runc.cli import files
+from cima_runc.cli.appraise import print_finding
 from cima_runc.cli.attest import ArgumentError, nonce_of
 from cima_runc.cli.output import print_table
+from cima_runc.cli.references import appraisal, read_policy
 from cima_runc.evidence.models import Evidence, EvidenceError, parse_evidence
 from cima_runc.evidence.owner import parse_private
 from cima_runc.text import printable
 from cima_runc.verifier.enrolled import parse_enrolled_ak
-from cima_runc.verifier.policy import Policy, parse_policy
 from cima_runc.verifier.result import Result
 from cima_runc.verifier.state import StateDirectory
 from cima_runc.verifier.token import sign
@@ -29,6 +30,9 @@ def verify(
     ak: Annotated[Path, typer.Option(help="The enrolled attestation key (PEM).")],
     container: Annotated[str | None, typer.Option(help="The container that it must be of.")] = None,
     owner_key: Annotated[Path | None, typer.Option(help="The owner's private key (PEM).")] = None,
+    reference: Annotated[
+        list[Path] | None, typer.Option(help="Reference values of the image; again for the host's.")
+    ] = None,
     policy: Annotated[Path | None, typer.Option(help="What is insisted on (TOML).")] = None,
     state: Annotated[
         Path | None, typer.Option(help="Directory to remember in: reboots, rollbacks.")
@@ -45,15 +49,16 @@ def verify(
         ak=parse_enrolled_ak(files.read(ak)),
         container=container,
         owner_key=parse_private(files.read(owner_key)) if owner_key is not None else None,
-        policy=parse_policy(files.read(policy)) if policy is not None else Policy(),
+        policy=read_policy(policy),
     )
+    appraised = appraisal(reference, policy) if reference else None
     raw = files.read(evidence, limit=limits.EVIDENCE)
     directory = StateDirectory(state) if state is not None else None
     parsed = _parsed(raw)
     remembered = None
     if directory is not None and isinstance(parsed, Evidence):
         remembered = directory.load(parsed.container)
-    outcome = verify_evidence(parsed, expectation, remembered=remembered)
+    outcome = verify_evidence(parsed, expectation, remembered=remembered, appraisal=appraised)
     if directory is not None and outcome.remember is not None:
         directory.store(outcome.remember)
     result = outcome.result
@@ -85,6 +90,5 @@ def _print(result: Result) -> None:
             if value:
                 typer.echo(f"  {name}: {value}")
     for finding in result.findings:
-        at = f" (record {finding.record})" if finding.record is not None else ""
-        typer.echo(f"{finding.severity}: {printable(finding.what)}{at}")
+        print_finding(finding)
     typer.echo(f"{result.verdict}: container {printable(result.container or '?')}")

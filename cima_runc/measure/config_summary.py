@@ -342,15 +342,22 @@ def _seccomp(seccomp: object) -> Seccomp | None:
 
 
 def _all_devices(resources: Mapping[str, Any]) -> bool:
-    """Whether the rules for devices, the later ones over the earlier ones, end in all allowed."""
-    allowed = False
+    """Whether the rules for devices, the later ones over the earlier ones, end in all allowed.
+
+    That is: all block or all character devices may be read or written. That nodes of all devices
+    may be made (access m) is in every engine's default.
+    """
+    allowed: dict[str, set[str]] = {"b": set(), "c": set()}
     for rule in _objects(resources, "devices"):
-        everything = _string(rule, "type") in {"", "a"} and not any(
-            type(rule.get(key)) is int and rule[key] >= 0 for key in ("major", "minor")
-        )
-        if everything and set("rwm") <= set(_string(rule, "access") or "rwm"):
-            allowed = rule.get("allow") is True
-    return allowed
+        if any(type(rule.get(key)) is int and rule[key] >= 0 for key in ("major", "minor")):
+            continue
+        kinds = _string(rule, "type")
+        for kind in allowed if kinds in {"", "a"} else {kinds} & allowed.keys():
+            access = set(_string(rule, "access") or "rwm")
+            allowed[kind] |= access
+            if rule.get("allow") is not True:
+                allowed[kind] -= access
+    return any({"r", "w"} & access for access in allowed.values())
 
 
 def _hooks(hooks: Mapping[str, Any]) -> list[Hook]:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cima_runc.ima.template import TemplateError, unpack_cima_ng
+from cima_runc.measure.config_summary import ConfigSummary, summarize
 from cima_runc.ml.records import CIMA, IMA_TEMPLATE, Record, RecordError, template_data
 from cima_runc.text import printable
 from cima_runc.verifier.completeness import completeness
@@ -30,7 +31,6 @@ from cima_runc.verifier.policy import Policy
 from cima_runc.verifier.reference.file import HostReference, ImageReference
 from cima_runc.verifier.result import Finding
 from cima_runc.verifier.rules.config import ConfigRule
-from cima_runc.verifier.rules.container_config import ContainerConfig, read_config
 from cima_runc.verifier.rules.dependencies import check_dependencies
 from cima_runc.verifier.rules.files import check_file
 from cima_runc.verifier.rules.image_files import ImageFiles
@@ -71,7 +71,7 @@ def appraise(
     """
     run = _Run(references, policy)
     findings = [*completeness(records, policy), *run.compare(records)]
-    findings += check_dependencies(dependencies, references.host, policy.dependencies)
+    findings += run.check_dependencies(dependencies)
     if any(finding.severity == "fail" for finding in findings):
         verdict = Verdict.UNTRUSTED
     else:
@@ -92,7 +92,7 @@ def compare(
     """
     run = _Run(references, policy)
     yield from run.compare(records)
-    yield from check_dependencies(dependencies, references.host, policy.dependencies)
+    yield from run.check_dependencies(dependencies)
     if references.image is not None and records and not records[0].recnum and not run.compared:
         yield Finding(
             severity="fail",
@@ -106,8 +106,10 @@ class _Run:
     references: References
     policy: Policy
     compared: int = 0
+    relies_on: object = None
+    """Number of the partition of its dependencies, as the ``register`` record says."""
     _image: ImageFiles | None = field(init=False)
-    _config: ContainerConfig | None = None
+    _config: ConfigSummary | None = None
     _namespaces: dict[str, Any] = field(default_factory=dict)
     _layers_are_the_images: bool = False
 
@@ -133,6 +135,19 @@ class _Run:
             elif record.content_type == CIMA:
                 yield from self._cima(record)
 
+    def check_dependencies(self, records: Sequence[Record]) -> Iterator[Finding]:
+        yield from check_dependencies(records, self.references.host, self.policy.dependencies)
+        wanted = f"dependencies:{self.relies_on}"
+        if records and self.relies_on is not None and records[0].cpcr != wanted:
+            yield Finding(
+                severity="fail",
+                rule="dependencies.other",
+                what="the records are of other services than the container relies on",
+                got=printable(records[0].cpcr),
+                expected=wanted,
+                next="ask for evidence anew",
+            )
+
     def _cima(self, record: Record) -> Iterator[Finding]:
         image, files = self.references.image, self._image
         assert image is not None and files is not None
@@ -141,15 +156,26 @@ class _Run:
             case "register":
                 namespaces = content.get("namespaces")
                 self._namespaces = namespaces if isinstance(namespaces, dict) else {}
+                self.relies_on = content.get("dependencies")
             case "config":
                 config = content.get("config")
-                self._config = read_config(config if isinstance(config, dict) else {})
+                config = config if isinstance(config, dict) else {}
+                self._config = summarize(config, self._namespaces)
                 rule = ConfigRule(self._config, image.config, self.policy.config, record.recnum)
-                yield from rule.check(self._namespaces)
+                yield from rule.check()
             case "rootfs":
                 layers = RootfsRule(image, files, self._config, self.policy.rootfs, record.recnum)
                 yield from layers.check(content)
                 self.compared += layers.compared
+            case "unmeasured":
+                required = self.policy.dependencies.required or self.references.host is not None
+                yield Finding(
+                    severity="fail" if required else "warn",
+                    rule="dependencies.unknown",
+                    what="what it relies on is not known: " + printable(str(content.get("reason"))),
+                    record=record.recnum,
+                    next="see cima status, and start it anew",
+                )
             case other if other not in _KNOWN:
                 yield Finding(
                     severity="fail",
@@ -182,7 +208,7 @@ class _Run:
             record=record.recnum,
             image=self._image,
             host=self.references.host,
-            config=self._config,
+            mounts=self._config.mounts if self._config is not None else (),
             allowed=self.policy.files,
         )
 

@@ -132,8 +132,9 @@ class DependenciesPolicy(Model):
 
     required: bool = False
     """Whether they must be in the evidence, and a host's reference values be given."""
-    allow_unmeasured: _Patterns = ()
-    """Files that may be missing from the kernel's log."""
+    allow_unmeasured: _Patterns = ("/usr/lib/python3*", "/usr/local/lib/python3*")
+    """Files that may be missing from the kernel's log, and from the host's reference values; the
+    default is Python's own library, of which the agent always says so."""
     files: _Files = ()
     """Files that may run though the host's reference values do not have them."""
 

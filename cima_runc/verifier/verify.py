@@ -28,11 +28,16 @@ class Appraise(Protocol):
     """Compares records that were verified with reference values; a pure function.
 
     ``records`` are those of this evidence: all of the container's, or, where it continues what is
-    remembered, those since then.
+    remembered, those since then. ``dependencies`` are those of the services that it relies on.
     """
 
     def __call__(
-        self, records: Sequence[Record], reference: Any, policy: Policy
+        self,
+        records: Sequence[Record],
+        references: Any,
+        policy: Policy,
+        dependencies: Sequence[Record],
+        /,
     ) -> Iterable[Finding]:
         """Return what was noticed; nothing, where all is as the reference values want it."""
 
@@ -47,9 +52,11 @@ class Appraisal:
     """SHA-256 over reference values and policy: an appraisal of earlier records by others does not
     count."""
 
-    def __call__(self, records: Sequence[Record], policy: Policy) -> list[Finding]:
+    def __call__(
+        self, records: Sequence[Record], policy: Policy, dependencies: Sequence[Record]
+    ) -> list[Finding]:
         """Return what was noticed."""
-        return list(self.appraise(records, self.reference, policy))
+        return list(self.appraise(records, self.reference, policy, dependencies))
 
 
 @dataclass(frozen=True)
@@ -179,7 +186,8 @@ class _Run:
         if remembered is not None and not rebooted:
             steps.check_progress(evidence.binding, replayed, registration, first, remembered)
             self._passed("continuity", f"continues what was seen at record {remembered.count}")
-        dependencies = steps.check_dependencies(evidence)
+        registered = replayed.records[0] if continues is None else None
+        dependencies = steps.check_dependencies(evidence, registered)
         self._note("dependencies", bool(dependencies), f"{len(dependencies)} records")
         proved = steps.check_host_log(evidence, values)
         self._note("host-log", proved is not None, f"{proved} entries add up to the PCR")
@@ -198,7 +206,7 @@ class _Run:
             since=part.since,
         )
         findings = list(self._findings(evidence, values, replayed.records, rebooted))
-        findings += self._appraised(replayed.records, continues)
+        findings += self._appraised(replayed.records, continues, dependencies)
         failed = any(finding.severity == "fail" for finding in findings)
         verdict = _verdict(failed, self._all_appraised)
         result = Result(
@@ -278,13 +286,18 @@ class _Run:
             what = f"no reference values for PCRs {numbers}: firmware and kernel not appraised"
             yield Finding(severity="warn", what=what)
 
-    def _appraised(self, records: Sequence[Record], continues: Remembered | None) -> list[Finding]:
+    def _appraised(
+        self,
+        records: Sequence[Record],
+        continues: Remembered | None,
+        dependencies: Sequence[Record],
+    ) -> list[Finding]:
         appraisal = self._appraisal
         if appraisal is None:
             self._note("appraisal", False, "", "no reference values")
             what = "nothing was appraised: no reference values were given"
             return [Finding(severity="warn", what=what)]
-        findings = appraisal(records, self._wanted.policy)
+        findings = appraisal(records, self._wanted.policy, dependencies)
         self._passed("appraisal", f"{len(records)} records were compared with reference values")
         if continues is not None and continues.appraised_with != appraisal.identity:
             self._all_appraised = False

@@ -38,7 +38,7 @@ SIZES = (1, 10, 100, 1_000, 10_000)
 FLAT_PCR = 13
 PEM, PUBLIC = generate()
 OWNER = parse_private(PEM)
-APPRAISAL = Appraisal(lambda records, reference, policy: [], None, bytes(32))
+APPRAISAL = Appraisal(lambda records, reference, policy, dependencies: [], None, bytes(32))
 
 
 def median_ms(work: Callable[[], Any], rounds: int) -> float:

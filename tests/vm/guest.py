@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import shutil
+import socket
 import struct
 import subprocess
 import time
@@ -53,9 +54,20 @@ def wait_for(what: str, condition: Callable[[], Any], seconds: float = 60) -> An
 # -- the agent ----------------------------------------------------------------------------------
 
 
+def ask(verb: str, body: bytes = b"{}") -> bytes:
+    """Ask the agent as `cima` does, without the seconds that a new Python takes here."""
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.connect(SOCKET)
+        channel.sendall(f"{verb} {len(body)}\n".encode() + body)
+        with channel.makefile("rb") as answers:
+            word, length = answers.readline().split()
+            answer = answers.read(int(length))
+    assert word == b"ok", answer
+    return answer
+
+
 def ps() -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(ok("cima", "ps", "--json"))
-    return rows
+    return [row for row in json.loads(ask("ps")) if row["kind"] == "container"]
 
 
 def row(container_id: str) -> dict[str, Any]:
@@ -64,12 +76,12 @@ def row(container_id: str) -> dict[str, Any]:
 
 
 def records(container_id: str) -> list[dict[str, Any]]:
-    lines = ok("cima", "log", container_id, "--json").splitlines()
+    lines = ask("log", json.dumps({"id": container_id}).encode()).splitlines()
     return [json.loads(line) for line in lines]
 
 
 def status() -> dict[str, Any]:
-    shown: dict[str, Any] = json.loads(ok("cima", "status", "--json"))
+    shown: dict[str, Any] = json.loads(ask("status"))
     return shown
 
 

@@ -49,7 +49,8 @@ def test_allowed_without_the_agent_it_is_noted_as_unmeasured(image: str, no_agen
         out = guest.ok(*guest.docker("cima-runc", name, IMAGE, "/bin/echo", "it ran"))
     assert out == "it ran\n"
     container_id = guest.ok("docker", "inspect", "-f", "{{.Id}}", name.split("=")[1]).strip()
-    for listed in (guest.ps(), ps_after_start()):
+    stored = json.loads(guest.ok("cima", "ps", "--json"))
+    for listed in (stored, ps_after_start()):
         row = next(row for row in listed if row["id"] == container_id)
         assert row["state"] == "unmeasured"
         assert row["cpcr"] is None

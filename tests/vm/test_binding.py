@@ -39,6 +39,16 @@ def test_registers_and_the_pcr_are_what_the_records_add_up_to(image: str) -> Non
     )
 
 
+def test_commands_print_what_the_agent_says(image: str) -> None:
+    guest.with_docker_once()
+    assert json.loads(guest.ok("cima", "ps", "--json")) == guest.ps()
+    shown = json.loads(guest.ok("cima", "status", "--json"))
+    wanted = {"pcr", "pcr_value", "expected_value", "seq", "root", "history", "tpm", "sensor"}
+    assert wanted | {"lost"} <= shown.keys()
+    for key in wanted:
+        assert shown[key] == guest.status()[key]
+
+
 def test_log_prints_the_records_as_they_are_stored(image: str) -> None:
     row = guest.with_docker_once()
     registration = STATE / "containers" / f"{row['registration']:08d}"

@@ -1,29 +1,21 @@
 """The OCI configuration: nothing that reaches out of the container, and the image's own command."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
+from cima_runc.measure.config_summary import ConfigSummary
 from cima_runc.text import printable
-from cima_runc.verifier.pattern import matches
-from cima_runc.verifier.policy import AllowedMount, ConfigPolicy
+from cima_runc.verifier.policy import ConfigPolicy
 from cima_runc.verifier.reference.file import ReferenceConfig
 from cima_runc.verifier.result import Finding
 from cima_runc.verifier.rules import engines
-from cima_runc.verifier.rules.container_config import ContainerConfig, Mount
-
-_KINDS = ("cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts")
-_OLD_KERNELS_LACK = frozenset({"time"})
-_INITIAL = {
-    "cgroup": 0xEFFFFFFB,
-    "ipc": 0xEFFFFFFF,
-    "pid": 0xEFFFFFFC,
-    "time": 0xEFFFFFFA,
-    "user": 0xEFFFFFFD,
-    "uts": 0xEFFFFFFE,
-}
-"""Inode numbers of the namespaces that a host boots with (include/linux/proc_ns.h)."""
-_OF_PROC = {"network": "net", "mount": "mnt"}
-"""What /proc/PID/ns calls a kind of namespace that config.json calls otherwise."""
+from cima_runc.verifier.rules.mounts import (
+    allows,
+    is_engines,
+    is_engines_init,
+    kind,
+    matches_any,
+    mount_over,
+)
 
 LOADING = frozenset(
     {
@@ -56,7 +48,7 @@ class ConfigRule:
 
     def __init__(
         self,
-        config: ContainerConfig,
+        config: ConfigSummary,
         image: ReferenceConfig,
         policy: ConfigPolicy,
         record: int,
@@ -66,16 +58,26 @@ class ConfigRule:
         self._policy = policy
         self._record = record
 
-    def check(self, namespaces: Mapping[str, Any]) -> Iterator[Finding]:
-        """Yield what is wrong; ``namespaces`` are the inode numbers in the ``register`` record."""
+    def check(self) -> Iterator[Finding]:
+        """Yield what is wrong."""
+        if self._config.misspelt:
+            yield self._finding(
+                False,
+                "config.misspelt",
+                "keys are spelt so that runtimes may read them otherwise than we do",
+                path=", ".join(map(printable, self._config.misspelt)),
+                got=", ".join(map(printable, self._config.misspelt)),
+                expected="the specification's spelling",
+                next_="find out what wrote config.json",
+            )
         yield from self._privileged()
-        yield from self._namespaces(namespaces)
+        yield from self._namespaces()
         yield from self._capabilities()
         yield from self._mounts()
         yield from self._devices()
         yield from self._process()
         yield from self._env()
-        if not self._config.has_seccomp:
+        if self._config.seccomp is None:
             yield self._finding(
                 not self._policy.require_seccomp,
                 "config.seccomp",
@@ -88,15 +90,15 @@ class ConfigRule:
     def _privileged(self) -> Iterator[Finding]:
         config = self._config
         reasons = []
-        if config.reaches_all_devices:
-            reasons.append("it may write to all devices")
-        if not config.masks_paths:
+        if config.all_devices:
+            reasons.append("it may use all devices")
+        if not config.masked_paths:
             reasons.append("no part of /proc and /sys is hidden from it")
         if not reasons:
             return
-        if not config.has_seccomp:
+        if config.seccomp is None:
             reasons.append("no seccomp filter")
-        reasons.append(f"{len(config.capabilities)} capabilities")
+        reasons.append(f"{len(capability_names(self._config))} capabilities")
         yield self._finding(
             self._policy.allow_privileged,
             "config.privileged",
@@ -107,33 +109,34 @@ class ConfigRule:
             next_="start it without --privileged; allow_privileged under [config] in the policy",
         )
 
-    def _namespaces(self, numbers: Mapping[str, Any]) -> Iterator[Finding]:
-        for kind in _KINDS:
-            own = self._config.namespaces.get(kind)
-            name = _OF_PROC.get(kind, kind)
-            initial = _INITIAL.get(kind)
-            is_initial = initial is not None and numbers.get(name) == initial
-            if own is None and not (kind in _OLD_KERNELS_LACK and name not in numbers):
-                got = "the host's"
-            elif is_initial or (own or "").startswith("/proc/1/ns/"):
-                got = f"the host's ({own or 'by its number'})"
-            else:
-                continue
-            allowed = kind in self._policy.host_namespaces
-            if allowed:
+    def _namespaces(self) -> Iterator[Finding]:
+        joined = {each.type: each.path for each in self._config.joined_namespaces}
+        host = shared_with_host(self._config)
+        for name, got in host.items():
+            if name in self._policy.host_namespaces:
                 continue
             yield self._finding(
                 False,
                 "config.namespace",
-                f"it shares the host's {kind} namespace",
+                f"it shares the host's {printable(name)} namespace",
                 path="linux.namespaces",
-                got=got,
+                got=printable(got),
                 expected="its own",
-                next_=f"start it without it; '{kind}' in [config] host_namespaces of the policy",
+                next_=f"start it without; '{name}' in [config] host_namespaces of the policy",
             )
+        for name, path in joined.items():
+            if name not in host and not matches_any(engines.NAMESPACES, path):
+                yield self._finding(
+                    True,
+                    "config.joined",
+                    f"it shares a {printable(name)} namespace with others",
+                    path="linux.namespaces",
+                    got=printable(path),
+                    expected="its own",
+                )
 
     def _capabilities(self) -> Iterator[Finding]:
-        more = sorted(self._config.capabilities - set(self._policy.capabilities))
+        more = sorted(capability_names(self._config) - set(self._policy.capabilities))
         if more:
             yield self._finding(
                 self._policy.allow_privileged,
@@ -147,11 +150,11 @@ class ConfigRule:
 
     def _mounts(self) -> Iterator[Finding]:
         for mount in self._config.mounts:
-            by = next((each for each in self._policy.mounts if _allows(each, mount)), None)
-            if by is None and _is_engines(mount):
+            by = next((each for each in self._policy.mounts if allows(each, mount)), None)
+            if by is None and is_engines(mount):
                 continue
-            source = f" of {mount.source}" if mount.type == "bind" else f" ({mount.type})"
-            access = "read-only" if mount.is_read_only else "writable"
+            source = f" of {mount.source}" if mount.from_host else f" ({mount.type})"
+            access = "read-only" if mount.read_only else "writable"
             at, from_ = printable(mount.destination), printable(source)
             if by is not None:
                 yield Finding(
@@ -168,23 +171,24 @@ class ConfigRule:
                 "config.mount",
                 f"the mount {at}{from_} is not allowed",
                 path=at,
-                got=f"{printable(mount.source)} ({mount.type}, {access})",
+                got=f"{printable(mount.source)} ({printable(kind(mount))}, {access})",
                 expected="only mounts that engines make",
                 next_=f"start it without; in the policy: [config] mounts = [{key}]",
             )
 
     def _devices(self) -> Iterator[Finding]:
-        if self._config.reaches_all_devices:
+        if self._config.all_devices:
             return  # said already
         for device in self._config.devices:
-            if device in engines.DEVICES or _any(self._policy.devices, device):
+            path = printable(device.path)
+            if device.path in engines.DEVICES or matches_any(self._policy.devices, device.path):
                 continue
             yield self._finding(
                 False,
                 "config.device",
-                f"the device {printable(device)} is not allowed",
-                path=printable(device),
-                got=printable(device),
+                f"the device {path} is not allowed",
+                path=path,
+                got=f"{printable(device.type)} {device.major}:{device.minor}",
                 expected="only what every container has",
                 next_="start it without --device; devices under [config] in the policy",
             )
@@ -194,7 +198,7 @@ class ConfigRule:
     def _process(self) -> Iterator[Finding]:
         config, image, policy = self._config, self._image, self._policy
         own = (*image.entrypoint, *image.cmd)
-        args = _without_init(config)
+        args = command_of(config)
         if args not in {own, *policy.args} and not policy.allow_any_args:
             yield self._finding(
                 False,
@@ -206,11 +210,11 @@ class ConfigRule:
                 next_="[config] args in the policy: " + _list(args),
             )
         wanted = image.user or "0"
-        got = f"{config.uid}:{config.gid}"
+        got = f"{config.user.uid}:{config.user.gid}"
         if not (_is_user(wanted, config) or any(_is_user(each, config) for each in policy.users)):
             is_name = not wanted.partition(":")[0].isdecimal()
             what = "it runs as another user than the image's"
-            if is_name and config.uid:
+            if is_name and config.user.uid:
                 what = f"the image's user {printable(wanted)} is a name, which is not compared"
             yield self._finding(
                 False,
@@ -270,48 +274,36 @@ class ConfigRule:
         )
 
 
-def _without_init(config: ContainerConfig) -> tuple[str, ...]:
+def shared_with_host(config: ConfigSummary) -> dict[str, str]:
+    """Return the types of the namespaces that are the host's, and how that is seen."""
+    joined = {each.type: each.path for each in config.joined_namespaces}
+    return dict.fromkeys(config.host_namespaces, "the host's") | {
+        name: path for name, path in joined.items() if path.startswith("/proc/1/ns/")
+    }
+
+
+def capability_names(config: ConfigSummary) -> set[str]:
+    """Return what is in any of the capability sets."""
+    sets = config.capabilities
+    return {*sets.bounding, *sets.effective, *sets.inheritable, *sets.permitted, *sets.ambient}
+
+
+def command_of(config: ConfigSummary) -> tuple[str, ...]:
     """Return the command without an engine's init program before it (``--init``)."""
     match config.args:
         case (init, "--", *rest):
-            mount = config.mount_over(init)
-            if mount is not None and mount.source in engines.INIT_PROGRAMS.get(init, ()):
+            mount = mount_over(config.mounts, init)
+            if mount is not None and is_engines_init(mount, init):
                 return tuple(rest)
     return config.args
 
 
-def _is_user(wanted: str, config: ContainerConfig) -> bool:
+def _is_user(wanted: str, config: ConfigSummary) -> bool:
     user, _, group = wanted.partition(":")
     numbers = {"root": "0"}
-    if numbers.get(user, user) != str(config.uid):
+    if numbers.get(user, user) != str(config.user.uid):
         return False
-    return not group or numbers.get(group, group) == str(config.gid)
-
-
-def _is_engines(mount: Mount) -> bool:
-    return any(
-        mount.type == each.type
-        and _any(each.destinations, mount.destination)
-        and _any(each.sources if each.type == "bind" else ("**",), mount.source)
-        for each in engines.MOUNTS
-    )
-
-
-def _allows(allowed: AllowedMount, mount: Mount) -> bool:
-    return (
-        matches(allowed.destination, _bytes(mount.destination))
-        and (allowed.source is None or matches(allowed.source, _bytes(mount.source)))
-        and (mount.is_read_only or not allowed.read_only)
-    )
-
-
-def _any(patterns: tuple[str, ...], path: str) -> bool:
-    return any(matches(pattern, _bytes(path)) for pattern in patterns)
-
-
-def _bytes(path: str) -> bytes:
-    # A lone surrogate comes from JSON only; such a path is the same as no other.
-    return path.encode("utf-8", "surrogatepass")
+    return not group or numbers.get(group, group) == str(config.user.gid)
 
 
 def _shell(args: tuple[str, ...]) -> str:

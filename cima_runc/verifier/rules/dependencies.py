@@ -37,7 +37,7 @@ def check_dependencies(
         if record.content_type == IMA_TEMPLATE:
             yield from _file(record, host, policy)
         elif record.content.get("type") == "unmeasured":
-            yield from _unmeasured(record, policy)
+            yield from _unmeasured(record, host, policy)
         elif record.content.get("type") not in _KNOWN:
             yield Finding(
                 severity="fail",
@@ -48,7 +48,7 @@ def check_dependencies(
             )
 
 
-_KNOWN = frozenset({"register"})
+_KNOWN = frozenset({"register", "service", "lost", "exit"})
 
 
 def _file(record: Record, host: HostReference, policy: DependenciesPolicy) -> Iterator[Finding]:
@@ -92,22 +92,39 @@ def _file(record: Record, host: HostReference, policy: DependenciesPolicy) -> It
     )
 
 
-def _unmeasured(record: Record, policy: DependenciesPolicy) -> Iterator[Finding]:
+def _unmeasured(
+    record: Record, host: HostReference, policy: DependenciesPolicy
+) -> Iterator[Finding]:
+    """Yield that the kernel did not measure a file: what it is, is the agent's word alone."""
     content = record.content
-    path = content.get("path")
-    shown = printable(path) if isinstance(path, str) else "a service"
-    raw = path.encode("utf-8", "surrogatepass") if isinstance(path, str) else b""
-    allowed = any(matches(pattern, raw) for pattern in policy.allow_unmeasured)
-    reason = content.get("reason")
-    why = f": {printable(reason)}" if isinstance(reason, str) else ""
+    path = _bytes(content.get("path_hex"))
+    digest = _bytes(content.get("digest"))
+    role, reason = (printable(str(content.get(key))) for key in ("role", "reason"))
+    shown = printable(path) if path else f"the {role}"
+    wanted = host.files.get(escape(path), ()) if path else ()
+    is_known = bool(digest) and digest.hex() in wanted
+    allowed = bool(path) and any(matches(pattern, path) for pattern in policy.allow_unmeasured)
+    what = f"{shown}, which the container relies on, was not measured by the kernel: {reason}"
+    if is_known:
+        what += "; by the agent's word it is the reference's"
+    elif allowed:
+        what += "; allowed by the policy"
     yield Finding(
-        severity="warn" if allowed else "fail",
+        severity="warn" if is_known or allowed else "fail",
         rule="dependency.unmeasured",
-        what=f"{shown}, which the container relies on, is not in the kernel's log{why}",
+        what=what,
         record=record.recnum,
         path=shown,
-        expected="a line of the kernel's log",
+        got=digest.hex(),
+        expected=" or ".join(wanted) or "a file of the host's reference values",
         next=""
-        if allowed
-        else "start it after the IMA policy is loaded; [dependencies] allow_unmeasured",
+        if is_known or allowed
+        else "load the IMA policy before it starts; [dependencies] allow_unmeasured in the policy",
     )
+
+
+def _bytes(value: object) -> bytes:
+    try:
+        return bytes.fromhex(value) if isinstance(value, str) else b""
+    except ValueError:
+        return b""

@@ -75,6 +75,14 @@ MOUNTS: tuple[EngineMount, ...] = (
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty")
 """Devices that the runtime makes for every container (config-linux.md, default devices)."""
 
+NAMESPACES = (
+    "/run/netns/*",
+    "/var/run/netns/*",
+    "/run/docker/netns/*",
+    "/var/run/docker/netns/*",
+)
+"""Where engines keep a container's network namespace, which they make before the container."""
+
 DIRECTORIES = ("/dev", "/dev/pts", "/dev/shm", "/etc", "/proc", "/run", "/sbin", "/sys")
 """Directories that engines make in a container's own layer where the image has none."""
 

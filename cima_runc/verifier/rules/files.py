@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 
 from cima_runc.ima.template import Func
+from cima_runc.measure.config_summary import Mount
 from cima_runc.measure.mtree import escape
 from cima_runc.text import printable
 from cima_runc.verifier.pattern import exactly
 from cima_runc.verifier.policy import AllowedFile
 from cima_runc.verifier.reference.file import HostReference
 from cima_runc.verifier.result import Finding
-from cima_runc.verifier.rules.container_config import ContainerConfig
-from cima_runc.verifier.rules.engines import INIT_PROGRAMS
 from cima_runc.verifier.rules.image_files import ImageFiles
+from cima_runc.verifier.rules.mounts import is_engines_init, mount_over
 
 _DONE = {
     Func.BPRM_CHECK: "executed",
@@ -28,7 +28,7 @@ def check_file(
     record: int,
     image: ImageFiles,
     host: HostReference | None,
-    config: ContainerConfig | None,
+    mounts: tuple[Mount, ...],
     allowed: tuple[AllowedFile, ...],
 ) -> Iterator[Finding]:
     """Yield what is wrong with a file that ran: nothing, where the image has it as it is.
@@ -43,10 +43,9 @@ def check_file(
     if by_policy is not None:
         yield _allowed(by_policy, shown, got, done, record)
         return
-    mount = (
-        config.mount_over(path.decode("utf-8", "surrogateescape")) if config is not None else None
-    )
-    if mount is not None and _is_engines_init(mount.destination, mount.source, path):
+    text = path.decode("utf-8", "surrogateescape")
+    mount = mount_over(mounts, text)
+    if mount is not None and is_engines_init(mount, text):
         yield from _engines_init(mount.source, shown, got, record, host)
         return
     key = f"[[files]] path = '{exactly(path)}', sha256 = ['{got}']"
@@ -91,10 +90,6 @@ def _allowed(by: AllowedFile, shown: str, got: str, done: str, record: int) -> F
         path=shown,
         got=got,
     )
-
-
-def _is_engines_init(destination: str, source: str, path: bytes) -> bool:
-    return path == destination.encode() and source in INIT_PROGRAMS.get(destination, ())
 
 
 def _engines_init(

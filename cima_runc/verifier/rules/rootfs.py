@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cima_runc.evidence.models import first_of
+from cima_runc.measure.config_summary import ConfigSummary
 from cima_runc.measure.mtree import Entry, MtreeError, digest, escape, format_mode, parse_manifest
 from cima_runc.measure.rootfs import LayerMeasurement, RootfsMeasurement
 from cima_runc.text import printable
@@ -22,7 +23,6 @@ from cima_runc.verifier.policy import RootfsPolicy
 from cima_runc.verifier.reference.file import ImageReference, ReferenceFile
 from cima_runc.verifier.result import Finding
 from cima_runc.verifier.rules import engines
-from cima_runc.verifier.rules.container_config import ContainerConfig
 from cima_runc.verifier.rules.image_files import ImageFiles
 
 _MANIFESTS = "cima reference image IMAGE --manifests DIR, and compare with the host's manifest"
@@ -35,7 +35,7 @@ class RootfsRule:
         self,
         reference: ImageReference,
         image: ImageFiles,
-        config: ContainerConfig | None,
+        config: ConfigSummary | None,
         policy: RootfsPolicy,
         record: int,
     ) -> None:
@@ -50,7 +50,7 @@ class RootfsRule:
         if config is not None:
             self._read_mounts(config)
 
-    def _read_mounts(self, config: ContainerConfig) -> None:
+    def _read_mounts(self, config: ConfigSummary) -> None:
         for mount in config.mounts:
             at = self._image.real(escape(mount.destination.encode("utf-8", "surrogateescape")))
             self._mount_points.add(at)
@@ -175,7 +175,7 @@ class RootfsRule:
             path = "/" if entry.path == b"." else "/" + escape(entry.path)
             if self._is_engines(path, entry):
                 continue
-            raw = b"/" + entry.path
+            raw = b"/" if entry.path == b"." else b"/" + entry.path
             pattern = next((each for each in self._policy.allow_written if matches(each, raw)), "")
             allowed = f": allowed by the policy's {pattern}" if pattern else ""
             yield Finding(

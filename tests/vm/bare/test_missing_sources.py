@@ -69,7 +69,8 @@ def test_ps_and_log_work_from_what_is_stored(image: str) -> None:
     rows = guest.run("cima", "ps", "--json")
     assert json.loads(rows.out)[0]["state"] == "stopped"
     assert "is not running" in rows.err
-    records = guest.records(json.loads(rows.out)[0]["id"])
+    log = guest.run("cima", "log", json.loads(rows.out)[0]["id"], "--json")
+    records = [json.loads(line) for line in log.out.splitlines()]
     assert guest.types(records) == ["register", "config", "rootfs", "exit"]
     refused = guest.run("cima", "status")
     assert refused.code == 2

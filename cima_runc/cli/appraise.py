@@ -1,0 +1,98 @@
+"""``cima appraise``: is this container what its image is?"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cima_runc.cli import context
+from cima_runc.cli.output import print_json
+from cima_runc.cli.records import record_lines
+from cima_runc.cli.references import read_policy, read_references
+from cima_runc.errors import CimaError
+from cima_runc.ml.records import Record, parse_line
+from cima_runc.text import printable
+from cima_runc.verifier.appraisal import Appraised
+from cima_runc.verifier.appraisal import appraise as appraise_records
+from cima_runc.verifier.result import Finding
+
+COULD_NOT = 2
+"""Exit status where nothing can be said."""
+
+_LINES = (("path", "path"), ("got", "got"), ("expected", "expected"), ("next", "next"))
+
+
+def appraise(
+    container: Annotated[str, typer.Argument(metavar="ID", help="Id, or how it begins.")],
+    reference: Annotated[
+        list[Path], typer.Option(help="Reference values of the image; again for the host's.")
+    ],
+    policy: Annotated[Path | None, typer.Option(help="What is allowed besides (TOML).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare what was measured on this host with reference values.
+
+    Exit status 0: TRUSTED, 1: UNTRUSTED, 2: it could not be appraised. This takes the host's own
+    records at their word; to have them proved by its TPM: cima attest, and cima verify.
+    """
+    try:
+        references = read_references(reference)
+        insisted = read_policy(policy)
+        records = read_partition(container)
+        dependencies = read_dependencies(records)
+        appraised = appraise_records(records, references, insisted, dependencies)
+    except CimaError as error:
+        error.exit_code = COULD_NOT
+        raise
+    shown = records[0].cpcr if records else container
+    if as_json:
+        print_json(_to_json(shown, appraised))
+    else:
+        _print(shown, appraised)
+    sys.exit(appraised.verdict.exit_code)
+
+
+def read_partition(wanted: str) -> list[Record]:
+    """Return a partition's records, from the agent or the state directory.
+
+    Raises:
+        CimaError: there are none, or they are damaged.
+    """
+    return [parse_line(line) for line in record_lines(context.settings(), wanted)]
+
+
+def read_dependencies(records: list[Record]) -> list[Record]:
+    """Return the records of the services that a container relies on; none where it names none."""
+    for record in records:
+        if record.content.get("type") == "register":
+            number = record.content.get("dependencies")
+            return read_partition(f"dependencies:{number}") if number is not None else []
+    return []
+
+
+def print_finding(finding: Finding) -> None:
+    """Print a finding: what it is, then where, what was found, what was expected, what to do."""
+    at = f" (record {finding.record})" if finding.record is not None else ""
+    rule = f" {finding.rule}" if finding.rule else ""
+    typer.echo(f"{finding.severity}{rule}: {printable(finding.what)}{at}")
+    for name, label in _LINES:
+        value = getattr(finding, name)
+        if value:
+            typer.echo(f"  {label + ':':10}{printable(value)}")
+
+
+def _print(container: str, appraised: Appraised) -> None:
+    typer.echo(f"{appraised.verdict}: container {printable(container)}")
+    order = ("fail", "warn", "info")
+    for finding in sorted(appraised.findings, key=lambda each: order.index(each.severity)):
+        print_finding(finding)
+
+
+def _to_json(container: str, appraised: Appraised) -> dict[str, Any]:
+    return {
+        "verdict": appraised.verdict.value,
+        "container": container,
+        "compared": appraised.compared,
+        "findings": [each.model_dump(mode="json") for each in appraised.findings],
+    }

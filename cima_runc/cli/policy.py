@@ -1,0 +1,85 @@
+"""``cima policy``: write and check what a relying party insists on."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cima_runc import limits
+from cima_runc.cli import files
+from cima_runc.cli.appraise import read_partition
+from cima_runc.cli.output import note
+from cima_runc.cli.references import read_policy, read_references
+from cima_runc.errors import CimaError
+from cima_runc.ml.records import Record, parse_line
+from cima_runc.text import printable
+from cima_runc.verifier.appraisal import References
+from cima_runc.verifier.suggest import suggest as suggest_policy
+
+app = typer.Typer(
+    name="policy",
+    help="Policies: what a container may be beside what its image is.",
+    no_args_is_help=True,
+)
+
+_STDOUT = Path("-")
+
+
+class SuggestError(CimaError):
+    """There is nothing to suggest a policy from."""
+
+
+@app.command()
+def suggest(
+    container: Annotated[
+        str | None, typer.Argument(metavar="ID", help="Id, or how it begins.")
+    ] = None,
+    *,
+    records: Annotated[
+        Path | None, typer.Option(help="Records instead, as `cima log ID --json` prints them.")
+    ] = None,
+    reference: Annotated[
+        list[Path] | None, typer.Option(help="Reference values: what they have needs no line.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File to write; - is standard output.")
+    ] = _STDOUT,
+) -> None:
+    """Write a policy that allows what a container did in a run that is known to be good."""
+    if (container is None) == (records is None):
+        raise SuggestError("give either a container's ID or --records FILE")
+    found = read_partition(container) if container else _read_records(records or _STDOUT)
+    references = read_references(reference) if reference else References()
+    text = suggest_policy(found, references)
+    files.write(output, text.encode("utf-8"))
+    note("read each line of it before it is used")
+
+
+@app.command()
+def check(path: Annotated[Path, typer.Argument(help="The policy (TOML).")]) -> None:
+    """Check that a policy can be read, and say what it allows beyond the defaults."""
+    policy = read_policy(path)
+    changed = policy.model_dump(mode="json", exclude_defaults=True)
+    for line in _keys(changed):
+        typer.echo(line)
+    note(f"{printable(str(path))} is a policy; {len(changed)} keys differ from their defaults")
+
+
+def _keys(table: dict[str, object], before: str = "") -> list[str]:
+    lines = []
+    for key, value in table.items():
+        name = f"{before}{printable(key)}"
+        if isinstance(value, dict):
+            lines += _keys(value, f"{name}.")
+        elif isinstance(value, list):
+            lines += [f"{name}: {printable(str(each))}" for each in value] or [f"{name}: none"]
+        else:
+            lines.append(f"{name}: {printable(str(value))}")
+    return lines
+
+
+def _read_records(path: Path) -> list[Record]:
+    raw = files.read(path, limit=limits.EVIDENCE)
+    if len(raw) > limits.EVIDENCE:
+        raise SuggestError(f"{path} has more than {limits.EVIDENCE} bytes")
+    return [parse_line(line) for line in raw.splitlines()]

@@ -1,0 +1,220 @@
+"""A policy from a run that is known to be good: what it needs beside the image and the defaults.
+
+Every line of the file is explained, so that a person can decide on each.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+
+from cima_runc.ima.template import unpack_cima_ng
+from cima_runc.measure.config_summary import ConfigSummary, Mount, summarize
+from cima_runc.measure.mtree import MtreeError, parse_manifest
+from cima_runc.ml.records import CIMA, IMA_TEMPLATE, Record, template_data
+from cima_runc.text import printable
+from cima_runc.verifier.appraisal import References, appraise
+from cima_runc.verifier.pattern import exactly
+from cima_runc.verifier.policy import ConfigPolicy, Policy
+from cima_runc.verifier.reference.file import ImageReference, ReferenceConfig
+from cima_runc.verifier.rules.config import capability_names, command_of, shared_with_host
+from cima_runc.verifier.rules.mounts import is_engines
+
+_HEAD = """\
+# A policy for cima appraise and cima verify, suggested from what one container did.
+# It allows all that this run did, good or bad: read each line, and remove what should not be.
+# Keys that are not here have their defaults, which refuse.
+"""
+
+_NOTHING = ImageReference(
+    platform="linux",
+    image_id="sha256:" + "0" * 64,
+    config=ReferenceConfig(),
+    layers=(),
+    files={},
+)
+
+
+def suggest(records: Sequence[Record], references: References) -> str:
+    """Return a policy (TOML) by which the container of these records is trusted.
+
+    Without an image's reference values every file that ran is listed, since none is known to be
+    of the image. What no policy can allow, such as a layer of another image, is said in a comment.
+
+    Raises:
+        RecordError, TemplateError: a record is not what it claims to be.
+    """
+    image = references.image or _NOTHING
+    known = References(image, references.host)
+    found = appraise(records, known, Policy()).findings
+    rules = {finding.rule for finding in found if finding.severity == "fail"}
+    config = _config_of(records)
+    lines = [_HEAD]
+    for rule, key, why in _TOP:
+        if rule in rules:
+            lines.append(f"# {why}\n{key}\n")
+    lines += _rootfs(records, rules, {x.path for x in found if x.rule == "rootfs.written"})
+    if config is not None:
+        loading = {finding.got for finding in found if finding.rule == "config.env"}
+        lines += _config(config, image.config, rules, loading)
+    wanted = {
+        finding.record
+        for finding in found
+        if finding.severity == "fail" and finding.rule.startswith("file.")
+    }
+    lines += _files(records, wanted)
+    for finding in found:
+        if finding.severity == "fail" and finding.rule in _NEVER and references.image is not None:
+            lines.append(f"# Not allowed by any policy: {printable(finding.what)}\n")
+    return "\n".join(lines)
+
+
+_TOP = (
+    ("records.lost", "allow_lost = true", "Events were lost: something may have run unseen."),
+    ("records.violation", "allow_violations = true", "Something ran that could not be named."),
+    (
+        "records.missing",
+        'allow_missing = ["ima", "sensor"]',
+        "It was measured without a part of the measurement.",
+    ),
+)
+_NEVER = frozenset({"rootfs.layer", "rootfs.layers", "rootfs.image", "rootfs.format"})
+
+
+def _rootfs(records: Sequence[Record], rules: set[str], written: set[str]) -> Iterator[str]:
+    keys = []
+    if "rootfs.off" in rules:
+        keys.append("# The root filesystem was not measured.\nallow_unmeasured = true")
+    if "rootfs.tree" in rules:
+        keys.append("# It is no overlay, so that layers cannot be compared.\nallow_tree = true")
+    if "rootfs.changing" in rules:
+        keys.append("# Files changed while they were measured.\nallow_changing = true")
+    if written:
+        found = [exactly(path) for path in _written(records) if printable(path) in written]
+        body = "".join(f"  {quoted(each)},\n" for each in dict.fromkeys(found or ["**"]))
+        keys.append(
+            "# The container's own layer held these when it started: it was restarted, or changed"
+            f"\n# from outside. `*` is any name, `**` any path.\nallow_written = [\n{body}]"
+        )
+    if keys:
+        yield "[rootfs]\n" + "\n".join(keys) + "\n"
+
+
+def _written(records: Sequence[Record]) -> Iterator[bytes]:
+    for record in records:
+        layers = record.content.get("layers") if record.content_type == CIMA else None
+        for layer in layers if isinstance(layers, list) else []:
+            text = layer.get("manifest") if isinstance(layer, dict) else None
+            try:
+                entries = parse_manifest(text.encode("ascii")) if isinstance(text, str) else []
+            except (MtreeError, UnicodeEncodeError):
+                entries = []
+            for entry in entries:
+                yield b"/" if entry.path == b"." else b"/" + entry.path
+
+
+def _config(
+    config: ConfigSummary, image: ReferenceConfig, rules: set[str], loading: set[str]
+) -> Iterator[str]:
+    keys = []
+    defaults = ConfigPolicy()
+    if "config.privileged" in rules:
+        keys.append("# It is privileged: nothing keeps it from the host.\nallow_privileged = true")
+    if "config.namespace" in rules:
+        shared = sorted({*defaults.host_namespaces, *shared_with_host(config)})
+        keys.append(
+            "# Namespaces that it may share with the host; cgroup, time and user are the default."
+            f"\nhost_namespaces = {array(shared)}"
+        )
+    if "config.capabilities" in rules:
+        keys.append(
+            "# All capabilities that it may have; engines' default is there without this line."
+            f"\ncapabilities = {array(sorted(capability_names(config)))}"
+        )
+    mounts = [mount for mount in config.mounts if not is_engines(mount)]
+    if mounts:
+        body = "".join(f"  {_mount(mount)},\n" for mount in mounts)
+        keys.append(
+            "# Mounts beside those that engines make. What is in them is not measured, but for the"
+            f"\n# files that run.\nmounts = [\n{body}]"
+        )
+    if "config.device" in rules:
+        devices = [exactly(device.path.encode()) for device in config.devices]
+        keys.append(f"# Devices of the host.\ndevices = {array(devices)}")
+    if "config.args" in rules:
+        own = " ".join((*image.entrypoint, *image.cmd)) or "none"
+        keys.append(
+            f"# Commands beside the image's own, which is: {printable(own)}."
+            f"\nargs = [{array(command_of(config))}]"
+        )
+    if "config.user" in rules:
+        user = f"{config.user.uid}:{config.user.gid}"
+        shown = printable(image.user) or "root"
+        keys.append(f"# Users beside the image's own, which is: {shown}.\nusers = [{quoted(user)}]")
+    if "config.cwd" in rules:
+        keys.append(
+            f"# Working directories beside the image's own.\nworking_dirs = [{quoted(config.cwd)}]"
+        )
+    if "config.env" in rules:
+        keys.append(
+            "# Variables that make programs load other code; their values are not looked at."
+            f"\nenv = {array(sorted(loading))}"
+        )
+    if keys:
+        yield "[config]\n" + "\n".join(keys) + "\n"
+
+
+def _mount(mount: Mount) -> str:
+    parts = [f"destination = {quoted(exactly(_raw(mount.destination)))}"]
+    if mount.from_host:
+        parts.append(f"source = {quoted(exactly(_raw(mount.source)))}")
+    if mount.read_only:
+        parts.append("read_only = true")
+    return "{" + ", ".join(parts) + "}"
+
+
+def _files(records: Sequence[Record], wanted: set[int | None]) -> Iterator[str]:
+    digests: dict[bytes, list[str]] = {}
+    for record in records:
+        if record.content_type == IMA_TEMPLATE and record.recnum in wanted:
+            digest, path, _, _ = unpack_cima_ng(template_data(record.content))
+            digests.setdefault(path, []).append(digest.hex())
+    for number, path in enumerate(sorted(digests)):
+        why = (
+            "# Files that ran and are not the image's, each with its SHA-256. Without sha256 the\n"
+            "# path alone counts, whatever the content.\n"
+            if not number
+            else ""
+        )
+        yield (
+            f"{why}[[files]]\npath = {quoted(exactly(path))}\n"
+            f"sha256 = {array(sorted(digests[path]))}\n"
+        )
+
+
+def _config_of(records: Sequence[Record]) -> ConfigSummary | None:
+    namespaces = None
+    for record in records:
+        content = record.content
+        if content.get("type") == "register":
+            namespaces = content.get("namespaces")
+        if content.get("type") == "config" and isinstance(content.get("config"), dict):
+            return summarize(content["config"], namespaces)
+    return None
+
+
+def _raw(path: str) -> bytes:
+    return path.encode("utf-8", "surrogatepass")
+
+
+def array(values: Sequence[str]) -> str:
+    """Return a TOML array of strings on one line."""
+    return "[" + ", ".join(map(quoted, values)) + "]"
+
+
+def quoted(text: str) -> str:
+    """Return a TOML string: a literal one where it can be."""
+    if "'" not in text and text.isprintable():
+        return f"'{text}'"
+    # A basic string's escapes are JSON's, but for surrogates, and DEL must be escaped.
+    return json.dumps(text.encode("utf-8", "replace").decode(), ensure_ascii=False).replace(
+        "\x7f", "\\u007f"
+    )

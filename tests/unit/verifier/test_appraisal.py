@@ -1,0 +1,662 @@
+"""Every rule of the appraisal: what passes, and what does not."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from unit.verifier.appraised import BUSYBOX, NAMESPACES, Box, image, upper
+
+from cima_runc.ima.template import Func
+from cima_runc.measure.mtree import Entry, Type, digest, format_manifest, whiteout
+from cima_runc.measure.xattrs import OPAQUE
+from cima_runc.ml.partition import Partition
+from cima_runc.ml.records import Record
+from cima_runc.verifier.appraisal import References, appraise, compare
+from cima_runc.verifier.errors import Verdict
+from cima_runc.verifier.policy import Policy
+from cima_runc.verifier.reference.file import HostReference, ImageReference
+
+OTHER = b"\x11" * 32
+HASH = OTHER.hex()
+
+
+@pytest.fixture(name="reference", scope="module")
+def _reference(tmp_path_factory: pytest.TempPathFactory) -> ImageReference:
+    return image(tmp_path_factory.mktemp("image"))
+
+
+@pytest.fixture(name="box")
+def _box(reference: ImageReference) -> Box:
+    return Box.honest(reference)
+
+
+def test_an_honest_container_is_trusted(box: Box) -> None:
+    appraised = box.appraise()
+    assert appraised.verdict == Verdict.TRUSTED
+    assert [finding.rule for finding in appraised.findings] == ["dependencies.reference"]
+    assert appraised.compared == 4
+
+
+# -- files ----------------------------------------------------------------------------------------
+
+
+def test_files_are_found_through_links_and_under_each_name(box: Box) -> None:
+    sha256 = bytes.fromhex(box.image.files["/usr/bin/busybox"].sha256 or "")
+    for path in (b"/bin/busybox", b"/usr/bin/sh", b"/bin/sh", b"/app/run", b"/app/../bin/./sh"):
+        box.files.append((path, sha256, Func.BPRM_CHECK))
+    assert box.failed() == []
+
+
+def test_a_copy_under_another_name_is_drift(box: Box) -> None:
+    sha256 = bytes.fromhex(box.image.files["/usr/bin/busybox"].sha256 or "")
+    box.files.append((b"/tmp/copy", sha256, Func.BPRM_CHECK))
+    (found,) = box.failed()
+    assert (found.rule, found.path, found.got) == ("file.added", "/tmp/copy", sha256.hex())
+    assert "drift" in found.what
+    assert "content is that of the image's /usr/bin/busybox" in found.what
+    assert found.record == 6
+
+
+@pytest.mark.parametrize("func", list(Func))
+def test_another_content_is_drift(box: Box, func: Func) -> None:
+    box.files.append((b"/app/script", OTHER, func))
+    (found,) = box.failed()
+    assert found.rule == "file.changed"
+    assert found.expected == box.image.files["/app/script"].sha256
+    assert "drift" in found.what
+
+
+@pytest.mark.parametrize("path", [b"/app", b"/app/loop", b"relative", b"", b"/usr/bin/busybox/x"])
+def test_what_is_no_file_of_the_image_is_drift(box: Box, path: bytes) -> None:
+    box.files.append((path, OTHER, Func.BPRM_CHECK))
+    (found,) = box.failed()
+    assert found.rule in {"file.added", "file.changed"}
+
+
+def test_a_file_of_a_mount_names_the_mount(box: Box) -> None:
+    bind = {"destination": "/data", "type": "bind", "source": "/srv/x", "options": ["bind"]}
+    box.config["mounts"].append(bind)
+    box.files.append((b"/data/tool", OTHER, Func.BPRM_CHECK))
+    rules = {finding.rule: finding for finding in box.failed()}
+    assert rules.keys() == {"config.mount", "file.mounted"}
+    assert "/srv/x" in rules["file.mounted"].what
+    assert rules["config.mount"].path == "/data"
+
+
+def test_files_that_the_policy_allows_are_said_so(box: Box) -> None:
+    box.files.append((b"/opt/a b\xff.so", OTHER, Func.MMAP_CHECK))
+    box.files.append((b"/opt/c.so", b"\x22" * 32, Func.MMAP_CHECK))
+    policy = f"[[files]]\npath = '/opt/a b\\xff.so'\nsha256 = ['{HASH}']\n"
+    policy += "[[files]]\npath = '/opt/c*'\n"
+    appraised = box.appraise(policy)
+    assert appraised.verdict == Verdict.TRUSTED
+    said = [each.what for each in appraised.findings if each.rule == "file.allowed"]
+    assert "by path and digest" in said[0]
+    assert "path pattern alone" in said[1]
+
+
+def test_an_allowed_path_with_another_digest_is_drift(box: Box) -> None:
+    box.files.append((b"/opt/c.so", b"\x22" * 32, Func.MMAP_CHECK))
+    assert [x.rule for x in box.failed(f"files = [{{path = '/opt/*', sha256 = ['{HASH}']}}]")] == [
+        "file.added"
+    ]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_changed_byte_of_a_digest_or_a_path_is_a_finding(
+    reference: ImageReference, data: st.DataObject
+) -> None:
+    box = Box.honest(reference)
+    number = data.draw(st.integers(0, len(box.files) - 1))
+    path, sha256, func = box.files[number]
+    both = bytearray(path + sha256)
+    at = data.draw(st.integers(0, len(both) - 1))
+    both[at] ^= data.draw(st.integers(1, 255).filter(lambda flip: both[at] ^ flip))
+    changed = bytes(both[: len(path)]), bytes(both[len(path) :]), func
+    box.files[number] = changed
+    failed = box.failed()
+    assert [finding.record for finding in failed] == [3 + number]
+    assert failed[0].rule in {"file.added", "file.changed"}
+
+
+def test_a_file_seen_in_two_namespaces_is_reported_once(reference: ImageReference) -> None:
+    partition = Partition("box")
+    records = [partition.add_file(OTHER, b"/tmp/x", mntns, Func.BPRM_CHECK, {}) for mntns in (1, 2)]
+    found = list(compare([r for r in records if r], References(reference), Policy()))
+    assert sum(finding.rule == "file.added" for finding in found) == 1
+
+
+# -- the engine's init program --------------------------------------------------------------------
+
+INIT = {
+    "destination": "/sbin/docker-init",
+    "type": "bind",
+    "source": "/usr/bin/docker-init",
+    "options": ["rbind", "ro"],
+}
+
+
+def with_init(box: Box) -> Box:
+    box.config["mounts"].append(dict(INIT))
+    box.config["process"]["args"] = ["/sbin/docker-init", "--", "/app/script", "now"]
+    box.files.append((b"/sbin/docker-init", OTHER, Func.BPRM_CHECK))
+    return box
+
+
+def test_docker_init_is_allowed_and_said_not_to_be_compared(box: Box) -> None:
+    appraised = with_init(box).appraise()
+    assert appraised.verdict == Verdict.TRUSTED
+    assert "file.init" in {finding.rule for finding in appraised.findings}
+
+
+def test_docker_init_is_compared_with_the_hosts(box: Box) -> None:
+    box = with_init(box)
+    box.dependencies = dependencies((b"/usr/bin/runc", OTHER))
+    box.host = HostReference(files={"/usr/bin/docker-init": (HASH,), "/usr/bin/runc": (HASH,)})
+    assert box.appraise().verdict == Verdict.TRUSTED
+    box.host = HostReference(files={"/usr/bin/docker-init": ("2" * 64,), "/usr/bin/runc": (HASH,)})
+    assert [finding.rule for finding in box.failed()] == ["file.init"]
+
+
+def test_an_init_program_from_elsewhere_is_none(box: Box) -> None:
+    box = with_init(box)
+    box.config["mounts"][-1]["source"] = "/home/eve/docker-init"
+    assert {finding.rule for finding in box.failed()} == {
+        "config.mount",
+        "config.args",
+        "file.mounted",
+    }
+
+
+# -- layers ---------------------------------------------------------------------------------------
+
+
+def test_a_changed_layer_is_named(box: Box) -> None:
+    box.rootfs["layers"][1]["digest"] = "sha256:" + HASH
+    (found,) = box.failed()
+    assert found.rule == "rootfs.layer"
+    assert found.path.startswith("layer 1 of 2")
+    assert (found.got, found.expected) == ("sha256:" + HASH, box.image.layers[1].digest)
+
+
+def test_a_layer_as_another_engine_unpacks_it_is_the_images(box: Box) -> None:
+    other = box.image.layers[0].model_copy(update={"other_digests": {"podman": "sha256:" + HASH}})
+    box.image = box.image.model_copy(update={"layers": (other, box.image.layers[1])})
+    box.rootfs["layers"][0]["digest"] = "sha256:" + HASH
+    assert box.failed() == []
+
+
+def test_another_image_is_said_to_be_one(box: Box) -> None:
+    for layer in box.rootfs["layers"][:2]:
+        layer["digest"] = "sha256:" + HASH
+    (found,) = box.failed()
+    assert found.rule == "rootfs.image"
+    assert "another image" in found.what
+
+
+@pytest.mark.parametrize(
+    "change", [lambda layers: layers.pop(0), lambda layers: layers.insert(2, layers[1])]
+)
+def test_another_number_of_layers_is_found(
+    box: Box, change: Callable[[list[dict[str, Any]]], object]
+) -> None:
+    change(box.rootfs["layers"])
+    assert "rootfs.layers" in {finding.rule for finding in box.failed()}
+
+
+@pytest.mark.parametrize(
+    ("values", "rule", "policy"),
+    [
+        ({"mode": "off", "layers": []}, "rootfs.off", "allow_unmeasured = true"),
+        ({"filesystem": "tree", "reason": "why"}, "rootfs.tree", "allow_tree = true"),
+        ({"format": "cima-layer-2"}, "rootfs.format", None),
+        ({"layers": 5}, "rootfs.form", None),
+        ({"mode": None}, "rootfs.form", None),
+    ],
+)
+def test_a_root_that_cannot_be_compared(
+    box: Box, values: dict[str, Any], rule: str, policy: str | None
+) -> None:
+    box.rootfs |= values
+    assert [finding.rule for finding in box.failed()] == [rule]
+    if policy is not None:
+        appraised = box.appraise(f"[rootfs]\n{policy}\n")
+        assert appraised.verdict == Verdict.TRUSTED
+        assert rule in {finding.rule for finding in appraised.findings}
+
+
+def test_files_that_change_meanwhile(box: Box) -> None:
+    box.rootfs["layers"][0] |= {"changed": ["./bin/sh"], "changed_count": 1}
+    (found,) = box.failed()
+    assert (found.rule, found.path) == ("rootfs.changing", "./bin/sh")
+    assert box.failed("[rootfs]\nallow_changing = true") == []
+
+
+# -- layers of no image ---------------------------------------------------------------------------
+
+
+def entry(path: str, kind: Type = "dir", **fields: Any) -> Entry:
+    values: dict[str, Any] = {"mode": 0o755, "uid": 0, "gid": 0}
+    if kind == "file":
+        values |= {"size": 0, "sha256": b"\xe3" * 32}
+    return Entry(path.encode(), kind, **(values | fields))
+
+
+DOCKERS = [
+    entry(".dockerenv", "file"),
+    entry("dev"),
+    entry("dev/console", "file"),
+    entry("dev/pts"),
+    entry("dev/shm"),
+    entry("etc"),
+    entry("etc/hostname", "file"),
+    entry("etc/hosts", "file"),
+    entry("etc/mtab", "link", link=b"/proc/mounts", mode=0o777),
+    entry("etc/resolv.conf", "file"),
+]
+
+
+def test_what_engines_make_in_their_layers_is_allowed(box: Box) -> None:
+    box.config["mounts"] += [
+        {"destination": "/var/deep/cache", "type": "tmpfs", "source": "tmpfs"},
+        {"destination": "/bin/tool", "type": "bind", "source": "/srv/tool"},
+    ]
+    box.config["process"]["cwd"] = "/work/x"
+    box.rootfs["layers"][2:] = [
+        upper(*DOCKERS, kind="init"),
+        upper(
+            entry("usr"),
+            entry("usr/bin"),
+            entry("usr/bin/tool", "file"),
+            entry("var", xattrs=(OPAQUE,)),
+            entry("var/deep"),
+            entry("var/deep/cache"),
+            entry("work"),
+            entry("work/x"),
+        ),
+    ]
+    policy = "[config]\nworking_dirs = ['/work/x']\nmounts = [{destination = '/**'}]"
+    assert box.failed(policy) == []
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [entry("etc"), entry("etc/hosts", "file", size=1)],
+        [entry("etc"), entry("etc/mtab", "link", link=b"/etc/passwd", mode=0o777)],
+        [entry("etc"), entry("etc/ld.so.preload", "file")],
+        [entry("etc", mode=0o777)],
+        [entry("etc", xattrs=(OPAQUE,))],
+        [entry("etc", uid=1)],
+        [whiteout(b"app")],
+        [entry("app"), whiteout(b"app/script")],
+        [entry("app"), entry("app/script", "file", size=9, sha256=OTHER)],
+        [entry("app"), entry("app/script", "link", link=b"/bin/sh", mode=0o777)],
+        [entry("opt")],
+        [entry("dev"), entry("dev/null", "char", device=(1, 3))],
+        [entry("dev", mode=0o6755)],
+        [entry(".dockerenv", "file", mode=0o4755)],
+        [entry("bin")],
+        [entry("usr", xattrs=(("security.capability", b"x"),))],
+    ],
+)
+@pytest.mark.parametrize("kind", ["init", "upper"])
+def test_what_engines_do_not_make_is_found(box: Box, entries: list[Entry], kind: str) -> None:
+    box.rootfs["layers"].insert(2, upper(*entries, kind=kind))
+    (found,) = box.failed()
+    assert found.rule == "rootfs.written"
+    assert found.path == "/" + entries[-1].path.decode()
+    assert box.failed("[rootfs]\nallow_written = ['/**']") == []
+
+
+def test_an_opaque_root_hides_the_image(box: Box) -> None:
+    layer = upper()
+    manifest = format_manifest([Entry(b".", "dir", xattrs=(OPAQUE,))])
+    box.rootfs["layers"][2] = layer | {
+        "manifest": manifest.decode(),
+        "digest": digest(manifest),
+    }
+    (found,) = box.failed()
+    assert (found.rule, found.path) == ("rootfs.written", "/")
+
+
+def test_the_images_own_entries_change_nothing(box: Box) -> None:
+    sha256 = bytes.fromhex(box.image.files["/app/script"].sha256 or "")
+    box.rootfs["layers"][2] = upper(
+        entry("app"), entry("app/script", "file", size=10, sha256=sha256)
+    )
+    assert box.failed() == []
+
+
+def test_a_manifest_must_be_that_of_the_digest(box: Box) -> None:
+    box.rootfs["layers"][2]["digest"] = "sha256:" + HASH
+    assert [finding.rule for finding in box.failed()] == ["rootfs.manifest"]
+    box.rootfs["layers"][2]["manifest"] = "é"
+    assert [finding.rule for finding in box.failed()] == ["rootfs.manifest"]
+
+
+def test_a_layer_too_large_to_be_shown(box: Box) -> None:
+    del box.rootfs["layers"][2]["manifest"]
+    assert box.failed() == []  # it has no entries
+    box.rootfs["layers"][2]["entries"] = 100_000
+    (found,) = box.failed()
+    assert found.rule == "rootfs.written"
+    assert box.failed("[rootfs]\nallow_written = ['**']") == []
+
+
+# -- configuration --------------------------------------------------------------------------------
+
+
+def process(**values: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda config: config["process"].update(values)
+
+
+def linux(**values: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda config: config["linux"].update(values)
+
+
+def mounted(**values: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda config: config["mounts"].append(values)
+
+
+ALL_DEVICES = {"devices": [{"allow": False}, {"allow": True, "access": "rwm"}]}
+SPACES = ("mount", "network", "pid", "ipc", "uts")
+
+
+def without(kind: str) -> list[dict[str, str]]:
+    return [{"type": each} for each in SPACES if each != kind]
+
+
+CONFIGS = [
+    (linux(resources=ALL_DEVICES), "config.privileged", "allow_privileged = true"),
+    (linux(maskedPaths=[]), "config.privileged", "allow_privileged = true"),
+    (
+        linux(namespaces=without("pid")),
+        "config.namespace",
+        "host_namespaces = ['pid','user','cgroup','time']",
+    ),
+    (
+        linux(namespaces=without("network")),
+        "config.namespace",
+        "host_namespaces = ['network','user','cgroup','time']",
+    ),
+    (
+        linux(namespaces=[*without("ipc"), {"type": "ipc", "path": "/proc/1/ns/ipc"}]),
+        "config.namespace",
+        "host_namespaces = ['ipc','user','cgroup','time']",
+    ),
+    (
+        process(capabilities={"ambient": ["CAP_SYS_ADMIN"]}),
+        "config.capabilities",
+        "capabilities = ['CAP_SYS_ADMIN']",
+    ),
+    (
+        mounted(destination="/data", type="bind", source="/srv", options=["rbind"]),
+        "config.mount",
+        "mounts = [{destination = '/data', source = '/srv'}]",
+    ),
+    (
+        mounted(destination="/data", type="none", source="/srv", options=["bind", "ro"]),
+        "config.mount",
+        "mounts = [{destination = '/data', read_only = true}]",
+    ),
+    (
+        mounted(destination="/etc/hosts", type="bind", source="/home/eve/hosts"),
+        "config.mount",
+        "mounts = [{destination = '/etc/hosts'}]",
+    ),
+    (
+        mounted(destination="/usr", type="tmpfs", source="tmpfs"),
+        "config.mount",
+        "mounts = [{destination = '/usr'}]",
+    ),
+    (linux(devices=[{"path": "/dev/kvm"}]), "config.device", "devices = ['/dev/kvm']"),
+    (process(args=["/bin/sh"]), "config.args", "args = [['/bin/sh']]"),
+    (process(args=["/bin/sh"]), "config.args", "allow_any_args = true"),
+    (process(args=None), "config.args", "allow_any_args = true"),
+    (process(user={"uid": 1000, "gid": 7}), "config.user", "users = ['1000']"),
+    (
+        process(user={"uid": 0, "gid": 0, "x": 1}, cwd="/tmp"),
+        "config.cwd",
+        "working_dirs = ['/tmp']",
+    ),
+    (process(env=["LD_PRELOAD=00"]), "config.env", "env = ['LD_PRELOAD']"),
+    (process(env=["PYTHONPATH=00"]), "config.env", "env = ['PYTHONPATH']"),
+]
+
+
+@pytest.mark.parametrize(("change", "rule", "policy"), CONFIGS)
+def test_configuration(
+    box: Box, change: Callable[[dict[str, Any]], None], rule: str, policy: str
+) -> None:
+    change(box.config)
+    (found,) = box.failed()
+    assert found.rule == rule
+    assert found.next and found.expected and found.path
+    assert (
+        box.failed(
+            "[config]\ncapabilities = ['CAP_CHOWN','CAP_KILL']\n" + policy
+            if "capab" not in policy
+            else "[config]\n" + policy
+        )
+        == []
+    )
+
+
+def test_a_writable_mount_is_not_a_read_only_one(box: Box) -> None:
+    mounted(destination="/data", type="bind", source="/srv", options=["bind"])(box.config)
+    policy = "[config]\nmounts = [{destination = '/data', read_only = true}]"
+    assert [finding.rule for finding in box.failed(policy)] == ["config.mount"]
+
+
+def test_the_hosts_namespace_is_known_by_its_number(box: Box) -> None:
+    box.namespaces["pid"] = 0xEFFFFFFC
+    (found,) = box.failed()
+    assert (found.rule, found.expected) == ("config.namespace", "its own")
+    assert box.failed("[config]\nhost_namespaces = ['pid','cgroup','user','time']") == []
+
+
+def test_stricter_policies(box: Box) -> None:
+    assert {finding.rule for finding in box.failed("[config]\nhost_namespaces = []")} == {
+        "config.namespace"
+    }
+    del box.config["linux"]["seccomp"]
+    assert box.failed() == []
+    assert [finding.rule for finding in box.failed("[config]\nrequire_seccomp = true")] == [
+        "config.seccomp"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("user", "uid", "gid", "fits"),
+    [
+        ("", 0, 0, True),
+        ("root", 0, 5, True),
+        ("1000", 1000, 5, True),
+        ("1000:1000", 1000, 1000, True),
+        ("1000:1000", 1000, 0, False),
+        ("www-data", 33, 33, False),
+        ("www-data", 0, 0, False),
+        ("1000", 0, 0, False),
+    ],
+)
+def test_users(box: Box, user: str, uid: int, gid: int, fits: bool) -> None:
+    config = box.image.config.model_copy(update={"user": user})
+    box.image = box.image.model_copy(update={"config": config})
+    box.config["process"]["user"] = {"uid": uid, "gid": gid}
+    assert (box.failed() == []) is fits
+
+
+def test_a_later_rule_of_the_device_controller_counts(box: Box) -> None:
+    rules = [{"allow": True, "access": "rwm"}, {"allow": False, "access": "rwm"}]
+    box.config["linux"]["resources"]["devices"] = rules
+    assert box.failed() == []
+
+
+# -- records --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "rule", "policy"),
+    [
+        ({"type": "lost", "count": 3, "reason": "r"}, "records.lost", "allow_lost = true"),
+        ({"type": "violation", "reason": "r"}, "records.violation", "allow_violations = true"),
+        ({"type": "news"}, "records.type", None),
+        ({"type": "config", "config": {}}, "records.order", None),
+        ({"type": "exit", "reason": "deleted"}, None, None),
+    ],
+)
+def test_what_records_say(
+    box: Box, content: dict[str, Any], rule: str | None, policy: str | None
+) -> None:
+    box.more.append(content)
+    assert (rule in {finding.rule for finding in box.failed()}) is (rule is not None)
+    if policy is not None:
+        assert box.failed(policy) == []
+
+
+def test_missing_sources(box: Box) -> None:
+    box.missing = ["ima"]
+    assert [finding.rule for finding in box.failed()] == ["records.missing"]
+    assert box.failed("allow_missing = ['ima']") == []
+
+
+def test_a_partition_without_its_beginning_is_not_trusted(box: Box) -> None:
+    records = box.records()
+    for left_out in range(3):
+        kept = [record for record in records if record.recnum != left_out]
+        shown = appraise(kept, References(box.image), Policy())
+        if left_out:
+            assert shown.verdict == Verdict.UNTRUSTED
+    assert appraise([], References(box.image), Policy()).verdict == Verdict.UNTRUSTED
+
+
+def test_records_that_continue_others_are_compared(box: Box) -> None:
+    later = box.records()[3:]
+    assert [x.rule for x in compare(later, References(box.image), Policy())] == [
+        "dependencies.reference"
+    ]
+
+
+def test_a_file_record_that_cannot_be_read(box: Box) -> None:
+    bad = Record(3, "box", bytes(32), "ima_template", {"template_name": "ima-ng"}, {})
+    records = [*box.records()[:3], bad]
+    found = appraise(records, References(box.image), Policy())
+    assert found.verdict == Verdict.UNTRUSTED
+    assert "records.file" in {finding.rule for finding in found.findings}
+
+
+def test_nothing_compared_is_never_trusted(box: Box) -> None:
+    assert appraise(box.records(), References(), Policy()).verdict == Verdict.UNKNOWN
+    box.files.clear()
+    box.rootfs |= {"mode": "off", "layers": []}
+    appraised = box.appraise("[rootfs]\nallow_unmeasured = true")
+    assert (appraised.verdict, appraised.compared) == (Verdict.UNKNOWN, 0)
+    found = compare(
+        box.records(),
+        References(box.image),
+        Policy.model_validate({"rootfs": {"allow_unmeasured": True}}),
+    )
+    assert "reference.image" in {each.rule for each in found if each.severity == "fail"}
+
+
+# -- dependencies ---------------------------------------------------------------------------------
+
+
+def dependencies(
+    *files: tuple[bytes, bytes], unmeasured: str | None = None, digest: str | None = None
+) -> list[Record]:
+    partition = Partition("dependencies:1")
+    records = [
+        partition.add_file(sha256, path, NAMESPACES["mnt"], Func.BPRM_CHECK, {})
+        for path, sha256 in files
+    ]
+    found = [record for record in records if record is not None]
+    if unmeasured:
+        content = {
+            "type": "unmeasured",
+            "role": "conmon",
+            "path_hex": unmeasured.encode().hex(),
+            "digest": digest,
+            "reason": "the log does not have it",
+        }
+        found.append(partition.add(content, {}))
+    return found
+
+
+RUNC, RUNC_PATH = (b"/usr/bin/runc", OTHER), "/usr/bin/runc"
+
+
+def test_dependencies_of_the_reference(box: Box) -> None:
+    box.dependencies = dependencies(RUNC)
+    box.host = HostReference(files={RUNC_PATH: ("0" * 64, HASH)})
+    assert box.appraise().findings == ()
+
+
+def test_an_upgraded_dependency(box: Box) -> None:
+    box.dependencies = dependencies((b"/usr/bin/runc", b"\x22" * 32))
+    box.host = HostReference(files={RUNC_PATH: (HASH,)})
+    (found,) = box.failed()
+    assert (found.rule, found.path) == ("dependency.changed", RUNC_PATH)
+    assert (found.got, found.expected) == ("22" * 32, HASH)
+    policy = "[[dependencies.files]]\npath = '/usr/bin/runc'\n"
+    assert box.failed(policy) == []
+    assert box.failed(policy + f"sha256 = ['{'22' * 32}']") == []
+    assert box.failed(policy + f"sha256 = ['{HASH}']") != []
+
+
+def test_a_dependency_that_the_reference_does_not_have(box: Box) -> None:
+    box.dependencies = dependencies(RUNC, (b"/opt/rootkit", OTHER))
+    box.host = HostReference(files={RUNC_PATH: (HASH,)})
+    (found,) = box.failed()
+    assert (found.rule, found.path) == ("dependency.added", "/opt/rootkit")
+
+
+def test_an_unmeasured_dependency(box: Box) -> None:
+    box.dependencies = dependencies(RUNC, unmeasured="/usr/bin/conmon")
+    box.host = HostReference(files={RUNC_PATH: (HASH,)})
+    (found,) = box.failed()
+    assert (found.rule, found.path) == ("dependency.unmeasured", "/usr/bin/conmon")
+    assert box.failed("[dependencies]\nallow_unmeasured = ['/usr/bin/con*']") == []
+    box.dependencies = dependencies(RUNC, unmeasured=RUNC_PATH, digest=HASH)
+    appraised = box.appraise()
+    assert appraised.verdict == Verdict.TRUSTED  # the agent found what the reference has
+    assert "dependency.unmeasured" in {finding.rule for finding in appraised.findings}
+    box.dependencies = dependencies(RUNC, unmeasured=RUNC_PATH, digest="33" * 32)
+    assert [finding.rule for finding in box.failed()] == ["dependency.unmeasured"]
+
+
+def test_dependencies_of_other_services(box: Box) -> None:
+    box.dependencies = dependencies(RUNC)
+    box.host = HostReference(files={RUNC_PATH: (HASH,)})
+    box.relies_on = 2
+    assert [finding.rule for finding in box.failed()] == ["dependencies.other"]
+    box.relies_on = 1
+    assert box.failed() == []
+
+
+def test_dependencies_that_were_not_found(box: Box) -> None:
+    box.more.append({"type": "unmeasured", "role": "dependencies", "reason": "none"})
+    assert box.appraise().verdict == Verdict.TRUSTED
+    assert [x.rule for x in box.failed("[dependencies]\nrequired = true")] == [
+        "dependencies.unknown",
+        "dependencies.reference",
+    ]
+
+
+def test_dependencies_that_should_be_there(box: Box) -> None:
+    assert [x.rule for x in box.failed("[dependencies]\nrequired = true")] == [
+        "dependencies.reference"
+    ]
+    box.host = HostReference(files={RUNC_PATH: (HASH,)})
+    assert [finding.rule for finding in box.failed()] == ["dependencies.none"]
+
+
+def test_contents_are_the_images(tmp_path: Path) -> None:
+    found = image(tmp_path).files
+    assert found["/usr/bin/sh"].sha256 == hashlib.sha256(BUSYBOX).hexdigest()
