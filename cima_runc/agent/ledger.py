@@ -78,9 +78,10 @@ class Ledger:
         """
         if self._tpm is None or not (self._core.changed or self._bind_failed):
             return
-        self.settle()
+        # One reading for both: a real TPM takes milliseconds for each.
+        history = self.settle()
+        assert history is not None
         self._bind_failed = True
-        history = self._tpm.read_pcrs([self._pcr])[self._pcr]
         bind = self._core.next_bind(self._journal.state.seq + 1, history)
         self._journal.add_bind(bind, clock.now())
         self._tpm.extend(self._pcr, bind.digest)
@@ -110,14 +111,16 @@ class Ledger:
             assert last is not None
         return last
 
-    def settle(self) -> None:
-        """Compare the PCR with the journal and write down what differs.
+    def settle(self) -> bytes | None:
+        """Compare the PCR with the journal, write down what differs, return the PCR's value.
+
+        None without a TPM.
 
         Raises:
             OSError, TpmError: as for :meth:`bind`.
         """
         if self._tpm is None:
-            return
+            return None
         found = self._tpm.read_pcrs([self._pcr])[self._pcr]
         while (entry := reconcile(self._journal.state, found)) is not None:
             if entry["type"] == "foreign":
@@ -129,6 +132,7 @@ class Ledger:
                     entry["found"],
                 )
             self._journal.add(entry)
+        return found
 
     def full(self) -> bool:
         """Whether no more events should be taken until the disk takes records again."""
