@@ -1,3 +1,4 @@
+import itertools
 import tomllib
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_the_run_is_trusted_with_what_is_suggested(reference: ImageReference) ->
     box = strange(reference)
     assert len({finding.rule for finding in box.failed()}) >= 15
     text = suggest(box.records(), References(reference))
-    assert [finding for finding in box.failed(text)] == []
+    assert box.failed(text) == []
     assert box.appraise(text).verdict == Verdict.TRUSTED
     # Another file than the one that ran, at the same path, is still refused.
     box.files.append((b"/app/script", b"\x55" * 32, Func.BPRM_CHECK))
@@ -70,7 +71,7 @@ def test_the_run_is_trusted_with_what_is_suggested(reference: ImageReference) ->
 
 def test_every_key_is_explained(reference: ImageReference) -> None:
     lines = suggest(strange(reference).records(), References(reference)).splitlines()
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in itertools.pairwise(lines):
         key = line.partition(" = ")[0]
         if key.isidentifier() and " = " in line and key not in {"path", "sha256"}:
             assert before.startswith("#"), line
