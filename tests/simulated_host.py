@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cima_runc import clock
 from cima_runc.agent.attester import Attester
@@ -103,6 +103,8 @@ class SimulatedHost:
         owner: str | None = None,
         env: Sequence[str] = (),
         write: bool = True,
+        dependencies: int | None = None,
+        kind: Literal["container", "dependencies"] = "container",
     ) -> int:
         """Register a container as the agent does; returns its registration number."""
         number = self._next
@@ -124,10 +126,18 @@ class SimulatedHost:
             started=clock.now(),
             state="running",
             owners=owner_keys(config, self.root / "owners"),
+            dependencies=dependencies,
+            kind=kind,
         )
         measured = measured_config(config, secret=secret, hooks_dir="/hooks")
         contents: list[dict[str, Any]] = [
-            {"type": "register", "id": name, "registration": number, "missing": []},
+            {
+                "type": "register",
+                "id": name,
+                "registration": number,
+                "dependencies": dependencies,
+                "missing": [],
+            },
             {"type": "config", "config": measured},
         ]
         records = self.core.register(note, secret, contents, note.started)

@@ -47,18 +47,17 @@ class BundleServer:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def start(self) -> None:
-        """Listen, for root only.
-
-        Raises:
-            OSError: the socket cannot be made.
-        """
-        self._path.unlink(missing_ok=True)
+        """Listen, for root only; where that cannot be, launchers use Pythons of their own."""
         before = os.umask(0o177)
         try:
+            self._path.unlink(missing_ok=True)
             self._listener.bind(str(self._path))
+            self._listener.listen(_BACKLOG)
+        except OSError as error:
+            _log.warning("bundles are left to launchers: %s: %s", self._path, error)
+            return
         finally:
             os.umask(before)
-        self._listener.listen(_BACKLOG)
         with suppress(CimaError):
             self._shim_settings()
         threading.Thread(target=self._serve, name="bundles", daemon=True).start()

@@ -58,6 +58,9 @@ _REFRESH_SECONDS = 60.0
 """How often is looked for services that were restarted or have mapped more."""
 _SETTLE_SECONDS = 10.0
 """How long an answer waits for files of services that are being hashed."""
+_DELETE_SECONDS = 0.2
+"""How long after its first process a container's end is recorded, if it is not deleted before:
+writing it down must not hold up the runtime that is deleting it."""
 _TICK_SECONDS = 1.0
 """How often is looked for lost events, ended containers and work that failed before."""
 
@@ -253,10 +256,15 @@ class Agent:
         def ended() -> None:
             self._loop.remove_reader(copy)
             os.close(copy)
-            self._dying.add(registration)
-            self._loop.create_task(self._process_ended(registration))
+            self._loop.call_later(_DELETE_SECONDS, self._end_soon, registration)
 
         self._loop.call_soon_threadsafe(self._loop.add_reader, copy, ended)
+
+    def _end_soon(self, registration: int) -> None:
+        self._dying.add(registration)
+        task = self._loop.create_task(self._process_ended(registration))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
 
     async def _process_ended(self, registration: int) -> None:
         try:

@@ -6,7 +6,7 @@ design, section 7.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SkipValidation, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_core import from_json
 
 from cima_runc import limits
@@ -83,9 +83,7 @@ class AkPart(Model):
     """The attestation key."""
 
     public: _TpmBytes
-    """TPMT_PUBLIC."""
-    certificate: _TpmBytes | None = None
-    """The certificate (DER) that it got at its enrolment, where there is one."""
+    """TPMT_PUBLIC; whether it is enrolled is for the verifier to know."""
 
 
 class LeafPart(Model):
@@ -149,7 +147,7 @@ class OwnerPart(Model):
     """The register after ``count`` records."""
     since: U64
     """Number of the first record here."""
-    records: Annotated[list[Any], SkipValidation]
+    records: list[Any]
     """The records from ``since`` to the last that was bound; each is checked when it is read."""
 
 

@@ -127,8 +127,8 @@ class Finder:
 class _Memory:
     """What was seen, and when (by the monotonic clock)."""
 
-    walked: dict[tuple[int, int], tuple[float, Service]] = field(default_factory=dict)
-    """Long-lived services by pid and start."""
+    walked: dict[tuple[Role, int, int], tuple[float, Service]] = field(default_factory=dict)
+    """Long-lived services by role, pid and start."""
     daemons: dict[tuple[Role, str], list[tuple[int, int]]] = field(default_factory=dict)
     """Pids and starts, by the address that led to them."""
     podman: dict[Identity, tuple[float, Service]] = field(default_factory=dict)
@@ -219,10 +219,10 @@ class _Search:
         return [self._long_lived(role, pid) for pid, _ in remembered]
 
     def _long_lived(self, role: Role, pid: int) -> Service:
-        key = (pid, start_ticks(pid))
+        key = (role, pid, start_ticks(pid))
         known = self._memory.walked.get(key)
         if known is None or time.monotonic() - known[0] > _WALK_AGAIN_SECONDS:
-            service = walk(role, pid, own_code() if pid == os.getpid() else ())
+            service = walk(role, pid, own_code() if role == "agent" else ())
             known = self._memory.walked[key] = (time.monotonic(), service)
         return known[1]
 
@@ -244,7 +244,8 @@ class _Search:
     def _podman(self, path: bytes, program: bytes, identity: Identity) -> Service:
         for pid in psutil.pids():
             with suppress(OSError, CimaError):
-                if identity_of(b"%s/%d/exe" % (_PROC, pid)) == identity:
+                is_podman = identity_of(b"%s/%d/exe" % (_PROC, pid)) == identity
+                if is_podman and _in_our_pid_namespace(pid):
                     return walk("podman", pid)
         real = os.path.realpath(path)
         return Service("podman", 0, 0, (ServiceFile(real, Func.BPRM_CHECK, program, identity),))
@@ -338,11 +339,15 @@ def _file(path: bytes, func: Func, open_as: bytes) -> ServiceFile:
 
 
 def _listeners(path: bytes) -> list[int]:
-    """Return the processes that hold a socket listening on ``path``."""
+    """Return the processes, outside of containers, that hold a socket listening on ``path``.
+
+    A container on the host's network can have a socket of that name too.
+    """
     inodes = parse_unix_listeners(_read(b"%s/net/unix" % _PROC, limits.PROC_NET_UNIX), path)
     if not inodes:
         return []
-    return [pid for pid in psutil.pids() if pid != 1 and not inodes.isdisjoint(_sockets(pid))]
+    found = (pid for pid in psutil.pids() if pid != 1 and not inodes.isdisjoint(_sockets(pid)))
+    return [pid for pid in found if _in_our_pid_namespace(pid)]
 
 
 def _sockets(pid: int) -> Iterator[int]:
@@ -373,7 +378,10 @@ def _dockerds(address: str) -> list[int]:
 
 def _in_our_pid_namespace(pid: int) -> bool:
     own = os.stat("/proc/self/ns/pid").st_ino
-    return os.stat(f"/proc/{pid}/ns/pid").st_ino == own
+    try:
+        return os.stat(f"/proc/{pid}/ns/pid").st_ino == own
+    except FileNotFoundError:  # it has ended
+        return False
 
 
 def _read(path: bytes, limit: int) -> bytes:

@@ -183,31 +183,32 @@ def fingerprint(root: int, check: Check = no_check) -> Fingerprint:
     budget = _Budget()
     newest = 0
 
-    def scan(fd: int, depth: int) -> None:
+    def describe(st: os.stat_result, depth: int) -> bytes:
         nonlocal newest
+        mtime, ctime = st.st_mtime_ns, st.st_ctime_ns
+        if mtime > newest or ctime > newest:
+            newest = max(newest, mtime, ctime)
+        return _STAT.pack(
+            depth,
+            st.st_ino,
+            st.st_rdev,
+            st.st_mode,
+            st.st_uid,
+            st.st_gid,
+            st.st_size,
+            mtime,
+            ctime,
+        )
+
+    def scan(fd: int, depth: int) -> None:
         check()
         names, held = budget.list(fd, depth)
         parts: list[bytes] = []
         for name in names:
             st = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            mode, mtime, ctime = st.st_mode, st.st_mtime_ns, st.st_ctime_ns
-            if mtime > newest or ctime > newest:
-                newest = max(mtime, ctime)
             parts.append(name.encode("utf-8", "surrogateescape"))
-            parts.append(
-                _STAT.pack(
-                    depth,
-                    st.st_ino,
-                    st.st_rdev,
-                    mode,
-                    st.st_uid,
-                    st.st_gid,
-                    st.st_size,
-                    mtime,
-                    ctime,
-                )
-            )
-            if mode & _S_IFMT == stat.S_IFDIR:
+            parts.append(describe(st, depth))
+            if st.st_mode & _S_IFMT == stat.S_IFDIR:
                 hasher.update(b"".join(parts))
                 parts.clear()
                 child = os.open(name, _LIST, dir_fd=fd)
@@ -219,6 +220,7 @@ def fingerprint(root: int, check: Check = no_check) -> Fingerprint:
         budget.held -= held
 
     try:
+        hasher.update(describe(os.fstat(root), 0))
         scan(root, 1)
     except OSError as error:
         raise LayerError(f"a layer cannot be walked: {error}") from None

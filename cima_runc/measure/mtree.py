@@ -1,8 +1,10 @@
 r"""A layer's canonical manifest, in the form of mtree(5): one layer, one byte string, one digest.
 
 The same layer gives the same bytes wherever it comes from: the archive in an image, or a directory
-where Docker, containerd, Podman or umoci unpacked it. Any mtree(5) reader takes it (bsdtar,
-go-mtree, mtree-netbsd). All of the following is part of the format, called `cima-layer-1`.
+where Docker, containerd, Podman or umoci unpacked it. Readers of mtree(5) take it: NetBSD's mtree
+and bsdtar (which do not know `xattr.`: the one refuses it, the other only says so) and go-mtree
+from 0.5.4 on (which does not know `device`). All of the following is part of the format, called
+`cima-layer-1`.
 
 **The digest** of a layer is the SHA-256 of the manifest's bytes.
 

@@ -170,6 +170,8 @@ def _option(text: bytes) -> tuple[bytes, bytes | None]:
 
 def _octal(text: bytes) -> bytes:
     r"""Undo the kernel's \NNN (seq_escape in fs/seq_file.c)."""
+    if b"\\" not in text:
+        return text
     return re.sub(rb"\\([0-3][0-7][0-7])", lambda match: bytes([int(match[1], 8)]), text)
 
 

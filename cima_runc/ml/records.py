@@ -126,12 +126,14 @@ def parse_line(line: bytes) -> Record:
     return record
 
 
-def parse_fields(value: Mapping[str, Any]) -> Record:
+def parse_fields(value: Any) -> Record:
     """Read a record from its JSON object; whether its digest is right is not looked at.
 
     Raises:
         RecordError: a field is missing, or not what it should be, or one too many.
     """
+    if not isinstance(value, dict):
+        raise RecordError("a record is not an object")
     if value.keys() != _FIELDS:
         raise RecordError(f"a record does not have the fields {sorted(value)}")
     recnum, cpcr, digests = value["recnum"], value["cpcr"], value["digests"]

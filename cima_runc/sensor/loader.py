@@ -358,8 +358,18 @@ def _check_kernel() -> None:
     if "bpf" not in active.split(","):
         raise NoBpfLsmError(
             f"the BPF LSM is not active, only {printable(active)}",
-            hint=f"add lsm={printable(active)},bpf to the kernel's command line and reboot",
+            hint=f"add lsm={printable(_with_bpf(active))} to the kernel's command line and reboot",
         )
+
+
+def _with_bpf(active: str) -> str:
+    """Return the kernel parameter that keeps what is active and adds the BPF LSM.
+
+    "capability" is always there and not part of it. "integrity" is never listed but must be in it:
+    without it 6.1 panics as soon as IMA measures a file; 6.12 does not mind it.
+    """
+    names = [name for name in active.split(",") if name and name != "capability"]
+    return ",".join([*names, "integrity", "bpf"])
 
 
 def _privileged() -> bool:

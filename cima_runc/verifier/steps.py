@@ -288,7 +288,7 @@ def check_leaf(
     leaf: LeafPart,
     *,
     start: bytes,
-    name: str | None,
+    name: str,
     watch: int | None = None,
 ) -> Replayed:
     """The records are all there and in order, and with the secret give the leaf.
@@ -395,16 +395,27 @@ def check_progress(
         )
 
 
-def check_dependencies(evidence: Evidence) -> list[Record]:
-    """The dependencies' partition is bound by the same root; returns its records."""
+def check_dependencies(evidence: Evidence, first: Record | None) -> list[Record]:
+    """The dependencies' partition is bound by the same root; returns its records.
+
+    ``first`` is the container's first record where the evidence has it: it names the partition.
+    """
     part = evidence.dependencies
+    named = first.content.get("dependencies") if first is not None else None
     if part is None:
+        if named is not None:
+            raise errors.DependenciesError(
+                "the dependencies that the container's registration names are not shown",
+                expected=str(named),
+                found="none",
+                hint=_ANEW,
+            )
         return []
     _check_path(part, evidence.binding.root, errors.DependenciesError)
     if part.since:
         raise errors.DependenciesError("the dependencies' records are not all there", hint=_WHOLE)
     try:
-        replayed = check_leaf(part, part, start=register.ZERO, name=None)
+        replayed = check_leaf(part, part, start=register.ZERO, name=_own_name(part))
         check_digests(replayed.records)
     except errors.VerificationError as error:
         raise errors.DependenciesError(
@@ -413,6 +424,14 @@ def check_dependencies(evidence: Evidence) -> list[Record]:
             found=error.found,
             hint=error.hint,
         ) from error
+    shown = replayed.records[0].content.get("registration") if replayed.records else None
+    if first is not None and named != shown:
+        raise errors.DependenciesError(
+            "the dependencies are not those that the container's registration names",
+            expected=str(named),
+            found=str(shown),
+            hint=_REPORT,
+        )
     return replayed.records
 
 
@@ -469,14 +488,22 @@ def _check_path(leaf: LeafPart, root: bytes, error: Callable[..., Exception]) ->
     )
 
 
-def _in_order(part: OwnerPart, name: str | None) -> list[Record]:
+def _own_name(part: OwnerPart) -> str:
+    """Return the id in a partition's first content, which every record must be named after."""
+    match part.records:
+        case [{"content": {"type": "register", "id": str(name)}}, *_]:
+            return name
+    raise errors.RecordFormatError("the first record is no registration", hint=_REPORT)
+
+
+def _in_order(part: OwnerPart, name: str) -> list[Record]:
     records: list[Record] = []
     expected = part.since
     for value in part.records:
         record = _record(value)
         if record.recnum != expected:
             raise _disorder(part.records, part.since, expected, record.recnum)
-        if name is not None and record.cpcr != name:
+        if record.cpcr != name:
             raise errors.ForeignRecordError(
                 f"record {record.recnum} is of another container",
                 expected=printable(name),
@@ -488,10 +515,9 @@ def _in_order(part: OwnerPart, name: str | None) -> list[Record]:
     return records
 
 
-def _disorder(
-    values: list[dict[str, Any]], since: int, expected: int, found: int
-) -> errors.VerificationError:
-    later = {value.get("recnum") for value in values[expected - since :] if value}
+def _disorder(values: list[Any], since: int, expected: int, found: int) -> errors.VerificationError:
+    rest = values[expected - since :]
+    later = [value.get("recnum") for value in rest if isinstance(value, dict)]
     kind: Callable[..., errors.VerificationError]
     if since <= found < expected:
         kind, what = errors.RecordRepeatedError, "stands there twice"
@@ -507,7 +533,7 @@ def _disorder(
     )
 
 
-def _record(value: dict[str, Any]) -> Record:
+def _record(value: Any) -> Record:
     try:
         return parse_fields(value)
     except RecordError as error:

@@ -186,7 +186,8 @@ class _Run:
         if remembered is not None and not rebooted:
             steps.check_progress(evidence.binding, replayed, registration, first, remembered)
             self._passed("continuity", f"continues what was seen at record {remembered.count}")
-        dependencies = steps.check_dependencies(evidence)
+        registered = replayed.records[0] if continues is None else None
+        dependencies = steps.check_dependencies(evidence, registered)
         self._note("dependencies", bool(dependencies), f"{len(dependencies)} records")
         proved = steps.check_host_log(evidence, values)
         self._note("host-log", proved is not None, f"{proved} entries add up to the PCR")

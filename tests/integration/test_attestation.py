@@ -431,6 +431,32 @@ def test_unreadable(host: SimulatedHost, raw: bytes, words: str) -> None:
     assert words in outcome.result.refusal.what
 
 
+def test_dependencies(host: SimulatedHost) -> None:
+    relied_on = host.start("dependencies:7", kind="dependencies")
+    host.run(relied_on, b"/usr/bin/containerd", b"containerd")
+    others = host.start("dependencies:8", kind="dependencies")
+    number = host.start("plain", dependencies=relied_on)
+    asked = nonce()
+    raw = host.evidence("plain", asked)
+    outcome = check(host, raw, asked)
+    assert outcome.result.verdict == Verdict.TRUSTED
+    assert {item.step: item.done for item in outcome.result.checks}["dependencies"]
+    shown = json.loads(raw)["dependencies"]
+    for field, value in (
+        ("path", shown["path"][::-1]),
+        ("records", shown["records"][:-1]),
+        ("secret", "5e" * 32),
+        ("count", 2),
+    ):
+        changed = tampered(raw, **{f"dependencies__{field}": value})
+        assert refusal(check(host, changed, asked)) == "DependenciesError"
+    # A partition that is bound, but that this container does not rely on.
+    container = host.core.get(number)
+    assert container is not None
+    container.note = container.note.model_copy(update={"dependencies": others})
+    assert refusal(check(host, host.evidence("plain", asked), asked)) == "DependenciesError"
+
+
 # -- what is remembered -------------------------------------------------------------------------
 
 
@@ -548,6 +574,71 @@ def test_log_that_leads_the_quote(host: SimulatedHost) -> None:
     raw = host.evidence("tenant-a", asked, host="redacted")
     assert len(json.loads(raw)["host_log"]["entries"]) == 2
     assert check(host, raw, asked).result.verdict == Verdict.TRUSTED
+
+
+class Interrupted:
+    """A TPM at which others are at work, too."""
+
+    def __init__(self, tpm: Any) -> None:
+        self.tpm = tpm
+        self.before_reading: Callable[[], None] = lambda: None
+        self.before_quoting: Callable[[], None] = lambda: None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tpm, name)
+
+    @property
+    def esapi(self) -> Any:
+        self.before_quoting()
+        return self.tpm.esapi
+
+    def read_pcrs(self, pcrs: list[int]) -> dict[int, bytes]:
+        if 10 in pcrs:
+            self.before_reading()
+        read: dict[int, bytes] = self.tpm.read_pcrs(pcrs)
+        return read
+
+
+def test_host_that_is_busy_while_it_is_quoted(host: SimulatedHost) -> None:
+    busy = Interrupted(host.tpm)
+    host.attester._tpm = busy  # type: ignore[assignment]
+    container(host)
+    count = iter(range(1000))
+    busy.before_reading = lambda: host.host_runs(b"/usr/bin/busy-%d" % next(count), os.urandom(32))
+    asked = nonce()
+    raw = host.evidence("tenant-a", asked, host="redacted")
+    # What was read is newer than the quote: the kernel's log says what was quoted.
+    assert next(count) == 1
+    assert check(host, raw, asked).result.verdict == Verdict.TRUSTED
+
+
+def test_foreign_extend_between_bind_and_quote(host: SimulatedHost) -> None:
+    container(host)
+    host.attester.attestation_key()
+    interrupted = Interrupted(host.tpm)
+    host.attester._tpm = interrupted  # type: ignore[assignment]
+    left = [b"1" * 32, b"2" * 32]
+    interrupted.before_quoting = lambda: host.tpm.extend(12, left.pop()) if left else None
+    asked = nonce()
+    raw = host.evidence("tenant-a", asked)
+    assert not left
+    assert json.loads(raw)["binding"]["foreign"]["count"] == 2
+    assert check(host, raw, asked).result.verdict == Verdict.TRUSTED
+
+
+def test_pcrs_that_never_stand_still(host: SimulatedHost) -> None:
+    from cima_runc.agent.attester import AttestError
+
+    container(host)
+    host.attester.attestation_key()
+    interrupted = Interrupted(host.tpm)
+    host.attester._tpm = interrupted  # type: ignore[assignment]
+    interrupted.before_quoting = lambda: host.tpm.extend(12, b"x" * 32)
+    with pytest.raises(AttestError, match="stand still"):
+        host.evidence("tenant-a", nonce())
+    interrupted.before_quoting = lambda: None
+    asked = nonce()
+    assert check(host, host.evidence("tenant-a", asked), asked).result.verdict == "TRUSTED"
 
 
 # -- who may ask --------------------------------------------------------------------------------

@@ -49,9 +49,9 @@ def running(path: Path, script: str, *arguments: str) -> Iterator[subprocess.Pop
 
 
 @contextmanager
-def listening(address: Path) -> Iterator[int]:
-    """Run a process that listens on a socket, and give its pid."""
-    command = [sys.executable, "-c", _LISTEN, str(address)]
+def listening(address: Path, *wrapper: str) -> Iterator[int]:
+    """Run a process that listens on a socket, under ``wrapper``, and give its pid."""
+    command = [*wrapper, sys.executable, "-c", _LISTEN, str(address)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
@@ -59,7 +59,7 @@ def listening(address: Path) -> Iterator[int]:
             yield process.pid
         finally:
             process.kill()
-            address.unlink()
+            address.unlink(missing_ok=True)
 
 
 @contextmanager

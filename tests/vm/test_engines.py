@@ -133,6 +133,24 @@ def test_twenty_at_once(cli: str) -> None:
     assert len({row["id"] for row in rows}) == len(rows) == 20
 
 
+def test_podman_pod(image: str) -> None:
+    before = len(guest.ps())
+    infra = [f"--infra-image={IMAGE}", "--infra-command=/bin/sleep 1000"]
+    pod = ["podman", "--runtime=cima-runc"]
+    guest.ok(*pod, "pod", "create", "--name=together", "--network=none", *infra)
+    try:
+        for name in ("one", "two"):
+            command = ["/bin/sh", "-c", f"echo {name} >/dev/shm/{name}; ls /dev/shm; sleep 100"]
+            guest.ok(*pod, "run", "-d", "--pod=together", f"--name={name}", IMAGE, *command)
+        guest.wait_for("they share memory", lambda: "one" in guest.ok("podman", "logs", "two"))
+        rows = guest.ps()[before:]
+        assert len(rows) == 3
+        assert len({row["mntns"] for row in rows}) == 3
+        assert {row["state"] for row in rows} == {"running"}
+    finally:
+        guest.run("podman", "pod", "rm", "-f", "--time=0", "together")
+
+
 def test_ctr(image: str) -> None:
     before = len(guest.ps())
     command = guest.ctr("cima-runc", "life", "-d")

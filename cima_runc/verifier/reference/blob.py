@@ -17,6 +17,7 @@ from cima_runc.errors import CimaError
 from cima_runc.text import printable
 from cima_runc.verifier.reference.tar import Reader
 
+_PIECE = 256 * limits.KIB
 _DIGEST = re.compile(r"(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})")
 
 
@@ -96,20 +97,28 @@ class LayerStream:
         self._hash: _Hash = hashlib.new(diff_id.partition(":")[0])
         self._count = 0
         self._archive = _decompress(blob)
+        self._piece, self._at = b"", 0
 
     def read(self, size: int, /) -> bytes:
         """Return at most ``size`` bytes of the archive, none at the end. Raises BlobError."""
+        if self._at == len(self._piece):
+            self._piece, self._at = self._next_piece(), 0
+        data = self._piece[self._at : self._at + size]
+        self._at += len(data)
+        return data
+
+    def _next_piece(self) -> bytes:
         try:
-            data = self._archive.read(size)
+            piece = self._archive.read(_PIECE)
         except (zlib.error, zstandard.ZstdError) as error:
             raise BlobError(
                 f"a layer cannot be decompressed: {printable(str(error))}",
                 hint="the image is damaged",
             ) from None
-        self._count += len(data)
-        self._hash.update(data)
+        self._count += len(piece)
+        self._hash.update(piece)
         self.check_size(self._count)
-        return data
+        return piece
 
     def check_size(self, size: int) -> None:
         """Raise :class:`BlobError` where a layer becomes much larger than what was read of it."""
@@ -181,7 +190,7 @@ class _Gzip:
             if self._member.eof:
                 self._input = self._input.lstrip(b"\0")  # padding, as tapes have it
             if not self._input:
-                self._input = self._stream.read(256 * limits.KIB)
+                self._input = self._stream.read(_PIECE)
                 if not self._input and self._member.eof:
                     return b""
                 if not self._input:

@@ -79,3 +79,9 @@ def test_no_descriptor_is_kept(path: str, bundle: Path) -> None:
     for _ in range(20):
         ask(path, b"/elsewhere", bundle)
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_path_that_is_too_long_does_not_stop_the_agent(tmp_path: Path) -> None:
+    server = BundleServer(str(tmp_path / ("s" * 108)), HOOKS)
+    server.start()
+    server.stop()

@@ -105,6 +105,20 @@ def test_a_restarted_containerd_is_found_again(tmp_path: Path) -> None:
     assert found[0] != found[1]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a namespace")
+def test_a_containers_socket_of_the_same_name_is_none_of_containerds(tmp_path: Path) -> None:
+    address = tmp_path / "containerd.sock"
+    with (
+        tree.listening(address, "unshare", "--pid", "--fork", "--kill-child"),
+        tree.container(tmp_path, "containerd-shim-runc-v2", "-address", str(address)) as box,
+    ):
+        chain = Finder().find(box.first)
+        assert "containerd" in {missing.role for missing in chain.not_found}
+        address.rename(tmp_path / "hidden")
+        with tree.listening(address) as containerd:
+            assert only(Finder().find(box.first).services, "containerd").pid == containerd
+
+
 def test_podman_is_behind_conmon(tmp_path: Path) -> None:
     podman = tree.program(tmp_path, "podman")
     with tree.container(tmp_path, "conmon", "--exit-command", str(podman)) as box:

@@ -567,6 +567,7 @@ def test_a_fingerprint_is_of_every_entry(tmp_path: Path) -> None:
         lambda: os.setxattr(tmp_path / "g", "user.x", b"x"),
         (tmp_path / "d/.hidden").touch,
         (tmp_path / "d/.hidden").unlink,
+        lambda: os.setxattr(tmp_path, "user.overlay.opaque", b"y"),
     )
     for step in steps:
         time.sleep(0.02)  # the kernel's clock for files ticks every few milliseconds
@@ -574,10 +575,11 @@ def test_a_fingerprint_is_of_every_entry(tmp_path: Path) -> None:
         assert is_new()
 
 
-def test_the_newest_time_of_a_tree(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["f", "."])
+def test_the_newest_time_of_a_tree(tmp_path: Path, name: str) -> None:
     (tmp_path / "f").touch()
     future = time.time_ns() + 10**15
-    os.utime(tmp_path / "f", ns=(0, future))
+    os.utime(tmp_path / name, ns=(0, future))
     assert _fingerprint(tmp_path).newest == future
 
 

@@ -44,7 +44,7 @@ def test_a_kernel_without_type_information(privileged: Path) -> None:
 
 def test_a_kernel_started_without_the_bpf_lsm(privileged: Path) -> None:
     (privileged / "lsm").write_text("lockdown,capability,nobpf")
-    with pytest.raises(NoBpfLsmError, match="lsm=lockdown,capability,nobpf,bpf to the kernel"):
+    with pytest.raises(NoBpfLsmError, match="lsm=lockdown,nobpf,integrity,bpf to the kernel"):
         loader._check_kernel()
 
 

@@ -1,0 +1,136 @@
+"""The HTTPS endpoint with real certificates, asked by the client that `cima --url` uses."""
+
+import asyncio
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cima_runc.agent.attester import NotForYouError
+from cima_runc.agent.https import HttpsEndpoint, HttpsError
+from cima_runc.agent_socket import AgentRefusedError, AgentUnavailableError
+from cima_runc.cli.remote import UrlError, call_url
+from cima_runc.config import HttpsSettings
+
+BODY = b'{"container":"c","nonce":"' + b"ab" * 16 + b'"}'
+
+
+def openssl(*arguments: str | Path) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ca.pem, and server.pem, client.pem by it with their keys; other.pem by nobody."""
+    at = tmp_path_factory.mktemp("keys")
+    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    for name in ("ca", "other"):
+        files = ("-keyout", at / f"{name}.key", "-out", at / f"{name}.pem")
+        openssl("req", "-x509", *curve, "-subj", f"/CN={name}", *files)
+    authority = ("-CA", at / "ca.pem", "-CAkey", at / "ca.key")
+    for name in ("server", "client"):
+        files = ("-keyout", at / f"{name}.key", "-out", at / f"{name}.pem")
+        names = ("-addext", "subjectAltName=DNS:localhost")
+        openssl("req", "-x509", *curve, "-subj", f"/CN={name}", *names, *authority, *files)
+    return at
+
+
+def served(keys: Path, ask: Callable[[int], Any], **settings: Any) -> Any:
+    """Open an endpoint, and run ``ask(port)`` in a thread meanwhile."""
+
+    async def agent(verb: str, body: bytes) -> bytes:
+        if verb == "enrolment":
+            raise NotForYouError
+        return b'{"verb":"%s"}' % verb.encode()
+
+    async def go() -> Any:
+        endpoint = HttpsEndpoint(
+            HttpsSettings(
+                enabled=True,
+                address="127.0.0.1",
+                port=0,
+                certificate=str(keys / "server.pem"),
+                key=str(keys / "server.key"),
+                **settings,
+            ),
+            agent,
+        )
+        try:
+            return await asyncio.to_thread(ask, endpoint.port)
+        finally:
+            await asyncio.to_thread(endpoint.close)
+
+    return asyncio.run(go())
+
+
+def call(keys: Path, port: int, route: str, body: bytes | None, *, client: str = "") -> bytes:
+    return call_url(
+        f"https://localhost:{port}",
+        route,
+        body,
+        ca=keys / "ca.pem",
+        certificate=keys / f"{client}.pem" if client else None,
+        key=keys / f"{client}.key" if client else None,
+        timeout=10,
+    )
+
+
+def test_asked_and_refused(keys: Path) -> None:
+    def ask(port: int) -> None:
+        assert call(keys, port, "evidence", BODY) == b'{"verb":"attest"}'
+        with pytest.raises(AgentRefusedError, match="no container of that id"):
+            call(keys, port, "enrolment", None)
+        with pytest.raises(AgentRefusedError, match="status 422"):
+            call(keys, port, "evidence", b"{}")
+        with pytest.raises(AgentUnavailableError, match="certificate"):
+            call_url(
+                f"https://localhost:{port}",
+                "evidence",
+                BODY,
+                ca=keys / "other.pem",
+                certificate=None,
+                key=None,
+                timeout=10,
+            )
+
+    served(keys, ask)
+
+
+def test_mutual_tls(keys: Path) -> None:
+    def ask(port: int) -> None:
+        assert call(keys, port, "evidence", BODY, client="client")
+        for client in ("", "other"):
+            with pytest.raises(AgentUnavailableError):
+                call(keys, port, "evidence", BODY, client=client)
+
+    served(keys, ask, client_ca=str(keys / "ca.pem"))
+
+
+def test_rate(keys: Path) -> None:
+    def ask(port: int) -> None:
+        for _ in range(2):
+            call(keys, port, "evidence", BODY)
+        with pytest.raises(AgentRefusedError, match="too many requests"):
+            call(keys, port, "evidence", BODY)
+
+    served(keys, ask, requests_per_minute=2)
+
+
+def test_what_cannot_be_opened(keys: Path) -> None:
+    for wrong in ({"certificate": "/nowhere"}, {"address": "192.0.2.1"}):
+        settings = {"certificate": str(keys / "server.pem"), "key": str(keys / "server.key")}
+        with pytest.raises(HttpsError, match="cannot be opened"):
+
+            async def go(values: dict[str, Any] = {**settings, **wrong}) -> None:  # noqa: B006
+                HttpsEndpoint(HttpsSettings(enabled=True, port=0, **values), lambda *_: None)  # type: ignore[arg-type,return-value]
+
+            asyncio.run(go())
+
+
+def test_only_https() -> None:
+    with pytest.raises(UrlError, match="https"):
+        call_url(
+            "http://localhost", "evidence", BODY, ca=None, certificate=None, key=None, timeout=1
+        )
