@@ -17,9 +17,11 @@ from software_key import signed, software_key
 from cima_runc.cpcr.binding import Bind
 from cima_runc.evidence.owner import generate, parse_private, public_text
 from cima_runc.tpm.structures import parse_public
+from cima_runc.verifier.appraisal import References, compare
 from cima_runc.verifier.enrolled import enrolled_ak_file, parse_enrolled_ak
 from cima_runc.verifier.errors import Verdict
 from cima_runc.verifier.policy import Policy
+from cima_runc.verifier.reference.file import ImageReference, ReferenceConfig
 from cima_runc.verifier.result import Finding
 from cima_runc.verifier.verify import Appraisal, Expectation, Outcome, verify
 
@@ -101,6 +103,25 @@ def test_findings_of_appraisal_decide(host: SimulatedHost) -> None:
     assert outcome.result.verdict == Verdict.UNTRUSTED
     assert outcome.result.refusal is None
     assert Finding(severity="fail", what="drift of 5") in outcome.result.findings
+
+
+def test_reference_values_are_compared_with_what_is_proved(host: SimulatedHost) -> None:
+    container(host)
+    asked = nonce()
+    image = ImageReference(
+        platform="linux",
+        image_id="sha256:" + "0" * 64,
+        config=ReferenceConfig(),
+        layers=(),
+        files={},
+    )
+    wanted = Appraisal(compare, References(image), b"r" * 32)
+    outcome = check(host, host.evidence("tenant-a", asked), asked, appraisal=wanted)
+    assert outcome.result.verdict == Verdict.UNTRUSTED
+    drift = [each for each in outcome.result.findings if each.rule == "file.added"]
+    assert [each.path for each in drift] == ["/bin/sh", "/usr/bin/id", "/opt/a b\\x0a"]
+    assert outcome.remember is not None
+    assert outcome.remember.appraised_with is None
 
 
 def test_lost_events_are_not_trusted(host: SimulatedHost) -> None:

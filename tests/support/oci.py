@@ -181,20 +181,22 @@ class Layout:
         return path
 
 
-def docker_save(path: Path, *layers: bytes, tag: str = "example:latest") -> Path:
+def docker_save(
+    path: Path, *layers: bytes, tag: str = "example:latest", config: dict | None = None
+) -> Path:
     """An archive of `docker save` before 25: manifest.json, and layer.tar in a directory each."""
-    config = json.dumps(
+    values = json.dumps(
         {
             "os": "linux",
             "architecture": "amd64",
-            "config": {"Cmd": ["/bin/sh"]},
+            "config": config or {"Cmd": ["/bin/sh"]},
             "rootfs": {"type": "layers", "diff_ids": [sha256(layer) for layer in layers]},
         }
     ).encode()
-    name = hashlib.sha256(config).hexdigest() + ".json"
+    name = hashlib.sha256(values).hexdigest() + ".json"
     paths = [f"{number:064x}/layer.tar" for number in range(len(layers))]
     manifest = json.dumps([{"Config": name, "RepoTags": [tag], "Layers": paths}]).encode()
-    parts = [member(name, config)]
+    parts = [member(name, values)]
     parts += [member(each, layer) for each, layer in zip(paths, layers, strict=True)]
     path.write_bytes(archive(*parts, member("manifest.json", manifest)))
     return path

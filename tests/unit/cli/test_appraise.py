@@ -1,0 +1,184 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+from unit.verifier.appraised import Box, image
+
+from cima_runc.cli import context
+from cima_runc.cli.main import app
+from cima_runc.cli.references import ReferencesError, appraisal, read_references
+from cima_runc.errors import CimaError
+from cima_runc.ima.template import Func
+from cima_runc.ml.listing import boot_id
+from cima_runc.ml.partition import Partition
+from cima_runc.ml.store import ContainerNote, Store
+from cima_runc.shim_settings import SETTINGS_FILE
+from cima_runc.verifier.reference.file import (
+    HostReference,
+    format_reference,
+    read_reference,
+)
+
+RUNC = b"\x11" * 32
+
+
+def note(registration: int, name: str, relies_on: int | None) -> ContainerNote:
+    return ContainerNote(
+        kind="container" if relies_on else "dependencies",
+        registration=registration,
+        id=name,
+        boot_id=boot_id(),
+        mntns=1,
+        cgroup="/",
+        pid=1,
+        start_ticks=1,
+        bundle="/",
+        slot=registration,
+        started="now",
+        state="stopped",
+        dependencies=relies_on,
+    )
+
+
+class Host:
+    """A host without an agent, with one stored container and what it relies on."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.settings = directory / "config.toml"
+        state = directory / "state"
+        self.settings.write_text(f'state_dir = "{state}"\nsocket = "{directory}/no.sock"\n')
+        self.store = Store(state)
+        self.store.prepare()
+        self.box = Box.honest(image(directory))
+        self.box.relies_on = 1
+        self.reference = directory / "image.json"
+        self.reference.write_bytes(format_reference(self.box.image))
+        services = Partition("dependencies:1")
+        runc = services.add_file(RUNC, b"/usr/sbin/runc", 1, Func.BPRM_CHECK, {})
+        assert runc is not None
+        self.store.create(note(1, "dependencies:1", None), bytes(32))
+        self.store.append(1, [runc])
+
+    def finish(self) -> None:
+        self.store.create(note(2, "box", 1), bytes(32))
+        self.store.append(2, self.box.records())
+
+    def cima(self, *arguments: str | Path) -> Result:
+        words = ["--config", str(self.settings), *map(str, arguments)]
+        return CliRunner().invoke(app, words)
+
+
+@pytest.fixture(name="host")
+def _host(tmp_path: Path) -> Iterator[Host]:
+    yield Host(tmp_path)
+    context.choose(SETTINGS_FILE)
+
+
+def test_trusted(host: Host) -> None:
+    host.finish()
+    ran = host.cima("appraise", "box", "--reference", host.reference)
+    assert ran.exit_code == 0
+    assert ran.stdout.startswith("TRUSTED: container box\n")
+    assert "warn dependencies.reference" in ran.stdout
+
+
+def test_untrusted_says_where_what_and_what_next(host: Host) -> None:
+    host.box.files.append((b"/tmp/x\x1b[2J", b"\x22" * 32, Func.BPRM_CHECK))
+    host.finish()
+    ran = host.cima("appraise", "b", "--reference", host.reference)
+    assert ran.exit_code == 1
+    assert ran.stdout.startswith("UNTRUSTED: container box\nfail file.added: ")
+    assert "\x1b" not in ran.stdout
+    for line in ("  path:     /tmp/x", f"  got:      {'22' * 32}", "  expected: no such file"):
+        assert line in ran.stdout
+    assert "  next:     if it may run, in the policy: [[files]]" in ran.stdout
+
+
+def test_json(host: Host) -> None:
+    host.box.config["linux"]["maskedPaths"] = []
+    host.finish()
+    ran = host.cima("appraise", "box", "--reference", host.reference, "--json")
+    assert ran.exit_code == 1
+    shown = json.loads(ran.stdout)
+    assert (shown["verdict"], shown["container"]) == ("UNTRUSTED", "box")
+    found = next(each for each in shown["findings"] if each["severity"] == "fail")
+    assert found["rule"] == "config.privileged"
+    assert found["expected"] == "not privileged"
+    assert found["record"] == 1
+
+
+def test_the_policy_counts(host: Host) -> None:
+    host.box.config["process"]["args"] = ["/bin/sh"]
+    host.finish()
+    policy = host.directory / "p.toml"
+    policy.write_text("[config]\nargs = [['/bin/sh']]\n")
+    words = ("appraise", "box", "--reference", host.reference)
+    assert host.cima(*words).exit_code == 1
+    assert host.cima(*words, "--policy", policy).exit_code == 0
+
+
+def test_what_cannot_be_appraised_ends_with_2(host: Host) -> None:
+    host.finish()
+    bad = host.directory / "bad.toml"
+    bad.write_text("[files]\n")
+    for words in (
+        ("nobody", "--reference", host.reference),
+        ("box", "--reference", host.directory / "none.json"),
+        ("box", "--reference", host.reference, "--policy", bad),
+    ):
+        ran = host.cima("appraise", *words)
+        assert isinstance(ran.exception, CimaError)
+        assert ran.exception.exit_code == 2
+
+
+def test_the_hosts_services(host: Host) -> None:
+    host.finish()
+    golden = host.directory / "host.json"
+    ran = host.cima("reference", "host", "-o", golden)
+    assert ran.exit_code == 0, ran.output
+    reference = read_reference(golden)
+    assert reference.files["/usr/sbin/runc"] == (RUNC.hex(),)
+    words = ("appraise", "box", "--reference", host.reference, "--reference", golden)
+    ran = host.cima(*words)
+    assert ran.exit_code == 0, ran.output
+
+    golden.write_bytes(format_reference(HostReference(files={"/usr/sbin/runc": ("2" * 64,)})))
+    ran = host.cima(*words)
+    assert ran.exit_code == 1
+    assert "fail dependency.changed: /usr/sbin/runc" in ran.stdout
+
+
+def test_a_host_without_containers_has_no_golden_snapshot(tmp_path: Path) -> None:
+    settings = tmp_path / "config.toml"
+    settings.write_text(f'state_dir = "{tmp_path}/state"\nsocket = "{tmp_path}/no.sock"\n')
+    ran = CliRunner().invoke(app, ["--config", str(settings), "reference", "host"])
+    context.choose(SETTINGS_FILE)
+    assert isinstance(ran.exception, CimaError)
+    assert "no container" in ran.exception.what
+
+
+def test_one_image_and_one_host(host: Host) -> None:
+    golden = host.directory / "host.json"
+    golden.write_bytes(format_reference(HostReference(files={})))
+    assert read_references([golden, host.reference]).host == HostReference(files={})
+    for paths in ([], [golden], [host.reference, host.reference], [golden, golden]):
+        with pytest.raises(ReferencesError):
+            read_references(paths)
+
+
+def test_the_identity_is_of_all_that_is_compared_with(host: Host) -> None:
+    policy = host.directory / "p.toml"
+    policy.write_text("")
+    golden = host.directory / "host.json"
+    golden.write_bytes(format_reference(HostReference(files={})))
+    identities = {
+        appraisal([host.reference], None).identity,
+        appraisal([host.reference], policy).identity,
+        appraisal([host.reference, golden], None).identity,
+    }
+    policy.write_text("allow_lost = true")
+    identities.add(appraisal([host.reference], policy).identity)
+    assert len(identities) == 4

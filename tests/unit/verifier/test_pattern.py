@@ -1,0 +1,46 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cima_runc.verifier.pattern import PatternError, compile_pattern, exactly, matches
+
+paths = st.binary(max_size=40).map(lambda raw: b"/" + raw)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "does"),
+    [
+        ("/bin/sh", b"/bin/sh", True),
+        ("/bin/sh", b"/bin/sh2", False),
+        ("/bin/sh", b"/x/bin/sh", False),
+        ("/bin/*", b"/bin/sh", True),
+        ("/bin/*", b"/bin/a/b", False),
+        ("/bin/*", b"/bin/a\nb", True),
+        ("/opt/**", b"/opt/a/b", True),
+        ("/opt/**.so", b"/opt/a\n/b.so", True),
+        ("/opt/**.so", b"/opt/a/bXso", False),
+        ("**", b"memfd:x", True),
+        (r"/a\*", b"/a*", True),
+        (r"/a\*", b"/ab", False),
+        (r"/a\\b", b"/a\\b", True),
+        (r"/a\xff", b"/a\xff", True),
+        ("/é", "/é".encode(), True),
+        ("/a.[b]?+", b"/a.[b]?+", True),
+        ("/a.b", b"/axb", False),
+    ],
+)
+def test_matches(pattern: str, path: bytes, does: bool) -> None:
+    assert matches(pattern, path) is does
+
+
+@pytest.mark.parametrize("pattern", ["", "a", "bin/sh", "*", "/a\\b", "/\\", "/*" * 9, "/\\xF"])
+def test_what_is_no_pattern(pattern: str) -> None:
+    with pytest.raises(PatternError):
+        compile_pattern(pattern)
+
+
+@given(paths, paths)
+def test_exactly_one_path(path: bytes, other: bytes) -> None:
+    assert exactly(path).isprintable()
+    assert matches(exactly(path), path)
+    assert matches(exactly(path), other) is (path == other)

@@ -1,0 +1,136 @@
+import itertools
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from unit.verifier.appraised import Box, image, upper
+
+from cima_runc.ima.template import Func
+from cima_runc.measure.mtree import Entry
+from cima_runc.verifier.appraisal import References
+from cima_runc.verifier.errors import Verdict
+from cima_runc.verifier.policy import Policy, parse_policy
+from cima_runc.verifier.reference.file import ImageReference
+from cima_runc.verifier.suggest import quoted, suggest
+
+
+@pytest.fixture(name="reference", scope="module")
+def _reference(tmp_path_factory: pytest.TempPathFactory) -> ImageReference:
+    return image(tmp_path_factory.mktemp("image"))
+
+
+def test_nothing_is_suggested_for_an_honest_run(reference: ImageReference) -> None:
+    text = suggest(Box.honest(reference).records(), References(reference))
+    assert parse_policy(text.encode()) == Policy()
+    assert all(not line or line.startswith("#") for line in text.splitlines())
+
+
+def strange(reference: ImageReference) -> Box:
+    """A container that breaks every rule that a policy can allow."""
+    box = Box.honest(reference)
+    box.files.append((b"/tmp/it's *\xff\n", b"\x11" * 32, Func.BPRM_CHECK))
+    box.files.append((b"/app/script", b"\x22" * 32, Func.BPRM_CHECK))
+    box.files.append((b"/app/script", b"\x33" * 32, Func.BPRM_CHECK))
+    box.more += [{"type": "lost", "count": 1, "reason": "r"}, {"type": "violation", "reason": "r"}]
+    box.missing = ["ima"]
+    entry = Entry(b"new*", "file", 0o644, 0, 0, size=1, sha256=b"\x44" * 32)
+    box.rootfs["layers"][2] = upper(entry) | {"changed_count": 1, "changed": ["./new"]}
+    process, linux = box.config["process"], box.config["linux"]
+    process["args"] = ["/bin/sh", "-c", "echo 'it''s' \"x\"\n\x7f\U0001f600"]
+    process["user"] = {"uid": 1000, "gid": 5}
+    process["cwd"] = "/it's"
+    process["env"] = ["LD_PRELOAD=00", "HOME=11"]
+    process["capabilities"] = {"bounding": ["CAP_SYS_ADMIN", "CAP_CHOWN"]}
+    linux["namespaces"] = [
+        {"type": "mount"},
+        {"type": "pid", "path": "/proc/1/ns/pid"},
+        {"type": "ipc"},
+        {"type": "network"},
+    ]
+    linux["devices"] = [{"path": "/dev/kvm", "type": "c"}]
+    linux["maskedPaths"] = []
+    box.config["mounts"] += [
+        {"destination": "/data", "type": "bind", "source": "/srv/a*", "options": ["ro"]},
+        {"destination": "/usr/share", "type": "tmpfs", "source": "tmpfs"},
+    ]
+    return box
+
+
+def test_the_run_is_trusted_with_what_is_suggested(reference: ImageReference) -> None:
+    box = strange(reference)
+    assert len({finding.rule for finding in box.failed()}) >= 15
+    text = suggest(box.records(), References(reference))
+    assert box.failed(text) == []
+    assert box.appraise(text).verdict == Verdict.TRUSTED
+    # Another file than the one that ran, at the same path, is still refused.
+    box.files.append((b"/app/script", b"\x55" * 32, Func.BPRM_CHECK))
+    assert [finding.rule for finding in box.failed(text)] == ["file.changed"]
+
+
+def test_every_key_is_explained(reference: ImageReference) -> None:
+    lines = suggest(strange(reference).records(), References(reference)).splitlines()
+    for before, line in itertools.pairwise(lines):
+        key = line.partition(" = ")[0]
+        if key.isidentifier() and " = " in line and key not in {"path", "sha256"}:
+            assert before.startswith("#"), line
+
+
+def test_a_root_that_was_not_measured(reference: ImageReference) -> None:
+    box = Box.honest(reference)
+    box.rootfs |= {"mode": "off", "layers": []}
+    assert box.failed(suggest(box.records(), References(reference))) == []
+    box = Box.honest(reference)
+    box.rootfs |= {"filesystem": "tree"}
+    assert box.failed(suggest(box.records(), References(reference))) == []
+    box = Box.honest(reference)
+    del box.rootfs["layers"][2]["manifest"]
+    box.rootfs["layers"][2]["entries"] = 9
+    assert box.failed(suggest(box.records(), References(reference))) == []
+
+
+def test_what_no_policy_allows_is_said(reference: ImageReference) -> None:
+    box = Box.honest(reference)
+    box.rootfs["layers"][0]["digest"] = "sha256:" + "1" * 64
+    text = suggest(box.records(), References(reference))
+    assert "# Not allowed by any policy: layer 0" in text
+    assert [finding.rule for finding in box.failed(text)] == ["rootfs.layer"]
+
+
+def test_without_an_image_every_file_is_listed(reference: ImageReference) -> None:
+    box = Box.honest(reference)
+    policy = parse_policy(suggest(box.records(), References()).encode())
+    assert [each.path for each in policy.files] == [
+        "/app/script",
+        "/usr/bin/busybox",
+        "/usr/lib/lib.so",
+    ]
+    assert policy.config.args == (("/app/script", "now"),)
+
+
+@given(st.text())
+def test_strings_come_back(text: str) -> None:
+    assert tomllib.loads(f"x = {quoted(text)}") == {"x": text}
+
+
+def test_a_lone_surrogate_is_still_toml() -> None:
+    assert tomllib.loads(f"x = {quoted(chr(0xD800))}") == {"x": "?"}
+
+
+def test_the_file_is_written_where_it_is_wanted(reference: ImageReference, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from cima_runc.cli.main import app
+
+    records = tmp_path / "records.jsonl"
+    found = strange(reference).records()
+    records.write_bytes(b"".join(record.to_line() + b"\n" for record in found))
+    out = tmp_path / "policy.toml"
+    runner = CliRunner()
+    ran = runner.invoke(app, ["policy", "suggest", "--records", str(records), "-o", str(out)])
+    assert ran.exit_code == 0, ran.output
+    ran = runner.invoke(app, ["policy", "check", str(out)])
+    assert ran.exit_code == 0, ran.output
+    assert "config.allow_privileged: True" in ran.output
+    assert runner.invoke(app, ["policy", "suggest"]).exit_code == 1

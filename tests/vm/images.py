@@ -1,0 +1,135 @@
+"""Images made without a registry: archives as `docker save` writes them, for every engine."""
+
+import io
+import os
+import stat
+import struct
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.support import oci
+from tests.vm import guest
+
+DIRECTORY = Path("/root/images")
+
+CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
+"""vfs_cap_data of revision 2: CAP_NET_BIND_SERVICE, effective."""
+
+SMALL = 64 * 1024
+
+
+def busybox() -> list[bytes]:
+    return [_tar(guest.make_tree())]
+
+
+def debian() -> list[bytes]:
+    """Some 10,000 files of the guest itself, Python and setuid programs among them."""
+    keep = {"/usr/bin/python3", "/usr/bin/python3.11", "/usr/bin/python3.13"}
+    for program in ("/usr/bin/python3", "/usr/bin/mount"):
+        keep.add(program)
+        words = guest.ok("ldd", program).split()
+        keep |= {os.path.realpath(word) for word in words if word.startswith("/")}
+
+    def wanted(path: str, info: os.stat_result) -> bool:
+        return path in keep or not stat.S_ISREG(info.st_mode) or info.st_size < SMALL
+
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for link in ("bin", "lib", "lib64", "sbin"):
+            archive.add(f"/{link}", link, recursive=False)
+        for name in ("proc", "sys", "dev", "tmp", "run", "app"):
+            archive.addfile(_directory(name))
+        for top in ("usr", "etc", "var"):
+            for at, directories, files in os.walk(f"/{top}"):
+                skipped = at.startswith(("/var/lib/", "/var/cache")) and "/dpkg" not in at
+                if skipped and at not in {"/var/lib", "/var/cache"}:
+                    directories.clear()
+                    continue
+                directories.sort()
+                archive.add(at, at.lstrip("/"), recursive=False)
+                links = [name for name in directories if os.path.islink(f"{at}/{name}")]
+                for name in sorted([*files, *links]):
+                    path = f"{at}/{name}"
+                    if wanted(path, os.lstat(path)):
+                        archive.add(path, path.lstrip("/"), recursive=False)
+    script = b"#!/usr/bin/python3\nimport json, subprocess\n"
+    script += b"subprocess.run(['/usr/bin/mount', '--version'], check=True)\nprint('it ran')\n"
+    return [out.getvalue(), oci.archive(oci.member("app/main", script, mode=0o755))]
+
+
+def odd() -> list[bytes]:
+    """Whiteouts, opaque directories, hard links, capabilities, a FIFO, over four layers."""
+    first = oci.archive(
+        oci.directory("del"),
+        oci.member("del/a", b"a"),
+        oci.member("del/b", b"b"),
+        oci.directory("opaque", mode=0o1777),
+        oci.directory("opaque/deep"),
+        oci.member("opaque/deep/x", b"x"),
+        oci.member("file", b"to be a directory"),
+        oci.directory("dir"),
+        oci.member("dir/inside", b"inside"),
+        oci.directory("owned", mode=0o750, uid=1000, gid=2000),
+        oci.member("owned/file", b"o", mode=0o640, uid=1000, gid=2000),
+    )
+    second = oci.archive(
+        oci.directory("del"),
+        oci.member("del/.wh.a"),
+        oci.directory("opaque", mode=0o711),
+        oci.member("opaque/.wh..wh..opq"),
+        oci.member("opaque/new", b"new"),
+        oci.member(".wh.dir"),
+        oci.directory("hard"),
+        oci.member("hard/one", b"#!/bin/sh\necho one\n", mode=0o755),
+        oci.member("hard/two", kind=b"1", link="hard/one", mode=0o755),
+        oci.member("capable", b"x", mode=0o755, xattrs={"security.capability": CAPABILITY}),
+        oci.member("fifo", kind=b"6", mode=0o600),
+        oci.member("null", kind=b"3", mode=0o666, device=(1, 3)),
+        oci.member("setuid", b"s", mode=0o6755),
+        oci.member("name with space\n\xff".encode("latin-1"), b"n"),
+    )
+    third = oci.archive(
+        oci.member("owned/more/deep", b"its directories are not listed"),
+        oci.directory("file", mode=0o700),
+        oci.member("file/now", b"in a directory"),
+        oci.member("dir", b"now a file"),
+        oci.member("link", kind=b"2", link="/hard/one"),
+        oci.member("del/c", kind=b"2", link="b"),
+    )
+    return [*busybox(), first, second, third]
+
+
+COMMANDS: dict[str, tuple[Callable[[], list[bytes]], list[str]]] = {
+    "busybox": (busybox, ["/bin/script"]),
+    "debian": (debian, ["/app/main"]),
+    "odd": (odd, ["/hard/two"]),
+}
+
+
+def archive(name: str) -> Path:
+    """The image's archive, loaded into Docker, Podman and containerd."""
+    path = DIRECTORY / f"{name}.tar"
+    if path.exists():
+        return path
+    DIRECTORY.mkdir(exist_ok=True)
+    make, command = COMMANDS[name]
+    building = path.with_suffix(".new")
+    oci.docker_save(building, *make(), tag=f"{name}:latest", config={"Cmd": command})
+    guest.ok("docker", "load", "-i", building)
+    guest.ok("podman", "load", "-i", building)
+    guest.ok("ctr", "image", "import", building)
+    return building.rename(path)
+
+
+def _tar(tree: Path) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        archive.add(tree, ".")
+    return out.getvalue()
+
+
+def _directory(name: str) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.mode = tarfile.DIRTYPE, 0o755
+    return info

@@ -1,0 +1,352 @@
+"""Is what runs what the image is? Each engine, each kind of image, and each way to cheat."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vm import guest, images
+from tests.vm.guest import Ran, Settings
+
+ANY_COMMAND = "[config]\nallow_any_args = true\n"
+
+
+def with_docker(image: str, *command: str, options: tuple[str, ...] = ()) -> Ran:
+    return guest.run(*guest.docker("cima-runc", "--rm", *options, image, *command))
+
+
+def with_podman(image: str, *command: str, options: tuple[str, ...] = ()) -> Ran:
+    started = guest.podman("cima-runc", "--rm", *options, f"localhost/{image}", *command)
+    return guest.run(*started)
+
+
+def with_ctr(image: str, *command: str, options: tuple[str, ...] = ()) -> Ran:
+    name = f"appraised-{len(guest.ps())}"
+    binary = shutil.which("cima-runc")
+    reference = f"docker.io/library/{image}:latest"
+    return guest.run(
+        *("ctr", "run", "--rm", f"--runc-binary={binary}", *options, reference, name, *command)
+    )
+
+
+Engine = Callable[..., Ran]
+ENGINES = [with_docker, with_podman, with_ctr]
+
+
+@cache
+def reference(image: str) -> Path:
+    path = images.DIRECTORY / f"{image}.json"
+    guest.ok("cima", "reference", "image", images.archive(image), "-o", path)
+    return path
+
+
+@dataclass(frozen=True)
+class Appraised:
+    code: int
+    verdict: str
+    findings: list[dict[str, Any]]
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Path by rule of what makes it untrusted."""
+        return {f["rule"]: f["path"] for f in self.findings if f["severity"] == "fail"}
+
+
+def last_container() -> str:
+    found: str = guest.ps()[-1]["id"]
+    return found
+
+
+def appraise(
+    container: str, image: str, tmp_path: Path, policy: str = "", host: Path | None = None
+) -> Appraised:
+    options: list[str | Path] = ["--reference", reference(image)]
+    if policy:
+        (tmp_path / "policy.toml").write_text(policy)
+        options += ["--policy", tmp_path / "policy.toml"]
+    if host is not None:
+        options += ["--reference", host]
+    ran = guest.run("cima", "appraise", container, *options, "--json")
+    assert ran.out, ran.err
+    shown = json.loads(ran.out)
+    return Appraised(ran.code, shown["verdict"], shown["findings"])
+
+
+def untrusted(ran: Ran, image: str, tmp_path: Path, policy: str = ANY_COMMAND) -> dict[str, str]:
+    """Paths by rules of what makes the latest container untrusted."""
+    appraised = appraise(last_container(), image, tmp_path, policy)
+    assert (appraised.code, appraised.verdict) == (1, "UNTRUSTED"), ran
+    return appraised.failed
+
+
+# -- the same digests, and trusted -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("image", list(images.COMMANDS))
+def test_an_untouched_run_is_trusted(image: str, engine: Engine, tmp_path: Path) -> None:
+    wanted = json.loads(reference(image).read_text())
+    ran = engine(image)
+    assert ran.code == 0, ran
+    container = last_container()
+
+    rootfs = next(
+        record["content"]
+        for record in guest.records(container)
+        if record["content"].get("type") == "rootfs"
+    )
+    measured = [layer["digest"] for layer in rootfs["layers"] if layer["kind"] == "lower"]
+    known = [
+        {layer["digest"], *layer.get("other_digests", {}).values()} for layer in wanted["layers"]
+    ]
+    assert len(measured) == len(known)
+    for number, (digest, digests) in enumerate(zip(measured, known, strict=True)):
+        assert digest in digests, f"layer {number}: {differences(number, digest, image, tmp_path)}"
+
+    appraised = appraise(container, image, tmp_path)
+    assert (appraised.code, appraised.verdict) == (0, "TRUSTED"), appraised.failed
+
+
+def differences(number: int, digest: str, image: str, tmp_path: Path) -> str:
+    """How the host's manifest of a layer differs from the image's."""
+    output = tmp_path / "manifests"
+    guest.ok(
+        *("cima", "reference", "image", images.archive(image), "-o", tmp_path / "x.json"),
+        *("--manifests", output),
+    )
+    wanted = json.loads(reference(image).read_text())["layers"][number]["digest"]
+    own = guest.STATE / "rootfs/manifests" / f"{digest[7:]}.mtree"
+    return guest.run("diff", output / f"{wanted[7:]}.mtree", own).out[:4000]
+
+
+def test_the_debian_like_image_is_as_large_as_it_should_be() -> None:
+    files = json.loads(reference("debian").read_text())["files"]
+    assert len(files) > 8000
+    assert any(int(file["mode"], 8) & 0o4000 for file in files.values())
+
+
+@pytest.mark.parametrize("engine", ["docker", "podman"])
+def test_what_an_engine_saves_gives_the_same_reference_values(engine: str, tmp_path: Path) -> None:
+    wanted = json.loads(reference("odd").read_text())
+    name = "odd" if engine == "docker" else "localhost/odd"
+    guest.ok(engine, "save", "-o", tmp_path / "saved.tar", name)
+    out = tmp_path / "saved.json"
+    guest.ok("cima", "reference", "image", tmp_path / "saved.tar", "-o", out)
+    found = json.loads(out.read_text())
+    assert [layer["digest"] for layer in found["layers"]] == [
+        layer["digest"] for layer in wanted["layers"]
+    ]
+    assert found["files"] == wanted["files"]
+
+
+@pytest.mark.parametrize("engine", [with_docker, with_podman])
+def test_options_that_engines_serve_themselves(engine: Engine, tmp_path: Path) -> None:
+    options = ("--read-only", "--tmpfs=/tmp", "--workdir=/", "--hostname=box", "--cap-drop=all")
+    ran = engine("busybox", options=options)
+    assert ran.code == 0, ran
+    appraised = appraise(last_container(), "busybox", tmp_path)
+    assert appraised.verdict == "TRUSTED", appraised.failed
+
+
+@pytest.mark.skipif(shutil.which("docker-init") is None, reason="the guest has no docker-init")
+def test_dockers_init_program_is_no_drift(tmp_path: Path) -> None:
+    ran = with_docker("busybox", options=("--init",))
+    assert ran.code == 0, ran
+    appraised = appraise(last_container(), "busybox", tmp_path)
+    assert appraised.verdict == "TRUSTED", appraised.failed
+    assert "file.init" in {finding["rule"] for finding in appraised.findings}
+
+
+# -- what was written after the start --------------------------------------------------------------
+
+LIBRARY = next(path for path in guest.libraries() if "/libc.so" in path)
+
+DRIFT = {
+    "a copied program": (
+        "cp /bin/busybox /tmp/tool; ln -s true /tmp/true; /tmp/tool true; true",
+        {"file.added": "/tmp/tool"},
+    ),
+    "a replaced library": (
+        f"cp {LIBRARY} /tmp/l; echo x >> /tmp/l; cp /tmp/l {LIBRARY}; /bin/env -i /bin/true; true",
+        {"file.changed": LIBRARY},
+    ),
+    "an edited script": (
+        "echo 'echo more' >> /bin/script; /bin/script; true",
+        {"file.changed": "/bin/script"},
+    ),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("case", list(DRIFT))
+def test_drift(case: str, engine: Engine, tmp_path: Path) -> None:
+    command, expected = DRIFT[case]
+    reference("busybox")
+    ran = engine("busybox", "/bin/sh", "-c", command)
+    assert ran.code == 0, ran
+    assert untrusted(ran, "busybox", tmp_path) == expected
+    shown = guest.run("cima", "appraise", last_container(), "--reference", reference("busybox"))
+    assert shown.code == 1
+    assert shown.out.startswith("UNTRUSTED")
+    assert "drift" in shown.out
+    assert next(iter(expected.values())) in shown.out
+
+
+def test_a_suggested_policy_makes_the_same_run_trusted(tmp_path: Path) -> None:
+    command, _ = DRIFT["a copied program"]
+    with_docker("busybox", "/bin/sh", "-c", command, options=("-v", "/srv:/data:ro"))
+    container, path = last_container(), tmp_path / "suggested.toml"
+    options = ("--reference", reference("busybox"), "-o", path)
+    guest.ok("cima", "policy", "suggest", container, *options)
+    assert "/tmp/tool" in guest.ok("cima", "policy", "check", path)
+    appraised = appraise(container, "busybox", tmp_path, path.read_text())
+    assert appraised.verdict == "TRUSTED", appraised.failed
+
+
+def test_what_a_container_left_is_found_when_it_starts_again(tmp_path: Path) -> None:
+    name = f"again-{os.getpid()}"
+    reference("busybox")
+    edit = "grep -q changed /bin/script || echo '# changed' >> /bin/script"
+    guest.run(*guest.docker("cima-runc", f"--name={name}", "busybox", "/bin/sh", "-c", edit))
+    ran = guest.run("docker", "start", "-a", name)
+    failed = untrusted(ran, "busybox", tmp_path)
+    assert failed == {"rootfs.written": "/bin/script"}
+    guest.ok("docker", "rm", name)
+
+
+# -- the host --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache_setting(request: pytest.FixtureRequest) -> Iterator[str]:
+    with Settings(f'[rootfs]\ncache = "{request.param}"\n'):
+        guest.restart_agent()
+        yield request.param
+    guest.restart_agent()
+
+
+@pytest.mark.parametrize("cache_setting", ["on", "off"], indirect=True)
+def test_a_layer_changed_on_the_host_between_two_starts(cache_setting: str, tmp_path: Path) -> None:
+    reference("odd")
+    with_docker("odd")
+    assert appraise(last_container(), "odd", tmp_path).verdict == "TRUSTED"
+    inspected = guest.ok("docker", "inspect", "-f", "{{json .GraphDriver.Data}}", "odd")
+    data = json.loads(inspected)
+    layers = [data["UpperDir"], *data.get("LowerDir", "").split(":")]
+    file = next(path for path in (Path(layer, "owned/file") for layer in layers) if path.exists())
+    before, times = file.read_bytes(), file.stat()
+    file.write_bytes(bytes(byte ^ 1 for byte in before))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    try:
+        ran = with_docker("odd")
+        failed = untrusted(ran, "odd", tmp_path)
+        assert failed == {"rootfs.layer": "layer 1 of 4, from the bottom"}
+    finally:
+        file.write_bytes(before)
+    with_docker("odd")
+    assert appraise(last_container(), "odd", tmp_path).verdict == "TRUSTED"
+
+
+PRIVILEGED = {
+    with_docker: ("--privileged",),
+    with_podman: ("--privileged",),
+    with_ctr: ("--privileged",),
+}
+MOUNTED = {
+    with_docker: ("-v", "/srv:/data"),
+    with_podman: ("-v", "/srv:/data"),
+    with_ctr: ("--mount", "type=bind,src=/srv,dst=/data,options=rbind:rw"),
+}
+HOST_NETWORK = {
+    with_docker: ("--pid=host",),
+    with_podman: ("--pid=host",),
+    with_ctr: ("--net-host",),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_privileged(engine: Engine, tmp_path: Path) -> None:
+    reference("busybox")
+    ran = engine("busybox", options=PRIVILEGED[engine])
+    assert ran.code == 0, ran
+    failed = untrusted(ran, "busybox", tmp_path)
+    assert {"config.privileged", "config.capabilities"} <= failed.keys()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_mounted_directory_of_the_host(engine: Engine, tmp_path: Path) -> None:
+    reference("busybox")
+    ran = engine("busybox", options=MOUNTED[engine])
+    assert ran.code == 0, ran
+    assert untrusted(ran, "busybox", tmp_path) == {"config.mount": "/data"}
+    policy = "[config]\nmounts = [{destination = '/data', source = '/srv'}]\n"
+    appraised = appraise(last_container(), "busybox", tmp_path, policy)
+    assert appraised.verdict == "TRUSTED", appraised.failed
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_namespace_of_the_host(engine: Engine, tmp_path: Path) -> None:
+    reference("busybox")
+    ran = engine("busybox", options=HOST_NETWORK[engine])
+    assert ran.code == 0, ran
+    failed = untrusted(ran, "busybox", tmp_path)
+    assert failed["config.namespace"] == "linux.namespaces"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_container_of_another_image(engine: Engine, tmp_path: Path) -> None:
+    reference("busybox")
+    ran = engine("busybox")
+    assert "rootfs.image" in untrusted(ran, "debian", tmp_path)
+    # It begins with the same layer:
+    assert "rootfs.layers" in untrusted(ran, "odd", tmp_path)
+
+
+def test_an_upgraded_runc(tmp_path: Path) -> None:
+    reference("busybox")
+    with_docker("busybox")
+    host = tmp_path / "host.json"
+
+    def trusted() -> bool:
+        guest.ok("cima", "reference", "host", "-o", host)
+        found = appraise(last_container(), "busybox", tmp_path, host=host)
+        return found.verdict == "TRUSTED"
+
+    guest.wait_for("the dependencies are all recorded", trusted)
+    runc = Path(shutil.which("runc") or "")
+    kept = runc.with_suffix(".kept")
+    runc.rename(kept)
+    try:
+        shutil.copy(kept, runc)
+        with runc.open("ab") as file:
+            file.write(b"upgraded")
+        ran = with_docker("busybox")
+        assert ran.code == 0, ran
+        container = last_container()
+
+        def named() -> bool:
+            found = appraise(container, "busybox", tmp_path, host=host)
+            return found.failed.get("dependency.changed") == str(runc)
+
+        guest.wait_for("the other runc is named", named)
+        assert appraise(container, "busybox", tmp_path, host=host).code == 1
+    finally:
+        kept.rename(runc)
+
+
+def test_what_cannot_be_appraised(tmp_path: Path) -> None:
+    ran = guest.run("cima", "appraise", "nobody", "--reference", reference("busybox"))
+    assert (ran.code, ran.out) == (2, "")
+    ran = guest.run("cima", "appraise", last_container(), "--reference", "/dev/null")
+    assert ran.code == 2
+    (tmp_path / "policy.toml").write_text("[config]\ncolour = 1\n")
+    options = ("--reference", reference("busybox"), "--policy", tmp_path / "policy.toml")
+    ran = guest.run("cima", "appraise", last_container(), *options)
+    assert ran.code == 2
+    assert "config.colour" in ran.err
