@@ -10,6 +10,7 @@ import pytest
 from native_host import Host
 
 from cima_runc.evidence.models import parse_evidence
+from cima_runc.ml.records import parse_line
 from cima_runc.verifier.errors import DependenciesError
 from cima_runc.verifier.steps import check_dependencies
 
@@ -61,7 +62,9 @@ def test_evidence_holds_them_under_the_same_root(host: Host, tmp_path: Path) -> 
     python = host.prefix / "bin/python3"
     subprocess.run([python, "-m", "cima_runc.cli.main", *command], check=True)
     evidence = parse_evidence(file.read_bytes())
-    records = check_dependencies(evidence)
+    assert evidence.owner is not None
+    first = parse_line(json.dumps(evidence.owner.records[0]).encode())
+    records = check_dependencies(evidence, first)
     assert records[0].content["registration"] == row["dependencies"]
     stored = cima(host, "log", f"dependencies:{row['dependencies']}")
     assert [r.digest.hex() for r in records] == [r["digests"][0]["digest"] for r in stored]
@@ -70,4 +73,6 @@ def test_evidence_holds_them_under_the_same_root(host: Host, tmp_path: Path) -> 
     path[0] = bytes(32)
     part = evidence.dependencies.model_copy(update={"path": tuple(path)})
     with pytest.raises(DependenciesError):
-        check_dependencies(evidence.model_copy(update={"dependencies": part}))
+        check_dependencies(evidence.model_copy(update={"dependencies": part}), first)
+    with pytest.raises(DependenciesError, match="not shown"):
+        check_dependencies(evidence.model_copy(update={"dependencies": None}), first)
