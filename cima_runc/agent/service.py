@@ -29,7 +29,7 @@ from cima_runc.ima.kernel_log import KernelLog
 from cima_runc.jsonio import load_object
 from cima_runc.measure.oci_config import measured_config
 from cima_runc.measure.rootfs import Store as RootfsStore
-from cima_runc.ml.listing import container_row, find_note, unmeasured_rows
+from cima_runc.ml.listing import container_row, find_note, with_unmeasured
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import Record, RecordError
 from cima_runc.ml.store import ContainerNote, Store, StoreError
@@ -466,7 +466,7 @@ class Service:
             container_row(container.note, container.partition)
             for container in self._core.containers
         ]
-        return [*rows, *unmeasured_rows(self._store)]
+        return with_unmeasured(rows, self._store)
 
     def status(self) -> dict[str, Any]:
         """Return what ``cima status`` shows."""

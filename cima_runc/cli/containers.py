@@ -12,7 +12,7 @@ from cima_runc.cli import context
 from cima_runc.cli.output import note, print_json, print_table
 from cima_runc.cli.records import record_lines
 from cima_runc.ml.export import cel_json, cel_tlv, ima_ascii
-from cima_runc.ml.listing import boot_id, container_row, stored_notes, unmeasured_rows
+from cima_runc.ml.listing import boot_id, container_row, stored_notes, with_unmeasured
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import parse_line
 from cima_runc.ml.store import Store
@@ -103,7 +103,7 @@ def _stored_rows(store: Store, boot: str | None) -> list[dict[str, Any]]:
     for found in stored_notes(store, boot):
         records = store.records(found.registration)
         rows.append(container_row(found, Partition.restore(found.id, records)))
-    return [*rows, *unmeasured_rows(store)]
+    return with_unmeasured(rows, store)
 
 
 def _plain(value: Any) -> str:

@@ -33,7 +33,12 @@ def container_row(note: ContainerNote, partition: Partition) -> dict[str, Any]:
     }
 
 
-def unmeasured_rows(store: Store) -> Iterator[dict[str, Any]]:
+def with_unmeasured(rows: list[dict[str, Any]], store: Store) -> list[dict[str, Any]]:
+    """Return ``rows`` and the containers that started unmeasured, in the order of their start."""
+    return sorted([*rows, *_unmeasured_rows(store)], key=lambda row: str(row["started"]))
+
+
+def _unmeasured_rows(store: Store) -> Iterator[dict[str, Any]]:
     """Yield the containers that started without the agent since the host booted."""
     booted = _boot_time()
     for when, state in store.unmeasured():

@@ -68,6 +68,8 @@ def test_programs_of_the_host_are_in_no_partition(two: tuple[str, str]) -> None:
     program.chmod(0o755)
     guest.ok(program)
     for row in guest.ps():
+        if row["state"] == "unmeasured":
+            continue
         assert bytes(program) not in paths(row["id"])
 
 
