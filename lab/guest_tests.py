@@ -7,6 +7,7 @@ is started without any.
 """
 
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,8 @@ def options_of(suite: Path) -> list[str]:
 
 def main() -> int:
     """Run each suite and say at the end which failed."""
+    # Ended by a signal, the guest that is running goes too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     release, *words = sys.argv[1:]
     named = [word for word in words if word.startswith("tests/")]
     passed_on = [word for word in words if word not in named]
