@@ -51,10 +51,29 @@ class Guest:
         self.ports: dict[str, socket.socket] = {}
         self.console = directory / "console"
         self._directory = directory
+        self._tpm_control = directory / "tpm.sock"
         self._children: list[subprocess.Popen[bytes]] = []
 
+    def start_tpm(self) -> Path:
+        """Make a new TPM and start it; return the certificates of those who vouch for its keys."""
+        state = self._directory / "tpm"
+        subprocess.run([str(LAB / "tpm.sh"), str(state)], check=True)
+        self._spawn(
+            "swtpm",
+            ["swtpm", "socket", "--tpm2", "--terminate", "--tpmstate", f"dir={state}",
+             "--ctrl", f"type=unixio,path={self._tpm_control}"],
+        )  # fmt: skip
+        while not self._tpm_control.exists():
+            if self._children[-1].poll() is not None:
+                raise GuestError(f"swtpm ended at once: {self._said('swtpm')}")
+            time.sleep(0.01)
+        return state / "ca.pem"
+
     def start(self, machine: Machine, image: Path, job: Path) -> None:
-        """Start it on the disk and kernel in `image`, with the archive `job` as its second disk."""
+        """Start it on the disk and kernel in `image`, with the archive `job` as its second disk.
+
+        A machine with a TPM needs `start_tpm` first.
+        """
         kernel = [
             "root=/dev/nvme0n1 rw console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off",
             "systemd.show_status=0 net.ifnames=0",
@@ -81,7 +100,7 @@ class Guest:
             command += ["-chardev", f"socket,id={name},fd={far.fileno()}"]
             command += ["-device", f"virtserialport,chardev={name},name={name}"]
         if machine.tpm:
-            command += ["-chardev", f"socket,id=tpm,path={self._start_tpm()}"]
+            command += ["-chardev", f"socket,id=tpm,path={self._tpm_control}"]
             command += ["-tpmdev", "emulator,id=tpm,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm"]
         self._spawn("qemu", command, [far.fileno() for far in far_ends])
         for far in far_ends:
@@ -101,22 +120,6 @@ class Guest:
             child.wait()
         for port in self.ports.values():
             port.close()
-
-    def _start_tpm(self) -> Path:
-        """Make a new TPM, start it and return the socket that QEMU controls it through."""
-        state = self._directory / "tpm"
-        subprocess.run([str(LAB / "tpm.sh"), str(state)], check=True)
-        control = self._directory / "tpm.sock"
-        self._spawn(
-            "swtpm",
-            ["swtpm", "socket", "--tpm2", "--terminate", "--tpmstate", f"dir={state}",
-             "--ctrl", f"type=unixio,path={control}"],
-        )  # fmt: skip
-        while not control.exists():
-            if self._children[-1].poll() is not None:
-                raise GuestError(f"swtpm ended at once: {self._said('swtpm')}")
-            time.sleep(0.01)
-        return control
 
     def _spawn(self, name: str, command: list[str], fds: list[int] | None = None) -> None:
         """Start a child with a log of its own; the kernel ends it if this process is killed."""

@@ -20,6 +20,7 @@ python=$checkout/.venv/bin/python
 [ -x "$python" ] || python=/usr/bin/python3
 
 if [ -z "${pip_files+set}" ]; then
+    mkdir -p "$CIMA_CACHE"
     settings=$("$python" "$lab/pip_settings.py")
     eval "$settings"
     as_root=()
@@ -190,7 +191,6 @@ END
 )
 build_packages="gcc libc6-dev musl-tools pkg-config python3-dev libtss2-dev clang libbpf-dev"
 
-mkdir -p "$CIMA_CACHE"
 tree=tree-$release-$(key <"$lab/tree.sh")
 tools=tools-$release-$(echo "$tree $build_packages" | key)
 wheels=wheels-$release-$(echo "$tools $requirements" | key)

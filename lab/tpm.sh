@@ -1,6 +1,6 @@
 #!/bin/sh
 # tpm.sh DIRECTORY: makes the state of a new TPM 2.0 there, with endorsement keys and certificates for
-# them from an authority that this machine keeps in the cache.
+# them from an authority that this machine keeps in the cache; ca.pem there is the authority's own.
 set -eu
 state=$1
 authority=${CIMA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/cima-runc}/authority
@@ -19,3 +19,4 @@ END
 swtpm_setup --tpm2 --tpmstate "$state" --config "$state/setup.conf" --pcr-banks sha1,sha256 \
     --createek --create-ek-cert --create-platform-cert --allow-signing --lock-nvram \
     --logfile "$state/setup.log" >/dev/null || { cat "$state/setup.log" >&2; exit 1; }
+cat "$authority/issuercert.pem" "$authority/swtpm-localca-rootca-cert.pem" >"$state/ca.pem"

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 from guest import Guest, GuestError, Machine, image
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-BOOT_SECONDS = 300
+BOOT_SECONDS = 600
 GRACE_SECONDS = 120
 GUEST_FAILED = 125
 CHUNK = 1 << 16
@@ -209,9 +209,11 @@ def run(options: argparse.Namespace, directory: Path) -> int:
     disk = image(machine.release)
     step("disk ready")
     job, archive = directory / "job.tar", directory / "files.tar"
-    write_job(job, options)
     guest = Guest(directory)
     try:
+        if machine.tpm:
+            options.put.append((guest.start_tpm(), "/opt/cima-test/tpm-ca.pem"))
+        write_job(job, options)
         guest.start(machine, disk, job)
         with archive.open("wb") as files:
             sinks = {"out": sys.stdout.buffer, "err": sys.stderr.buffer, "files": files}
