@@ -41,9 +41,11 @@ layer() {
         say "$what"
         rm -rf "$directory.new"
         mkdir "$directory.new"
-        log=$directory.new/log
+        # Beside the layer: some commands take an empty directory only.
+        log=$directory.log
         "$@" "$directory.new" >"$log" 2>&1
         mv "$directory.new" "$directory"
+        rm -f "$log"
         log=/dev/null
         say "  done in $((SECONDS - start)) s"
     fi
