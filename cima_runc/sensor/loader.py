@@ -116,7 +116,10 @@ class SensorStatus:
 
 
 class Sensor:
-    """The sensor in the kernel, attached until it is closed. Not for use by several threads."""
+    """The sensor in the kernel, attached until it is closed.
+
+    One thread may :meth:`drain` while another uses the other methods.
+    """
 
     def __init__(self, libbpf: Libbpf, obj: int, ring_bytes: int) -> None:
         self._libbpf = libbpf
@@ -223,8 +226,11 @@ class Sensor:
         self._lost.pop(registration, None)
         return Lost(registration, row.dropped, self._missed() - row.missed_before)
 
-    def drain(self, limit: int = 65536) -> list[Event]:
-        """Take at most ``limit`` events out of the ring, oldest first; never waits."""
+    def drain(self, limit: int = sys.maxsize) -> list[Event]:
+        """Take at most ``limit`` events out of the ring, oldest first: without one, all there are.
+
+        Never waits for new ones. The ring bounds the answer: some 90,000 events by default.
+        """
         return [parse(record) for record in self._ring.read(limit)]
 
     def lost(self) -> dict[int, int]:

@@ -8,11 +8,15 @@ grow. Loads and stores of x86-64 keep their order, which is what this relies on.
 
 import ctypes
 import mmap
+import time
 from typing import Final
 
 _BUSY: Final = 1 << 31
 _DISCARDED: Final = 1 << 30
 _HEADER: Final = 8
+_PATIENCE: Final = (0.0, *(0.0001,) * 20)
+"""Seconds to wait, again and again, for a record that is being written: a copy of 200 bytes, which
+takes longer only where the writer was preempted in the middle of it."""
 
 
 class RingReader:
@@ -28,7 +32,11 @@ class RingReader:
         self._written = memoryview(self._kernel)[:8].cast("Q")
 
     def read(self, limit: int) -> list[bytes]:
-        """Take the oldest records, at most ``limit``, out of the ring; never waits."""
+        """Take the oldest records, at most ``limit``, out of the ring.
+
+        All that were complete when this was called, unless one before them stays unfinished for
+        more than two milliseconds.
+        """
         records: list[bytes] = []
         kernel, words, mask, data = self._kernel, self._words, self._mask, mmap.PAGESIZE
         position, end = self._position.value, self._written[0]
@@ -36,13 +44,24 @@ class RingReader:
             start = data + (position & mask)
             word = words[start >> 2]
             if word & _BUSY:
-                break
+                word = self._wait(start >> 2)
+                if word & _BUSY:
+                    break
             length = word & ~_DISCARDED
             if not word & _DISCARDED:
                 records.append(kernel[start + _HEADER : start + _HEADER + length])
             position += (length + _HEADER + 7) & ~7
         self._position.value = position  # one aligned store of 8 bytes: the kernel may be reading
         return records
+
+    def _wait(self, index: int) -> int:
+        word = self._words[index]
+        for seconds in _PATIENCE:
+            if not word & _BUSY:
+                break
+            time.sleep(seconds)
+            word = self._words[index]
+        return word
 
     def close(self) -> None:
         """Unmap the ring."""

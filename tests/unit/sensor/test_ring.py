@@ -1,6 +1,7 @@
 import mmap
 import os
 import struct
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -101,6 +102,18 @@ def test_reading_stops_at_a_record_that_is_being_written(writer: Writer) -> None
     assert ring.read(10) == []
     writer.commit(start, 6)
     assert ring.read(10) == [b"second", b"third"]
+    ring.close()
+
+
+def test_reading_waits_a_moment_for_a_record_that_is_being_written(writer: Writer) -> None:
+    ring = RingReader(writer.fd, writer.size)
+    writer.put(b"first", BUSY)
+    writer.put(b"second")
+    thread = threading.Timer(0.0005, writer.commit, (0, 5))
+    thread.start()
+    got = [record for _ in range(50) for record in ring.read(10)]
+    thread.join()
+    assert got == [b"first", b"second"]
     ring.close()
 
 
