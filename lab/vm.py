@@ -212,7 +212,8 @@ def run(options: argparse.Namespace, directory: Path) -> int:
     guest = Guest(directory)
     try:
         if machine.tpm:
-            options.put.append((guest.start_tpm(), "/opt/cima-test/tpm-ca.pem"))
+            certificates = (str(guest.start_tpm()), "/opt/cima-test/tpm-ca.pem")
+            options.put = [*options.put, certificates]
         write_job(job, options)
         guest.start(machine, disk, job)
         with archive.open("wb") as files:
