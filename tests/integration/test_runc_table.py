@@ -221,7 +221,8 @@ class Bench:
         try:
             self._prepare(line, places["bundle"], root)
             done = self._run(runtime, line, places)
-            time.sleep(0.02 if line.before != "nothing" else 0)
+            if line.before != "nothing":
+                self._settle(line)
             return Outcome(
                 done.returncode,
                 neutral(done.stdout, line.numbers),
@@ -235,6 +236,15 @@ class Bench:
             for place in filter(None, ("/run/runc", root)):
                 command = [RUNC, "--root", str(place), "delete", "--force", ID]
                 subprocess.run(command, capture_output=True, check=False)
+
+    def _settle(self, line: Line) -> None:
+        """Wait until what was killed has ended: the signal is sent, not awaited, by either."""
+        time.sleep(0.02)
+        deadline = time.monotonic() + 1
+        while "kill" in line.args and time.monotonic() < deadline:
+            if b" running " not in subprocess.check_output([RUNC, "list"]):
+                break
+            time.sleep(0.02)
 
     def _prepare(self, line: Line, bundle: Path, root: Path | None) -> None:
         runc = [RUNC, *(("--root", str(root)) if root else ())]
