@@ -102,24 +102,32 @@ def test_what_fails_fails_in_the_same_words(cli: str, command: list[str]) -> Non
 
 
 def neutral(text: str) -> str:
-    return re.sub(r"[0-9a-f]{12,64}", "ID", text).replace("`cima-runc`", "`runc`")
+    """Without ids, and without the runtime's name, which engines put before what it said."""
+    text = re.sub(r"[0-9a-f]{12,64}", "ID", text)
+    return re.sub(r"(/usr/(local/)?s?bin/)?\b(cima-runc|runc)\b", "RUNTIME", text)
 
 
 def test_an_image_without_a_shell(cli: str, tmp_path: Path) -> None:
-    (tmp_path / "program").write_bytes(Path("/bin/busybox").read_bytes())
-    (tmp_path / "program").chmod(0o755)
-    archive = subprocess.check_output(["tar", "-C", tmp_path, "-c", "program"])
+    program = tmp_path / "busybox"
+    program.write_bytes(Path("/bin/busybox").read_bytes())
+    program.chmod(0o755)
+    archive = subprocess.check_output(["tar", "-C", tmp_path, "-c", "busybox"])
     guest.ok(cli, "import", "-", "no-shell", stdin=archive)
-    done = run_in(cli, "--rm", "no-shell", "/program", "echo", "it works")
+    done = run_in(cli, "--rm", "no-shell", "/busybox", "echo", "it works")
     assert done == Ran(0, "it works\n", done.err)
 
 
 def test_out_of_memory(cli: str) -> None:
     limits = ["--memory=24m", "--memory-swap=24m"]
     command = ["/bin/busybox", "tail", "/dev/zero"]
-    guest.run(*run_command(cli, "cima-runc", "--name=life", *limits, IMAGE, *command))
-    assert state(cli, "ExitCode") == "137"
-    assert state(cli, "OOMKilled") == "true"
+    ended = []
+    for runtime in ("runc", "cima-runc"):
+        guest.run(*run_command(cli, runtime, "--name=life", *limits, IMAGE, *command))
+        ended.append((state(cli, "ExitCode"), state(cli, "OOMKilled")))
+        guest.ok(cli, "rm", "-f", "life")
+    plain, ours = ended
+    assert ours == plain
+    assert ours[0] == "137"
 
 
 def test_twenty_at_once(cli: str) -> None:
