@@ -17,6 +17,6 @@ create_certs_tool_config = $state/localca.conf
 create_certs_tool_options = /etc/swtpm-localca.options
 END
 swtpm_setup --tpm2 --tpmstate "$state" --config "$state/setup.conf" --pcr-banks sha1,sha256 \
-    --createek --create-ek-cert --create-platform-cert --allow-signing --lock-nvram \
+    --createek --create-ek-cert --create-platform-cert --lock-nvram \
     --logfile "$state/setup.log" >/dev/null || { cat "$state/setup.log" >&2; exit 1; }
 cat "$authority/issuercert.pem" "$authority/swtpm-localca-rootca-cert.pem" >"$state/ca.pem"

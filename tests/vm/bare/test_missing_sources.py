@@ -2,6 +2,9 @@
 
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from tests.vm import guest
 from tests.vm.guest import IMAGE, Settings
@@ -11,6 +14,17 @@ DEGRADED = "[tpm]\nrequired = false\n[ima]\nrequired = false\n[sensor]\nrequired
 
 def start() -> subprocess.CompletedProcess[str]:
     return subprocess.run(["cima-agent"], capture_output=True, text=True, timeout=120, check=False)
+
+
+@contextmanager
+def running_agent() -> Iterator[None]:
+    """The agent, which this guest's systemd does not start."""
+    with subprocess.Popen(["cima-agent"]) as process:
+        try:
+            guest.wait_for("the agent", Path(guest.SOCKET).exists, seconds=120)
+            yield
+        finally:
+            process.terminate()
 
 
 def lines_of(err: str, source: str) -> list[str]:
@@ -38,8 +52,7 @@ def test_no_ima_at_all_is_said_too() -> None:
 
 
 def test_degraded_by_setting_everything_says_what_is_missing(image: str) -> None:
-    with Settings(DEGRADED):
-        guest.restart_agent()
+    with Settings(DEGRADED), running_agent():
         row = guest.with_docker_once("/bin/true")
         shown = guest.status()
         records = guest.records(row["id"])
@@ -65,7 +78,6 @@ def test_a_setting_that_is_wrong_names_key_value_and_what_is_allowed() -> None:
 
 
 def test_ps_and_log_work_from_what_is_stored(image: str) -> None:
-    guest.run("systemctl", "stop", "cima-agent")
     rows = guest.run("cima", "ps", "--json")
     assert json.loads(rows.out)[0]["state"] == "stopped"
     assert "is not running" in rows.err
