@@ -14,6 +14,8 @@ import pytest
 from tests.vm import guest, images
 from tests.vm.guest import Ran, Settings
 
+pytestmark = pytest.mark.unproven
+
 ANY_COMMAND = "[config]\nallow_any_args = true\n"
 
 

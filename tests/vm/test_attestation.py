@@ -13,6 +13,8 @@ import pytest
 from tests.vm import guest
 from tests.vm.guest import IMAGE
 
+pytestmark = pytest.mark.unproven
+
 SLEEP = ("/bin/sh", "-c", "/bin/script; /bin/sleep 600")
 
 

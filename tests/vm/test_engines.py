@@ -12,6 +12,8 @@ import pytest
 from tests.vm import guest
 from tests.vm.guest import IMAGE, Ran
 
+pytestmark = pytest.mark.unproven
+
 CLIS = ["docker", "podman"]
 _LOOP = 'trap "echo got it" USR1; trap "exit 5" TERM; echo up; while :; do sleep 0.2; done'
 
