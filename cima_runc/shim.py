@@ -181,7 +181,7 @@ def _replace(directory: int, name: str, data: bytes, like: os.stat_result) -> os
             if (like.st_uid, like.st_gid) != (os.geteuid(), os.getegid()):
                 os.fchown(handle, like.st_uid, like.st_gid)
             os.fchmod(handle, like.st_mode & 0o7777)
-            # An engine's bundle is in memory, where this costs nothing; one on a disk is somebody's.
+            # An engine's bundle is in memory, where this costs nothing; one on disk is a person's.
             os.fsync(handle)
             status = os.fstat(handle)
         os.replace(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
