@@ -94,7 +94,8 @@ def status(as_json: _Json = False) -> None:
         return
     for key, value in shown.items():
         typer.echo(f"{key:18} {_plain(value)}")
-    if shown["pcr_value"] != shown["expected_value"]:
+    expected = shown["expected_value"]  # None before the first bind: nothing is expected
+    if expected is not None and shown["pcr_value"] != expected:
         note(f"PCR {shown['pcr']} is not what we bound: somebody else extended it")
 
 
