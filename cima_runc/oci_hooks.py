@@ -8,9 +8,6 @@ from typing import Any
 
 from cima_runc.errors import CimaError
 
-HOOKS_DIR = "libexec/cima/hooks"
-"""Where the hooks are, below the prefix of the installation."""
-
 CREATE_STAGES = ("createRuntime", "prestart")
 """Stages in which a container may be registered: in the runtime's namespaces, before pivot_root,
 and a failure stops the container."""

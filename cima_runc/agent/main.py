@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
-from cima_runc import limits
+from cima_runc import installation, limits
 from cima_runc.agent import enrolment
 from cima_runc.agent.attester import Attester
 from cima_runc.agent.bundles import BundleServer
@@ -35,7 +35,6 @@ from cima_runc.evidence.enrolment import Challenge, parse
 from cima_runc.evidence.models import Request, parse_request
 from cima_runc.ml.listing import boot_id
 from cima_runc.ml.store import Store
-from cima_runc.oci_hooks import HOOKS_DIR
 from cima_runc.shim_settings import SETTINGS_FILE
 from cima_runc.text import printable
 
@@ -430,10 +429,9 @@ def main() -> int:
     )
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    hooks_dir = str(Path(sys.prefix).resolve() / HOOKS_DIR)
     try:
         settings = load_settings(arguments.config)
-        asyncio.run(_serve(settings, open_sources(settings), hooks_dir))
+        asyncio.run(_serve(settings, open_sources(settings), str(installation.hooks_dir())))
     except SourcesMissingError as error:
         for line in (str(error), *error.lines):
             _log.error("%s", printable(line))

@@ -1,12 +1,12 @@
 """``cima configure``: makes cima-runc one of an engine's runtimes."""
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cima_runc import installation
 from cima_runc.cli.output import note
 from cima_runc.config import load_settings
 from cima_runc.engines.change import Changes
@@ -16,7 +16,8 @@ from cima_runc.engines.docker import DOCKER
 from cima_runc.engines.engine import EngineError, Wish
 from cima_runc.engines.podman import PODMAN
 
-_ENGINES = {engine.name: engine for engine in (DOCKER, CONTAINERD, PODMAN, CRIO)}
+ENGINES = {engine.name: engine for engine in (DOCKER, CONTAINERD, PODMAN, CRIO)}
+"""The engines that we know, by name."""
 
 
 class EngineName(StrEnum):
@@ -42,12 +43,12 @@ def configure(
     ] = None,
 ) -> None:
     """Make cima-runc a runtime of an engine; restarts nothing."""
-    chosen = _ENGINES[engine.value]
+    chosen = ENGINES[engine.value]
     changes = Changes(Path("/"), Path(load_settings().shim.state_dir) / "configure")
     if remove:
         change = changes.removing(chosen)
     else:
-        launcher = runtime or Path(sys.prefix).resolve() / "bin/cima-runc"
+        launcher = runtime or installation.launcher()
         if not launcher.is_absolute() or not launcher.is_file():
             raise EngineError(f"{launcher} is no program", hint="name it with --runtime")
         change = changes.adding(chosen, Wish(str(launcher), set_as_default))

@@ -16,6 +16,7 @@ from cima_runc.shim_settings import SETTINGS_FILE
 _COMMANDS = {
     "ps": ("containers", "ps"),
     "log": ("containers", "log"),
+    "doctor": ("doctor", "doctor"),
     "status": ("containers", "status"),
     "show": ("show", "show"),
     "configure": ("configure", "configure"),

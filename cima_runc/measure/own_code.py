@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
+from cima_runc import installation
 from cima_runc.ima.template import Func
 
 _PROGRAMS = ("bin/cima-runc", "libexec/cima/hooks/*", "bin/cima-agent")
@@ -32,7 +33,7 @@ def own_files(started_ns: int) -> list[tuple[bytes, Func]]:
 
     ``started_ns``: when this process started, ns since 1970.
     """
-    prefix = Path(sys.prefix).resolve()
+    prefix = installation.prefix()
     found: dict[bytes, Func] = {}
     for patterns, func in ((_PROGRAMS, Func.BPRM_CHECK), (_READ, Func.FILE_CHECK)):
         for pattern in patterns:

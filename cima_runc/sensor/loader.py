@@ -151,7 +151,7 @@ class Sensor:
             )
         elf = _read_object()
         libbpf = _load_libbpf()
-        _check_kernel()
+        check_kernel()
         obj, sensor = 0, None
         try:
             obj = libbpf.object_open(elf)
@@ -342,8 +342,12 @@ def _load_libbpf() -> Libbpf:
         ) from error
 
 
-def _check_kernel() -> None:
-    """Raise the error that names what is missing, before the kernel gives only an errno."""
+def check_kernel() -> None:
+    """Look whether the sensor can run here, without loading it.
+
+    Raises:
+        SensorUnavailableError: names what is missing, where the kernel gives only an errno.
+    """
     if not _privileged():
         raise NoPrivilegeError(
             "loading the sensor takes the capabilities CAP_BPF and CAP_PERFMON",

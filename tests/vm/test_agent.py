@@ -178,3 +178,12 @@ def test_dropped_events_are_a_lost_record(image: str, agent_restarted_after: Non
     assert len(arrived) < programs
     assert guest.status()["lost"] == sum(content["count"] for content in lost)
     guest.ok("docker", "rm", "-f", container_id)
+
+
+def test_the_doctor_finds_a_measuring_host_fit() -> None:
+    ran = guest.run("cima", "doctor", "--json")
+    found = {one["check"]: one for one in json.loads(ran.out)}
+    assert ran.code == 0, found
+    needed = ("privilege", "installation", "runtime", "ima", "own code", "sensor", "tpm", "agent")
+    assert {found[check]["state"] for check in needed} == {"ok"}, found
+    assert {found[engine]["state"] for engine in ("docker", "containerd")} == {"ok"}, found

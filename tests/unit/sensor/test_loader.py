@@ -33,25 +33,25 @@ def privileged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_a_kernel_with_everything_passes(privileged: Path) -> None:
-    loader._check_kernel()
+    loader.check_kernel()
 
 
 def test_a_kernel_without_type_information(privileged: Path) -> None:
     (privileged / "vmlinux").unlink()
     with pytest.raises(NoBtfError, match="CONFIG_DEBUG_INFO_BTF"):
-        loader._check_kernel()
+        loader.check_kernel()
 
 
 def test_a_kernel_started_without_the_bpf_lsm(privileged: Path) -> None:
     (privileged / "lsm").write_text("lockdown,capability,nobpf")
     with pytest.raises(NoBpfLsmError, match="lsm=lockdown,nobpf,integrity,bpf to the kernel"):
-        loader._check_kernel()
+        loader.check_kernel()
 
 
 def test_securityfs_that_is_not_mounted(privileged: Path) -> None:
     (privileged / "lsm").unlink()
     with pytest.raises(NoBpfLsmError, match="mount -t securityfs"):
-        loader._check_kernel()
+        loader.check_kernel()
 
 
 LOG = """\

@@ -88,3 +88,13 @@ def test_ps_and_log_work_from_what_is_stored(image: str) -> None:
     assert refused.code == 2
     assert "systemctl start cima-agent" in refused.err
     assert IMAGE
+
+
+def test_the_doctor_names_each_missing_source() -> None:
+    ran = guest.run("cima", "doctor", "--json")
+    assert ran.code == 1
+    found = {one["check"]: one for one in json.loads(ran.out)}
+    failed = {check for check, one in found.items() if one["state"] == "fail"}
+    assert failed == {"ima", "sensor", "tpm", "agent"}
+    assert "/etc/ima/ima-policy" in found["ima"]["next"]
+    assert "lsm=" in found["sensor"]["next"]

@@ -1,0 +1,206 @@
+"""``cima doctor``: is this host ready to measure containers, and if not, what is to be done."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from cima_runc import installation
+from cima_runc.agent_socket import call_agent
+from cima_runc.cli import context
+from cima_runc.cli.configure import ENGINES
+from cima_runc.cli.output import print_json, print_table
+from cima_runc.config import Settings
+from cima_runc.engines.change import Changes
+from cima_runc.engines.engine import Wish
+from cima_runc.errors import CimaError
+from cima_runc.text import printable
+
+_AGENT_SECONDS = 60.0
+_RUNTIME_SECONDS = 10.0
+_PROGRAMS = {"docker": "dockerd", "containerd": "containerd", "podman": "podman", "crio": "crio"}
+"""The program by which an engine is known to be installed."""
+_INSTALL = "install it again: examples/install.sh"
+
+
+class UnfitError(CimaError):
+    """Something that a check looks at is not as it must be."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What one check found."""
+
+    check: str
+    state: Literal["ok", "warn", "fail"]
+    what: str
+    next: str = ""
+    """What to do about it."""
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Check that this host can measure containers; exit status 1 where it cannot."""
+    diagnoses = examine(context.settings())
+    if as_json:
+        print_json([asdict(one) for one in diagnoses])
+    else:
+        print_table(("CHECK", "", "WHAT"), [(one.check, one.state, one.what) for one in diagnoses])
+        for one in diagnoses:
+            if one.next:
+                typer.echo(f"{one.check}: {printable(one.next)}")
+    sys.exit(any(one.state == "fail" for one in diagnoses))
+
+
+def examine(settings: Settings) -> list[Diagnosis]:
+    """Make every check; one that fails keeps none of the others from being made."""
+    checks: list[tuple[str, Callable[[], str], bool]] = [
+        ("privilege", _privilege, True),
+        ("installation", _installation, True),
+        ("runtime", lambda: _runtime(settings), True),
+        ("ima", lambda: _ima(settings), settings.ima.required),
+        ("own code", lambda: _own_code(settings), False),
+        ("sensor", _sensor, settings.sensor.required),
+        ("tpm", lambda: _tpm(settings), settings.tpm.required),
+    ]
+    found = [_diagnose(*check) for check in checks]
+    found += _agent(settings)
+    found += [
+        _diagnose(name, lambda name=name: _engine(settings, name), False)  # type: ignore[misc]
+        for name, program in _PROGRAMS.items()
+        if shutil.which(program)
+    ]
+    return found
+
+
+def _diagnose(check: str, look: Callable[[], str], needed: bool) -> Diagnosis:
+    try:
+        return Diagnosis(check, "ok", look())
+    except CimaError as error:
+        return Diagnosis(check, "fail" if needed else "warn", error.what, error.hint)
+    except OSError as error:
+        what = f"{error.filename or check}: {error.strerror}"
+        return Diagnosis(check, "fail" if needed else "warn", what)
+
+
+def _privilege() -> str:
+    if os.geteuid() != 0:
+        raise UnfitError("not root: most of this host cannot be looked at", hint="run it as root")
+    return "root"
+
+
+def _installation() -> str:
+    hooks = [installation.hooks_dir() / name for name in ("prestart", "poststart", "poststop")]
+    for path in (installation.launcher(), *hooks):
+        status = path.stat()
+        if not (stat.S_ISREG(status.st_mode) and os.access(path, os.X_OK)):
+            raise UnfitError(f"{path} is no program", hint=_INSTALL)
+        # Engines run it as root: nobody else may change it, or put another in its place.
+        for part in (path, *path.parents):
+            mode = part.stat().st_mode
+            if mode & 0o022 and not mode & stat.S_ISVTX:
+                raise UnfitError(f"{part} can be changed by others", hint=f"chmod go-w {part}")
+    return f"launcher and hooks below {installation.prefix()}"
+
+
+def _runtime(settings: Settings) -> str:
+    from cima_runc.shim import find_runtime
+
+    path = find_runtime(settings.shim.runtimes, str(installation.launcher()))
+    try:
+        ran = subprocess.run(
+            [path, "--version"], capture_output=True, timeout=_RUNTIME_SECONDS, check=True
+        )
+    except subprocess.SubprocessError as error:
+        raise UnfitError(f"{path} does not tell its version", hint="install runc") from error
+    version = ran.stdout.decode("utf-8", "replace").partition("\n")[0]
+    return f"{version} ({path})"
+
+
+def _ima(settings: Settings) -> str:
+    from cima_runc.agent.sources import open_kernel_log
+
+    log = open_kernel_log(Path(settings.ima.directory))
+    try:
+        return f"{log.count} entries in the kernel's log"
+    finally:
+        log.close()
+
+
+def _own_code(settings: Settings) -> str:
+    from cima_runc.ima.kernel_log import KernelLog
+
+    log = KernelLog.open(Path(settings.ima.directory))
+    try:
+        entries = log.read_new()
+    finally:
+        log.close()
+    own = os.fsencode(installation.prefix()) + b"/"
+    names = {entry.file[1] for entry in entries if entry.file is not None}
+    count = sum(name.startswith(own) and name.endswith((b".py", b".pyc")) for name in names)
+    if not count:
+        owner = installation.launcher().stat().st_uid
+        raise UnfitError(
+            "the kernel does not measure our Python files when they are read",
+            hint=f"the IMA policy needs: measure func=FILE_CHECK mask=^MAY_READ fowner={owner}",
+        )
+    return f"{count} of our Python files are in the kernel's log"
+
+
+def _sensor() -> str:
+    from cima_runc.sensor.loader import check_kernel
+
+    check_kernel()
+    return f"the BPF LSM of Linux {os.uname().release}"
+
+
+def _tpm(settings: Settings) -> str:
+    from cima_runc.tpm.device import Tpm
+
+    tpm = Tpm.open(settings.tpm.tcti)
+    try:
+        value = tpm.read_pcrs([settings.tpm.pcr])[settings.tpm.pcr]
+    finally:
+        tpm.close()
+    return f"{tpm.description}, PCR {settings.tpm.pcr} is {value.hex()[:16]}..."
+
+
+def _agent(settings: Settings) -> list[Diagnosis]:
+    status: dict[str, Any] = {}
+
+    def answers() -> str:
+        raw = call_agent(settings.shim.socket, "status", b"{}", timeout=_AGENT_SECONDS)
+        status.update(json.loads(raw))
+        return f"runs, {status['containers']} containers, bind {status['seq']}"
+
+    found = [_diagnose("agent", answers, True)]
+    if not status:
+        return found
+    if status["missing"]:
+        what = f"runs without {', '.join(status['missing'])}"
+        found.append(Diagnosis("sources", "warn", what, "verifiers are told so in every record"))
+    expected = status["expected_value"]
+    if expected is not None and expected != status["pcr_value"]:
+        what = f"PCR {status['pcr']} was extended by somebody else"
+        hint = "find out who uses it, or choose another PCR: tpm.pcr"
+        found.append(Diagnosis("binding", "warn", what, hint))
+    if status["unwritten_records"]:
+        what = f"{status['unwritten_records']} records wait for the disk"
+        hint = f"make room in {settings.shim.state_dir}"
+        found.append(Diagnosis("disk", "fail", what, hint))
+    return found
+
+
+def _engine(settings: Settings, name: str) -> str:
+    changes = Changes(Path("/"), Path(settings.shim.state_dir) / "configure")
+    change = changes.adding(ENGINES[name], Wish(str(installation.launcher()), default=False))
+    if change.needed:
+        raise UnfitError(f"{change.path} does not name cima-runc", hint=f"cima configure {name}")
+    return f"{change.path} names cima-runc"
