@@ -140,8 +140,9 @@ make_deps() {
     build_wheel "$1"
     install_wheel "$1"
     inside "$1" python3 -m venv --without-pip /opt/cima-test
+    # shellcheck disable=SC2086  # one package a word
     inside "$1" env PIP_NO_CACHE_DIR=1 PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels \
-        /opt/cima/bin/pip --python /opt/cima-test/bin/python install pytest hypothesis
+        /opt/cima/bin/pip --python /opt/cima-test/bin/python install $test_packages
     # shellcheck disable=SC2016  # the inner shell expands it
     inside "$1" sh -c 'echo /opt/cima/lib/python3*/site-packages >"$(echo /opt/cima-test/lib/python3*/site-packages)/cima.pth"'
     rm -rf "$1/root/wheel"
@@ -185,10 +186,12 @@ tar_of() {
         --exclude=__pycache__ --exclude='*.o' -c "${@:2}"
 }
 
-requirements=$(cd "$checkout" && "$python" - <<'END'
+# grpcio: containerd's CRI is spoken to directly, Debian has no crictl.
+test_packages="pytest hypothesis grpcio"
+requirements=$(cd "$checkout" && "$python" - <<END
 import tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))
-print(*project["build-system"]["requires"], *project["project"]["dependencies"], "pytest", "hypothesis")
+print(*project["build-system"]["requires"], *project["project"]["dependencies"], *"$test_packages".split())
 END
 )
 build_packages="gcc libc6-dev musl-tools pkg-config python3-dev libtss2-dev clang libbpf-dev"
