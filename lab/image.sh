@@ -139,6 +139,8 @@ make_deps() {
     compose "$1" "$CIMA_CACHE/$tree"
     build_wheel "$1"
     install_wheel "$1"
+    inside "$1" env PIP_NO_CACHE_DIR=1 PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels \
+        /opt/cima/bin/pip install 'cima-runc[https]'
     inside "$1" python3 -m venv --without-pip /opt/cima-test
     # shellcheck disable=SC2086  # one package a word
     inside "$1" env PIP_NO_CACHE_DIR=1 PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels \
@@ -190,8 +192,10 @@ tar_of() {
 test_packages="pytest hypothesis grpcio"
 requirements=$(cd "$checkout" && "$python" - <<END
 import tomllib
-project = tomllib.load(open("pyproject.toml", "rb"))
-print(*project["build-system"]["requires"], *project["project"]["dependencies"], *"$test_packages".split())
+file = tomllib.load(open("pyproject.toml", "rb"))
+project = file["project"]
+https = project["optional-dependencies"]["https"]
+print(*file["build-system"]["requires"], *project["dependencies"], *https, *"$test_packages".split())
 END
 )
 build_packages="gcc libc6-dev musl-tools pkg-config python3-dev libtss2-dev clang libbpf-dev"

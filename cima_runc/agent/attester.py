@@ -10,11 +10,12 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from cima_runc import limits
 from cima_runc.agent.core import BoundRegister, Container, Core
@@ -29,11 +30,11 @@ from cima_runc.evidence.models import (
     AggregationPart,
     AkPart,
     BindingPart,
-    DependenciesPart,
     Evidence,
     ForeignChange,
     ForeignPart,
     HostLine,
+    LeafPart,
     QuotePart,
     Request,
     Sealed,
@@ -42,7 +43,7 @@ from cima_runc.evidence.models import (
     HostLog as HostLogPart,
 )
 from cima_runc.evidence.owner import parse_public
-from cima_runc.evidence.qualify import Inclusion, aggregate, request_leaf
+from cima_runc.evidence.qualify import Inclusion, aggregate_among, request_leaf
 from cima_runc.evidence.seal import key_id, seal
 from cima_runc.ml.listing import find_note
 from cima_runc.ml.store import Store
@@ -213,7 +214,6 @@ class Attester:
             ak=AkPart(public=answer.ak_public),
             binding=self._binding_part(answer),
             sealed=sealed,
-            dependencies=self._dependencies_part(answer),
             host_log=self._host_log_part(request, quoted),
             boot_log=self._boot_log() if request.boot_log else None,
         )
@@ -239,7 +239,7 @@ class Attester:
         if not found:
             return
         leaves = [request_leaf(one.request.nonce, container.note.id) for one, container in found]
-        root, places = aggregate(leaves)
+        root, places = aggregate_among(leaves, limits.WAITING_REQUESTS)
         quoted = self._quote(root, with_host)
         public = self.attestation_key().public
         for (one, container), place in zip(found, places, strict=True):
@@ -326,33 +326,15 @@ class Attester:
         records = [disclosed_line(line) for line in lines]
         if since + len(records) != answer.register.count:
             raise AttestError("the container's stored records are not all there")
-        head = json.dumps(
-            {
-                "secret": answer.container.secret.hex(),
-                "cpcr": answer.register.cpcr.hex(),
-                "since": since,
-            }
-        )
-        return head[:-1].encode("ascii") + b',"records":[' + b",".join(records) + b"]}"
-
-    def _dependencies_part(self, answer: Answer) -> DependenciesPart | None:
+        own = _records_part(answer.container, answer.register, since, records)
         if answer.dependencies is None:
-            return None
+            return own
         container, bound = answer.dependencies
         lines = islice(self._store.lines(container.note.registration), bound.count)
-        records = [json.loads(disclosed_line(line)) for line in lines]
+        records = [disclosed_line(line, shared=True) for line in lines]
         if len(records) != bound.count:
             raise AttestError("the stored records of the dependencies are not all there")
-        return DependenciesPart(
-            slot=bound.slot,
-            path=tuple(bound.path),
-            leaf=bound.leaf,
-            count=bound.count,
-            secret=container.secret,
-            cpcr=bound.cpcr,
-            since=0,
-            records=records,
-        )
+        return own[:-1] + b',"dependencies":' + _records_part(container, bound, 0, records) + b"}"
 
     def _binding_part(self, answer: Answer) -> BindingPart:
         bound, bind, journal = answer.register, answer.quoted.bind, answer.quoted.journal
@@ -362,15 +344,14 @@ class Attester:
             )
             for change in journal.foreign_last
         )
+        relied_on = answer.dependencies
         return BindingPart(
             pcr=self._settings.tpm.pcr,
             seq=bind.seq,
             root=bind.root,
             history=bind.history,
-            slot=bound.slot,
-            path=tuple(bound.path),
-            leaf=bound.leaf,
-            count=bound.count,
+            **_leaf_fields(bound),
+            dependencies=LeafPart(**_leaf_fields(relied_on[1])) if relied_on else None,
             foreign=ForeignPart(count=journal.foreign, last=last),
         )
 
@@ -396,3 +377,21 @@ class Attester:
         if len(raw) > limits.EVENT_LOG:
             raise AttestError(f"{path} has more than {limits.EVENT_LOG} bytes")
         return raw
+
+
+def _leaf_fields(bound: BoundRegister) -> dict[str, Any]:
+    return {
+        "slot": bound.slot,
+        "path": tuple(bound.path),
+        "leaf": bound.leaf,
+        "count": bound.count,
+    }
+
+
+def _records_part(
+    container: Container, bound: BoundRegister, since: int, records: Iterable[bytes]
+) -> bytes:
+    """Return a :class:`RecordsPart` as JSON; the records are JSON already."""
+    head = {"secret": container.secret.hex(), "cpcr": bound.cpcr.hex(), "since": since}
+    text = json.dumps(head, separators=(",", ":")).encode("ascii")
+    return text[:-1] + b',"records":[' + b",".join(records) + b"]}"

@@ -46,9 +46,9 @@ _LOG_LAG_SECONDS = 0.01
 
 _REGISTER_SECONDS = 5
 """Of a hook's time, what is kept for the rest when a root filesystem is measured."""
-_NUMBER_GAP = 1 << 16
-"""Registration numbers grow by a random step below this: a container's number, which its owner
-sees, does not tell how many others there were."""
+_SHARED_NUMBERS = 1 << 32
+"""Partitions that containers share have random numbers below this, which do not tell when the first
+of the containers was started."""
 
 
 class RegistrationError(CimaError):
@@ -85,7 +85,7 @@ class Service:
         self._on_process = on_process
         self._rootfs_store = RootfsStore.at(store.root / "rootfs")
         self._processes: dict[int, ContainerProcess] = {}
-        self._next = _number_after(max(store.registrations(), default=0))
+        self._number = max(store.registrations(), default=0)
         self.dependencies = Dependencies(
             boot_id=boot_id,
             host_pcr=settings.ima.host_pcr,
@@ -93,7 +93,7 @@ class Service:
             store=store,
             ledger=ledger,
             kernel_log=kernel_log,
-            new_number=self._new_number,
+            new_number=self._new_shared_number,
             new_secret=self._new_secret,
         )
         self._lost: dict[int, int] = {}
@@ -314,8 +314,18 @@ class Service:
                 self._sensor.unwatch(note.mntns)
 
     def _new_number(self) -> int:
-        number = self._next
-        self._next = _number_after(number)
+        """Return the time (microseconds since 1970): numbers grow, and count nobody's containers.
+
+        Were they counted, or had gaps of any distribution, two of an owner's would tell how many
+        of others' came between. Below 2^53, so that JSON holds them.
+        """
+        self._number = max(self._number + 1, time.time_ns() // 1000)
+        return self._number
+
+    def _new_shared_number(self) -> int:
+        taken = {*self._store.registrations(), 0}
+        while (number := secrets.randbelow(_SHARED_NUMBERS)) in taken:
+            pass
         return number
 
     def _new_secret(self) -> bytes:
@@ -533,7 +543,3 @@ class Service:
         notes = [container.note for container in self._core.containers]
         note = find_note(notes, str(wanted))
         return b"".join(line + b"\n" for line in self._store.lines(note.registration))
-
-
-def _number_after(number: int) -> int:
-    return number + 1 + secrets.randbelow(_NUMBER_GAP)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -74,7 +74,9 @@ def keygen(
 def attest(
     container: Annotated[str, typer.Argument(metavar="ID", help="Id, or how it begins.")],
     nonce: Annotated[str, typer.Option(help="The verifier's nonce, hexadecimal.")],
-    host: Annotated[str, typer.Option(help="Of the host's log: none, redacted, full.")] = "none",
+    host: Annotated[
+        Literal["none", "redacted", "full"], typer.Option(help="How much of the host's log.")
+    ] = "none",
     since: Annotated[int, typer.Option(min=0, help="The first record wanted.")] = 0,
     boot_log: Annotated[bool, typer.Option(help="Include the firmware's event log.")] = False,
     output: _Output = Path("evidence.json"),

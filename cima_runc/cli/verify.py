@@ -3,7 +3,7 @@
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -34,6 +34,11 @@ def verify(
         list[Path] | None, typer.Option(help="Reference values of the image; again for the host's.")
     ] = None,
     policy: Annotated[Path | None, typer.Option(help="What is insisted on (TOML).")] = None,
+    host: Annotated[
+        Literal["none", "redacted", "full"],
+        typer.Option(help="What was asked for of the host's log; less is refused."),
+    ] = "none",
+    boot_log: Annotated[bool, typer.Option(help="The firmware's log was asked for.")] = False,
     state: Annotated[
         Path | None, typer.Option(help="Directory to remember in: reboots, rollbacks.")
     ] = None,
@@ -49,6 +54,8 @@ def verify(
         ak=parse_enrolled_ak(files.read(ak)),
         container=container,
         owner_key=parse_private(files.read(owner_key)) if owner_key is not None else None,
+        host=host,
+        boot_log=boot_log,
         policy=read_policy(policy),
     )
     appraised = appraisal(reference, policy) if reference else None

@@ -126,6 +126,8 @@ class BindingPart(LeafPart):
     """The tree's root."""
     history: Digest
     """The PCR's value before the bind."""
+    dependencies: LeafPart | None = None
+    """The leaf of the partition of its dependencies, None where it has none."""
     foreign: ForeignPart
 
 
@@ -138,8 +140,8 @@ class Sealed(Model):
     """Encapsulated key and ciphertext."""
 
 
-class OwnerPart(Model):
-    """What only the container's owner may see."""
+class RecordsPart(Model):
+    """Records of a partition, and what connects them with its leaf."""
 
     secret: Digest
     """The secret that the leaf is made with."""
@@ -151,8 +153,12 @@ class OwnerPart(Model):
     """The records from ``since`` to the last that was bound; each is checked when it is read."""
 
 
-class DependenciesPart(LeafPart, OwnerPart):
-    """The partition of the host services that the container relies on, all of it."""
+class OwnerPart(RecordsPart):
+    """What only the container's owner may see: its partition, and what it relies on."""
+
+    dependencies: RecordsPart | None = None
+    """All records of the host services that the container relies on, None where its registration
+    names none."""
 
 
 class HostLine(Model):
@@ -189,7 +195,6 @@ class Evidence(Model):
     """The owner's part, once for each of his keys."""
     owner: OwnerPart | None = None
     """The owner's part in the clear, where the container has no owner's key."""
-    dependencies: DependenciesPart | None = None
     host_log: HostLog
     boot_log: Base64 | None = None
     """The firmware's event log (TCG PC Client Platform Firmware Profile, section 10)."""
@@ -208,7 +213,7 @@ def parse_evidence(raw: bytes, *, limit: int = limits.EVIDENCE) -> Evidence:
         EvidenceVersionError: of a version other than :data:`VERSION`.
         EvidenceFormatError: anything else that is wrong with it.
     """
-    value = _load(raw, limit)
+    value = _load(raw, limit, "the evidence")
     version = value.get("version")
     if value.get("type") != "cima-evidence":
         raise EvidenceFormatError(
@@ -232,18 +237,13 @@ def parse_owner_part(raw: bytes) -> OwnerPart:
     Raises:
         EvidenceError: as for :func:`parse_evidence`.
     """
-    if len(raw) > limits.EVIDENCE:
-        raise EvidenceTooLargeError(f"the owner's part has more than {limits.EVIDENCE} bytes")
+    value = _load(raw, limits.EVIDENCE, "the owner's part")
     try:
-        # Most of evidence by far: read by a parser with a limit on depth of its own. Its limit on
-        # doubled keys is that of digests: what is measured is what was read.
-        return OwnerPart.model_validate(from_json(raw, allow_inf_nan=False))
+        return OwnerPart.model_validate(_tuples(value))
     except ValidationError as error:
         raise EvidenceFormatError(
             f"the owner's part is not well formed: {first_of(error)}"
         ) from error
-    except ValueError as error:
-        raise EvidenceFormatError(f"the owner's part is not JSON: {error}") from error
 
 
 def parse_request(raw: bytes) -> Request:
@@ -268,15 +268,45 @@ def first_of(error: ValidationError) -> str:
     return printable(f"{place}: {first['msg']}"[:400])
 
 
-def _load(raw: bytes, limit: int) -> dict[str, Any]:
+def _load(raw: bytes, limit: int, what: str) -> dict[str, Any]:
+    if len(raw) <= limit and (quick := _quickly(raw)) is not None:
+        return quick
     try:
-        return load_object(raw, what="the evidence", limit=limit)
+        return load_object(raw, what=what, limit=limit)
     except JsonTooLargeError as error:
         raise EvidenceTooLargeError(error.what) from error
     except JsonTooDeepError as error:
         raise EvidenceTooDeepError(error.what) from error
     except JsonError as error:
         raise EvidenceFormatError(error.what, hint="make one with: cima attest") from error
+
+
+def _quickly(raw: bytes) -> dict[str, Any] | None:
+    """Read JSON in a third of the time, where it is easy to see that no key is doubled.
+
+    In text where no string ends in or holds an escape before a colon, and no white space stands
+    before one, each ``":`` is a key. None where there are others, and for all that is wrong.
+    """
+    if any(odd in raw for odd in (b'\\":', b" :", b"\t:", b"\n:", b"\r:")):
+        return None
+    try:
+        value = from_json(raw, allow_inf_nan=False)
+    except ValueError:
+        return None
+    if isinstance(value, dict) and _count_keys(value, limits.JSON_DEPTH) == raw.count(b'":'):
+        return value
+    return None
+
+
+def _count_keys(value: dict[str, Any] | list[Any], levels: int) -> int:
+    """Return how many keys the objects hold, a number too large where they go too deep."""
+    if not levels:
+        return 1 << 64
+    count = len(value) if isinstance(value, dict) else 0
+    for item in value.values() if isinstance(value, dict) else value:
+        if type(item) is dict or type(item) is list:
+            count += _count_keys(item, levels - 1)
+    return count
 
 
 def _tuples(value: Any) -> Any:

@@ -5,6 +5,7 @@ sections 2.1.1 and 2.1.3.2, the hash prefixes are RFC 9162's as well.
 """
 
 import hashlib
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,21 @@ def aggregate(leaves: Sequence[bytes]) -> tuple[bytes, list[Inclusion]]:
     root, paths = _subtree(leaves)
     size = len(leaves)
     return root, [Inclusion(at, size, tuple(path)) for at, path in enumerate(paths)]
+
+
+def aggregate_among(leaves: Sequence[bytes], places: int) -> tuple[bytes, list[Inclusion]]:
+    """Return the same for leaves in random places among ``places``, the others filled at random.
+
+    So no asker sees how many the others are. A leaf that is alone stays alone.
+    """
+    if len(leaves) == 1:
+        return aggregate(leaves)
+    own = secrets.SystemRandom().sample(range(places), len(leaves))
+    filled = [secrets.token_bytes(32) for _ in range(places)]
+    for place, leaf in zip(own, leaves, strict=True):
+        filled[place] = leaf
+    root, inclusions = aggregate(filled)
+    return root, [inclusions[place] for place in own]
 
 
 def _subtree(leaves: Sequence[bytes]) -> tuple[bytes, list[list[bytes]]]:

@@ -71,6 +71,10 @@ class QuoteFormatError(VerificationError):
     """The quote is not of the form that a TPM gives, or not of the SHA-256 bank alone."""
 
 
+class DisclosureError(VerificationError):
+    """Less is shown of the host's or the firmware's log than was asked for."""
+
+
 class PcrSelectionError(VerificationError):
     """The PCRs that were quoted are not those that were asked for."""
 

@@ -34,6 +34,8 @@ class Remembered(Model):
     """Digest of the container's first record, which tells one registration from the next."""
     registration: U64
     """The registration's number on the host."""
+    dependencies: U64 | None
+    """The number of the partition of its dependencies, as the registration says."""
     appraised_with: Digest | None
     """Identifies the reference values and policy by which all records so far were found to be
     good; None where they were not appraised, or not good."""

@@ -6,19 +6,21 @@ Source: design, section 7.
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard, get_args
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from cima_runc.cpcr import register
 from cima_runc.cpcr.binding import Bind
 from cima_runc.cpcr.tree import leaf_hash, root_from_path
+from cima_runc.evidence.disclosure import Disclosure
 from cima_runc.evidence.models import (
     BindingPart,
     Evidence,
     EvidenceError,
     LeafPart,
     OwnerPart,
+    RecordsPart,
     parse_owner_part,
 )
 from cima_runc.evidence.qualify import Inclusion, request_leaf, root_of
@@ -106,6 +108,26 @@ def check_quote(evidence: Evidence, public: PublicArea) -> QuoteBody:
             hint="other hierarchies obscure resetCount: enrol a key made by cima-agent",
         )
     return body
+
+
+def check_disclosure(evidence: Evidence, host: Disclosure, boot_log: bool) -> None:
+    """As much of the host's log is shown as was asked for, and the firmware's log too."""
+    shown = evidence.host_log.disclosure
+    levels = get_args(Disclosure)
+    if levels.index(shown) < levels.index(host):
+        raise errors.DisclosureError(
+            "less of the host's log is shown than was asked for",
+            expected=host,
+            found=shown,
+            hint=_ANEW,
+        )
+    if boot_log and evidence.boot_log is None:
+        raise errors.DisclosureError(
+            "the firmware's event log is not shown, which was asked for",
+            expected="an event log",
+            found="none",
+            hint=_ANEW,
+        )
 
 
 def check_selection(evidence: Evidence, body: QuoteBody, policy: Policy) -> None:
@@ -284,7 +306,7 @@ class Replayed:
 
 
 def check_leaf(
-    part: OwnerPart,
+    part: RecordsPart,
     leaf: LeafPart,
     *,
     start: bytes,
@@ -345,15 +367,25 @@ def check_digests(records: Sequence[Record]) -> None:
             )
 
 
-def registration_of(records: Sequence[Record], container: str) -> int:
-    """Return the registration's number from a container's first record."""
+@dataclass(frozen=True)
+class Registration:
+    """What a container's first record says."""
+
+    number: int
+    """The registration's number on the host."""
+    dependencies: int | None
+    """The number of its dependencies' partition, None where they could not be found."""
+
+
+def registration_of(records: Sequence[Record], container: str) -> Registration:
+    """Read a container's first record."""
     match records:
         case [Record(content_type="cima", content=first), *_] if (
             first.get("type") == "register" and first.get("id") == container
         ):
-            number = first.get("registration")
-            if type(number) is int and number >= 0:
-                return number
+            number, dependencies = first.get("registration"), first.get("dependencies")
+            if _is_number(number) and (dependencies is None or _is_number(dependencies)):
+                return Registration(number, dependencies)
     raise errors.RecordFormatError(
         "the first record is not the registration of this container",
         expected=f"a record register of {printable(container)}",
@@ -395,14 +427,15 @@ def check_progress(
         )
 
 
-def check_dependencies(evidence: Evidence, first: Record | None) -> list[Record]:
+def check_dependencies(
+    part: RecordsPart | None, binding: BindingPart, named: int | None
+) -> list[Record]:
     """The dependencies' partition is bound by the same root; returns its records.
 
-    ``first`` is the container's first record where the evidence has it: it names the partition.
+    ``named`` is the partition that the container's registration names.
     """
-    part = evidence.dependencies
-    named = first.content.get("dependencies") if first is not None else None
-    if part is None:
+    leaf = binding.dependencies
+    if part is None or leaf is None:
         if named is not None:
             raise errors.DependenciesError(
                 "the dependencies that the container's registration names are not shown",
@@ -411,11 +444,11 @@ def check_dependencies(evidence: Evidence, first: Record | None) -> list[Record]
                 hint=_ANEW,
             )
         return []
-    _check_path(part, evidence.binding.root, errors.DependenciesError)
+    _check_path(leaf, binding.root, errors.DependenciesError)
     if part.since:
         raise errors.DependenciesError("the dependencies' records are not all there", hint=_WHOLE)
     try:
-        replayed = check_leaf(part, part, start=register.ZERO, name=_own_name(part))
+        replayed = check_leaf(part, leaf, start=register.ZERO, name=_own_name(part))
         check_digests(replayed.records)
     except errors.VerificationError as error:
         raise errors.DependenciesError(
@@ -424,8 +457,8 @@ def check_dependencies(evidence: Evidence, first: Record | None) -> list[Record]
             found=error.found,
             hint=error.hint,
         ) from error
-    shown = replayed.records[0].content.get("registration") if replayed.records else None
-    if first is not None and named != shown:
+    shown = replayed.records[0].content.get("registration")
+    if named != shown:
         raise errors.DependenciesError(
             "the dependencies are not those that the container's registration names",
             expected=str(named),
@@ -488,7 +521,7 @@ def _check_path(leaf: LeafPart, root: bytes, error: Callable[..., Exception]) ->
     )
 
 
-def _own_name(part: OwnerPart) -> str:
+def _own_name(part: RecordsPart) -> str:
     """Return the id in a partition's first content, which every record must be named after."""
     match part.records:
         case [{"content": {"type": "register", "id": str(name)}}, *_]:
@@ -496,7 +529,7 @@ def _own_name(part: OwnerPart) -> str:
     raise errors.RecordFormatError("the first record is no registration", hint=_REPORT)
 
 
-def _in_order(part: OwnerPart, name: str) -> list[Record]:
+def _in_order(part: RecordsPart, name: str) -> list[Record]:
     records: list[Record] = []
     expected = part.since
     for value in part.records:
@@ -531,6 +564,10 @@ def _disorder(values: list[Any], since: int, expected: int, found: int) -> error
         found=f"record {found}",
         hint=_REPORT,
     )
+
+
+def _is_number(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < 1 << 64
 
 
 def _record(value: Any) -> Record:

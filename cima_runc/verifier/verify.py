@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from cima_runc.cpcr import register
+from cima_runc.evidence.disclosure import Disclosure
 from cima_runc.evidence.models import Evidence, EvidenceError, parse_evidence
 from cima_runc.ml.records import Record
 from cima_runc.verifier import errors, steps
@@ -69,6 +70,10 @@ class Expectation:
     container: str | None = None
     """The container that he asked for; None takes the evidence's word."""
     owner_key: X25519PrivateKey | None = None
+    host: Disclosure = "none"
+    """How much of the host's log he asked for; less is refused."""
+    boot_log: bool = False
+    """Whether he asked for the firmware's event log."""
     policy: Policy = field(default_factory=Policy)
 
 
@@ -155,6 +160,7 @@ class _Run:
         self._passed("signature", "the quote is signed by it")
         body = steps.check_quote(evidence, public)
         self._passed("quote", "made by a TPM, under the endorsement hierarchy")
+        steps.check_disclosure(evidence, wanted.host, wanted.boot_log)
         steps.check_selection(evidence, body, policy)
         self._passed("pcr-selection", "PCRs " + " ".join(map(str, body.pcrs)))
         steps.check_request(evidence, body, wanted.nonce, wanted.container)
@@ -182,12 +188,14 @@ class _Run:
             registration = steps.registration_of(replayed.records, evidence.container)
             first = replayed.records[0].digest
         else:
-            registration, first = continues.registration, continues.first
+            registration = steps.Registration(continues.registration, continues.dependencies)
+            first = continues.first
         if remembered is not None and not rebooted:
-            steps.check_progress(evidence.binding, replayed, registration, first, remembered)
+            steps.check_progress(evidence.binding, replayed, registration.number, first, remembered)
             self._passed("continuity", f"continues what was seen at record {remembered.count}")
-        registered = replayed.records[0] if continues is None else None
-        dependencies = steps.check_dependencies(evidence, registered)
+        dependencies = steps.check_dependencies(
+            part.dependencies, evidence.binding, registration.dependencies
+        )
         self._note("dependencies", bool(dependencies), f"{len(dependencies)} records")
         proved = steps.check_host_log(evidence, values)
         self._note("host-log", proved is not None, f"{proved} entries add up to the PCR")
@@ -229,7 +237,8 @@ class _Run:
                 count=facts.count,
                 cpcr=facts.cpcr,
                 first=first,
-                registration=registration,
+                registration=registration.number,
+                dependencies=registration.dependencies,
                 appraised_with=self._appraised_with(verdict),
             ),
         )

@@ -16,6 +16,7 @@ from software_key import signed, software_key
 
 from cima_runc.cpcr.binding import Bind
 from cima_runc.evidence.owner import generate, parse_private, public_text
+from cima_runc.evidence.seal import key_id, seal, unseal
 from cima_runc.tpm.structures import parse_public
 from cima_runc.verifier.appraisal import References, compare
 from cima_runc.verifier.enrolled import enrolled_ak_file, parse_enrolled_ak
@@ -40,7 +41,7 @@ def nonce() -> bytes:
     return os.urandom(32)
 
 
-def check(host: SimulatedHost, raw: bytes, asked: bytes, **more: Any) -> Outcome:
+def check(host: SimulatedHost, raw: bytes, asked: bytes, /, **more: Any) -> Outcome:
     known = {name: more.pop(name) for name in ("remembered", "appraisal") if name in more}
     wanted = Expectation(**{"nonce": asked, "ak": host.enrolled(), "owner_key": OWNER, **more})
     return verify(raw, wanted, **{"appraisal": GOOD, **known})
@@ -345,6 +346,106 @@ def test_selection_relabelled(host: SimulatedHost, honest: tuple[bytes, bytes]) 
     assert refusal(check(host, raw, asked, policy=wanted)) == "PcrSelectionError"
 
 
+def test_less_is_shown_than_was_asked_for(host: SimulatedHost) -> None:
+    container(host)
+    asked = nonce()
+    raw = host.evidence("tenant-a", asked, host="redacted")
+    assert check(host, raw, asked, host="redacted").result.verdict == Verdict.TRUSTED
+    assert check(host, raw, asked, host="none").result.verdict == Verdict.TRUSTED
+    assert refusal(check(host, raw, asked, host="full")) == "DisclosureError"
+    assert refusal(check(host, raw, asked, boot_log=True)) == "DisclosureError"
+    less = host.evidence("tenant-a", asked)
+    assert refusal(check(host, less, asked, host="redacted")) == "DisclosureError"
+    # It cannot be had by relabelling either.
+    entries = json.loads(raw)["host_log"]["entries"]
+    more = tampered(less, host_log__disclosure="redacted", host_log__entries=entries)
+    assert refusal(check(host, more, asked, host="redacted")) == "PcrSelectionError"
+
+
+def test_ciphertext_of_another_container(host: SimulatedHost) -> None:
+    container(host)
+    container(host, "tenant-b")
+    asked = nonce()
+    raw, other = (host.evidence(name, asked) for name in ("tenant-a", "tenant-b"))
+    swapped = tampered(raw, sealed=json.loads(other)["sealed"])
+    assert refusal(check(host, swapped, asked)) == "OwnerKeyError"
+    earlier = json.loads(host.evidence("tenant-a", nonce()))["sealed"]
+    assert refusal(check(host, tampered(raw, sealed=earlier), asked)) == "OwnerKeyError"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'{"secret"', b'{"since":0,"secret"'),
+        (b'{"secret"', b'{"since" :0,"secret"'),
+        (b'{"recnum":0', b'{"recnum":0,"recnum":0'),
+        (b'"uid":0', b'"uid":NaN'),
+        (b'"uid":0', b'"uid":' + b"[" * 100 + b"]" * 100),
+        (b'"uid":0', b'"uid":' + b"[" * 100_000 + b"]" * 100_000),
+        (b'"uid":0', b'"uid":"\xff"'),
+        (b'"since":0', b'"since":0.0'),
+        (b'"since":0', b'"since":18446744073709551616'),
+        (b'"since":0', b'"since":0,"more":1'),
+    ],
+)
+def test_odd_json_under_the_seal(host: SimulatedHost, old: bytes, new: bytes) -> None:
+    container(host)
+    asked = nonce()
+    raw = host.evidence("tenant-a", asked)
+    part = unseal(base64.b64decode(json.loads(raw)["sealed"][0]["data"]), OWNER, "tenant-a", asked)
+    assert old in part
+
+    def sealed(plain: bytes) -> bytes:
+        data = base64.b64encode(seal(plain, PUBLIC, "tenant-a", asked)).decode()
+        return tampered(raw, sealed=[{"key": key_id(PUBLIC).hex(), "data": data}])
+
+    assert check(host, sealed(part), asked).result.verdict == Verdict.TRUSTED
+    odd = part.replace(old, new, 1)
+    assert refusal(check(host, sealed(odd), asked)) == "RecordFormatError"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("binding__seq", 2**64),
+        ("binding__seq", -1),
+        ("binding__count", 1.0),
+        ("binding__count", True),
+        ("binding__slot", 2**32),
+        ("aggregation__size", 0),
+        ("aggregation__index", 10**400),
+        ("host_log__pcr", 24),
+        ("quote__pcrs", {str(pcr): "00" * 32 for pcr in range(25)}),
+        ("binding__path", ["00" * 32] * 33),
+        ("binding__path", []),
+        ("version", 2),
+        ("version", "1"),
+    ],
+)
+def test_beyond_all_ranges(
+    host: SimulatedHost, honest: tuple[bytes, bytes], field: str, value: object
+) -> None:
+    raw, asked = honest
+    assert refusal(check(host, tampered(raw, **{field: value}), asked)) == "UnreadableError"
+
+
+@pytest.mark.parametrize("value", [-1, 2**70, 1.0, True, "0", None])
+def test_record_numbers_beyond_all_ranges(
+    host: SimulatedHost, honest: tuple[bytes, bytes], value: object
+) -> None:
+    raw, asked = honest
+    evidence = json.loads(raw)
+    evidence["owner"]["records"][0]["recnum"] = value
+    refused = refusal(check(host, json.dumps(evidence).encode(), asked))
+    assert refused == ("RecordMissingError" if value == 2**70 else "RecordFormatError")
+
+
+def test_doubled_key(host: SimulatedHost, honest: tuple[bytes, bytes]) -> None:
+    raw, asked = honest
+    doubled = raw.replace(b'{"type"', b'{"nonce":"%s","type"' % (b"ab" * 32), 1)
+    assert refusal(check(host, doubled, asked)) == "UnreadableError"
+
+
 def test_value_swapped(host: SimulatedHost, honest: tuple[bytes, bytes]) -> None:
     raw, asked = honest
     pcrs = json.loads(raw)["quote"]["pcrs"]
@@ -462,14 +563,17 @@ def test_dependencies(host: SimulatedHost) -> None:
     outcome = check(host, raw, asked)
     assert outcome.result.verdict == Verdict.TRUSTED
     assert {item.step: item.done for item in outcome.result.checks}["dependencies"]
-    shown = json.loads(raw)["dependencies"]
+    shown = json.loads(raw)
+    leaf, part = shown["binding"]["dependencies"], shown["owner"]["dependencies"]
     for field, value in (
-        ("path", shown["path"][::-1]),
-        ("records", shown["records"][:-1]),
-        ("secret", "5e" * 32),
-        ("count", 2),
+        ("binding__dependencies__path", leaf["path"][::-1]),
+        ("binding__dependencies__count", 2),
+        ("owner__dependencies__records", part["records"][:-1]),
+        ("owner__dependencies__records", []),
+        ("owner__dependencies__secret", "5e" * 32),
+        ("owner__dependencies__since", 1),
     ):
-        changed = tampered(raw, **{f"dependencies__{field}": value})
+        changed = tampered(raw, **{field: value})
         assert refusal(check(host, changed, asked)) == "DependenciesError"
     # A partition that is bound, but that this container does not rely on.
     container = host.core.get(number)
@@ -498,6 +602,8 @@ def test_incremental(host: SimulatedHost) -> None:
     assert outcome.result.verdict == Verdict.TRUSTED
     assert outcome.result.facts is not None
     assert (outcome.result.facts.since, outcome.result.facts.count) == (5, 6)
+    other = first.model_copy(update={"dependencies": 7})
+    assert refusal(check(host, raw, asked, remembered=other)) == "DependenciesError"
     # Nothing is remembered, or something else, or it was appraised by other reference values.
     assert refusal(check(host, raw, asked)) == "NotRememberedError"
     other = first.model_copy(update={"cpcr": b"x" * 32})

@@ -10,7 +10,6 @@ import pytest
 from native_host import Host
 
 from cima_runc.evidence.models import parse_evidence
-from cima_runc.ml.records import parse_line
 from cima_runc.verifier.errors import DependenciesError
 from cima_runc.verifier.steps import check_dependencies
 
@@ -63,16 +62,17 @@ def test_evidence_holds_them_under_the_same_root(host: Host, tmp_path: Path) -> 
     subprocess.run([python, "-m", "cima_runc.cli.main", *command], check=True)
     evidence = parse_evidence(file.read_bytes())
     assert evidence.owner is not None
-    first = parse_line(json.dumps(evidence.owner.records[0]).encode())
-    records = check_dependencies(evidence, first)
-    assert records[0].content["registration"] == row["dependencies"]
-    stored = cima(host, "log", f"dependencies:{row['dependencies']}")
+    part, binding, named = evidence.owner.dependencies, evidence.binding, row["dependencies"]
+    records = check_dependencies(part, binding, named)
+    assert records[0].content["registration"] == named
+    stored = cima(host, "log", f"dependencies:{named}")
     assert [r.digest.hex() for r in records] == [r["digests"][0]["digest"] for r in stored]
-    assert evidence.dependencies is not None
-    path = list(evidence.dependencies.path)
-    path[0] = bytes(32)
-    part = evidence.dependencies.model_copy(update={"path": tuple(path)})
+    leaf = binding.dependencies
+    assert leaf is not None
+    moved = leaf.model_copy(update={"path": (bytes(32), *leaf.path[1:])})
     with pytest.raises(DependenciesError):
-        check_dependencies(evidence.model_copy(update={"dependencies": part}), first)
+        check_dependencies(part, binding.model_copy(update={"dependencies": moved}), named)
+    with pytest.raises(DependenciesError, match="names"):
+        check_dependencies(part, binding, named + 1)
     with pytest.raises(DependenciesError, match="not shown"):
-        check_dependencies(evidence.model_copy(update={"dependencies": None}), first)
+        check_dependencies(None, binding, named)

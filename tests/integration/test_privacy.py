@@ -1,21 +1,20 @@
 """What evidence of one container tells about the others: searched for what was planted in them."""
 
-import base64
-import binascii
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from simulated_host import SimulatedHost, simulated_host
+from support.evidence_by_hand import open_owner_part
+from support.planted import decoded, everything, found
 
-from cima_runc.evidence.models import Request, parse_evidence
-from cima_runc.evidence.owner import generate, parse_private, public_text
-from cima_runc.evidence.seal import unseal
+from cima_runc import limits
+from cima_runc.evidence.models import Request
+from cima_runc.evidence.owner import generate, public_text
 from cima_runc.ml.records import IMA_TEMPLATE, template_data
 
 PEM, PUBLIC = generate()
@@ -44,40 +43,6 @@ def plant(host: SimulatedHost, number: int, public: bytes | None = None) -> list
     return own
 
 
-def decoded(value: Any) -> Iterator[bytes]:
-    """Yield every string of a JSON value as it is, and base64 and hex decoded, all the way down."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from decoded(key)
-            yield from decoded(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from decoded(item)
-    elif isinstance(value, str):
-        yield value.encode()
-        for part in (value, *re.findall(r"[A-Za-z0-9+/=_-]{16,}", value)):
-            for decode in (bytes.fromhex, base64.b64decode, base64.urlsafe_b64decode):
-                try:
-                    yield decode(part)
-                except (ValueError, binascii.Error):
-                    continue
-
-
-def everything(raw: bytes) -> bytes:
-    """Return the evidence and all that is in it, the owner's part opened."""
-    evidence = parse_evidence(raw)
-    parts = [raw, *decoded(json.loads(raw))]
-    for sealed in evidence.sealed:
-        part = unseal(sealed.data, parse_private(PEM), evidence.container, evidence.nonce)
-        parts += [part, *decoded(json.loads(part))]
-    return b"\n".join(parts)
-
-
-def forms(secret: bytes) -> list[bytes]:
-    """Return how ``secret`` may stand somewhere."""
-    return [secret, secret.hex().encode(), base64.b64encode(secret).rstrip(b"=")[:-1]]
-
-
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[SimulatedHost]:
     with simulated_host(tmp_path) as made:
@@ -104,19 +69,18 @@ def test_nothing_of_the_neighbours(host: SimulatedHost, disclosure: str) -> None
         for name, nonce in [*nonces.items(), ("tenant-a", asked)]
     ]
     host.attester.serve()
-    found = everything(host.attester.assemble(waiting[-1].result()))
-    assert b"/usr/bin/own" in found  # the search finds what is there
+    text = everything(host.attester.assemble(waiting[-1].result()), PEM)
+    assert b"/usr/bin/own" in text  # the search finds what is there
     for planted in [*own, *nonces.values()]:
-        for form in forms(planted):
-            assert form not in found, planted
-    assert b"host-business" not in found
-    assert (b"b" * 32) not in found
+        assert not found(planted, text), planted
+    assert b"host-business" not in text
+    assert (b"b" * 32) not in text
 
 
 def test_search_would_find_it(host: SimulatedHost) -> None:
     own = plant(host, 1, PUBLIC)
-    found = everything(host.evidence("planted-container-1", os.urandom(32)))
-    missed = [planted for planted in own if not any(form in found for form in forms(planted))]
+    text = everything(host.evidence("planted-container-1", os.urandom(32)), PEM)
+    missed = [planted for planted in own if not found(planted, text)]
     # All but two SHA-1 template hashes, the bundle's path and the hash of the id.
     assert len(missed) == 4, missed
 
@@ -146,7 +110,8 @@ def test_number_of_containers_does_not_show(tmp_path: Path) -> None:
 
 
 def test_unchanged_container_shows_no_trace_of_the_others(host: SimulatedHost) -> None:
-    host.start("tenant-a")
+    relied_on = host.start("dependencies:1", kind="dependencies")
+    host.start("tenant-a", dependencies=relied_on)
     first = json.loads(host.evidence("tenant-a", os.urandom(32)))
     for number in range(OTHERS):
         plant(host, number)
@@ -164,3 +129,35 @@ def test_kernels_numbering_is_not_shown(host: SimulatedHost) -> None:
     for record in records[2:]:
         assert record["meta"].keys() == {"time", "uid", "in_kernel_log"}
         assert record["meta"]["in_kernel_log"] is True
+
+
+def test_anybody_sees_nothing_of_what_it_relies_on(host: SimulatedHost) -> None:
+    relied_on = host.start("dependencies:1", kind="dependencies")
+    host.run(relied_on, b"/usr/bin/containerd", b"containerd")
+    host.start("tenant-a", owner=public_text(PUBLIC), dependencies=relied_on)
+    raw = host.evidence("tenant-a", os.urandom(32), anybody=True)
+    shared = host.core.get(relied_on)
+    assert shared is not None
+    outside = b"\n".join(decoded(json.loads(raw)))
+    for planted in (b"/usr/bin/containerd", shared.secret, shared.partition.cpcr):
+        assert not found(planted, outside)
+        assert found(planted, everything(raw, PEM))
+    records = open_owner_part(json.loads(raw), PEM)["dependencies"]["records"]
+    assert not any("time" in record["meta"] for record in records)
+
+
+def test_requests_that_share_a_quote_do_not_count_each_other(host: SimulatedHost) -> None:
+    shapes = []
+    for others in (1, OTHERS):
+        host.start(f"tenant-{others}")
+        waiting = [
+            host.attester.ask(
+                Request(container=f"tenant-{others}", nonce=os.urandom(32)), anybody=False
+            )
+            for _ in range(1 + others)
+        ]
+        host.attester.serve()
+        raw = host.attester.assemble(waiting[0].result())
+        shapes.append(shape(json.loads(raw)["aggregation"]))
+        assert json.loads(raw)["aggregation"]["size"] == limits.WAITING_REQUESTS
+    assert shapes[0] == shapes[1]

@@ -25,3 +25,9 @@ def test_what_the_kernel_did_not_log_is_shown() -> None:
     meta = json.loads(disclosed_line(record.to_line()))["meta"]
     assert meta["in_kernel_log"] is False
     assert meta["missing"] == ["tpm"]
+
+
+def test_shared_partition_does_not_tell_when_others_were_started() -> None:
+    record = Partition("dependencies:1").add({"type": "x"}, META)
+    meta = json.loads(disclosed_line(record.to_line(), shared=True))["meta"]
+    assert meta == {"uid": 7, "in_kernel_log": True}

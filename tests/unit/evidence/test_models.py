@@ -24,6 +24,7 @@ from cima_runc.evidence.models import (
     QuotePart,
     Request,
     Sealed,
+    _quickly,
     parse_evidence,
     parse_request,
 )
@@ -131,3 +132,29 @@ def test_request() -> None:
     for wrong in (b"{}", b"no", b'{"container":"c","nonce":"ab"}'):
         with pytest.raises(EvidenceFormatError):
             parse_request(wrong)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(':\\" ab\t', max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(':\\" a', max_size=3), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(
+    st.dictionaries(st.text("ab", max_size=2), JSON),
+    st.sampled_from([(",", ":"), (", ", ": "), (" , ", " : ")]),
+    st.booleans(),
+)
+def test_quick_reading_reads_the_same(
+    value: dict[str, Any], separators: tuple[str, str], doubled: bool
+) -> None:
+    text = json.dumps({"z": 1, **value}, separators=separators)
+    if doubled:
+        text = '{"z":1,' + text[1:]
+    quick = _quickly(text.encode())
+    assert quick in (None, json.loads(text))
+    assert not (doubled and quick)

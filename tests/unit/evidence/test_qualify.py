@@ -3,7 +3,7 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cima_runc.evidence.qualify import Inclusion, aggregate, request_leaf, root_of
+from cima_runc.evidence.qualify import Inclusion, aggregate, aggregate_among, request_leaf, root_of
 
 LEAVES = st.lists(st.binary(min_size=32, max_size=32), min_size=1, max_size=70)
 
@@ -46,3 +46,13 @@ def test_no_other_place(leaves: list[bytes], data: st.DataObject) -> None:
     assert root_of(leaves[number], Inclusion(number, place.size, (*place.path, b"p" * 32))) != root
     if place.path:
         assert root_of(leaves[number], Inclusion(number, place.size, place.path[:-1])) != root
+
+
+@given(st.integers(1, 64))
+def test_places_among_others(count: int) -> None:
+    leaves = [request_leaf(bytes([number]) * 16, "c") for number in range(count)]
+    root, places = aggregate_among(leaves, 64)
+    for leaf, place in zip(leaves, places, strict=True):
+        assert root_of(leaf, place) == root
+        assert place.size == (1 if count == 1 else 64)
+    assert len({place.index for place in places}) == count

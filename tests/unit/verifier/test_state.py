@@ -14,6 +14,7 @@ SEEN = Remembered(
     cpcr=b"c" * 32,
     first=b"f" * 32,
     registration=5,
+    dependencies=None,
     appraised_with=None,
 )
 
