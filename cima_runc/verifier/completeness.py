@@ -39,10 +39,5 @@ def _names(value: Any) -> list[str]:
 
 
 def _finding(rule: str, allowed: bool, what: str, record: int, key: str) -> Finding:
-    return Finding(
-        severity="warn" if allowed else "fail",
-        rule=rule,
-        what=what,
-        record=record,
-        next="" if allowed else f"see cima status; to tolerate it: {key} in the policy",
-    )
+    next_ = f"see cima status; to tolerate it: {key} in the policy"
+    return Finding.unless(allowed, rule, what, record=record, next_=next_)

@@ -26,6 +26,31 @@ class Finding(Model):
     next: str = ""
     """What to do next: a command, or the policy's key."""
 
+    @classmethod
+    def unless(
+        cls,
+        allowed: bool,
+        rule: str,
+        what: str,
+        *,
+        record: int,
+        path: str = "",
+        got: str = "",
+        expected: str = "",
+        next_: str = "",
+    ) -> "Finding":
+        """Return what fails unless the policy allows it; what it allows is a warning."""
+        return cls(
+            severity="warn" if allowed else "fail",
+            rule=rule,
+            what=what,
+            record=record,
+            path=path,
+            got=got,
+            expected=expected,
+            next="" if allowed else next_,
+        )
+
 
 class Check(Model):
     """A step of verification that was done, or why it was not."""

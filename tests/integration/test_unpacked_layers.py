@@ -8,7 +8,6 @@ import io
 import os
 import random
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -28,8 +27,6 @@ from tests.support.oci import Layout, archive, directory, member
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root to unpack owners and devices"),
 ]
-UMOCI = pytest.mark.skipif(not shutil.which("umoci"), reason="needs umoci")
-BSDTAR = pytest.mark.skipif(not shutil.which("bsdtar"), reason="needs bsdtar (libarchive-tools)")
 
 
 def of_archive(data: bytes) -> list[bytes]:
@@ -57,7 +54,6 @@ def umoci(tmp_path: Path, *layers: bytes) -> Path:
     return target
 
 
-@UMOCI
 @pytest.mark.parametrize("layer", [BOTTOM, LINKED, archive()])
 def test_umoci(tmp_path: Path, layer: bytes) -> None:
     assert of_directory(umoci(tmp_path, layer)) == of_archive(layer)
@@ -94,14 +90,12 @@ def random_layer(seed: int) -> bytes:
     return archive(*members)
 
 
-@UMOCI
 @pytest.mark.parametrize("seed", range(12))
 def test_umoci_on_random_layers(tmp_path: Path, seed: int) -> None:
     layer = random_layer(seed)
     assert of_directory(umoci(tmp_path, layer)) == of_archive(layer)
 
 
-@UMOCI
 def test_umoci_on_all_layers_at_once(tmp_path: Path) -> None:
     """Whiteouts and all: the flattened image is the tree that umoci unpacks."""
     top = archive(
@@ -125,7 +119,6 @@ def test_umoci_on_all_layers_at_once(tmp_path: Path) -> None:
     assert lines(format_manifest(found)) == of_directory(target)
 
 
-@BSDTAR
 def test_bsdtar(tmp_path: Path) -> None:
     (tmp_path / "layer.tar").write_bytes(BOTTOM)
     (tmp_path / "x").mkdir()
@@ -178,7 +171,6 @@ def said_by_us(manifest: list[bytes]) -> set[tuple[str, str, str, str | None]]:
     }
 
 
-@BSDTAR
 def test_bsdtars_own_manifest_of_a_directory(tmp_path: Path) -> None:
     (tmp_path / "layer.tar").write_bytes(BOTTOM)
     (tmp_path / "x").mkdir()
@@ -188,7 +180,6 @@ def test_bsdtars_own_manifest_of_a_directory(tmp_path: Path) -> None:
     assert said_by_us(of_directory(tmp_path / "x")) == found
 
 
-@BSDTAR
 def test_bsdtars_own_manifest_of_an_archive(tmp_path: Path) -> None:
     """From the archive's headers, which do not list every directory nor hash hard links."""
     (tmp_path / "layer.tar").write_bytes(BOTTOM)
@@ -199,7 +190,6 @@ def test_bsdtars_own_manifest_of_an_archive(tmp_path: Path) -> None:
     assert missing == {"big/hard\\040link", "home", "run", "var", "d" * 90}
 
 
-@BSDTAR
 def test_bsdtar_reads_our_manifest(tmp_path: Path) -> None:
     layer = archive(directory("d"), member("d/a b\n#\\", b"x", mode=0o4755), member("d/f", b"y"))
     (tmp_path / "m.mtree").write_bytes(b"".join(of_archive(layer)))

@@ -1,6 +1,7 @@
 """The OCI configuration: nothing that reaches out of the container, and the image's own command."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from cima_runc.measure.config_summary import ConfigSummary
 from cima_runc.text import printable
@@ -57,6 +58,7 @@ class ConfigRule:
         self._image = image
         self._policy = policy
         self._record = record
+        self._finding = partial(Finding.unless, record=record)
 
     def check(self) -> Iterator[Finding]:
         """Yield what is wrong."""
@@ -250,28 +252,6 @@ class ConfigRule:
                     expected="not set, as in the image",
                     next_=f"start it without; [config] env = ['{printable(name)}'] in the policy",
                 )
-
-    def _finding(
-        self,
-        allowed: bool,
-        rule: str,
-        what: str,
-        *,
-        path: str = "",
-        got: str = "",
-        expected: str = "",
-        next_: str = "",
-    ) -> Finding:
-        return Finding(
-            severity="warn" if allowed else "fail",
-            rule=rule,
-            what=what,
-            record=self._record,
-            path=path,
-            got=got,
-            expected=expected,
-            next="" if allowed else next_,
-        )
 
 
 def shared_with_host(config: ConfigSummary) -> dict[str, str]:

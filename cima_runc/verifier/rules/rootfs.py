@@ -9,6 +9,7 @@ and the directories that lead to it, and what engines make everywhere
 
 import base64
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -43,6 +44,8 @@ class RootfsRule:
         self._image = image
         self._policy = policy
         self._record = record
+        self._finding = partial(Finding.unless, record=record)
+        self._fail = partial(self._finding, False)
         self.compared = False
         """Whether layers were compared."""
         self._mount_points: set[str] = set()
@@ -209,42 +212,6 @@ class RootfsRule:
         if entry.type == "link" and entry.link is not None:
             return escape(entry.link) in engines.LINKS.get(path, ())
         return False
-
-    # -- findings ---------------------------------------------------------------------------------
-
-    def _fail(
-        self,
-        rule: str,
-        what: str,
-        *,
-        path: str = "",
-        got: str = "",
-        expected: str = "",
-        next_: str = "",
-    ) -> Finding:
-        return self._finding(False, rule, what, path=path, got=got, expected=expected, next_=next_)
-
-    def _finding(
-        self,
-        allowed: bool,
-        rule: str,
-        what: str,
-        *,
-        path: str = "",
-        got: str = "",
-        expected: str = "",
-        next_: str = "",
-    ) -> Finding:
-        return Finding(
-            severity="warn" if allowed else "fail",
-            rule=rule,
-            what=what,
-            record=self._record,
-            path=path,
-            got=got,
-            expected=expected,
-            next="" if allowed else next_,
-        )
 
 
 def _is_same(entry: Entry, image: ReferenceFile) -> bool:
