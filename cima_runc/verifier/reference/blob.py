@@ -88,19 +88,18 @@ def read_blob(stream: Reader, digest: str | None, size: int | None, most: int) -
     return b"".join(parts)
 
 
-class LayerStream:
-    """A layer's archive, decompressed from its blob."""
+class Decompressed:
+    """What a blob becomes that may be compressed, as it comes, with a limit on how it grows."""
 
-    def __init__(self, blob: BlobReader, diff_id: str) -> None:
+    def __init__(self, blob: BlobReader, what: str = "a layer") -> None:
         self._blob = blob
-        self._diff_id = check_digest(diff_id)
-        self._hash: _Hash = hashlib.new(diff_id.partition(":")[0])
+        self._what = what
         self._count = 0
-        self._archive = _decompress(blob)
+        self._archive = _decompress(blob, what)
         self._piece, self._at = b"", 0
 
     def read(self, size: int, /) -> bytes:
-        """Return at most ``size`` bytes of the archive, none at the end. Raises BlobError."""
+        """Return at most ``size`` bytes, none at the end. Raises BlobError."""
         if self._at == len(self._piece):
             self._piece, self._at = self._next_piece(), 0
         data = self._piece[self._at : self._at + size]
@@ -112,23 +111,36 @@ class LayerStream:
             piece = self._archive.read(_PIECE)
         except (zlib.error, zstandard.ZstdError) as error:
             raise BlobError(
-                f"a layer cannot be decompressed: {printable(str(error))}",
+                f"{self._what} cannot be decompressed: {printable(str(error))}",
                 hint="the image is damaged",
             ) from None
         self._count += len(piece)
-        self._hash.update(piece)
         self.check_size(self._count)
         return piece
 
     def check_size(self, size: int) -> None:
-        """Raise :class:`BlobError` where a layer becomes much larger than what was read of it."""
+        """Raise :class:`BlobError` where it becomes much larger than what was read of it."""
         if size > limits.LAYER_BYTES:
-            raise BlobError(f"a layer of more than {limits.LAYER_BYTES} bytes")
+            raise BlobError(f"{self._what} of more than {limits.LAYER_BYTES} bytes")
         if size > limits.IMAGE_RATIO_FROM and size > self._blob.count * limits.IMAGE_RATIO:
             raise BlobError(
-                f"{self._blob.count} bytes of a layer become more than {size}",
-                hint=f"a layer may grow {limits.IMAGE_RATIO} times; this is a decompression bomb",
+                f"{self._blob.count} bytes of {self._what} become more than {size}",
+                hint=f"it may grow {limits.IMAGE_RATIO} times; this is a decompression bomb",
             )
+
+
+class LayerStream(Decompressed):
+    """A layer's archive, decompressed from its blob."""
+
+    def __init__(self, blob: BlobReader, diff_id: str) -> None:
+        super().__init__(blob)
+        self._diff_id = check_digest(diff_id)
+        self._hash: _Hash = hashlib.new(diff_id.partition(":")[0])
+
+    def _next_piece(self) -> bytes:
+        piece = super()._next_piece()
+        self._hash.update(piece)
+        return piece
 
     def finish(self) -> None:
         """Read the rest; raise :class:`BlobError` unless the digests are those of the image."""
@@ -143,18 +155,31 @@ class LayerStream:
             )
 
 
-def _decompress(blob: Reader) -> Reader:
+def is_compressed(start: bytes) -> bool:
+    """Return whether a file that begins so (6 bytes) is compressed, in any way that is common."""
+    return start.startswith((*_UNUSABLE, _GZIP, _ZSTD)) or _is_skippable(start)
+
+
+_GZIP = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_UNUSABLE = (b"BZh", b"\xfd7zXZ\0")
+
+
+def _is_skippable(start: bytes) -> bool:
+    """Whether it is a skippable frame of zstd, which may come before others (RFC 8878)."""
+    return start[1:4] == b"\x2a\x4d\x18" and start[0] & 0xF0 == 0x50
+
+
+def _decompress(blob: Reader, what: str) -> Reader:
     stream = _Peeked(blob)
-    if stream.first.startswith(b"\x1f\x8b"):
-        return _Gzip(stream)
-    if stream.first.startswith(b"\x28\xb5\x2f\xfd") or (
-        stream.first[1:4] == b"\x2a\x4d\x18" and stream.first[0] & 0xF0 == 0x50
-    ):  # a frame, or a skippable one before it (RFC 8878)
+    if stream.first.startswith(_GZIP):
+        return _Gzip(stream, what)
+    if stream.first.startswith(_ZSTD) or _is_skippable(stream.first):
         reader = zstandard.ZstdDecompressor(max_window_size=limits.ZSTD_WINDOW)
         return reader.stream_reader(cast("IO[bytes]", stream), read_across_frames=True)
-    if stream.first.startswith((b"BZh", b"\xfd7zXZ\0")):
+    if stream.first.startswith(_UNUSABLE):
         raise BlobError(
-            "a layer is compressed with bzip2 or xz, which OCI does not allow",
+            f"{what} is compressed with bzip2 or xz, which OCI does not allow",
             hint="copy the image with skopeo, which compresses it again",
         )
     return stream
@@ -180,8 +205,9 @@ class _Peeked:
 class _Gzip:
     """The content of a gzip file of one or more members (RFC 1952)."""
 
-    def __init__(self, stream: Reader) -> None:
+    def __init__(self, stream: Reader, what: str) -> None:
         self._stream = stream
+        self._what = what
         self._member = zlib.decompressobj(wbits=31)
         self._input = b""
 
@@ -194,7 +220,9 @@ class _Gzip:
                 if not self._input and self._member.eof:
                     return b""
                 if not self._input:
-                    raise BlobError("a layer's gzip stream is cut off", hint="the image is damaged")
+                    raise BlobError(
+                        f"the gzip stream of {self._what} is cut off", hint="the image is damaged"
+                    )
                 continue
             if self._member.eof:
                 self._member = zlib.decompressobj(wbits=31)

@@ -1,8 +1,9 @@
 """Reference values from an image: an OCI layout, or what `docker save` and `podman save` write.
 
-Nothing is unpacked: the image is read, its layers as streams, and no file is written. Every blob's
-digest and size is checked against the one that names it, up to the image's configuration, whose
-digest is the image's id, and each layer's archive against the configuration.
+Nothing is unpacked: the image is read, its layers as streams, and nothing is written; but for an
+archive that is compressed as a whole, which becomes a file without a name. Every blob's digest and
+size is checked against the one that names it, up to the image's configuration, whose digest is the
+image's id, and each layer's archive against the configuration.
 
 Formats: https://github.com/opencontainers/image-spec (layout, index, manifest, config, layer);
 Docker's manifest schema 2 and image specification 1.2 (manifest.json in an archive).
@@ -11,11 +12,12 @@ Docker's manifest schema 2 and image specification 1.2 (manifest.json in an arch
 import base64
 import io
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import IO, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
@@ -26,8 +28,10 @@ from cima_runc.text import printable
 from cima_runc.verifier.reference import layer as image_layer
 from cima_runc.verifier.reference.blob import (
     BlobReader,
+    Decompressed,
     LayerStream,
     check_digest,
+    is_compressed,
     read_blob,
 )
 from cima_runc.verifier.reference.file import (
@@ -162,7 +166,7 @@ class _Directory:
 class _Archive:
     """A tar archive of an image's files, which lie in it uncompressed and in one piece."""
 
-    def __init__(self, file: io.BufferedReader) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._members: dict[str, tuple[int, int] | str] = {}
         """Offset and size of a file, or the path that a link leads to."""
@@ -205,7 +209,7 @@ class _Archive:
 class _Skipping:
     """A file whose long pieces are not read: the contents of an archive's members."""
 
-    def __init__(self, file: io.BufferedReader) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._end = os.fstat(file.fileno()).st_size
 
@@ -220,7 +224,7 @@ class _Skipping:
 class _Part:
     """A file in an archive."""
 
-    def __init__(self, file: io.BufferedReader, offset: int, size: int) -> None:
+    def __init__(self, file: IO[bytes], offset: int, size: int) -> None:
         self._file, self._at, self._end = file, offset, offset + size
 
     def read(self, size: int, /) -> bytes:
@@ -244,12 +248,26 @@ def _open_source(path: Path) -> Iterator[_Source]:
             raise ImageError(f"{printable(str(path))} is not a directory or a regular file")
         start = file.read(6)
         file.seek(0)
-        if start.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")):
-            raise ImageError(
-                f"{printable(str(path))} is compressed as a whole",
-                hint="decompress it first (gunzip, unzstd): its layers may stay compressed",
-            )
-        yield _Archive(file)
+        if not is_compressed(start):
+            yield _Archive(file)
+            return
+        with tempfile.TemporaryFile() as plain:
+            _decompress(file, plain)
+            yield _Archive(plain)
+
+
+def _decompress(file: io.BufferedReader, plain: IO[bytes]) -> None:
+    """Decompress an archive that is compressed as a whole into a file without a name."""
+    stream = Decompressed(BlobReader(file, None, None), "the archive")
+    try:
+        while piece := stream.read(limits.MIB):
+            plain.write(piece)
+        plain.seek(0)
+    except OSError as error:
+        raise ImageError(
+            f"the archive cannot be decompressed: {error.strerror}",
+            hint="decompress it yourself (gunzip, unzstd), or name a larger directory in TMPDIR",
+        ) from None
 
 
 # Which image, and what it is made of.

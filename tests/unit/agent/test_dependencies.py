@@ -176,6 +176,26 @@ def test_an_upgrade_is_added_to_the_same_partition(tmp_path: Path, log: WrittenL
     assert found == {old, digest(runc)}
 
 
+def test_a_daemon_upgraded_under_a_running_container_is_added(
+    tmp_path: Path, log: WrittenLog
+) -> None:
+    address = str(tmp_path / "containerd.sock")
+    shim = ("containerd-shim-runc-v2", "-namespace", "moby", "-address", address)
+    dockerd = tree.program(tmp_path, "dockerd")
+    agent = Agent(tmp_path, log)
+    with tree.listening(Path(address)), tree.container(tmp_path, *shim) as box:
+        log.append(HOST, digest(dockerd), bytes(dockerd))
+        with tree.running(dockerd, "read x", "--containerd", address):
+            number = agent.register(box.first)
+        old = digest(dockerd)
+        tree.replace(dockerd)
+        log.append(HOST, digest(dockerd), bytes(dockerd))
+        with tree.running(dockerd, "read x", "--containerd", address):
+            agent.look_again(number, box.first)
+    found = {measured for measured, _, _ in files(agent.records(number))[bytes(dockerd)]}
+    assert found == {old, digest(dockerd)}
+
+
 def test_another_agent_goes_on(tmp_path: Path, log: WrittenLog, box: tree.Tree) -> None:
     log.append(HOST, digest(tmp_path / "runc"), bytes(tmp_path / "runc"))
     first = Agent(tmp_path, log)
