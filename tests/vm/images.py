@@ -23,16 +23,27 @@ def busybox() -> list[bytes]:
     return [_tar(guest.make_tree())]
 
 
+def minbase() -> set[str]:
+    """All files of the packages that a Debian minbase with Python is made of."""
+    shown = guest.ok("dpkg-query", "-W", "-f", "${Package} ${Priority} ${Essential}\n")
+    installed = [line.split() for line in shown.splitlines()]
+    packages = {name for name, *words in installed if {"required", "yes"} & set(words)}
+    others = [f"--no-{kind}" for kind in ("recommends", "suggests", "conflicts", "breaks")]
+    others += ["--no-replaces", "--no-enhances", "--installed", "--recurse"]
+    lines = guest.ok("apt-cache", "depends", *others, "apt", "python3", *packages).splitlines()
+    needed = {line for line in lines if line[:1].isalnum()} & {name for name, *_ in installed}
+    return {os.path.realpath(path) for path in guest.ok("dpkg", "-L", *needed).splitlines()}
+
+
 def debian() -> list[bytes]:
-    """Some 10,000 files of the guest itself, Python and setuid programs among them."""
-    keep = {"/usr/bin/python3", "/usr/bin/python3.11", "/usr/bin/python3.13"}
-    for program in ("/usr/bin/python3", "/usr/bin/mount"):
-        keep.add(program)
-        words = guest.ok("ldd", program).split()
-        keep |= {os.path.realpath(word) for word in words if word.startswith("/")}
+    """A Debian minbase with Python and setuid programs, filled up to some 10,000 files.
+
+    The guest is one, with more packages: of these only small files are taken.
+    """
+    base = minbase()
 
     def wanted(path: str, info: os.stat_result) -> bool:
-        return path in keep or not stat.S_ISREG(info.st_mode) or info.st_size < SMALL
+        return path in base or not stat.S_ISREG(info.st_mode) or info.st_size < SMALL
 
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
