@@ -11,6 +11,9 @@ import socket
 from cima_runc import limits
 from cima_runc.errors import CimaError
 
+USERS_SUFFIX = ".users"
+"""Added to the agent's socket path: where users other than root have their containers measured."""
+
 HEADER = 64
 """Bytes of a header line at most, the newline counted."""
 
@@ -20,8 +23,10 @@ class AgentUnavailableError(CimaError):
 
     exit_code = 2
 
-    def __init__(self, what: str) -> None:
-        super().__init__(what, hint="start it with: systemctl start cima-agent")
+    def __init__(
+        self, what: str, *, hint: str = "start it with: systemctl start cima-agent"
+    ) -> None:
+        super().__init__(what, hint=hint)
 
 
 class AgentRefusedError(CimaError):
@@ -61,6 +66,11 @@ def call_agent(path: str, verb: str, body: bytes, *, timeout: float) -> bytes:
         try:
             channel.connect(path)
         except OSError as error:
+            if path.endswith(USERS_SUFFIX):
+                raise AgentUnavailableError(
+                    f"no agent measures your containers here ({path}: {error.strerror})",
+                    hint="root lets a group: users.group in /etc/cima/config.toml",
+                ) from error
             raise AgentUnavailableError(
                 f"the agent cima-agent is not running ({path}: {error.strerror})"
             ) from error

@@ -116,6 +116,13 @@ class AttestationSettings(_Section):
     https: HttpsSettings = HttpsSettings()
 
 
+class UsersSettings(_Section):
+    """Containers of users other than root (rootless Podman)."""
+
+    group: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """The group whose members may have their own containers measured; without one nobody may."""
+
+
 class Settings(_Section):
     """All settings."""
 
@@ -127,6 +134,7 @@ class Settings(_Section):
     rootfs: RootfsSettings = RootfsSettings()
     binding: BindingSettings = BindingSettings()
     attestation: AttestationSettings = AttestationSettings()
+    users: UsersSettings = UsersSettings()
 
     @model_validator(mode="after")
     def _container_pcr_is_never_quoted(self) -> Self:

@@ -46,6 +46,14 @@ class HookState(BaseModel):
         return value
 
 
+def qualified(container_id: str, uid: int) -> str:
+    """Return the id by which the agent knows a user's container: that of one not root's is his own.
+
+    No runtime allows a slash in an id, so that no container of root's is meant by it.
+    """
+    return f"{uid}/{container_id}" if uid else container_id
+
+
 def parse_hook_state(raw: bytes) -> HookState:
     """Parse the JSON that a runtime wrote to a hook.
 

@@ -58,6 +58,18 @@ NAME = 255
 LINK_TARGET = PATH - 1
 """Bytes of a symbolic link's target: symlink(2) refuses more."""
 
+USER_LOOKS = 4
+"""Containers of one user that are looked at side by side before they start; more wait."""
+
+USER_LOOK_GRACE = 3
+"""Seconds that a helper may take beyond its own limit, to start and to answer."""
+
+USER_REQUESTS = 64
+"""Connections of one user to the agent's socket for users; more are refused."""
+
+USER_CONTAINERS = 4096
+"""Containers of one user that the agent knows, ended ones within their retention time counted."""
+
 LAYER_ENTRIES = 2_000_000
 """Files, directories and others in one layer. A full Debian desktop has some 300,000."""
 

@@ -17,6 +17,7 @@ from cima_runc.shim_settings import (
     identity_of,
     read_settings_file,
     shim_settings_of,
+    socket_of_caller,
     write_companion,
 )
 
@@ -154,7 +155,7 @@ def inject_hooks(
         create_stage=settings.hook_stage,
         timeout_seconds=settings.hook_timeout_seconds,
         env=[
-            f"CIMA_SOCKET={settings.socket}",
+            f"CIMA_SOCKET={socket_of_caller(settings)}",
             f"CIMA_STATE_DIR={settings.state_dir}",
             f"CIMA_ON_AGENT_UNAVAILABLE={settings.on_agent_unavailable}",
             f"CIMA_TIMEOUT={settings.hook_timeout_seconds}",

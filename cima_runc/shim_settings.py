@@ -19,6 +19,8 @@ COMPANION_FILE = "/run/cima/launcher"
 _COMPANION_MAGIC = "cima-runc-launcher-1"
 _COMPANION_MAX = 4000
 _COMPANION_RUNTIMES = 16
+_ALL_IDS = "0 0 4294967295"
+"""The map of a user namespace that maps every id to itself, as the first one does."""
 _SETTLED_NS = 2_000_000_000
 """A file changed less than this ago may change again without a new change time."""
 
@@ -129,6 +131,24 @@ def read_settings_file(path: str = SETTINGS_FILE) -> dict[str, Any]:
         return tomllib.loads(raw.decode("utf-8"))
     except ValueError as error:
         raise SettingsError(f"{path} is not TOML: {error}") from error
+
+
+def socket_of_caller(settings: ShimSettings) -> str:
+    """Return the agent's socket for this process: root's, or the one for all other users.
+
+    Who is root in a user namespace only is another user for the agent.
+    """
+    if os.geteuid() == 0:
+        try:
+            with open("/proc/self/uid_map", encoding="ascii") as file:
+                if " ".join(file.read().split()) == _ALL_IDS:
+                    return settings.socket
+        except FileNotFoundError:
+            # A kernel without user namespaces.
+            return settings.socket
+    from cima_runc.agent_socket import USERS_SUFFIX
+
+    return settings.socket + USERS_SUFFIX
 
 
 def identity_of(path: str = SETTINGS_FILE) -> str | None:

@@ -12,17 +12,18 @@ from cima_runc import limits
 from cima_runc.agent.dependencies import Dependencies, Look
 from cima_runc.agent.process import PROC, ContainerProcess, examine
 from cima_runc.config import RootfsSettings
-from cima_runc.errors import CimaError
 from cima_runc.hook_state import HookState, parse_hook_state
-from cima_runc.jsonio import load_object
+from cima_runc.measure.bundle import (
+    BundleError,
+    cgroups_path,
+    parse_config,
+    read_config,
+    root_of,
+)
 from cima_runc.measure.idmap import parse_id_maps
 from cima_runc.measure.overlay import fuse_overlayfs_commands, read_rootfs
 from cima_runc.measure.rootfs import Store as RootfsStore
 from cima_runc.measure.rootfs import deadline, measure
-
-
-class CandidateError(CimaError):
-    """The container's bundle cannot be measured."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Candidate:
     """Content of the ``rootfs`` record."""
     look: Look
     """What it relies on."""
+    uid: int = 0
+    """Whose container it is."""
 
     def close(self) -> None:
         """Let go of the process and of files."""
@@ -58,12 +61,12 @@ def look_at(
     """
     started = time.monotonic()
     state = parse_hook_state(hook_state)
-    config = _read_config(state)
-    process = examine(state.pid, state.id, _text(config.get("linux"), "cgroupsPath"))
+    config = parse_config(read_config(state.bundle))
+    process = examine(state.pid, state.id, cgroups_path(config))
     try:
         rest = seconds - (time.monotonic() - started)
         rootfs = _measure_rootfs(
-            state, config, process, settings=settings, store=store, seconds=rest
+            root_of(config, state.bundle), process, settings=settings, store=store, seconds=rest
         )
     except BaseException:
         process.close()
@@ -72,17 +75,13 @@ def look_at(
 
 
 def _measure_rootfs(
-    state: HookState,
-    config: dict[str, Any],
+    root: Path,
     process: ContainerProcess,
     *,
     settings: RootfsSettings,
     store: RootfsStore,
     seconds: float,
 ) -> dict[str, Any]:
-    root = _text(config.get("root"), "path")
-    if root is None:
-        raise CandidateError("config.json names no root.path")
     directory = PROC / str(process.pid)
     try:
         mountinfo = _read(directory / "mountinfo", limits.MOUNTINFO)
@@ -90,7 +89,7 @@ def _measure_rootfs(
             _read(directory / "uid_map", limits.MIB), _read(directory / "gid_map", limits.MIB)
         )
         return measure(
-            read_rootfs(Path(state.bundle) / root, mountinfo, fuse_overlayfs_commands),
+            read_rootfs(root, mountinfo, fuse_overlayfs_commands),
             store,
             ids=ids,
             mode=settings.mode,
@@ -98,23 +97,9 @@ def _measure_rootfs(
             check=deadline(seconds),
         ).content()
     except OSError as error:
-        raise CandidateError(f"the root filesystem cannot be measured: {error}") from error
-
-
-def _read_config(state: HookState) -> dict[str, Any]:
-    path = Path(state.bundle) / "config.json"
-    try:
-        raw = _read(path, limits.CONFIG_JSON)
-    except OSError as error:
-        raise CandidateError(f"{path} cannot be read: {error.strerror}") from error
-    return load_object(raw, what=str(path), limit=limits.CONFIG_JSON)
+        raise BundleError(f"the root filesystem cannot be measured: {error}") from error
 
 
 def _read(path: Path, limit: int) -> bytes:
     with path.open("rb") as file:
         return file.read(limit + 1)
-
-
-def _text(holder: object, key: str) -> str | None:
-    value = holder.get(key) if isinstance(holder, dict) else None
-    return value if isinstance(value, str) else None

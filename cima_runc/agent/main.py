@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +23,11 @@ from cima_runc.agent.attester import Attester
 from cima_runc.agent.bundles import BundleServer
 from cima_runc.agent.core import Core
 from cima_runc.agent.ledger import Ledger
+from cima_runc.agent.request import REQUEST_SECONDS, peer_uid, read_request, refusal
 from cima_runc.agent.service import Service
 from cima_runc.agent.sources import Sources, SourcesMissingError, open_sources
-from cima_runc.agent_socket import HEADER, frame, parse_header
+from cima_runc.agent.users import UserServer
+from cima_runc.agent_socket import HEADER, frame
 from cima_runc.config import Settings, load_settings
 from cima_runc.cpcr.journal import Journal
 from cima_runc.cpcr.tree import Tree
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("cima-agent")
 _T = TypeVar("_T")
 
-_REQUEST_SECONDS = 10.0
-"""How long a client may take to send its request."""
 _NOTICES = frozenset({"poststart", "poststop"})
 """Requests that tell of what has happened: they are answered before their records are durable.
 Should the agent end before, the next one finds the process running, or gone."""
@@ -123,6 +122,8 @@ class Agent:
         https = self._open_https()
         bundles = BundleServer(self._settings.shim.socket, self._hooks_dir)
         bundles.start()
+        users = UserServer(self._settings, self.service, self._submit)
+        await users.start()
         _notify("READY=1")
         _log.info("ready on %s", self._settings.shim.socket)
         ticking = self._loop.create_task(self._tick())
@@ -141,10 +142,11 @@ class Agent:
             await self._loop.run_in_executor(None, https.close)
         server.close()
         bundles.stop()
+        users.stop()
         Path(self._settings.shim.socket).unlink(missing_ok=True)
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(
-                asyncio.gather(*self._answering, return_exceptions=True), _REQUEST_SECONDS
+                asyncio.gather(*self._answering, return_exceptions=True), REQUEST_SECONDS
             )
         await self._submit(lambda: self.service.commit(bind=True))
         self._writer.shutdown()
@@ -293,11 +295,10 @@ class Agent:
     ) -> tuple[str, bytes]:
         verb = "?"
         try:
-            _check_peer(writer.get_extra_info("socket"))
-            async with asyncio.timeout(_REQUEST_SECONDS):
-                line = await reader.readuntil(b"\n")
-                verb, length = parse_header(line, limit=limits.REQUEST)
-                body = await reader.readexactly(length)
+            uid = peer_uid(writer.get_extra_info("socket"))
+            if uid != 0:
+                raise CimaError(f"user {uid} may not ask the agent", hint="ask as root")
+            verb, body = await read_request(reader)
             if verb == "attest":
                 return "ok", await self.attest(parse_request(body), anybody=False)
             if verb in _NOTICES:
@@ -311,15 +312,8 @@ class Agent:
             if verb == "log":
                 await self._settle()
             answer = await self._submit(lambda: self._handle(verb, body))
-        except TimeoutError:
-            return "error", b"the request did not come in time"
-        except (CimaError, asyncio.LimitOverrunError) as error:
-            _log.warning("%s refused: %s", verb, error)
-            return "error", str(error).encode()
-        except OSError as error:
-            _log.error("%s failed: %s", verb, error)
-            place = f"{error.filename}: " if error.filename else ""
-            return "error", printable(f"{place}{error.strerror}").encode()
+        except (CimaError, OSError, asyncio.LimitOverrunError) as error:
+            return refusal(verb, error)
         return "ok", answer
 
     async def _register(self, body: bytes) -> None:
@@ -388,13 +382,6 @@ def listen(path: str) -> socket.socket:
     finally:
         os.umask(before)
     return channel
-
-
-def _check_peer(channel: socket.socket) -> None:
-    credentials = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    _, uid, _ = struct.unpack("iII", credentials)
-    if uid != 0:
-        raise CimaError(f"user {uid} may not ask the agent", hint="ask as root")
 
 
 def _model(value: BaseModel) -> bytes:

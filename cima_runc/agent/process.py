@@ -32,7 +32,7 @@ class ContainerProcess:
     namespaces: dict[str, int]
     """Inode number of each of its namespaces."""
     cgroup: str
-    """Path of its cgroup, from the root of the hierarchy."""
+    """Path of its cgroup, from the root of the hierarchy; empty where it has none of its own."""
     cgroup_id: int
     """The kernel's number of that cgroup in version 2, 0 where there is none."""
     start_ticks: int
@@ -45,10 +45,12 @@ class ContainerProcess:
 
     def alive(self) -> bool:
         """Whether the process has not ended yet."""
-        return not _readable(self.pidfd)
+        return not has_ended(self.pidfd)
 
     def cgroup_populated(self) -> bool:
         """Whether a process is left in the container's cgroup."""
+        if not self.cgroup:
+            return False
         for directory in _cgroup_directories(self.cgroup):
             with suppress(OSError):
                 if (directory / "cgroup.events").exists():
@@ -62,10 +64,13 @@ class ContainerProcess:
         os.close(self.mntns_fd)
 
 
-def examine(pid: int, container_id: str, cgroups_path: str | None) -> ContainerProcess:
+def examine(
+    pid: int, container_id: str, cgroups_path: str | None, *, needs_cgroup: bool = True
+) -> ContainerProcess:
     """Check that ``pid`` is in a mount namespace of its own and in the container's cgroup.
 
-    ``cgroups_path`` is ``linux.cgroupsPath`` of the configuration.
+    ``cgroups_path`` is ``linux.cgroupsPath`` of the configuration. Not ``needs_cgroup``: it may
+    be in another cgroup, as where a user may make none.
 
     Raises:
         ProcessError: it is gone, on the host's mount namespace, or in another cgroup.
@@ -82,18 +87,20 @@ def examine(pid: int, container_id: str, cgroups_path: str | None) -> ContainerP
         os.close(pidfd)
         raise ProcessError(f"process {pid} is gone") from error
     try:
+        cgroup = _cgroup(pid)
+        belongs = cgroup_belongs(cgroup, container_id, cgroups_path)
         process = ContainerProcess(
             pid=pid,
             pidfd=pidfd,
             mntns_fd=mntns_fd,
             namespaces=_namespaces(pid) | {"mnt": os.fstat(mntns_fd).st_ino},
-            cgroup=(cgroup := _cgroup(pid)),
-            cgroup_id=_cgroup_id(cgroup),
+            cgroup=cgroup if belongs else "",
+            cgroup_id=_cgroup_id(cgroup) if belongs else 0,
             start_ticks=start_ticks(pid),
         )
         if process.mntns in _host_namespaces():
             raise ProcessError(f"process {pid} is on the host's mount namespace")
-        if not cgroup_belongs(cgroup, container_id, cgroups_path):
+        if needs_cgroup and not belongs:
             raise ProcessError(
                 f"process {pid} is in the cgroup {cgroup}, which is not this container's"
             )
@@ -178,7 +185,8 @@ def _cgroup_directories(cgroup: str) -> list[Path]:
     return [root / relative for root in roots if (root / relative / "cgroup.procs").exists()]
 
 
-def _readable(handle: int) -> bool:
+def has_ended(pidfd: int) -> bool:
+    """Whether the process of a pidfd has ended."""
     poll = select.poll()
-    poll.register(handle, select.POLLIN)
+    poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))

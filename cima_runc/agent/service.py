@@ -24,7 +24,7 @@ from cima_runc.agent.process import ContainerProcess, ProcessError, examine
 from cima_runc.config import Settings
 from cima_runc.errors import CimaError
 from cima_runc.evidence.owner import owner_keys
-from cima_runc.hook_state import HookState, parse_hook_state
+from cima_runc.hook_state import HookState, parse_hook_state, qualified
 from cima_runc.ima.kernel_log import KernelLog
 from cima_runc.jsonio import load_object
 from cima_runc.measure.oci_config import measured_config
@@ -202,10 +202,14 @@ class Service:
         Raises:
             CimaError: it must not start.
         """
-        seconds = self._settings.shim.hook_timeout_seconds - _REGISTER_SECONDS
         return look_at(
-            body, self._settings.rootfs, self._rootfs_store, self.dependencies, max(seconds, 1)
+            body, self._settings.rootfs, self._rootfs_store, self.dependencies, self.look_seconds
         )
+
+    @property
+    def look_seconds(self) -> float:
+        """How long a container may be looked at before it is registered."""
+        return max(self._settings.shim.hook_timeout_seconds - _REGISTER_SECONDS, 1)
 
     def register(self, candidate: Candidate) -> None:
         """Register a container; when this returns it may start.
@@ -214,11 +218,22 @@ class Service:
             CimaError, OSError: it must not start; nothing of it is registered.
         """
         try:
+            self._check_share(candidate.uid)
             self._end_predecessor(candidate.state)
             self._register(candidate)
         except BaseException:
             candidate.close()
             raise
+
+    def _check_share(self, uid: int) -> None:
+        """No user but root may have more than so many containers."""
+        if uid == 0:
+            return
+        count = sum(container.note.uid == uid for container in self._core.containers)
+        if count >= limits.USER_CONTAINERS:
+            raise RegistrationError(
+                f"user {uid} has {count} containers, those that ended lately counted"
+            )
 
     def _end_predecessor(self, state: HookState) -> None:
         old = self._core.live(state.id, state.bundle)
@@ -249,6 +264,7 @@ class Service:
             state="created",
             owners=owners,
             dependencies=dependencies,
+            uid=candidate.uid,
         )
         try:
             records = self._begin(note, secret, candidate, reason)
@@ -298,6 +314,8 @@ class Service:
             "dependencies": note.dependencies,
             "missing": list(self._core.missing),
         }
+        if note.uid:
+            register["uid"] = note.uid
         config = measured_config(candidate.config, secret=secret, hooks_dir=self._hooks_dir)
         contents: list[dict[str, Any]] = [
             register,
@@ -334,9 +352,9 @@ class Service:
             return own
         return hashlib.sha256(own + self._tpm.random(32)).digest()
 
-    def poststart(self, body: bytes) -> None:
-        """Note that the container runs."""
-        container = self._of_hook(body)
+    def poststart(self, body: bytes, uid: int = 0) -> None:
+        """Note that the container, which is the user's, runs."""
+        container = self._of_hook(body, uid)
         if container is not None and container.note.state == "created":
             note = self._core.set_state(container.note.registration, "running")
             self._store.write_note(note)
@@ -347,11 +365,19 @@ class Service:
         if container is not None:
             self._release(container)
 
-    def poststop(self, body: bytes) -> None:
-        """Record the container's end, after everything that it did."""
-        container = self._of_hook(body)
-        if container is not None:
-            self._end(container, "deleted")
+    def poststop(self, body: bytes, uid: int = 0) -> None:
+        """Record the end of the container, which is the user's, after everything that it did.
+
+        Raises:
+            RegistrationError: a user other than root says so of one that lives.
+        """
+        container = self._of_hook(body, uid)
+        if container is None:
+            return
+        process = self._processes.get(container.note.registration)
+        if uid != 0 and process is not None and process.alive():
+            raise RegistrationError(f"container {container.note.id} has not ended")
+        self._end(container, "deleted")
 
     def process_ended(self, registration: int) -> bool:
         """A container's first process has ended: record its end, unless others live on in it.
@@ -367,9 +393,9 @@ class Service:
         self._end(container, "its first process ended")
         return True
 
-    def _of_hook(self, body: bytes) -> Container | None:
+    def _of_hook(self, body: bytes, uid: int = 0) -> Container | None:
         state = parse_hook_state(body)
-        return self._core.live(state.id, state.bundle)
+        return self._core.live(qualified(state.id, uid), state.bundle)
 
     def _release(self, container: Container) -> None:
         """Watch the container no more, and hold its process and namespace no more."""
@@ -441,7 +467,7 @@ class Service:
         reason = "the agent was not running"
         self._ledger.add(number, [self._core.lost(number, None, reason, now)])
         try:
-            process = examine(note.pid, note.id, note.cgroup)
+            process = examine(note.pid, note.id, note.cgroup, needs_cgroup=bool(note.cgroup))
             if (process.start_ticks, process.mntns) != (note.start_ticks, note.mntns):
                 process.close()
                 raise ProcessError(f"process {note.pid} is another one now")
@@ -470,13 +496,14 @@ class Service:
 
     # -- questions ----------------------------------------------------------------------------
 
-    def ps(self) -> list[dict[str, Any]]:
-        """Return what ``cima ps`` shows of this boot's containers."""
+    def ps(self, uid: int = 0) -> list[dict[str, Any]]:
+        """Return what ``cima ps`` shows of this boot's containers: to root all, else the own."""
         rows = [
             container_row(container.note, container.partition)
             for container in self._core.containers
+            if uid in {0, container.note.uid}
         ]
-        return with_unmeasured(rows, self._store)
+        return rows if uid else with_unmeasured(rows, self._store)
 
     def status(self) -> dict[str, Any]:
         """Return what ``cima status`` shows."""
@@ -537,9 +564,15 @@ class Service:
             }
         return shown
 
-    def log(self, body: bytes) -> bytes:
-        """Return the stored records, a line each, of the container that ``{"id": ...}`` names."""
-        wanted = load_object(body, what="the request", limit=limits.REQUEST).get("id")
+    def log(self, body: bytes, uid: int = 0) -> bytes:
+        """Return the stored records, a line each, of the container that ``{"id": ...}`` names.
+
+        A user other than root gets those of his own only, and need not qualify the id.
+        """
+        wanted = str(load_object(body, what="the request", limit=limits.REQUEST).get("id"))
         notes = [container.note for container in self._core.containers]
-        note = find_note(notes, str(wanted))
+        if uid:
+            notes = [note for note in notes if note.uid == uid]
+            wanted = qualified(wanted.removeprefix(qualified("", uid)), uid)
+        note = find_note(notes, wanted)
         return b"".join(line + b"\n" for line in self._store.lines(note.registration))

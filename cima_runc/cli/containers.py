@@ -16,6 +16,7 @@ from cima_runc.ml.listing import boot_id, container_row, stored_notes, with_unme
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import parse_line
 from cima_runc.ml.store import Store
+from cima_runc.shim_settings import socket_of_caller
 
 _TIMEOUT_SECONDS = 60.0
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -37,7 +38,7 @@ def ps(
     else:
         try:
             rows = json.loads(
-                call_agent(settings.shim.socket, "ps", b"{}", timeout=_TIMEOUT_SECONDS)
+                call_agent(socket_of_caller(settings.shim), "ps", b"{}", timeout=_TIMEOUT_SECONDS)
             )
         except AgentUnavailableError as error:
             note(f"{error}; showing what is stored")
@@ -49,7 +50,7 @@ def ps(
         return
     shown = [
         (
-            row["id"] if dependencies else row["id"][:12],
+            row["id"] if dependencies else _short(row["id"]),
             row["state"],
             row["count"],
             row["cpcr"][:16] if row["cpcr"] else "not measured",
@@ -59,6 +60,12 @@ def ps(
         for row in rows
     ]
     print_table(("CONTAINER", "STATE", "RECORDS", "CPCR", "MNTNS", "STARTED"), shown)
+
+
+def _short(container_id: str) -> str:
+    """Return twelve characters of an id, after its user's number where it has one."""
+    user, slash, own = container_id.rpartition("/")
+    return user + slash + own[:12]
 
 
 def log(

@@ -8,6 +8,7 @@ from cima_runc.cli.output import note
 from cima_runc.config import Settings
 from cima_runc.ml.listing import find_note, stored_notes
 from cima_runc.ml.store import Store
+from cima_runc.shim_settings import socket_of_caller
 
 _TIMEOUT_SECONDS = 60.0
 
@@ -20,7 +21,7 @@ def record_lines(settings: Settings, wanted: str) -> list[bytes]:
     """
     try:
         body = json.dumps({"id": wanted}).encode("ascii")
-        answer = call_agent(settings.shim.socket, "log", body, timeout=_TIMEOUT_SECONDS)
+        answer = call_agent(socket_of_caller(settings.shim), "log", body, timeout=_TIMEOUT_SECONDS)
     except AgentUnavailableError as error:
         note(f"{error}; showing what is stored")
         store = Store(Path(settings.shim.state_dir))

@@ -328,14 +328,20 @@ def _fuse_arguments(
     return options, point
 
 
-def fuse_overlayfs_commands() -> Iterator[FuseCommand]:
-    """Yield the fuse-overlayfs processes of this host, from /proc. Takes root."""
+def fuse_overlayfs_commands(uid: int = 0) -> Iterator[FuseCommand]:
+    """Yield the fuse-overlayfs processes of the user ``uid``, from /proc. Takes root.
+
+    Anybody may call a program so, and say that it serves another's container.
+    """
+    wanted = b"Uid:" + b"\t%d" % uid * 4
     for process in Path("/proc").iterdir():
         if not process.name.isdigit():
             continue
         try:
             argv = (process / "cmdline").read_bytes().removesuffix(b"\0").split(b"\0")
             if argv[0].rpartition(b"/")[2] != b"fuse-overlayfs":
+                continue
+            if wanted not in (process / "status").read_bytes().splitlines():
                 continue
             yield FuseCommand(
                 tuple(argv),

@@ -30,6 +30,7 @@ def container_row(note: ContainerNote, partition: Partition) -> dict[str, Any]:
         "pid": note.pid,
         "kind": note.kind,
         "dependencies": note.dependencies,
+        "uid": note.uid,
     }
 
 
@@ -57,6 +58,7 @@ def _unmeasured_rows(store: Store) -> Iterator[dict[str, Any]]:
                 "pid": state.pid,
                 "kind": "container",
                 "dependencies": None,
+                "uid": 0,
             }
 
 

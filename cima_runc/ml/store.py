@@ -70,6 +70,8 @@ class ContainerNote(BaseModel):
     """Public keys of its owner, which its evidence is encrypted to."""
     kind: Kind = "container"
     """What the partition is of: a container, or the host services that containers rely on."""
+    uid: int = 0
+    """The user whose container it is; the id of one that is not root's begins with ``UID/``."""
     dependencies: int | None = None
     """The registration whose partition holds what this container relies on."""
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import native_host
 import pytest
 
+USERS = '[users]\ngroup = "users"\n'
+
 
 @pytest.fixture(scope="session")
 def host() -> Iterator[native_host.Host]:
@@ -17,5 +19,5 @@ def host() -> Iterator[native_host.Host]:
         directory = Path(name)
         prefix = native_host.installation(directory)
         native_host.private_mounts(directory)
-        with native_host.agent(prefix, directory) as agent:
+        with native_host.agent(prefix, directory, USERS) as agent:
             yield native_host.Host(prefix, directory, agent)

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -71,6 +73,15 @@ def test_identity_tells_states_apart(settings_file: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+def test_root_of_a_user_namespace_is_a_user() -> None:
+    code = "from cima_runc import shim_settings as s; print(s.socket_of_caller(s.ShimSettings()))"
+    command = [sys.executable, "-c", code]
+    if os.geteuid() == 0:
+        assert subprocess.check_output(command, text=True) == "/run/cima/agent.sock\n"
+    command = ["unshare", "--user", "--map-root-user", *command]
+    assert subprocess.check_output(command, text=True) == "/run/cima/agent.sock.users\n"
+
+
 def test_companion(settings_file: Path, tmp_path: Path) -> None:
     companion = tmp_path / "run/launcher"
     settings = ShimSettings(runtimes=("runc", "/opt/crun"))

@@ -66,5 +66,19 @@ def test_refusing_leaks_no_descriptor() -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_without_a_cgroup_of_its_own_none_is_left_populated() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("takes root")
+    command = ["unshare", "--mount", "sh", "-c", "echo up; exec sleep 60"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        with pytest.raises(ProcessError, match="not this container's"):
+            examine(process.pid, "box", None)
+        found = examine(process.pid, "box", None, needs_cgroup=False)
+        assert (found.cgroup, found.cgroup_id, found.cgroup_populated()) == ("", 0, False)
+        found.close()
+        process.kill()
+
+
 def test_start_is_read_whatever_the_process_is_called() -> None:
     assert start_ticks(os.getpid()) > 0

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from cima_runc.measure.overlay import (
     LayerDirectory,
     OverlayError,
     find_mount,
+    fuse_overlayfs_commands,
     parse_mountinfo,
     read_rootfs,
     split_lowerdir,
@@ -285,3 +288,18 @@ def test_any_bytes_are_mounts_or_an_error(data: bytes) -> None:
 def test_damaged_mountinfo_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OverlayError, match="mountinfo"):
         read_rootfs(tmp_path, b"36 25 0:32 / / rw,relatime ext4\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+def test_only_the_users_own_fuse_overlayfs_is_believed() -> None:
+    command = ["setpriv", "--reuid=4321", "--regid=100", "--clear-groups"]
+    shown = [b"fuse-overlayfs", b"60"]
+    name = "exec -a fuse-overlayfs sleep 60"
+    with subprocess.Popen([*command, "bash", "-c", name]) as faked:
+        for _ in range(1000):
+            if Path(f"/proc/{faked.pid}/cmdline").read_bytes() == b"\0".join([*shown, b""]):
+                break
+            time.sleep(0.01)
+        assert [each.argv for each in fuse_overlayfs_commands(4321)] == [tuple(shown)]
+        assert tuple(shown) not in [each.argv for each in fuse_overlayfs_commands()]
+        faked.kill()
