@@ -87,7 +87,7 @@ def write_job(disk: Path, options: argparse.Namespace) -> None:
         return of_root(member)
 
     with tarfile.open(disk, "w") as archive:
-        for part in ("tests", "pyproject.toml"):
+        for part in ("examples", "tests", "pyproject.toml"):
             if (CHECKOUT / part).exists():
                 archive.add(CHECKOUT / part, f"opt/cima-test/{part}", filter=of_root)
         for local, guest in options.put:

@@ -30,7 +30,7 @@ from cima_runc.verifier.verify import Expectation, verify
 
 EXAMPLE = native_host.TOP / "examples/remote-verify/walkthrough.sh"
 PORT = 18443
-NAMES = ("alices", "bobs", "many")
+NAMES = ("alices-web", "bobs-web", "many")
 
 
 def certificate(directory: Path) -> tuple[Path, Path]:
@@ -144,7 +144,7 @@ def main() -> int:
                 except AgentRefusedError as error:
                     print(f"refused: {error}")
             end_all(prefix)
-            assert parse_evidence(ask("alices", os.urandom(16))).binding.count > 2
+            assert parse_evidence(ask("alices-web", os.urandom(16))).binding.count > 2
             print("ended, and attested")
         if done.returncode:
             print((directory / "agent.log").read_text(), file=sys.stderr)

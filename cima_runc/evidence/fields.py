@@ -18,8 +18,8 @@ def _from_hex(value: Any) -> Any:
 def _from_base64(value: Any) -> Any:
     if isinstance(value, str):
         try:
-            return base64.b64decode(value, validate=True)
-        except binascii.Error as error:
+            return binascii.a2b_base64(value, strict_mode=True)
+        except ValueError as error:
             raise ValueError("base64 is expected") from error
     return value
 

@@ -284,10 +284,10 @@ def _load(raw: bytes, limit: int, what: str) -> dict[str, Any]:
 def _quickly(raw: bytes) -> dict[str, Any] | None:
     """Read JSON in a third of the time, where it is easy to see that no key is doubled.
 
-    In text where no string ends in or holds an escape before a colon, and no white space stands
-    before one, each ``":`` is a key. None where there are others, and for all that is wrong.
+    In text where no white space stands before a colon, and no backslash before ``":``, each ``":``
+    ends a key. None where it is otherwise, and for all that is wrong.
     """
-    if any(odd in raw for odd in (b'\\":', b" :", b"\t:", b"\n:", b"\r:")):
+    if any(odd in raw for odd in (b"\t", b"\n", b"\r", b" :", b'\\":')):
         return None
     try:
         value = from_json(raw, allow_inf_nan=False)

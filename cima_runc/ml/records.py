@@ -9,8 +9,7 @@ import binascii
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import rfc8785
 
@@ -34,9 +33,11 @@ class RecordError(CimaError):
 _FIELDS = frozenset({"recnum", "cpcr", "digests", "content_type", "content", "meta"})
 
 
-@dataclass(frozen=True)
-class Record:
-    """One entry of a container's measurement log."""
+class Record(NamedTuple):
+    """One entry of a container's measurement log.
+
+    A tuple, since evidence may have hundreds of thousands of them.
+    """
 
     recnum: int
     """Number of the record in its partition, from 0."""

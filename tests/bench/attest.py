@@ -77,6 +77,26 @@ class TimedTpm:
             self.spent += (time.perf_counter_ns() - before) / 1e6
 
 
+class TimedDisk:
+    """Counts the milliseconds that making the journal durable takes, while the context lasts."""
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+
+    def __enter__(self) -> "TimedDisk":
+        self._real = os.fdatasync
+        os.fdatasync = self._timed
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.fdatasync = self._real
+
+    def _timed(self, handle: int) -> None:
+        before = time.perf_counter_ns()
+        self._real(handle)
+        self.spent += (time.perf_counter_ns() - before) / 1e6
+
+
 class FlatScheme:
     """The paper's scheme, over the same registers."""
 
@@ -130,7 +150,9 @@ class Row:
 
     containers: int
     bind_ms: float
-    bind_cpu_ms: float
+    """Without the TPM's own time."""
+    flush_ms: float
+    """Of this, what making the journal durable takes."""
     tpm_ms: float
     bytes: int
     verify_ms: float
@@ -154,15 +176,16 @@ def measure(host: SimulatedHost, containers: int, rounds: int) -> Row:
         host.run(changing, b"/usr/bin/program-%d" % next(counter), os.urandom(8))
         host.ledger.write()
 
-    bound, on_cpu, in_tpm = [], [], []
+    bound, flushed, in_tpm = [], [], []
     for _ in range(rounds):
         change()
         tpm.spent = 0.0
-        before, cpu = time.perf_counter_ns(), time.thread_time_ns()
-        host.ledger.bind()
-        on_cpu.append((time.thread_time_ns() - cpu) / 1e6)
-        took = (time.perf_counter_ns() - before) / 1e6
+        with TimedDisk() as disk:
+            before = time.perf_counter_ns()
+            host.ledger.bind()
+            took = (time.perf_counter_ns() - before) / 1e6
         bound.append(took - tpm.spent)
+        flushed.append(disk.spent)
         in_tpm.append(tpm.spent)
 
     nonce = os.urandom(32)
@@ -186,26 +209,28 @@ def measure(host: SimulatedHost, containers: int, rounds: int) -> Row:
     value = host.tpm.read_pcrs([FLAT_PCR])[FLAT_PCR]
     own = host.core.get(1)
     assert own is not None
-    common = verify_ms
     flat_check = median_ms(
         lambda: flat.check(flat_raw, value, 0, own.partition.cpcr, own.secret), rounds
     )
     return Row(
         containers,
         statistics.median(bound),
-        statistics.median(on_cpu),
+        statistics.median(flushed),
         statistics.median(in_tpm),
         len(raw),
         verify_ms,
         statistics.median(flat_bound),
         len(flat_raw),
         # Signature, quote and records are checked in the paper's scheme as well.
-        common + flat_check,
+        verify_ms + flat_check,
     )
 
 
 def large_partition(root: Path, tpm: Tpm, records: int) -> tuple[int, float, float]:
-    """Return (bytes, seconds to verify, those on the CPU) of evidence with so many records."""
+    """Return (bytes, seconds to verify, those on the CPU) of evidence with so many records.
+
+    The fastest of three: whatever else the machine does only adds to it.
+    """
     host = SimulatedHost(root, tpm)
     number = host.start("large", owner=public_text(PUBLIC))
     container = host.core.get(number)
@@ -226,12 +251,14 @@ def large_partition(root: Path, tpm: Tpm, records: int) -> tuple[int, float, flo
     nonce = os.urandom(32)
     raw = host.evidence("large", nonce)
     wanted = Expectation(nonce, host.enrolled(), owner_key=OWNER)
-    before, cpu = time.perf_counter(), time.thread_time()
-    result = verify(raw, wanted, appraisal=APPRAISAL).result
-    took, on_cpu = time.perf_counter() - before, time.thread_time() - cpu
-    if result.verdict != "TRUSTED" or result.facts is None or result.facts.count != records:
-        raise SystemExit(f"the evidence is not trusted: {result}")
-    return len(raw), took, on_cpu
+    times = []
+    for _ in range(3):
+        before, cpu = time.perf_counter(), time.thread_time()
+        result = verify(raw, wanted, appraisal=APPRAISAL).result
+        times.append((time.perf_counter() - before, time.thread_time() - cpu))
+        if result.verdict != "TRUSTED" or result.facts is None or result.facts.count != records:
+            raise SystemExit(f"the evidence is not trusted: {result}")
+    return len(raw), *min(times)
 
 
 def concurrent_quotes(host: SimulatedHost, requests: int) -> tuple[int, float]:
@@ -296,7 +323,7 @@ def main() -> int:
         "verify at 10,000 within 1.5 times that at 1": last.verify_ms <= 1.5 * first.verify_ms,
         "bind within 1 ms and the TPM's time": all(row.bind_ms <= 1 for row in sizes),
         "200 concurrent requests by fewer than 10 quotes": quotes < 10,
-        "100,000 records within 1 s of the CPU": large_cpu <= 1,
+        "100,000 records within 1 s": large_seconds <= 1,
     }
     if options.json:
         made = {
@@ -326,16 +353,17 @@ def main() -> int:
 
 def show(rows: list[Row], kind: str) -> None:
     """Print the table."""
-    print(f"{platform.platform()}, TPM: {kind}; medians; bind without the TPM's own time (tpm)")
+    print(f"{platform.platform()}, TPM: {kind}, medians")
+    print("bind: one change, without the TPM's own time (tpm), with the journal's flush to disk")
     print(f"{'':>10} | {'cima-runc':^52} | {'flat list (paper)':^32}")
     print(
-        f"{'containers':>10} | {'bind ms':>9} {'cpu ms':>9} {'tpm ms':>9} {'bytes':>11}"
+        f"{'containers':>10} | {'bind ms':>9} {'flush ms':>9} {'tpm ms':>9} {'bytes':>11}"
         f" {'verify ms':>10} |"
         f" {'bind ms':>9} {'bytes':>11} {'verify ms':>10}"
     )
     for row in rows:
         print(
-            f"{row.containers:>10,} | {row.bind_ms:>9.3f} {row.bind_cpu_ms:>9.3f}"
+            f"{row.containers:>10,} | {row.bind_ms:>9.3f} {row.flush_ms:>9.3f}"
             f" {row.tpm_ms:>9.3f} {row.bytes:>11,}"
             f" {row.verify_ms:>10.2f} | {row.flat_bind_ms:>9.3f} {row.flat_bytes:>11,}"
             f" {row.flat_verify_ms:>10.2f}"

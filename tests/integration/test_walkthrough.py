@@ -22,11 +22,11 @@ def test_walkthrough() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     out = done.stdout
     assert "nothing was appraised" in out
-    assert "UNKNOWN: container alices" in out
+    assert "UNKNOWN: container alices-web" in out
     assert "tpm2_checkquote: accepted" in out
     assert "OwnerKeyError" in out
     assert "NonceError" in out
-    assert "no bobs in evidence.json" in out
+    assert "nothing of bobs-web" in out
     quotes = re.search(r"200 requests at once: (\d+) quotes", out)
     assert quotes is not None
     assert int(quotes[1]) < 10
