@@ -103,6 +103,8 @@ class AttestationSettings(_Section):
 
     ak_handle: Annotated[int, Field(ge=0x81000000, le=0x817FFFFF)] | None = None
     """Persistent handle to keep the attestation key at; without one it is made at each start."""
+    ak_certificate: str | None = None
+    """PEM file of the attestation key's certificate, which then is in evidence."""
     boot_pcrs: Annotated[list[Annotated[int, Field(ge=0, le=23)]], Field(min_length=1)] = [
         *(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14)
     ]

@@ -17,6 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
 from cima_runc import limits
 from cima_runc.agent.core import BoundRegister, Container, Core
 from cima_runc.agent.host_log import HostLog, HostPrefix
@@ -211,7 +214,7 @@ class Attester:
             aggregation=AggregationPart(
                 index=answer.place.index, size=answer.place.size, path=answer.place.path
             ),
-            ak=AkPart(public=answer.ak_public),
+            ak=AkPart(public=answer.ak_public, certificate=self._ak_certificate()),
             binding=self._binding_part(answer),
             sealed=sealed,
             host_log=self._host_log_part(request, quoted),
@@ -364,19 +367,31 @@ class Attester:
             entries = tuple(HostLine(**line) for line in self._host().full(prefix.lines))
         return HostLogPart(disclosure=request.host, pcr=pcr, entries=entries)
 
-    def _boot_log(self) -> bytes:
-        path = Path(self._settings.attestation.event_log)
+    def _ak_certificate(self) -> bytes | None:
+        path = self._settings.attestation.ak_certificate
+        if path is None:
+            return None
+        pem = _read(path, limits.KEY_FILE, "see attestation.ak_certificate in the settings")
         try:
-            with path.open("rb") as file:
-                raw = file.read(limits.EVENT_LOG + 1)
-        except OSError as error:
-            raise AttestError(
-                f"the firmware's event log cannot be read: {path}: {error.strerror}",
-                hint="ask without --boot-log",
-            ) from error
-        if len(raw) > limits.EVENT_LOG:
-            raise AttestError(f"{path} has more than {limits.EVENT_LOG} bytes")
-        return raw
+            return x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
+        except ValueError as error:
+            raise AttestError(f"{path} is not a PEM certificate") from error
+
+    def _boot_log(self) -> bytes:
+        return _read(
+            self._settings.attestation.event_log, limits.EVENT_LOG, "ask without --boot-log"
+        )
+
+
+def _read(path: str, limit: int, hint: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(limit + 1)
+    except OSError as error:
+        raise AttestError(f"{path} cannot be read: {error.strerror}", hint=hint) from error
+    if len(raw) > limit:
+        raise AttestError(f"{path} has more than {limit} bytes", hint=hint)
+    return raw
 
 
 def _leaf_fields(bound: BoundRegister) -> dict[str, Any]:

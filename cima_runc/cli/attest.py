@@ -1,6 +1,7 @@
 """``cima attest``, ``cima enroll`` and ``cima keygen``: keys, and evidence from the agent."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -159,13 +160,29 @@ def accept(
     answer: Annotated[Path, typer.Argument(help="From activate.")],
     pending: Annotated[Path, typer.Option(help="From challenge.")] = Path("pending.json"),
     output: _Output = Path("ak.pem"),
+    certificate: Annotated[
+        Path | None, typer.Option(help="Also write a certificate of the key here.")
+    ] = None,
+    authority: Annotated[
+        Path | None, typer.Option(help="Who issues it: a certificate (PEM).")
+    ] = None,
+    authority_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
 ) -> None:
     """Verifier: check what was in the credential, and write the enrolled key."""
+    from cima_runc.verifier.ak_certificate import issue
     from cima_runc.verifier.enrol import accept as take
+    from cima_runc.verifier.enrolled import enrolled_ak_file
 
     given = parse(EnrolmentAnswer, files.read(answer), str(answer))
     kept = parse(Pending, files.read(pending), str(pending))
-    files.write(output, take(given, kept))
+    public = take(given, kept)
+    if certificate is not None:
+        if authority is None or authority_key is None:
+            raise ArgumentError("--certificate takes --authority and --authority-key")
+        now = datetime.now(UTC)
+        made = issue(public, files.read(authority), files.read(authority_key), now)
+        files.write(certificate, made)
+    files.write(output, enrolled_ak_file(public))
 
 
 def _call(

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from cima_runc import limits
-from cima_runc.cli import context
+from cima_runc.cli import context, files
 from cima_runc.cli.output import note, print_json
 from cima_runc.cli.records import record_lines
 from cima_runc.config import Settings
@@ -237,11 +237,10 @@ def _values(
     number = int(register["registration"])
     path = Path(store.read_note(number).bundle) / "config.json"
     try:
-        with path.open("rb") as file:
-            raw = file.read(limits.CONFIG_JSON + 1)
-    except OSError as error:
+        raw = files.read(path, limit=limits.CONFIG_JSON)
+    except files.FileError as error:
         raise ShowError(
-            f"the bundle is gone, and values are kept nowhere else: {path}: {error.strerror}",
+            f"the bundle is gone, and values are kept nowhere else: {error.what}",
             hint="ask while the container is there",
         ) from error
     live = load_object(raw, what=str(path), limit=limits.CONFIG_JSON)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,7 +17,8 @@ from cima_runc.cli.references import appraisal, read_policy
 from cima_runc.evidence.models import Evidence, EvidenceError, parse_evidence
 from cima_runc.evidence.owner import parse_private
 from cima_runc.text import printable
-from cima_runc.verifier.enrolled import parse_enrolled_ak
+from cima_runc.verifier.ak_certificate import AkAuthority, parse_authority
+from cima_runc.verifier.enrolled import EnrolledAk, parse_enrolled_ak
 from cima_runc.verifier.result import Result
 from cima_runc.verifier.state import StateDirectory
 from cima_runc.verifier.token import sign
@@ -27,7 +29,10 @@ from cima_runc.verifier.verify import verify as verify_evidence
 def verify(
     evidence: Annotated[Path, typer.Argument(help="The evidence, - for standard input.")],
     nonce: Annotated[str, typer.Option(help="The nonce that was sent, hexadecimal.")],
-    ak: Annotated[Path, typer.Option(help="The enrolled attestation key (PEM).")],
+    ak: Annotated[Path | None, typer.Option(help="The enrolled attestation key (PEM).")] = None,
+    ak_ca: Annotated[
+        Path | None, typer.Option(help="Or who enrols keys for us: a certificate (PEM).")
+    ] = None,
     container: Annotated[str | None, typer.Option(help="The container that it must be of.")] = None,
     owner_key: Annotated[Path | None, typer.Option(help="The owner's private key (PEM).")] = None,
     reference: Annotated[
@@ -51,7 +56,7 @@ def verify(
         raise ArgumentError("--jwt and --jwt-key go together")
     expectation = Expectation(
         nonce=nonce_of(nonce),
-        ak=parse_enrolled_ak(files.read(ak)),
+        ak=_enrolled(ak, ak_ca),
         container=container,
         owner_key=parse_private(files.read(owner_key)) if owner_key is not None else None,
         host=host,
@@ -77,6 +82,14 @@ def verify(
     else:
         _print(result)
     sys.exit(result.verdict.exit_code)
+
+
+def _enrolled(ak: Path | None, authority: Path | None) -> EnrolledAk | AkAuthority:
+    if ak is not None and authority is None:
+        return parse_enrolled_ak(files.read(ak))
+    if authority is not None and ak is None:
+        return parse_authority(files.read(authority), datetime.now(UTC))
+    raise ArgumentError("give either --ak or --ak-ca")
 
 
 def _parsed(raw: bytes) -> Evidence | bytes:

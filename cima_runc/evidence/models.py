@@ -84,6 +84,9 @@ class AkPart(Model):
 
     public: _TpmBytes
     """TPMT_PUBLIC; whether it is enrolled is for the verifier to know."""
+    certificate: Annotated[Base64, Field(max_length=limits.KEY_FILE)] | None = None
+    """X.509 certificate (DER) by who has enrolled it, where the host has one: the signed record of
+    the credential activation."""
 
 
 class LeafPart(Model):

@@ -6,9 +6,8 @@ import secrets
 from cima_runc.errors import CimaError
 from cima_runc.evidence.enrolment import Challenge, EnrolmentAnswer, EnrolmentRequest, Pending
 from cima_runc.tpm.activation import ek_public_pem, make_credential
-from cima_runc.tpm.structures import StructureError, parse_public
+from cima_runc.tpm.structures import PublicArea, StructureError, parse_public
 from cima_runc.verifier.ek_certificate import check_ek_certificate
-from cima_runc.verifier.enrolled import enrolled_ak_file
 
 
 class EnrolmentError(CimaError):
@@ -49,8 +48,8 @@ def challenge(request: EnrolmentRequest, trusted: bytes | None) -> tuple[Challen
     )
 
 
-def accept(answer: EnrolmentAnswer, pending: Pending) -> bytes:
-    """Return the enrolled key's file, if the TPM opened the credential.
+def accept(answer: EnrolmentAnswer, pending: Pending) -> PublicArea:
+    """Return the key that is enrolled now, if the TPM opened the credential.
 
     Raises:
         EnrolmentError: it did not.
@@ -60,4 +59,4 @@ def accept(answer: EnrolmentAnswer, pending: Pending) -> bytes:
             "the answer is not what was in the credential",
             hint="the attestation key is not in the TPM of that endorsement key",
         )
-    return enrolled_ak_file(parse_public(pending.ak_public))
+    return parse_public(pending.ak_public)

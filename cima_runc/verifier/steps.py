@@ -40,6 +40,7 @@ from cima_runc.tpm.structures import (
     signed_by,
 )
 from cima_runc.verifier import errors
+from cima_runc.verifier.ak_certificate import AkAuthority, AkCertificateError
 from cima_runc.verifier.boot_log import EventLogError, replay
 from cima_runc.verifier.enrolled import EnrolledAk
 from cima_runc.verifier.host_log import prefix_that_gives
@@ -51,13 +52,23 @@ _WHOLE = "ask for the whole of it: --since 0"
 _REPORT = "the host or somebody on the way changed it: do not rely on this host"
 
 
-def check_key(evidence: Evidence, enrolled: EnrolledAk) -> PublicArea:
+def check_key(evidence: Evidence, enrolled: EnrolledAk | AkAuthority) -> PublicArea:
     """The AK is the enrolled one, and a restricted fixedTPM signing key."""
     try:
         public = parse_public(evidence.ak.public)
     except StructureError as error:
         raise errors.AkAttributesError(error.what, hint=error.hint) from error
-    if not enrolled.is_key_of(public):
+    if isinstance(enrolled, AkAuthority):
+        try:
+            enrolled.check(evidence.ak.certificate, public)
+        except AkCertificateError as error:
+            raise errors.AkNotEnrolledError(
+                error.what,
+                expected=f"a certificate by {enrolled.certificate.subject.rfc4514_string()}",
+                found=public.name.hex(),
+                hint=error.hint,
+            ) from error
+    elif not enrolled.is_key_of(public):
         raise errors.AkNotEnrolledError(
             "the evidence is signed with another attestation key",
             expected=enrolled.name.hex() if enrolled.name else _fingerprint(enrolled.spki),

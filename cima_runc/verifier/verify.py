@@ -17,6 +17,7 @@ from cima_runc.evidence.disclosure import Disclosure
 from cima_runc.evidence.models import Evidence, EvidenceError, parse_evidence
 from cima_runc.ml.records import Record
 from cima_runc.verifier import errors, steps
+from cima_runc.verifier.ak_certificate import AkAuthority
 from cima_runc.verifier.completeness import completeness
 from cima_runc.verifier.enrolled import EnrolledAk
 from cima_runc.verifier.errors import Verdict, VerificationError
@@ -66,7 +67,8 @@ class Expectation:
 
     nonce: bytes
     """The nonce that he sent."""
-    ak: EnrolledAk
+    ak: EnrolledAk | AkAuthority
+    """The key that he has enrolled, or who enrols keys for him."""
     container: str | None = None
     """The container that he asked for; None takes the evidence's word."""
     owner_key: X25519PrivateKey | None = None
@@ -154,8 +156,7 @@ class _Run:
         self._container = evidence.container
 
         public = steps.check_key(evidence, wanted.ak)
-        how = "name" if wanted.ak.name else "key alone, its attributes by the evidence's word"
-        self._passed("ak", f"the enrolled key, known by its {how}")
+        self._passed("ak", f"the enrolled key, known by its {_how_known(wanted.ak)}")
         steps.check_signature(evidence, public)
         self._passed("signature", "the quote is signed by it")
         body = steps.check_quote(evidence, public)
@@ -330,6 +331,12 @@ def _verdict(failed: bool, all_appraised: bool) -> Verdict:
     if failed:
         return Verdict.UNTRUSTED
     return Verdict.TRUSTED if all_appraised else Verdict.UNKNOWN
+
+
+def _how_known(ak: EnrolledAk | AkAuthority) -> str:
+    if isinstance(ak, AkAuthority):
+        return "certificate"
+    return "name" if ak.name else "key alone, its attributes by the evidence's word"
 
 
 def _clock_detail(remembered: Remembered | None, rebooted: bool) -> str:

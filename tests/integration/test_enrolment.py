@@ -16,7 +16,7 @@ from cima_runc.tpm.device import TpmError
 from cima_runc.tpm.keys import endorsement_key, load_ak, unload
 from cima_runc.verifier.ek_certificate import EkCertificateError
 from cima_runc.verifier.enrol import EnrolmentError, accept, challenge
-from cima_runc.verifier.enrolled import parse_enrolled_ak
+from cima_runc.verifier.enrolled import enrolled_ak_file, parse_enrolled_ak
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,9 @@ def test_enrolment(host: SimulatedHost, made: ManufacturedTpm) -> None:
     request = enrolment.request(host.attester)
     assert request.ek_certificate
     asked, pending = challenge(request, made.root_ca + made.issuer_ca)
-    enrolled = parse_enrolled_ak(accept(enrolment.answer(host.attester, asked), pending))
-    assert enrolled == host.enrolled()
-    assert enrolled.name == host.attester.attestation_key().name
+    public = accept(enrolment.answer(host.attester, asked), pending)
+    assert parse_enrolled_ak(enrolled_ak_file(public)) == host.enrolled()
+    assert public.name == host.attester.attestation_key().name
     with pytest.raises(EnrolmentError, match="not what was"):
         accept(EnrolmentAnswer(secret=bytes(32)), pending)
 

@@ -25,13 +25,15 @@ pytestmark = pytest.mark.unproven
 SLEEP = ["/bin/sh", "-c", "/bin/script; exec /bin/sleep 6000"]
 CHECKOUT = Path(__file__).resolve().parents[2]
 PORT = 18443
-HTTPS = """
+SETTINGS = """
+[attestation]
+ak_certificate = "{directory}/ak.crt"
 [attestation.https]
 enabled = true
 address = "127.0.0.1"
 port = {port}
-certificate = "{directory}/cert.pem"
-key = "{directory}/key.pem"
+certificate = "{directory}/endpoint.pem"
+key = "{directory}/endpoint.key"
 """
 
 
@@ -59,8 +61,9 @@ class Tenant:
 def tenant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tenant]:
     directory = tmp_path_factory.mktemp("tenant")
     make_image(directory)
-    make_certificate(directory)
-    with guest.Settings(HTTPS.format(directory=directory, port=PORT)):
+    make_certificate(directory, "endpoint", "subjectAltName=DNS:localhost")
+    make_certificate(directory, "authority", "keyUsage=keyCertSign")
+    with guest.Settings(SETTINGS.format(directory=directory, port=PORT)):
         guest.restart_agent()
         enrol(directory)
         yield Tenant(directory)
@@ -78,12 +81,12 @@ def make_image(directory: Path) -> None:
     guest.ok("cima", "reference", "image", archive, "-o", directory / "image.json")
 
 
-def make_certificate(directory: Path) -> None:
+def make_certificate(directory: Path, name: str, extension: str) -> None:
     guest.ok(
         *("openssl", "req", "-x509", "-days", "2", "-newkey", "ec", "-nodes"),
         *("-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=localhost"),
-        *("-addext", "subjectAltName=DNS:localhost"),
-        *("-keyout", directory / "key.pem", "-out", directory / "cert.pem"),
+        *("-addext", extension),
+        *("-keyout", directory / f"{name}.key", "-out", directory / f"{name}.pem"),
     )
 
 
@@ -99,7 +102,9 @@ def enrol(directory: Path) -> None:
     )
     guest.ok("cima", "enroll", "activate", f"{at}/challenge.json", "-o", f"{at}/answer.json")
     accept = ("accept", f"{at}/answer.json", "--pending", f"{at}/pending.json")
-    guest.ok("cima", "enroll", *accept, "-o", f"{at}/ak.pem")
+    authority = ("--authority", f"{at}/authority.pem", "--authority-key", f"{at}/authority.key")
+    certificate = ("--certificate", f"{at}/ak.crt", *authority)
+    guest.ok("cima", "enroll", *accept, "-o", f"{at}/ak.pem", *certificate)
 
 
 # -- containers -----------------------------------------------------------------------------------
@@ -162,16 +167,22 @@ def evidence(container: str, tenant: Tenant, *options: str) -> tuple[Path, bytes
     return file, nonce
 
 
-def verified(file: Path, nonce: bytes, tenant: Tenant, *options: str) -> dict[str, Any]:
+def verified(
+    file: Path,
+    nonce: bytes,
+    tenant: Tenant,
+    *options: str,
+    ak: tuple[str, str] = ("--ak", "ak.pem"),
+) -> dict[str, Any]:
     """Verify in a process that has nothing of the host but files: evidence, keys, references."""
     copy = Path("/tmp/verifier")
     copy.mkdir(exist_ok=True)
-    given = [tenant.directory / name for name in ("ak.pem", "owner.key", "image.json")]
+    given = [tenant.directory / name for name in (ak[1], "owner.key", "image.json")]
     for source in (file, *given):
         (copy / source.name).write_bytes(source.read_bytes())
     # /dev goes too, and with it the TPM.
     hidden = "for d in /run /var /sys /dev /etc/cima; do mount -t tmpfs none $d; done;"
-    command = ["cima", "verify", file.name, "--nonce", nonce.hex(), "--ak", "ak.pem", "--json"]
+    command = ["cima", "verify", file.name, "--nonce", nonce.hex(), *ak, "--json"]
     command += ["--owner-key", "owner.key", "--reference", "image.json", *options]
     script = f"{hidden} cd /tmp/verifier; exec {shlex.join(command)}"
     ran = guest.run("unshare", "--mount", "--net", "--ipc", "sh", "-c", script)
@@ -219,6 +230,14 @@ def checkquote(directory: Path, nonce: bytes, container: str) -> None:
     assert guest.run("sh", "-c", f"cd {directory} && {wrong}").code != 0
 
 
+def test_trusted_by_the_keys_certificate(tenant: Tenant, alices: str) -> None:
+    """By a verifier who has not enrolled this host, and trusts who has."""
+    file, nonce = evidence(alices, tenant)
+    trusted(verified(file, nonce, tenant, ak=("--ak-ca", "authority.pem")))
+    other = verified(file, nonce, tenant, ak=("--ak-ca", "endpoint.pem"))
+    assert other["refusal"]["error"] == "AkNotEnrolledError"
+
+
 def test_drift_is_untrusted(tenant: Tenant) -> None:
     with with_docker("drifting", tenant.owner) as container:
         guest.ok("docker", "exec", "drifting", "/bin/sh", "-c", "cp /bin/busybox /tmp/x; /tmp/x ls")
@@ -238,7 +257,7 @@ def test_walkthrough_over_https(tenant: Tenant, tmp_path: Path) -> None:
     )
     start.chmod(0o755)
     script = CHECKOUT / "examples/remote-verify/walkthrough.sh"
-    url, ca = f"https://localhost:{PORT}", tenant.directory / "cert.pem"
+    url, ca = f"https://localhost:{PORT}", tenant.directory / "endpoint.pem"
     reference = tenant.directory / "image.json"
     command = shlex.join(map(str, (script, url, ca, "./start", "--reference", reference)))
     ran = guest.run("sh", "-c", f"cd {tmp_path} && exec {command} 2>&1")
