@@ -71,6 +71,8 @@ _SPECIAL: dict[int, Type] = {
 }
 _WHITEOUT = format_keywords(whiteout(b""))
 _WH_OPAQUE = ".wh..wh..opq"
+_WH_OPAQUE_BESIDE = ".wh..opq"
+"""What fuse-overlayfs leaves beside it: a whiteout where nothing of lower layers is seen anyhow."""
 _FUSE_OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque")
 
 
@@ -452,8 +454,9 @@ class _Walk:
         if self.form.wh_files:
             present = {name for name in names if not name.startswith(".wh.")}
             is_opaque = _WH_OPAQUE in names
+            markers = {_WH_OPAQUE, _WH_OPAQUE_BESIDE} if is_opaque else set()
             level.whiteouts = {
-                name[4:] for name in names if name.startswith(".wh.") and name != _WH_OPAQUE
+                name[4:] for name in names if name.startswith(".wh.") and name not in markers
             } - {*present, ""}
             names = sorted(present | level.whiteouts, key=os.fsencode)
         level.names = iter(names)

@@ -274,6 +274,7 @@ def test_whiteouts_of_fuse_overlayfs(tmp_path: Path, attribute: str) -> None:
         os.setxattr(tmp_path / "d", attribute, b"y")
     else:
         (tmp_path / "d/.wh..wh..opq").touch()
+        os.mknod(tmp_path / "d/.wh..opq", stat.S_IFCHR)
     os.setxattr(tmp_path / "d/sub", "user.fuseoverlayfs.origin", b"x")
     assert measure(tmp_path, FUSE_OVERLAYFS)[0] == EXPECTED
 
