@@ -16,7 +16,7 @@ DIRECTORY = Path("/root/images")
 CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
 """vfs_cap_data of revision 2: CAP_NET_BIND_SERVICE, effective."""
 
-SMALL = 64 * 1024
+SMALL = 16 * 1024
 
 
 def busybox() -> list[bytes]:
@@ -127,9 +127,8 @@ def archive(name: str) -> Path:
     make, command = COMMANDS[name]
     building = path.with_suffix(".new")
     oci.docker_save(building, *make(), tag=f"{name}:latest", config={"Cmd": command})
-    guest.ok("docker", "load", "-i", building)
-    guest.ok("podman", "load", "-i", building)
-    guest.ok("ctr", "image", "import", building)
+    for load in (["docker", "load", "-i"], ["podman", "load", "-i"], ["ctr", "image", "import"]):
+        guest.ok(*load, building, timeout=900)  # an emulated guest on a busy machine
     return building.rename(path)
 
 
