@@ -59,6 +59,20 @@ def test_umoci(tmp_path: Path, layer: bytes) -> None:
     assert of_directory(umoci(tmp_path, layer)) == of_archive(layer)
 
 
+def test_a_layer_that_umoci_writes(tmp_path: Path) -> None:
+    """umoci calls the root /, and packs what it unpacked."""
+    tree, image = umoci(tmp_path / "first", BOTTOM), f"{tmp_path}/second:latest"
+    for command in (
+        ["init", "--layout", tmp_path / "second"],
+        ["new", "--image", image],
+        ["insert", "--image", image, tree, "/"],
+    ):
+        subprocess.run(["umoci", *command], check=True, timeout=60, capture_output=True)
+    (manifest,) = read_image(tmp_path / "second").manifests
+    # Directories that the first image does not list get an owner and a mode in the second.
+    assert lines(manifest) == of_directory(tree)
+
+
 def random_layer(seed: int) -> bytes:
     """Members in any order, replacing each other, with hard links and directories not listed."""
     chance = random.Random(seed)

@@ -84,6 +84,8 @@ class _Archive:
             self._skip_by = stream.skip
         self._unread = 0
         """Bytes of the present member's content, with its padding, that are still to come."""
+        self._padding = 0
+        """How many of them are padding."""
 
     def members(self) -> Iterator[Member]:
         pax: dict[bytes, bytes] = {}
@@ -132,15 +134,18 @@ class _Archive:
         return b"".join(parts)
 
     def _skip(self) -> None:
-        """Go to the end of the present member's content."""
-        if self._unread and self._skip_by:
-            self._skip_by(self._unread)
-            self._unread = 0
+        """Go to the end of the present member's content.
+
+        Engines take an archive that ends before the last member's padding, as umoci writes it.
+        """
+        if self._skip_by and self._unread > self._padding:
+            self._skip_by(self._unread - self._padding)
+            self._unread = self._padding
         while self._unread:
             part = self._stream.read(min(self._unread, _PIECE))
-            if not part:
+            if not part and self._unread > self._padding:
                 raise TarError("an archive ends in the middle of a member")
-            self._unread -= len(part)
+            self._unread -= len(part) or self._unread
 
     def _small_body(self, header: bytes) -> bytes:
         size = _number(header[124:136])
@@ -178,7 +183,8 @@ class _Archive:
             member.type = b"5" if member.name.endswith(b"/") else b"0"
         if member.type in b"123456":
             member.size = stored = 0  # whatever it says, no content follows
-        self._unread = stored + -stored % BLOCK
+        self._padding = -stored % BLOCK
+        self._unread = stored + self._padding
         if member.type == b"S" or any(key.startswith(b"GNU.sparse.") for key in pax):
             self._sparse(member, header, pax)
         else:

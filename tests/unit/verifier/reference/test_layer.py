@@ -71,6 +71,11 @@ def test_unlisted_directories() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["/", "./", ".", "//"])
+def test_the_root_under_any_name(name: str) -> None:
+    assert layer(directory(name, 0o700), member("f")) == layer(member("f"))
+
+
 def test_the_last_of_several_counts() -> None:
     found = layer(
         member("f", b"1"),
