@@ -8,6 +8,9 @@ from typing import Any
 
 from cima_runc.errors import CimaError
 
+NAMES = ("prestart", "poststart", "poststop")
+"""The programs there, one a stage."""
+
 CREATE_STAGES = ("createRuntime", "prestart")
 """Stages in which a container may be registered: in the runtime's namespaces, before pivot_root,
 and a failure stops the container."""

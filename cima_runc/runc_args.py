@@ -89,7 +89,9 @@ def parse_runc_args(args: list[str]) -> RuncArgs:
         options = _options(rest[1:], _COMMAND_VALUES, _COMMAND_FLAGS)
         if options.certain and options.ending:
             return RuncArgs(False, True, log, log_format)
-        if options.certain and len(options.rest) <= 1:
+        if options.certain and len(options.rest) != 1 and not _any_option(options.rest):
+            return RuncArgs(False, True, log, log_format)  # it takes one id: every runtime refuses
+        if options.certain and len(options.rest) == 1:
             bundle = options.last("-b", "--bundle") or "."
             name = options.last("-f", "--config") or "config.json"
             return RuncArgs(True, True, log, log_format, (bundle,), (name,))
@@ -122,6 +124,10 @@ def _options(args: list[str], with_value: frozenset[str], flags: frozenset[str])
             return _Options(found, [], False, False)
         at += 1
     return _Options(found, args[at:], True, False)
+
+
+def _any_option(args: list[str]) -> bool:
+    return any(arg.startswith("-") for arg in args)
 
 
 def _logs(args: list[str]) -> list[tuple[str, str]]:

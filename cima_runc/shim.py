@@ -5,7 +5,9 @@ doubt; the agent runs :func:`inject_hooks` for the launcher where it is there. T
 the agent checks what matters. Standard library only, and little of it.
 """
 
+import errno
 import os
+import stat
 import sys
 from contextlib import suppress
 
@@ -24,6 +26,14 @@ from cima_runc.shim_settings import (
 _SEARCH_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 """Where a runtime is looked for; never the caller's PATH."""
 
+
+_NOT_OPENED = frozenset(
+    {
+        *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
+        *(errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES),
+    }
+)
+"""What the runtime, which opens it in the same way, must meet too."""
 
 SAID_WHY = 3
 """The exit status by which the launcher knows that the reason has been told."""
@@ -104,20 +114,23 @@ def _configurations(args: RuncArgs) -> list[tuple[str, str]]:
 def inject_at(bundle: str, name: str, settings: ShimSettings, hooks_dir: str) -> None:
     """Add our hooks to the configuration ``name`` in the directory at the path ``bundle``.
 
-    A bundle or a configuration that is missing is left to the runtime, which says so in its own
-    words.
+    A bundle or a configuration that nobody can open is left to the runtime, which says so in its
+    own words.
 
     Raises:
         CimaError, OSError: as for :func:`inject_hooks`.
     """
     try:
         directory = os.open(bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return
+    except OSError as error:
+        if error.errno in _NOT_OPENED:
+            return
+        raise
     try:
         inject_hooks(directory, name, settings, hooks_dir, shown=os.path.join(bundle, name))
-    except FileNotFoundError:
-        return
+    except OSError as error:
+        if error.errno not in _NOT_OPENED:
+            raise
     finally:
         os.close(directory)
 
@@ -130,7 +143,7 @@ def inject_hooks(
     Returns what fstat(2) says of the file that is there then. ``shown`` is its name in errors.
 
     Raises:
-        FileNotFoundError: there is none.
+        OSError: it cannot be opened.
         ShimError: it cannot be read or written.
         JsonError, HooksError: it is not an OCI configuration.
     """
@@ -139,16 +152,20 @@ def inject_hooks(
     from cima_runc import oci_hooks
     from cima_runc.jsonio import load_object
 
-    try:
-        handle = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
-        with open(handle, "rb") as file:
+    handle = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    with open(handle, "rb") as file:
+        try:
             status = os.fstat(handle)
             raw = file.read(limits.CONFIG_JSON + 1)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise ShimError(f"{shown} cannot be read: {error.strerror}") from error
+        except OSError as error:
+            raise ShimError(f"{shown} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ShimError(f"{shown} is not a regular file")
     config = load_object(raw, what=shown, limit=limits.CONFIG_JSON)
+    for hook in (f"{hooks_dir}/{name}" for name in oci_hooks.NAMES):
+        # runc says it too, once it has made the container; of poststop only when that is deleted.
+        if not os.access(hook, os.X_OK):
+            raise ShimError(f"the hook {hook} cannot be executed", hint="install cima-runc again")
     oci_hooks.inject(
         config,
         hooks_dir=hooks_dir,
@@ -161,9 +178,11 @@ def inject_hooks(
             f"CIMA_TIMEOUT={settings.hook_timeout_seconds}",
         ],
     )
-    text = json.dumps(config, ensure_ascii=False, separators=(",", ":"))
+    data = json.dumps(config, separators=(",", ":")).encode("ascii")
+    if data == raw:
+        return status
     try:
-        return _replace(directory, name, text.encode("utf-8", "surrogatepass"), status)
+        return _replace(directory, name, data, status)
     except OSError as error:
         raise ShimError(
             f"our hooks cannot be written to {shown}: {error.strerror}",

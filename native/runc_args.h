@@ -101,6 +101,14 @@ static bool read_options(char **argv, size_t count, size_t *at, const char *cons
 	return true;
 }
 
+static bool any_option(char **argv, size_t count, size_t at)
+{
+	for (; at < count; at++)
+		if (argv[at][0] == '-')
+			return true;
+	return false;
+}
+
 /* Reads runc's arguments, without the program's own name. */
 static struct runc_args parse_runc_args(char **argv, size_t count)
 {
@@ -119,10 +127,10 @@ static struct runc_args parse_runc_args(char **argv, size_t count)
 		return args;
 	at++;
 	args.certain = read_options(argv, count, &at, COMMAND_VALUES, COMMAND_FLAGS, &args, &ending);
-	if (args.certain && ending)
+	if (args.certain && (ending || (count - at != 1 && !any_option(argv, count, at))))
 		args.starts = false;
 	else
-		args.certain = args.certain && count - at <= 1;
+		args.certain = args.certain && count - at == 1;
 	if (args.bundle[0] == '\0')
 		args.bundle = ".";
 	if (args.config[0] == '\0')

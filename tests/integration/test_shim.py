@@ -17,6 +17,7 @@ import native_host
 import pytest
 from native_host import Host
 
+from cima_runc import limits
 from cima_runc.shim_settings import COMPANION_FILE, SETTINGS_FILE, identity_of
 
 ID = "shim"
@@ -293,6 +294,17 @@ def test_the_working_directory_is_the_bundle_by_default(host: Host, bundle: Path
     assert hooks_of(bundle) == OURS
 
 
+def test_a_link_to_a_configuration_is_replaced_and_what_it_names_kept(
+    host: Host, bundle: Path, tmp_path: Path
+) -> None:
+    shared = (bundle / "config.json").rename(tmp_path / "shared.json")
+    (bundle / "config.json").symlink_to(shared)
+    before = shared.read_bytes()
+    assert run(host.cima_runc, "run", "--bundle", bundle, ID).returncode == 0
+    assert hooks_of(bundle) == OURS
+    assert shared.read_bytes() == before
+
+
 def test_crun_may_name_the_configuration(host: Host, bundle: Path) -> None:
     (bundle / "config.json").rename(bundle / "other.json")
     with changed_settings(runtimes=["crun"]):
@@ -389,21 +401,33 @@ def test_it_never_calls_itself(host: Host, tmp_path: Path) -> None:
 # -- what goes wrong ----------------------------------------------------------------------------
 
 
-def broken_json(bundle: Path) -> None:
-    (bundle / "config.json").write_text('{"ociVersion": ')
+def holding(config: bytes, name: str) -> Callable[[Path], None]:
+    def damage(bundle: Path) -> None:
+        (bundle / "config.json").write_bytes(config)
 
-
-def not_an_object(bundle: Path) -> None:
-    (bundle / "config.json").write_text("[]")
-
-
-def twice_the_same_key(bundle: Path) -> None:
-    (bundle / "config.json").write_text('{"hooks": {}, "hooks": {}}')
+    damage.__name__ = name
+    return damage
 
 
 def other_spelling(bundle: Path) -> None:
     config = json.loads((bundle / "config.json").read_text())
     (bundle / "config.json").write_text(json.dumps(config | {"Hooks": {}}))
+
+
+def a_pipe(bundle: Path) -> None:
+    (bundle / "config.json").unlink()
+    os.mkfifo(bundle / "config.json")
+
+
+def hooks_that_are_none(bundle: Path) -> None:
+    config = json.loads((bundle / "config.json").read_text())
+    (bundle / "config.json").write_text(json.dumps(config | {"hooks": ["nonsense"]}))
+
+
+def read_only_file_system(bundle: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "small", bundle], check=True)
+    (bundle / "config.json").write_text("{}")
+    subprocess.run(["mount", "-o", "remount,ro", bundle], check=True)
 
 
 def read_only(bundle: Path) -> None:
@@ -424,18 +448,28 @@ def full(bundle: Path) -> None:
 
 
 BROKEN: list[tuple[Callable[[Path], None], str]] = [
-    (broken_json, "is not JSON"),
-    (not_an_object, "is not a JSON object"),
-    (twice_the_same_key, "the same key twice"),
+    (holding(b'{"ociVersion": ', "cut off"), "is not JSON"),
+    (holding(b"", "empty"), "is not JSON"),
+    (holding(b"[]", "a list"), "is not a JSON object"),
+    (holding(b'{"hooks": {}, "hooks": {}}', "a key twice"), "the same key twice"),
+    (holding(b"\xef\xbb\xbf{}", "a byte order mark"), "BOM"),
+    (holding(b'{"a": "\xff"}', "no UTF-8"), "is not JSON"),
+    (holding(b'{"a": NaN}', "NaN"), "NaN is no JSON number"),
+    (holding(b'{"a": 1e999}', "a huge number"), "is too large"),
+    (holding(b"{} {}", "more after it"), "is not JSON"),
+    (holding(b'{"a": "' + b"x" * limits.CONFIG_JSON + b'"}', "too long"), "has more than"),
+    (holding(b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}", "too deep"), "is nested"),
+    (holding(b"\x1b[2J\r\n", "escapes"), "is not JSON"),
+    (a_pipe, "is not a regular file"),
     (other_spelling, "unusual spelling"),
+    (hooks_that_are_none, "hooks is not an object"),
     (read_only, "our hooks cannot be written to"),
+    (read_only_file_system, "Read-only file system"),
     (full, "No space left on device"),
 ]
 
 
-def fails_with_one_line(
-    host: Host, bundle: Path, words: str, log: Path, log_format: str, *, from_us: bool = True
-) -> None:
+def fails_with_one_line(host: Host, bundle: Path, words: str, log: Path, log_format: str) -> None:
     """See that ``create`` fails, says so once and everywhere, and leaves nothing behind."""
     command = ["--log", log, "--log-format", log_format, "create", "--bundle", bundle, ID]
     done = run(host.cima_runc, *command)
@@ -451,12 +485,13 @@ def fails_with_one_line(
         assert " level=error msg=" in errors[0]
         message = errors[0]
     assert words in message
-    if from_us:
-        lines = done.stderr.splitlines()
-        assert len(lines) == 1
-        assert lines[0].startswith("cima-runc: ")
-        assert words in lines[0]
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("cima-runc: ")
+    assert words in lines[0]
     assert containers() == ""
+    assert not list(Path("/run/runc").glob("*"))
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/{ID}"))
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
@@ -517,14 +552,28 @@ def test_no_python_and_no_agent(host: Host, bundle: Path, tmp_path: Path, log_fo
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-@pytest.mark.parametrize("hook", ["prestart", "poststart"])
+@pytest.mark.parametrize("hook", OURS)
 def test_a_hook_that_is_missing(
     host: Host, bundle: Path, tmp_path: Path, log_format: str, hook: str
 ) -> None:
+    before = contents(bundle)
     with without(host.hooks / hook):
-        fails_with_one_line(
-            host, bundle, f"hooks/{hook}", tmp_path / "log", log_format, from_us=False
-        )
+        fails_with_one_line(host, bundle, f"hooks/{hook}", tmp_path / "log", log_format)
+    assert contents(bundle) == before
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_hook_that_goes_missing(
+    host: Host, bundle: Path, tmp_path: Path, log_format: str
+) -> None:
+    # Between our look and the runtime's: then the runtime says so, and takes the container back.
+    assert run(host.cima_runc, "run", "--bundle", bundle, ID).returncode == 0
+    with without(host.hooks / "prestart"):
+        log = tmp_path / "log"
+        done = run("runc", "--log", log, "--log-format", log_format, "run", "-b", bundle, ID)
+    assert done.returncode == 1
+    assert "hooks/prestart" in log.read_text()
+    assert containers() == ""
 
 
 @pytest.mark.parametrize("settings", ['runtimes = "runc"', "runtimes = [", 'socket = "relative"'])

@@ -34,6 +34,7 @@ def test_certain(line: str, expected: RuncArgs) -> None:
         *("", "state x", "exec x run", "exec x create --bundle b", "--version"),
         *("--help create", "-v run", "create --help", "run -h x", "kill run KILL", "-- state"),
         *("--root /r --debug list", "help create"),
+        *("create", "run --bundle /b", "create a b", "restore --bundle=/b a b", "create --"),
     ],
 )
 def test_starts_nothing(line: str) -> None:
