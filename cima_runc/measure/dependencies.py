@@ -156,17 +156,10 @@ class _Search:
             self._not_found.append(NotFound(role, f"it cannot be looked at: {error}"))
 
     def _ancestors(self, pid: int, runs: bool) -> None:
-        try:
-            ancestors = psutil.Process(pid).parents()
-        except psutil.Error as error:
-            raise DependencyError(
-                f"the ancestors of process {pid} are not known: {error}"
-            ) from error
-        for number, ancestor in enumerate(ancestors):
+        for number, ancestor in enumerate(_ancestors_of(pid)):
             self._ancestor(ancestor, is_runtime=number == 0 and not runs)
 
-    def _ancestor(self, ancestor: psutil.Process, *, is_runtime: bool) -> None:
-        pid = ancestor.pid
+    def _ancestor(self, pid: int, *, is_runtime: bool) -> None:
         name = b""
         with suppress(OSError):
             name = os.path.basename(_executable(pid))
@@ -176,19 +169,19 @@ class _Search:
             self._attempt("runtime", lambda: [walk("runtime", pid)])
         elif name.startswith(b"containerd-shim"):
             self._attempt("shim", lambda: [walk("shim", pid)])
-            self._behind_shim(ancestor)
+            self._behind_shim(pid)
         elif name == b"conmon":
             self._attempt("conmon", lambda: [walk("conmon", pid)])
-            self._attempt("podman", lambda: self._behind_conmon(ancestor))
+            self._attempt("podman", lambda: self._behind_conmon(psutil.Process(pid)))
         else:
             self._attempt("ancestor", lambda: [self._long_lived("ancestor", pid)])
 
     # -- containerd and dockerd ---------------------------------------------------------------
 
-    def _behind_shim(self, shim: psutil.Process) -> None:
+    def _behind_shim(self, shim: int) -> None:
         # A name makes us look; who listens is the kernel's word.
         try:
-            argv = shim.cmdline()
+            argv = psutil.Process(shim).cmdline()
         except psutil.Error as error:
             self._not_found.append(NotFound("containerd", f"the shim has ended: {error}"))
             return
@@ -292,11 +285,36 @@ def start_ticks(pid: int) -> int:
     Raises:
         DependencyError: it is gone.
     """
+    return _parent_and_start(pid)[1]
+
+
+def _parent_and_start(pid: int) -> tuple[int, int]:
+    """Return fields 4 and 22 of proc(5) stat. Raises as :func:`start_ticks`."""
     try:
         after_name = _read(b"%s/%d/stat" % (_PROC, pid), limits.READ_SOON).rpartition(b")")[2]
-        return int(after_name.split()[19])
+        fields = after_name.split()
+        return int(fields[1]), int(fields[19])
     except (OSError, IndexError, ValueError) as error:
         raise DependencyError(f"process {pid} has ended") from error
+
+
+def _ancestors_of(pid: int) -> Iterator[int]:
+    """Yield the ancestors of a process, its parent first. Raises as :func:`start_ticks`."""
+    parent, started = _parent_and_start(pid)
+    while parent:
+        try:
+            above, born = _parent_and_start(parent)
+        except DependencyError:
+            born = started + 1
+        if born > started:
+            # Its parent has ended, and perhaps left its number to another: who has it now?
+            given_to, _ = _parent_and_start(pid)
+            if given_to == parent:
+                raise DependencyError(f"the ancestors of process {pid} are not known")
+            parent = given_to
+            continue
+        yield parent
+        pid, parent, started = parent, above, born
 
 
 def _lives(pid: int, started: int) -> bool:
