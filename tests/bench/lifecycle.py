@@ -2,8 +2,9 @@
 """What cima-runc costs: every step of a container's life, beside plain runc's.
 
 Paired: runc and cima-runc take turns (A B A B) in one run, on busybox, with the agent running and
-a software TPM (a real TPM extends more slowly). The agent uses what else this kernel gives it, and
-the result says what that is. Takes root.
+a software TPM (a real TPM extends more slowly). As with containerd and CRI-O, each container gets a
+new bundle in /run, which is in memory; root filesystem and records are on disk. The agent uses what
+else this kernel gives it, and the result says what that is. Takes root.
 """
 
 import argparse
@@ -69,8 +70,10 @@ def one_life(runtime: str, bundle: Path, name: str) -> dict[str, Took]:
     after = {"exec": ("/bin/true",), "kill": ("KILL",)}
     took = {}
     for step in LIFE:
+        if step == "kill":
+            pid = _pid_of(name)
         if step == "delete":
-            _wait_stopped(name)
+            _wait_until_gone(pid)
         took[step] = timed([runtime, step, *more.get(step, ()), name, *after.get(step, ())])
     took["create+start+delete"] = took["create"] + took["start"] + took["delete"]
     for step in ALONE:
@@ -83,29 +86,37 @@ def whole_run(runtime: str, bundle: Path, name: str) -> Took:
     return timed([runtime, "run", "--bundle", str(bundle), name])
 
 
-def _wait_stopped(name: str) -> None:
-    while True:
-        found = subprocess.run(["runc", "state", name], capture_output=True, check=True)
-        if json.loads(found.stdout)["status"] == "stopped":
-            return
+def _pid_of(name: str) -> int:
+    found = subprocess.run(["runc", "state", name], capture_output=True, check=True)
+    return int(json.loads(found.stdout)["pid"])
+
+
+def _wait_until_gone(pid: int) -> None:
+    """Wait until init has reaped a process: as long as it has not, its cgroup cannot be removed."""
+    while Path(f"/proc/{pid}").exists():
         time.sleep(0.002)
+
+
+def new_bundle(template: Path, directory: Path) -> Path:
+    """Make a bundle as an engine does: in memory, with the root filesystem elsewhere."""
+    config = json.loads((template / "config.json").read_text())
+    config["root"]["path"] = str(template / "rootfs")
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
 
 
 def measure(prefix: Path, directory: Path, rounds: int) -> dict[str, dict[str, list[Took]]]:
     """Return step -> runtime's name -> milliseconds of each round."""
     runtimes = {"runc": str(shutil.which("runc")), "cima-runc": str(prefix / "bin/cima-runc")}
     results: dict[str, dict[str, list[Took]]] = {}
-    lives = {
-        name: native_host.make_bundle(directory / f"life-{name}", "/bin/sleep", "1000")
-        for name in runtimes
-    }
-    runs = {
-        name: native_host.make_bundle(directory / f"run-{name}", "/bin/true") for name in runtimes
-    }
+    life = native_host.make_bundle(directory / "life", "/bin/sleep", "1000")
+    run = native_host.make_bundle(directory / "run", "/bin/true")
     for turn in range(-2, rounds):
         for name, runtime in runtimes.items():
-            took = one_life(runtime, lives[name], f"life-{name}-{turn}")
-            took["run"] = whole_run(runtime, runs[name], f"run-{name}-{turn}")
+            one, two = (f"{kind}-{name}-{turn}" for kind in ("life", "run"))
+            took = one_life(runtime, new_bundle(life, Path("/run", one)), one)
+            took["run"] = whole_run(runtime, new_bundle(run, Path("/run", two)), two)
             for step, spent in took.items():
                 if turn >= 0:
                     results.setdefault(step, {}).setdefault(name, []).append(spent)
