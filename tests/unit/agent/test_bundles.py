@@ -7,14 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from cima_runc import oci_hooks
 from cima_runc.agent.bundles import SUFFIX, BundleServer
-
-HOOKS = "/opt/cima/libexec/cima/hooks"
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Iterator[str]:
-    server = BundleServer(str(tmp_path / "s"), HOOKS)
+def hooks(tmp_path: Path) -> str:
+    directory = tmp_path / "hooks"
+    directory.mkdir()
+    for name in oci_hooks.NAMES:
+        (directory / name).touch(0o755)
+    return str(directory)
+
+
+@pytest.fixture
+def path(tmp_path: Path, hooks: str) -> Iterator[str]:
+    server = BundleServer(str(tmp_path / "s"), hooks)
     server.start()
     yield str(tmp_path / "s") + SUFFIX
     server.stop()
@@ -40,26 +48,29 @@ def ask(path: str, hooks: bytes, directory: Path | None) -> bytes:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
-def test_prepares_and_names_the_file(path: str, bundle: Path) -> None:
-    answer = ask(path, HOOKS.encode(), bundle)
+def test_prepares_and_names_the_file(path: str, hooks: str, bundle: Path) -> None:
+    answer = ask(path, hooks.encode(), bundle)
     status = (bundle / "config.json").stat()
     assert answer == f"ok {status.st_dev} {status.st_ino}".encode()
     config = json.loads((bundle / "config.json").read_text())
     assert config["big"] == 18446744073709551615
     assert sorted(config["hooks"]) == ["createRuntime", "poststart", "poststop"]
-    assert config["hooks"]["createRuntime"][0]["path"] == f"{HOOKS}/prestart"
+    assert config["hooks"]["createRuntime"][0]["path"] == f"{hooks}/prestart"
     assert os.listdir(bundle) == ["config.json"]
+    assert ask(path, hooks.encode(), bundle) == answer  # nothing to change, nothing changed
 
 
 @pytest.mark.parametrize(
-    "damage", ["other hooks", "no directory", "a file", "none", "link", "json"]
+    "damage", ["other hooks", "no directory", "a file", "none", "link", "json", "no hook"]
 )
-def test_declines(path: str, bundle: Path, damage: str) -> None:
+def test_declines(path: str, hooks: str, bundle: Path, damage: str) -> None:
     file = bundle / "config.json"
-    hooks, directory = HOOKS.encode(), bundle
+    directory = bundle
     match damage:
         case "other hooks":
-            hooks = b"/elsewhere"
+            hooks = "/elsewhere"
+        case "no hook":
+            Path(hooks, "poststop").unlink()
         case "a file":
             directory = file
         case "none":
@@ -70,12 +81,12 @@ def test_declines(path: str, bundle: Path, damage: str) -> None:
         case "json":
             file.write_text("{")
     before = {p.name: p.read_bytes() for p in bundle.iterdir()}
-    assert ask(path, hooks, None if damage == "no directory" else directory) == b"no"
+    assert ask(path, hooks.encode(), None if damage == "no directory" else directory) == b"no"
     assert {p.name: p.read_bytes() for p in bundle.iterdir()} == before
 
 
-def test_no_descriptor_is_kept(path: str, bundle: Path) -> None:
-    ask(path, HOOKS.encode(), bundle)
+def test_no_descriptor_is_kept(path: str, hooks: str, bundle: Path) -> None:
+    ask(path, hooks.encode(), bundle)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         ask(path, b"/elsewhere", bundle)
@@ -87,6 +98,6 @@ def test_no_descriptor_is_kept(path: str, bundle: Path) -> None:
 
 
 def test_a_path_that_is_too_long_does_not_stop_the_agent(tmp_path: Path) -> None:
-    server = BundleServer(str(tmp_path / ("s" * 108)), HOOKS)
+    server = BundleServer(str(tmp_path / ("s" * 108)), "/no/such")
     server.start()
     server.stop()
