@@ -11,6 +11,7 @@ from typing import Any
 from cima_runc import limits
 from cima_runc.agent.dependencies import Dependencies, Look
 from cima_runc.agent.process import PROC, ContainerProcess, examine
+from cima_runc.bounded import read_bounded
 from cima_runc.config import RootfsSettings
 from cima_runc.hook_state import HookState, parse_hook_state
 from cima_runc.measure.bundle import (
@@ -84,9 +85,10 @@ def _measure_rootfs(
 ) -> dict[str, Any]:
     directory = PROC / str(process.pid)
     try:
-        mountinfo = _read(directory / "mountinfo", limits.MOUNTINFO)
+        mountinfo = read_bounded(directory / "mountinfo", limits.MOUNTINFO)
         ids = parse_id_maps(
-            _read(directory / "uid_map", limits.MIB), _read(directory / "gid_map", limits.MIB)
+            read_bounded(directory / "uid_map", limits.MIB),
+            read_bounded(directory / "gid_map", limits.MIB),
         )
         return measure(
             read_rootfs(root, mountinfo, fuse_overlayfs_commands),
@@ -98,8 +100,3 @@ def _measure_rootfs(
         ).content()
     except OSError as error:
         raise BundleError(f"the root filesystem cannot be measured: {error}") from error
-
-
-def _read(path: Path, limit: int) -> bytes:
-    with path.open("rb") as file:
-        return file.read(limit + 1)

@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from cima_runc import limits
+from cima_runc.bounded import read_bounded
 from cima_runc.errors import CimaError
 from cima_runc.measure.bundle import parse_config, read_config, root_of
 from cima_runc.measure.idmap import IDENTITY, parse_id_maps
@@ -68,14 +69,14 @@ def look(task: Task, user_namespace: int, mount_namespace: int) -> Answer:
         CimaError, OSError: the container cannot be measured.
     """
     process = Path("/proc", str(task.pid))
-    mountinfo = _read(process / "mountinfo", limits.MOUNTINFO)
+    mountinfo = read_bounded(process / "mountinfo", limits.MOUNTINFO)
     is_nested = (process / "ns/user").stat().st_ino != os.fstat(user_namespace).st_ino
     served = list(_served(task.uid))
     _enter(user_namespace, _CLONE_NEWUSER)
     # Read from in here, so that owners are as stat(2) will show them.
     ids = IDENTITY
     if is_nested:
-        uids, gids = (_read(process / f"{kind}_map", limits.MIB) for kind in ("uid", "gid"))
+        uids, gids = (read_bounded(process / f"{kind}_map", limits.MIB) for kind in ("uid", "gid"))
         ids = parse_id_maps(uids, gids)
     _enter(mount_namespace, _CLONE_NEWNS)
     raw = read_config(task.bundle)
@@ -109,11 +110,6 @@ def _check(status: int) -> None:
     if status != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-
-
-def _read(path: Path, limit: int) -> bytes:
-    with path.open("rb") as file:
-        return file.read(limit + 1)
 
 
 def main() -> int:

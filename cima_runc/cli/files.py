@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from cima_runc import limits
+from cima_runc.bounded import read_bounded
 from cima_runc.errors import CimaError
 
 
@@ -21,8 +22,7 @@ def read(path: Path, *, limit: int = limits.VERIFIER_INPUT) -> bytes:
     if str(path) == "-":
         return sys.stdin.buffer.read(limit + 1)
     try:
-        with path.open("rb") as file:
-            return file.read(limit + 1)
+        return read_bounded(path, limit)
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror}") from error
 

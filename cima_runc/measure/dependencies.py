@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import psutil
 
 from cima_runc import limits
+from cima_runc.bounded import read_bounded
 from cima_runc.errors import CimaError
 from cima_runc.ima.template import Func
 from cima_runc.measure.file_digest import Identity, identity_of
@@ -291,8 +291,8 @@ def start_ticks(pid: int) -> int:
 def _parent_and_start(pid: int) -> tuple[int, int]:
     """Return fields 4 and 22 of proc(5) stat. Raises as :func:`start_ticks`."""
     try:
-        after_name = _read(b"%s/%d/stat" % (_PROC, pid), limits.READ_SOON).rpartition(b")")[2]
-        fields = after_name.split()
+        text = read_bounded(b"%s/%d/stat" % (_PROC, pid), limits.READ_SOON)
+        fields = text.rpartition(b")")[2].split()
         return int(fields[1]), int(fields[19])
     except (OSError, IndexError, ValueError) as error:
         raise DependencyError(f"process {pid} has ended") from error
@@ -329,7 +329,7 @@ def _executable(pid: int) -> bytes:
 
 
 def _mapped(pid: int, executable: ServiceFile) -> Iterator[ServiceFile]:
-    maps = _read(b"%s/%d/maps" % (_PROC, pid), limits.PROC_MAPS)
+    maps = read_bounded(b"%s/%d/maps" % (_PROC, pid), limits.PROC_MAPS)
     if len(maps) > limits.PROC_MAPS:
         raise ProcfsError(f"its maps have more than {limits.PROC_MAPS} bytes")
     for mapping in parse_maps(maps):
@@ -361,7 +361,7 @@ def _listeners(path: bytes) -> list[int]:
 
     A container on the host's network can have a socket of that name too.
     """
-    inodes = parse_unix_listeners(_read(b"%s/net/unix" % _PROC, limits.PROC_NET_UNIX), path)
+    inodes = parse_unix_listeners(read_bounded(b"%s/net/unix" % _PROC, limits.PROC_NET_UNIX), path)
     if not inodes:
         return []
     found = (pid for pid in psutil.pids() if pid != 1 and not inodes.isdisjoint(_sockets(pid)))
@@ -400,8 +400,3 @@ def _in_our_pid_namespace(pid: int) -> bool:
         return os.stat(f"/proc/{pid}/ns/pid").st_ino == own
     except FileNotFoundError:  # it has ended
         return False
-
-
-def _read(path: bytes, limit: int) -> bytes:
-    with Path(os.fsdecode(path)).open("rb") as file:
-        return file.read(limit + 1)

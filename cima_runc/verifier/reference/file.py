@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from cima_runc import limits
+from cima_runc.bounded import read_bounded
 from cima_runc.errors import CimaError
 from cima_runc.text import printable
 
@@ -154,8 +155,7 @@ def read_reference(path: Path) -> ImageReference | HostReference:
 def read_limited(path: Path, most: int) -> bytes:
     """Return a file's bytes. Raises :class:`ReferenceFileError` for more than ``most`` of them."""
     try:
-        with path.open("rb") as file:
-            data = file.read(most + 1)
+        data = read_bounded(path, most)
     except OSError as error:
         raise ReferenceFileError(f"{printable(str(path))}: {error.strerror}") from None
     if len(data) > most:
