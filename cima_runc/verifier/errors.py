@@ -38,9 +38,21 @@ class VerificationError(CimaError):
 
 
 class UnreadableError(VerificationError):
-    """The evidence cannot be read: too large, too deep, no JSON, another form or version."""
+    """The evidence is not JSON, or not of the form that evidence has."""
 
     verdict = Verdict.UNKNOWN
+
+
+class TooLargeError(UnreadableError):
+    """The evidence is larger than any that we take."""
+
+
+class TooDeepError(UnreadableError):
+    """The evidence is nested deeper than any that we take."""
+
+
+class VersionError(UnreadableError):
+    """The evidence is of a version that this program does not know."""
 
 
 class AkNotEnrolledError(VerificationError):

@@ -14,7 +14,14 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from cima_runc.cpcr import register
 from cima_runc.evidence.disclosure import Disclosure
-from cima_runc.evidence.models import Evidence, EvidenceError, parse_evidence
+from cima_runc.evidence.models import (
+    Evidence,
+    EvidenceError,
+    EvidenceTooDeepError,
+    EvidenceTooLargeError,
+    EvidenceVersionError,
+    parse_evidence,
+)
 from cima_runc.ml.records import Record
 from cima_runc.verifier import errors, steps
 from cima_runc.verifier.ak_certificate import AkAuthority
@@ -24,6 +31,13 @@ from cima_runc.verifier.errors import Verdict, VerificationError
 from cima_runc.verifier.policy import Policy
 from cima_runc.verifier.result import Check, Facts, Finding, Refusal, Result
 from cima_runc.verifier.state import Remembered
+
+
+_UNREADABLE: dict[type[EvidenceError], type[errors.UnreadableError]] = {
+    EvidenceTooLargeError: errors.TooLargeError,
+    EvidenceTooDeepError: errors.TooDeepError,
+    EvidenceVersionError: errors.VersionError,
+}
 
 
 class Appraise(Protocol):
@@ -124,8 +138,8 @@ def _read(raw: bytes) -> Evidence:
     try:
         return parse_evidence(raw)
     except EvidenceError as error:
-        unreadable = errors.UnreadableError(error.what, hint=error.hint)
-        raise unreadable from error
+        unreadable = _UNREADABLE.get(type(error), errors.UnreadableError)
+        raise unreadable(error.what, hint=error.hint) from error
 
 
 class _Run:

@@ -426,7 +426,8 @@ def test_beyond_all_ranges(
     host: SimulatedHost, honest: tuple[bytes, bytes], field: str, value: object
 ) -> None:
     raw, asked = honest
-    assert refusal(check(host, tampered(raw, **{field: value}), asked)) == "UnreadableError"
+    error = "VersionError" if field == "version" else "UnreadableError"
+    assert refusal(check(host, tampered(raw, **{field: value}), asked)) == error
 
 
 @pytest.mark.parametrize("value", [-1, 2**70, 1.0, True, "0", None])
@@ -537,17 +538,18 @@ def test_boot_log_changed(host: SimulatedHost) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "words"),
+    ("raw", "error", "words"),
     [
-        (b" " * (256 * 2**20 + 1), "more than"),
-        (b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}", "nested"),
-        (b"\x7fELF", "not JSON"),
-        (b'{"type":"cima-evidence","version":2}', "version 2"),
+        (b" " * (256 * 2**20 + 1), "TooLargeError", "more than"),
+        (b'{"a":' + b"[" * 100 + b"]" * 100 + b"}", "TooDeepError", "nested"),
+        (b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}", "TooDeepError", "nested"),
+        (b"\x7fELF", "UnreadableError", "not JSON"),
+        (b'{"type":"cima-evidence","version":2}', "VersionError", "version 2"),
     ],
 )
-def test_unreadable(host: SimulatedHost, raw: bytes, words: str) -> None:
+def test_unreadable(host: SimulatedHost, raw: bytes, error: str, words: str) -> None:
     outcome = check(host, raw, nonce())
-    assert refusal(outcome) == "UnreadableError"
+    assert refusal(outcome) == error
     assert outcome.result.verdict == Verdict.UNKNOWN
     assert outcome.result.refusal is not None
     assert words in outcome.result.refusal.what
