@@ -8,8 +8,13 @@ import pytest
 from simulated_host import SimulatedHost, simulated_host
 from support import evidence_by_hand as by_hand
 
+from cima_runc.agent import enrolment
 from cima_runc.evidence.models import Request
 from cima_runc.evidence.owner import generate, public_text
+from cima_runc.tpm import keys
+from cima_runc.verifier.enrol import accept, challenge
+from cima_runc.verifier.errors import Verdict
+from cima_runc.verifier.verify import Appraisal, Expectation, verify
 
 PEM, PUBLIC = generate()
 
@@ -59,3 +64,20 @@ def test_verified_by_hand(tmp_path: Path, disclosure: str, owner: str | None) ->
             assert len(checked(host, raw, one, pem)["records"]) == 5
         with pytest.raises(AssertionError):
             checked(host, raw, nonces[0], pem)
+
+
+def test_tpm_without_the_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """swtpm has it: it is asked for an RSA key as one that answers otherwise would be."""
+    monkeypatch.setattr(keys, "_has_p256", lambda tpm: False)
+    with simulated_host(tmp_path) as host:
+        host.start("tenant")
+        request = enrolment.request(host.attester)
+        assert request.ak_public[:2] == b"\0\1"
+        asked, pending = challenge(request, None)
+        assert accept(enrolment.answer(host.attester, asked), pending).name == ak_name(host)
+        nonce = os.urandom(32)
+        raw = host.evidence("tenant", nonce)
+        checked(host, raw, nonce, None)
+        good = Appraisal(lambda *_: [], None, bytes(32))
+        result = verify(raw, Expectation(nonce, host.enrolled()), appraisal=good).result
+        assert result.verdict == Verdict.TRUSTED
