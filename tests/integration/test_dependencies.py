@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ def test_a_container_names_what_it_relies_on(host: Host, tmp_path: Path) -> None
         next(row for row in cima(host, "ps") if row["id"] == container_id) for container_id in ids
     )
     assert first["dependencies"] == second["dependencies"]
+    # A container's number is a time in microseconds, one that is shared tells no time.
+    assert first["registration"] > time.time_ns() // 1000 - 600_000_000
+    assert first["registration"] < second["registration"] < 2**53
+    assert first["dependencies"] < 2**32
     name = f"dependencies:{first['dependencies']}"
     listed = {row["id"]: row for row in cima(host, "ps", "--dependencies")}
     assert listed[name]["kind"] == "dependencies"
