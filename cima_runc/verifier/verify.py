@@ -32,7 +32,6 @@ from cima_runc.verifier.policy import Policy
 from cima_runc.verifier.result import Check, Facts, Finding, Refusal, Result
 from cima_runc.verifier.state import Remembered
 
-
 _UNREADABLE: dict[type[EvidenceError], type[errors.UnreadableError]] = {
     EvidenceTooLargeError: errors.TooLargeError,
     EvidenceTooDeepError: errors.TooDeepError,
