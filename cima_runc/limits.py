@@ -49,8 +49,8 @@ JOURNAL_ENTRY = 4 * KIB
 CONTAINER_NOTE = 64 * KIB
 """Bytes of the file that holds what is known of one container."""
 
-PENDING_EVENTS = 100_000
-"""Sensor events waiting to become records; above it the kernel's buffer fills, which counts."""
+EVENT_BATCH = 8192
+"""Sensor events that become records together; the sensor's buffer holds the rest."""
 
 NAME = 255
 """Bytes of one path component (NAME_MAX in linux/limits.h)."""

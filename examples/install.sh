@@ -5,7 +5,7 @@
 #   /opt/cima                                  a virtual environment, owned by the system user `cima`
 #   /usr/local/bin/{cima,cima-agent,cima-runc} links into it
 #   /etc/ima/ima-policy                        the policy that systemd loads at boot
-#   /etc/systemd/system/cima-agent.service     the agent's unit
+#   /etc/systemd/system/cima-agent.{service,socket}  the agent's units
 # It changes no engine's settings: examples/ has them for Docker, containerd and Podman.
 set -eu
 umask 022
@@ -50,12 +50,22 @@ else
     say "/etc/ima/ima-policy is somebody else's and stays. Merge $examples/ima-policy into it (fowner=$owner)."
 fi
 
-install -m 0644 "$examples/cima-agent.service" /etc/systemd/system/cima-agent.service
-systemctl --quiet enable cima-agent.service
-if [ -d /run/systemd/system ]; then
-    systemctl daemon-reload
-    say "installed. Reboot to load the IMA policy, or write it now and start the agent:"
-    say "  echo /etc/ima/ima-policy > /sys/kernel/security/ima/policy && systemctl restart cima-agent"
-else
+for unit in cima-agent.service cima-agent.socket; do
+    install -m 0644 "$examples/$unit" "/etc/systemd/system/$unit"
+    systemctl --quiet enable "$unit"
+done
+if [ ! -d /run/systemd/system ]; then
     say "installed. The IMA policy and the agent start with the next boot."
+    exit 0
+fi
+systemctl daemon-reload
+if systemctl --quiet is-active cima-agent.service; then
+    # Running containers are watched all the while: the new agent's sensor takes over from the old one.
+    systemctl --quiet is-active cima-agent.socket || systemctl stop cima-agent.service
+    systemctl start cima-agent.socket
+    systemctl restart cima-agent.service
+    say "upgraded, and the agent is started anew. Containers that run are measured on."
+else
+    say "installed. Reboot to load the IMA policy, or write it now and start the agent:"
+    say "  echo /etc/ima/ima-policy > /sys/kernel/security/ima/policy && systemctl start cima-agent.socket cima-agent"
 fi

@@ -4,9 +4,11 @@
  *
  * Framing as in cima_runc/agent_socket.py. prestart waits until the container is registered, poststop
  * until the agent has let go of its namespace, so that its file systems can be used again; poststart
- * tells of what has happened, and waits for nothing. Where the agent cannot be reached,
- * cima_runc/hook.py takes over with the same state: it asks once more, and knows whether the
- * container may start.
+ * tells of what has happened, and waits for nothing.
+ *
+ * An agent that was killed leaves its socket, and comes again: prestart asks until its time is spent.
+ * Where there is no socket, or the time is spent, cima_runc/hook.py takes over with the same state: it
+ * asks once more, and knows whether the container may start.
  * Its settings come in its environment, which the shim sets.
  */
 #define _GNU_SOURCE
@@ -17,6 +19,7 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <time.h>
 
 #include "../native/installed.h"
 
@@ -25,11 +28,22 @@
 #define STATE_MAX (256 * 1024 + 1)	/* limits.HOOK_STATE, and one: the agent refuses what is longer */
 #define HEADER_MAX 64
 #define WAITS (strcmp(STAGE, "poststart") != 0)
+#define COMES_BACK (strcmp(STAGE, "prestart") == 0)
+#define PAUSE_MS 50			/* between two tries to reach an agent that was killed */
 #define ERROR_MAX 4096			/* bytes of the agent's reason that are shown */
 
 static char state[STATE_MAX];
 
-enum answer { OK, REFUSED, UNAVAILABLE, SILENT };
+/* GONE: there is a socket, but nobody behind it, or not any more. SILENT: no answer in time. */
+enum answer { OK, REFUSED, UNAVAILABLE, GONE, SILENT };
+
+static long long now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (long long)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
 
 static size_t read_state(void)
 {
@@ -62,22 +76,16 @@ static bool send_all(int fd, const char *data, size_t length)
 	return true;
 }
 
-/*
- * Asks the agent; text holds what it says, without the header. SILENT: it took the request and
- * gave no answer in time.
- */
-static enum answer ask_agent(const char *path, int seconds, size_t length, char *text, size_t size)
+/* Asks the agent, for at most ms; text holds what it says, without the header. */
+static enum answer ask_agent(const char *path, long long ms, size_t length, char *text, size_t size)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
-	/* A little less than the runtime's own limit, so that a reason can still be told. */
-	struct timeval patience = { .tv_sec = seconds - 2, .tv_usec = 500000 };
+	struct timeval patience = { .tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000 };
 	char header[HEADER_MAX];
 	size_t have = 0;
 	char *body;
 	int fd, head;
 
-	if (patience.tv_sec < 0)
-		patience.tv_sec = 0;
 	if (!join(address.sun_path, sizeof address.sun_path, path, ""))
 		return UNAVAILABLE;
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -87,10 +95,15 @@ static enum answer ask_agent(const char *path, int seconds, size_t length, char 
 	if (head < 0 || (size_t)head >= sizeof header ||
 	    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) != 0 ||
 	    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) != 0 ||
-	    connect(fd, (struct sockaddr *)&address, sizeof address) != 0 ||
-	    !send_all(fd, header, (size_t)head) || !send_all(fd, state, length)) {
+	    connect(fd, (struct sockaddr *)&address, sizeof address) != 0) {
+		enum answer answer = errno == ECONNREFUSED ? GONE : UNAVAILABLE;
+
 		close(fd);
-		return UNAVAILABLE;
+		return answer;
+	}
+	if (!send_all(fd, header, (size_t)head) || !send_all(fd, state, length)) {
+		close(fd);
+		return GONE;
 	}
 	if (!WAITS) {
 		close(fd);
@@ -113,13 +126,31 @@ static enum answer ask_agent(const char *path, int seconds, size_t length, char 
 	text[have] = '\0';
 	body = memchr(text, '\n', have < HEADER_MAX ? have : HEADER_MAX);
 	if (!body)
-		return UNAVAILABLE;
+		return GONE;
 	if (strcmp(text, "ok 0\n") == 0)
 		return OK;
 	if (strncmp(text, "error ", strlen("error ")) != 0)
 		return UNAVAILABLE;
 	memmove(text, body + 1, have - (size_t)(body + 1 - text) + 1);
 	return REFUSED;
+}
+
+/* Asks the agent, again where it was killed, until its time is spent. */
+static enum answer ask_until(long long deadline, const char *path, size_t length, char *text,
+			     size_t size)
+{
+	const struct timespec pause = { .tv_nsec = PAUSE_MS * 1000000L };
+
+	for (;;) {
+		long long left = deadline - now_ms();
+		enum answer answer = ask_agent(path, left > 1 ? left : 1, length, text, size);
+
+		if (answer != GONE || !COMES_BACK)
+			return answer;
+		if (now_ms() + PAUSE_MS >= deadline)
+			return SILENT;
+		nanosleep(&pause, NULL);
+	}
 }
 
 /* Prints text on standard error with everything but printable ASCII escaped. */
@@ -167,10 +198,12 @@ int main(void)
 	const char *path = getenv("CIMA_SOCKET"), *limit = getenv("CIMA_TIMEOUT");
 	int seconds = limit ? atoi(limit) : 60;
 	size_t length = read_state();
+	/* A little less than the runtime's own limit, so that a reason can still be told. */
+	long long deadline = now_ms() + 1000LL * seconds - 1500;
 
 	if (!path)
 		path = "/run/cima/agent.sock";
-	switch (ask_agent(path, seconds, length, text, sizeof text)) {
+	switch (ask_until(deadline, path, length, text, sizeof text)) {
 	case OK:
 		return 0;
 	case REFUSED:
@@ -183,6 +216,7 @@ int main(void)
 		setenv("CIMA_TIMEOUT", "1", 1);
 		break;
 	case UNAVAILABLE:
+	case GONE:
 		break;
 	}
 	become_python(length);

@@ -18,6 +18,9 @@ from cima_runc.ml.records import Record
 from cima_runc.ml.store import ContainerNote, State
 from cima_runc.sensor.events import SHA256, Event
 
+SENSOR_DROPPED = "the sensor dropped events"
+"""Reason of a ``lost`` record."""
+
 
 class CoreError(CimaError):
     """The container cannot be registered, or is not known."""
@@ -30,6 +33,8 @@ class Container:
     note: ContainerNote
     secret: bytes
     partition: Partition
+    dropped: int = 0
+    """Events of it that the sensor dropped, as far as they are recorded."""
 
 
 @dataclass(frozen=True)
@@ -160,11 +165,16 @@ class Core:
             CoreError: the container is not known, or has ended.
         """
         container = self._containers.get(event.registration)
-        if container is None or container.note.state == "stopped":
+        if container is None:
             raise CoreError(f"an event of registration {event.registration}, which is not known")
         partition = container.partition
         meta = {"time": time, "pid": event.pid, "uid": event.uid, "ima_line": line}
         digest = event.digest if event.hash_algo == SHA256 else None
+        if container.note.state == "stopped":
+            # Read again after its end was recorded, if the agent was killed just then.
+            if digest and event.path and partition.has_file(digest, event.path):
+                return None
+            raise CoreError(f"an event of registration {event.registration}, which has ended")
         if digest is None or event.path is None:
             self._changed.add(event.registration)
             return partition.add(_violation(event), self._meta(meta))
@@ -201,6 +211,11 @@ class Core:
         self._changed.add(registration)
         content = {"type": "lost", "count": count, "reason": reason}
         return self._containers[registration].partition.add(content, self._meta({"time": time}))
+
+    def dropped(self, registration: int, count: int, time: str) -> Record:
+        """Record that the sensor dropped ``count`` more events of a container."""
+        self._containers[registration].dropped += count
+        return self.lost(registration, count, SENSOR_DROPPED, time)
 
     def end(self, registration: int, reason: str, time: str) -> Record:
         """Record a container's end; its leaf stays as it then is."""
@@ -243,6 +258,16 @@ class Core:
 
     def _meta(self, meta: Mapping[str, Any]) -> Mapping[str, Any]:
         return {**meta, "missing": list(self.missing)} if self.missing else meta
+
+
+def dropped_in(records: Iterable[Record]) -> int:
+    """Return how many events these records say that the sensor dropped."""
+    contents = (record.content for record in records)
+    return sum(
+        content["count"]
+        for content in contents
+        if content.get("type") == "lost" and content.get("reason") == SENSOR_DROPPED
+    )
 
 
 def _violation(event: Event) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Source: design, section 6.
 
 import logging
 
-from cima_runc import clock, limits
+from cima_runc import clock
 from cima_runc.agent.core import Core
 from cima_runc.cpcr.binding import Bind
 from cima_runc.cpcr.journal import Journal, JournalState, reconcile
@@ -133,7 +133,3 @@ class Ledger:
                 )
             self._journal.add(entry)
         return found
-
-    def full(self) -> bool:
-        """Whether no more events should be taken until the disk takes records again."""
-        return self._unwritten_count >= limits.PENDING_EVENTS

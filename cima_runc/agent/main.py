@@ -23,6 +23,7 @@ from cima_runc.agent.attester import Attester
 from cima_runc.agent.bundles import BundleServer
 from cima_runc.agent.core import Core
 from cima_runc.agent.ledger import Ledger
+from cima_runc.agent.listener import Listener
 from cima_runc.agent.request import REQUEST_SECONDS, peer_uid, read_request, refusal
 from cima_runc.agent.service import Service
 from cima_runc.agent.sources import Sources, SourcesMissingError, open_sources
@@ -66,7 +67,7 @@ _TICK_SECONDS = 1.0
 class Agent:
     """The running agent: one loop for sockets and the sensor, one thread that writes."""
 
-    def __init__(self, settings: Settings, sources: Sources, hooks_dir: str) -> None:
+    def __init__(self, settings: Settings, store: Store, sources: Sources, hooks_dir: str) -> None:
         self._settings = settings
         self._sources = sources
         self._hooks_dir = hooks_dir
@@ -79,7 +80,6 @@ class Agent:
         self._gathering = False
         self._answering: set[asyncio.Task[None]] = set()
         boot = boot_id()
-        store = Store(Path(settings.shim.state_dir))
         store.prepare()
         core = Core(Tree(), sources.missing)
         self._ledger = Ledger(
@@ -113,11 +113,10 @@ class Agent:
             self._loop.add_signal_handler(number, stop.set)
         await self._submit(self.service.take_over)
         self._read_sensor()
-        server = await asyncio.start_unix_server(
-            self._serve,
-            sock=listen(self._settings.shim.socket),
-            limit=HEADER,
-            backlog=limits.WAITING_REQUESTS,
+        listener = Listener(self._settings.shim.socket)
+        # Not start_unix_server: from 3.13 on that removes the socket's file, whose ever it is.
+        server = await asyncio.start_server(
+            self._serve, sock=listener.channel, limit=HEADER, backlog=limits.WAITING_REQUESTS
         )
         https = self._open_https()
         bundles = BundleServer(self._settings.shim.socket, self._hooks_dir)
@@ -143,7 +142,7 @@ class Agent:
         server.close()
         bundles.stop()
         users.stop()
-        Path(self._settings.shim.socket).unlink(missing_ok=True)
+        listener.remove()
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(
                 asyncio.gather(*self._answering, return_exceptions=True), REQUEST_SECONDS
@@ -201,11 +200,10 @@ class Agent:
             self._reading = True
 
     def _sensor_readable(self) -> None:
-        if not self.service.drain():
-            # So much waits that the kernel must hold the rest; the next tick looks again.
-            assert self._sources.sensor is not None
-            self._loop.remove_reader(self._sources.sensor.fileno())
-            self._reading = False
+        # It stays readable until its events are durable: the commit looks again.
+        assert self._sources.sensor is not None
+        self._loop.remove_reader(self._sources.sensor.fileno())
+        self._reading = False
         if not self._commit_due:
             self._commit_due = True
             binding = self._settings.binding
@@ -223,14 +221,18 @@ class Agent:
         try:
             await self._submit(lambda: self.service.commit(bind=bind))
         except (CimaError, OSError) as error:
+            # Events wait in the sensor's buffer until the next tick looks again.
             _log.error("records wait, the next second tries again: %s", error)
+        else:
+            self._read_sensor()
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
-            self._read_sensor()
             await self._commit()
             await self._submit(self.service.forget_ended)
+            # The writer has worked since the last time; one that hangs is not told of.
+            _notify("WATCHDOG=1")
             for registration in list(self._dying):
                 await self._process_ended(registration)
 
@@ -358,32 +360,6 @@ class Agent:
         return questions[verb](body)
 
 
-def listen(path: str) -> socket.socket:
-    """Return the agent's listening socket at ``path``: systemd's, or one made for root only.
-
-    Raises:
-        CimaError: another agent listens there.
-    """
-    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
-        return socket.socket(fileno=3)
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except OSError:
-            pass
-        else:
-            raise CimaError(f"an agent listens on {path} already", hint="stop it first")
-    Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    Path(path).unlink(missing_ok=True)
-    channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        channel.bind(path)
-    finally:
-        os.umask(before)
-    return channel
-
-
 def _model(value: BaseModel) -> bytes:
     return value.model_dump_json(exclude_none=True).encode("ascii")
 
@@ -401,8 +377,8 @@ def _notify(line: str) -> None:
             channel.sendto(line.encode("ascii"), address)
 
 
-async def _serve(settings: Settings, sources: Sources, hooks_dir: str) -> None:
-    await Agent(settings, sources, hooks_dir).run()
+async def _serve(settings: Settings, store: Store, sources: Sources, hooks_dir: str) -> None:
+    await Agent(settings, store, sources, hooks_dir).run()
 
 
 def main() -> int:
@@ -418,7 +394,10 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         settings = load_settings(arguments.config)
-        asyncio.run(_serve(settings, open_sources(settings), str(installation.hooks_dir())))
+        store = Store(Path(settings.shim.state_dir))
+        store.lock()
+        hooks_dir = str(installation.hooks_dir())
+        asyncio.run(_serve(settings, store, open_sources(settings), hooks_dir))
     except SourcesMissingError as error:
         for line in (str(error), *error.lines):
             _log.error("%s", printable(line))

@@ -1,15 +1,13 @@
 """The agent's service: what it does when a hook calls, when the sensor reports, when time passes.
 
-All of it runs in one worker thread (:meth:`Service.submit` of :mod:`cima_runc.agent.main` sees to
-that); only :meth:`drain` may be called from elsewhere.
+All of it runs in one worker thread (:meth:`Agent._submit` of :mod:`cima_runc.agent.main` sees to
+that), but for :meth:`Service.look_at`.
 """
 
 import hashlib
 import logging
 import secrets
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 
 from cima_runc import clock, limits
 from cima_runc.agent.candidate import Candidate, look_at
-from cima_runc.agent.core import Container, Core, CoreError
+from cima_runc.agent.core import Container, Core, CoreError, dropped_in
 from cima_runc.agent.dependencies import Dependencies, Look, failed
 from cima_runc.agent.ledger import Ledger
 from cima_runc.agent.process import ContainerProcess, ProcessError, examine
@@ -40,6 +38,8 @@ from cima_runc.tpm.device import Tpm
 
 _log = logging.getLogger(__name__)
 
+_FIRST_RECORDS = 3
+"""Records that a registration writes at least: register, config, rootfs."""
 _LOG_LAG_SECONDS = 0.01
 """The sensor sees a file just before IMA logs it: how long a record waits for its line, once."""
 
@@ -96,26 +96,12 @@ class Service:
             new_number=self._new_shared_number,
             new_secret=self._new_secret,
         )
-        self._lost: dict[int, int] = {}
-        self._lost_total = 0
         self._log_error: str | None = None
         self._released: dict[int, int] = {}
-        self._pending: deque[Event] = deque()
-        self._draining = threading.Lock()
         self.orphans = 0
         """Events of registrations that have ended, which should not be."""
 
     # -- the sensor ---------------------------------------------------------------------------
-
-    def drain(self) -> bool:
-        """Take what the sensor has; False when so much waits that its buffer must hold the rest."""
-        if self._sensor is None:
-            return True
-        with self._draining:
-            if len(self._pending) >= limits.PENDING_EVENTS or self._ledger.full():
-                return False
-            self._pending.extend(self._sensor.drain())
-        return True
 
     def commit(self, *, bind: bool) -> None:
         """Turn what has come into records, make them durable, and ``bind`` them if wanted.
@@ -123,20 +109,30 @@ class Service:
         Raises:
             OSError, TpmError: nothing is lost, the next call tries again.
         """
-        self.drain()
-        self._measure_pending()
+        self._take_events()
         self._record_lost()
         self.dependencies.collect()
         self._ledger.write()
         if bind:
             self._ledger.bind()
 
-    def _measure_pending(self) -> None:
-        events = []
-        while self._pending:
-            events.append(self._pending.popleft())
-        if not events:
+    def _take_events(self) -> None:
+        """Turn what the sensor has into durable records; only then its buffer is given back.
+
+        Until then the buffer is what keeps them, should the agent be killed: the next one reads
+        them again.
+        """
+        # What an earlier call could not write comes first: no more is taken while the disk is full.
+        self._ledger.write()
+        if self._sensor is None:
             return
+        for events in self._sensor.events(limits.EVENT_BATCH):
+            self._measure(events)
+            self._ledger.write()
+            self._sensor.release()
+        self._sensor.release()
+
+    def _measure(self, events: list[Event]) -> None:
         now = clock.now()
         lines = self._lines_of(events)
         for event, line in zip(events, lines, strict=True):
@@ -184,13 +180,13 @@ class Service:
             self._count_lost(registration, count)
 
     def _count_lost(self, registration: int, count: int) -> None:
-        new = count - self._lost.get(registration, 0)
         container = self._core.get(registration)
-        if new <= 0 or container is None or container.note.state == "stopped":
+        if container is None or container.note.state == "stopped":
             return
-        self._lost[registration] = count
-        self._lost_total += new
-        record = self._core.lost(registration, new, "the sensor dropped events", clock.now())
+        new = count - container.dropped
+        if new <= 0:
+            return
+        record = self._core.dropped(registration, new, clock.now())
         self._ledger.add(registration, [record])
         _log.warning("container %s: the sensor lost %d events", container.note.id, new)
 
@@ -240,9 +236,13 @@ class Service:
         if old is None:
             return
         process = self._processes.get(old.note.registration)
-        if process is not None and process.alive():
+        if process is None or not process.alive():
+            self._end(old, "its first process had ended")
+        elif old.note.state == "created" and old.note.pid == state.pid:
+            # Its hook asks again: the agent that it asked first was killed before it could answer.
+            self._end(old, "registered again")
+        else:
             raise RegistrationError(f"container {state.id} is registered and alive")
-        self._end(old, "its first process had ended")
 
     def _register(self, candidate: Candidate) -> None:
         state, process = candidate.state, candidate.process
@@ -329,7 +329,7 @@ class Service:
     def _unwatch(self, note: ContainerNote) -> None:
         if self._sensor is not None:
             with suppress(SensorError):
-                self._sensor.unwatch(note.mntns)
+                self._sensor.unwatch(note.registration)
 
     def _new_number(self) -> int:
         """Return the time (microseconds since 1970): numbers grow, and count nobody's containers.
@@ -400,23 +400,18 @@ class Service:
     def _release(self, container: Container) -> None:
         """Watch the container no more, and hold its process and namespace no more."""
         number = container.note.registration
+        if self._sensor is not None and number in self._sensor.registrations():
+            self._released[number] = self._sensor.unwatch(number).total
         process = self._processes.pop(number, None)
-        if process is None:
-            return
-        if self._sensor is not None:
-            self._released[number] = self._sensor.unwatch(container.note.mntns).total
-        process.close()
+        if process is not None:
+            process.close()
 
     def _end(self, container: Container, reason: str) -> None:
         number = container.note.registration
         self._release(container)
         # What the container did is in the sensor's buffer still: first that, then its end.
-        while not self.drain():
-            self._measure_pending()
-            self._ledger.write()
-        self._measure_pending()
+        self._take_events()
         self._count_lost(number, self._released.pop(number, 0))
-        self._lost.pop(number, None)
         self._ledger.add(number, [self._core.end(number, reason, clock.now())])
         self._ledger.write()
         self._store.write_note(container.note)
@@ -429,27 +424,44 @@ class Service:
     def take_over(self) -> None:
         """Take in this boot's containers that an earlier agent registered.
 
-        Those that still run are watched again; what ran in between is recorded as lost.
+        The sensor has watched them all the while. Where it has not, since it was loaded anew, they
+        are watched again, and that something ran in between is recorded as lost.
         """
         retained = self._retained()
+        ended: dict[int, str] = {}
         for number in self._store.registrations():
             try:
                 note = self._store.read_note(number)
                 if note.boot_id != self._boot_id or (note.ended and note.ended <= retained):
                     continue
-                partition = Partition.restore(note.id, self._store.records(number))
+                records = list(self._store.records(number))
+                partition = Partition.restore(note.id, records)
                 secret = self._store.read_secret(number)
             except (StoreError, RecordError) as error:
                 _log.error("registration %d is damaged and left out: %s", number, error)
                 continue
             self._core.take_slot(note.slot)
-            self._core.restore(container := Container(note, secret, partition))
+            self._core.restore(container := Container(note, secret, partition, dropped_in(records)))
             if note.kind == "dependencies":
-                self.dependencies.restore(container, self._store.records(number))
+                self.dependencies.restore(container, records)
             elif note.state != "stopped":
-                self._readopt(number)
+                ended[number] = self._readopt(container)
+        self._take_events()
+        for number, reason in ended.items():
+            gone = self._core.get(number)
+            if reason and gone is not None:
+                self._end(gone, reason)
+        self._forget_strangers()
         self._ledger.write()
         self._ledger.bind()
+
+    def _forget_strangers(self) -> None:
+        """Watch nothing that is not registered: its registration was never completed."""
+        if self._sensor is None:
+            return
+        for number in self._sensor.registrations() - self._processes.keys():
+            _log.info("registration %d came to nothing and is watched no more", number)
+            self._sensor.unwatch(number)
 
     def forget_ended(self) -> None:
         """Let go of containers that ended so long ago that nobody may ask for them any more."""
@@ -459,13 +471,14 @@ class Service:
         """Return the time whose ended containers have been kept long enough."""
         return clock.at(time.time_ns() - self._settings.attestation.retention_seconds * 10**9)
 
-    def _readopt(self, number: int) -> None:
-        container = self._core.get(number)
-        assert container is not None
+    def _readopt(self, container: Container) -> str:
+        """Hold the container's process again; returns why it has ended, where it has."""
         note = container.note
-        now = clock.now()
-        reason = "the agent was not running"
-        self._ledger.add(number, [self._core.lost(number, None, reason, now)])
+        number = note.registration
+        if container.partition.count < _FIRST_RECORDS:
+            # Its hook had no answer, so nothing of it has run. Should it ask again: a new one.
+            return "its registration was not completed"
+        process = None
         try:
             process = examine(note.pid, note.id, note.cgroup, needs_cgroup=bool(note.cgroup))
             if (process.start_ticks, process.mntns) != (note.start_ticks, note.mntns):
@@ -473,15 +486,18 @@ class Service:
                 raise ProcessError(f"process {note.pid} is another one now")
         except ProcessError as error:
             _log.info("container %s has ended: %s", note.id, error)
-            end = self._core.end(number, "ended while the agent was not running", now)
-            self._ledger.add(number, [end])
-            self._store.write_note(container.note)
-            return
-        if self._sensor is not None:
-            self._sensor.watch(note.mntns, number, process.cgroup_id)
+            process = None
+        if self._sensor is not None and number not in self._sensor.registrations():
+            reason = "the sensor was not loaded"
+            self._ledger.add(number, [self._core.lost(number, None, reason, clock.now())])
+            if process is not None:
+                self._sensor.watch(note.mntns, number, process.cgroup_id)
+        if process is None:
+            return "ended while the agent was not running"
         self._processes[number] = process
         self._on_process(number, process.pidfd)
-        _log.info("container %s is watched again", note.id)
+        _log.info("container %s is taken over", note.id)
+        return ""
 
     # -- dependencies -------------------------------------------------------------------------
 
@@ -529,7 +545,7 @@ class Service:
             "tpm": self._tpm.description if self._tpm else "missing",
             "sensor": self._sensor_status(),
             "kernel_log": self._log_status(pcrs),
-            "lost": self._lost_total,
+            "lost": sum(one.dropped for one in self._core.containers),
             "missing": list(self._core.missing),
             "boot_id": self._boot_id,
             "containers": sum(one.note.kind == "container" for one in self._core.containers),

@@ -75,7 +75,7 @@ def open_sources(settings: Settings) -> Sources:
     sensor = attempt(
         settings.sensor.required,
         "sensor",
-        lambda: Sensor.load(ring_bytes=settings.sensor.ring_mib << 20),
+        lambda: Sensor.open(ring_bytes=settings.sensor.ring_mib << 20),
     )
     if lines:
         raise SourcesMissingError(lines)

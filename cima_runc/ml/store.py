@@ -14,9 +14,11 @@
 Nothing that a container or an engine chose is part of a path.
 """
 
+import fcntl
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -81,14 +83,40 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._lock = -1
         self._open: dict[int, int] = {}
         self._written: set[int] = set()
 
+    def lock(self) -> None:
+        """Keep other agents out of the state directory for as long as this process lives.
+
+        Raises:
+            StoreError: another agent has it, or others than its owner could have been in it.
+        """
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        found = os.fstat(self._lock)
+        if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
+            raise StoreError(
+                f"{self.root} can be written by others", hint=f"chown root {self.root}; chmod 700"
+            )
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(f"another agent uses {self.root}", hint="stop it first") from error
+
     def prepare(self) -> None:
-        """Make the directories, for root only."""
+        """Make the directories, for root only, and remove what an agent did not live to finish."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in ("boots", "containers", UNMEASURED_DIR):
             (self.root / name).mkdir(mode=0o700, exist_ok=True)
+        for registration in self.registrations():
+            names = os.listdir(self._directory(registration))
+            if "container.json" not in names:
+                # Its records come after that, so there are none.
+                self.discard(registration)
+            elif "container.json.new" in names:
+                (self._directory(registration) / "container.json.new").unlink()
         sync_directory(self.root)
 
     def journal_path(self, boot_id: str) -> Path:

@@ -45,6 +45,15 @@ class _ProgInfo(ctypes.Structure):
     )
 
 
+class _MapInfo(ctypes.Structure):
+    """The start of ``struct bpf_map_info`` (include/uapi/linux/bpf.h), up to what is read here."""
+
+    _fields_ = (
+        ("_before", c_uint32 * 4),
+        ("max_entries", c_uint32),
+    )
+
+
 class Libbpf:
     """libbpf.so.1, with the types of its functions. Raises OSError where it is not installed."""
 
@@ -102,9 +111,31 @@ class Libbpf:
         """Attach a program where its section says; returns a ``struct bpf_link *``."""
         return self._pointer("bpf_program__attach", program)
 
+    def link_fd(self, link: int) -> int:
+        """Return the link's file descriptor, which stays libbpf's."""
+        return int(self._lib.bpf_link__fd(link))
+
     def link_destroy(self, link: int) -> None:
-        """Detach what the link attached, unless it is pinned."""
+        """Free the link; what it attached is detached where no other descriptor or pin holds it."""
         self._status("bpf_link__destroy", link)
+
+    def pin(self, fd: int, path: bytes) -> None:
+        """Give a map, program or link a name in a BPF file system, which then holds it too."""
+        self._status("bpf_obj_pin", fd, path)
+
+    def open_pinned(self, path: bytes) -> int:
+        """Return a new file descriptor of what is pinned at ``path``; it is the caller's."""
+        result = int(self._lib.bpf_obj_get(path))
+        if result < 0:
+            raise OSError(-result, os.strerror(-result), os.fsdecode(path))
+        return result
+
+    def map_max_entries(self, fd: int) -> int:
+        """Return how many entries the map ``fd`` has room for; of a ring buffer: its bytes."""
+        info = _MapInfo()
+        size = c_uint32(ctypes.sizeof(info))
+        self._status("bpf_obj_get_info_by_fd", fd, byref(info), byref(size))
+        return int(info.max_entries)
 
     def recursion_misses(self, program_fd: int) -> int:
         """Return how often the kernel skipped the program because it was running on that CPU."""
@@ -189,7 +220,10 @@ _FUNCTIONS: Final = (
     ("bpf_program__name", c_char_p, [c_void_p]),
     ("bpf_program__fd", c_int, [c_void_p]),
     ("bpf_program__attach", c_void_p, [c_void_p]),
+    ("bpf_link__fd", c_int, [c_void_p]),
     ("bpf_link__destroy", c_int, [c_void_p]),
+    ("bpf_obj_pin", c_int, [c_int, c_char_p]),
+    ("bpf_obj_get", c_int, [c_char_p]),
     ("bpf_obj_get_info_by_fd", c_int, [c_int, c_void_p, POINTER(c_uint32)]),
     ("bpf_map_update_elem", c_int, [c_int, c_char_p, c_char_p, c_uint64]),
     ("bpf_map_lookup_elem", c_int, [c_int, c_char_p, c_void_p]),

@@ -1,28 +1,34 @@
 """Loads the sensor into the kernel, tells it what to watch, and takes its events.
 
-What is watched, and what was lost, is kept in the sensor's maps and nowhere else but for the table
-of namespaces by which the caller names containers; sensor.h says what is in them.
+What is watched, and what was lost, is kept in the sensor's maps, which are pinned: the sensor works
+on while no agent runs, and the next one finds everything as it is. One of another version is taken
+over without a moment in which nobody watches.
 """
 
 import errno
+import hashlib
+import logging
 import mmap
 import os
 import platform
 import secrets
-import struct
-import sys
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 from cima_runc import limits
 from cima_runc.errors import CimaError
 from cima_runc.sensor.events import Event, parse
-from cima_runc.sensor.libbpf import BPF_NOEXIST, Libbpf
+from cima_runc.sensor.libbpf import Libbpf
+from cima_runc.sensor.pins import DIRECTORY, Handles, Pins
 from cima_runc.sensor.ring import RingReader
+from cima_runc.sensor.tables import LAYOUT, MAPS, Row, Tables, Watched
 from cima_runc.text import printable
+
+_log = logging.getLogger(__name__)
 
 RING_BYTES: Final = 16 * limits.MIB
 """Size of the ring buffer: room for some 90,000 events with paths of 40 bytes."""
@@ -36,16 +42,7 @@ _CAP_SYS_ADMIN: Final = 21
 _CAP_PERFMON: Final = 38
 _CAP_BPF: Final = 39
 
-_MNTNS: Final = struct.Struct("=I")
-_REGISTRATION_KEY: Final = struct.Struct("=Q")
-_WATCHED: Final = struct.Struct("=QQ")
-_REGISTRATION: Final = struct.Struct("=QQqQQ")
 _PATH_KEY_BYTES: Final = 16
-_WATCHED_MAX: Final = 65536
-_REGISTRATIONS_MAX: Final = 16384
-
-_HARMLESS_WHEN_MISSED: Final = "cima_free_inum"
-"""The program that may be skipped: an entry that outlives its namespace matches no other one."""
 
 
 class SensorError(CimaError):
@@ -116,62 +113,99 @@ class SensorStatus:
 
 
 class Sensor:
-    """The sensor in the kernel, attached until it is closed.
+    """The sensor in the kernel. For one thread, but for :meth:`fileno`.
 
-    One thread may :meth:`drain` while another uses the other methods.
+    Events are taken in two steps: :meth:`events` reads them, :meth:`release` gives their room
+    back. What was not released is read again by whoever opens the sensor next.
     """
 
-    def __init__(self, libbpf: Libbpf, obj: int, ring_bytes: int) -> None:
-        self._libbpf = libbpf
-        self._obj = obj
-        self._ring_bytes = ring_bytes
-        self._watched, self._registrations, self._events, totals = (
-            libbpf.map_fd(libbpf.map(obj, name))
-            for name in ("watched", "registrations", "events", "totals")
-        )
-        self._programs = {name: libbpf.program_fd(p) for name, p in libbpf.programs(obj)}
-        self._ring = RingReader(self._events, ring_bytes)
-        self._totals = mmap.mmap(totals, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ)
-        self._links: list[int] = []
-        self._containers: dict[int, int] = {}
+    def __init__(
+        self,
+        libbpf: Libbpf,
+        handles: Handles,
+        pins: Pins | None = None,
+        older: Sequence["_Older"] = (),
+    ) -> None:
+        self._handles = handles
+        self._pins = pins
+        self._older = list(older)
+        self._tables = Tables(libbpf, handles)
+        self._ring_bytes = libbpf.map_max_entries(handles.maps["events"])
+        self._ring = RingReader(handles.maps["events"], self._ring_bytes)
+        self._containers = {row.mntns: number for number, row in self._tables.rows()}
         self._lost: dict[int, int] = {}
         self._lost_at = (0, 0)
 
     @classmethod
     def load(cls, *, ring_bytes: int = RING_BYTES) -> Self:
-        """Load the sensor into the kernel and attach it; nothing is watched yet.
+        """Load a sensor that is gone when it is closed; nothing is watched yet.
 
         ``ring_bytes`` is a power of two, at least one page. Raises a
         :class:`SensorUnavailableError` that says which thing is missing.
         """
-        if ring_bytes < mmap.PAGESIZE or ring_bytes & (ring_bytes - 1):
-            raise SensorError(
-                f"a ring buffer of {ring_bytes} bytes is not possible",
-                hint=f"use a power of two from {mmap.PAGESIZE} on",
-            )
-        elf = _read_object()
-        libbpf = _load_libbpf()
-        check_kernel()
-        obj, sensor = 0, None
+        elf, libbpf = _prepare(ring_bytes)
         try:
-            obj = libbpf.object_open(elf)
-            libbpf.map_set_max_entries(libbpf.map(obj, "events"), ring_bytes)
-            key = secrets.token_bytes(_PATH_KEY_BYTES)
-            libbpf.map_set_initial_value(libbpf.map(obj, ".rodata"), key)
-            libbpf.object_load(obj)
-            sensor = cls(libbpf, obj, ring_bytes)
-            sensor._attach()
+            return cls(libbpf, _load(libbpf, elf, ring_bytes))
         except OSError as error:
-            if sensor is not None:
-                sensor.close()
-            elif obj:
-                libbpf.object_close(obj)
             raise _rejected(error, libbpf.messages) from error
+
+    @classmethod
+    def open(cls, directory: Path = DIRECTORY, *, ring_bytes: int = RING_BYTES) -> Self:
+        """Open the sensor that is pinned below ``directory``, as another process left it.
+
+        Where there is none of this version and size, one is loaded. It watches what an older one
+        watches before that one is detached; what the older one saw comes first, and what both
+        saw comes twice.
+
+        Raises:
+            SensorUnavailableError: as for :meth:`load`.
+            PinsError: as for :meth:`Pins.open`.
+        """
+        elf, libbpf = _prepare(ring_bytes)
+        pins = Pins.open(libbpf, directory)
+        try:
+            return cls._open(libbpf, pins, elf, ring_bytes)
+        except OSError as error:
+            pins.close()
+            raise _rejected(error, libbpf.messages) from error
+        except BaseException:
+            pins.close()
+            raise
+
+    @classmethod
+    def _open(cls, libbpf: Libbpf, pins: Pins, elf: bytes, ring_bytes: int) -> Self:
+        name = f"{LAYOUT}-{hashlib.sha256(b'%d ' % ring_bytes + elf).hexdigest()[:16]}"
+        if name in pins.names() and not pins.whole(name):
+            pins.set_aside(name)
+        names = pins.names()
+        if name not in names:
+            handles = _load(libbpf, elf, ring_bytes)
+            pins.pin(name, handles, MAPS)
+            handles.close()
+        older = []
+        for other in names:
+            if other == name:
+                continue
+            try:
+                if other.partition("-")[0] != str(LAYOUT):
+                    raise OSError(errno.EPROTO, "it has another layout")
+                older.append(_Older(libbpf, other, pins.open_sensor(other)))
+            except (OSError, KeyError) as error:
+                _log.warning("what the sensor %s holds is lost: %s", other, error)
+                pins.remove(other)
+        sensor = cls(libbpf, pins.open_sensor(name), pins, older)
+        for one in older:
+            sensor._take_over(one)
+            pins.detach(one.name)
         return sensor
 
     def fileno(self) -> int:
-        """Return the descriptor that becomes readable when there are events."""
-        return self._events
+        """Return the descriptor that is readable while there are events that were not released."""
+        return self._handles.maps["events"]
+
+    def registrations(self) -> set[int]:
+        """Return the numbers of all containers that are watched, by whichever process."""
+        return set(self._containers.values())
 
     def watch(self, mntns: int, registration: int, cgroup_id: int) -> None:
         """Report from now on what runs in the mount namespace with the inode number ``mntns``.
@@ -186,16 +220,13 @@ class Sensor:
             raise SensorError(
                 f"mount namespace {mntns} is watched already, as {self._containers[mntns]}"
             )
-        key = _REGISTRATION_KEY.pack(registration)
-        value = _REGISTRATION.pack(cgroup_id, 0, 0, self._missed(), mntns)
+        row = Row(cgroup_id, 0, 0, self._tables.missed(), mntns)
         try:
-            self._libbpf.update(self._registrations, key, value, BPF_NOEXIST)
+            self._tables.put_row(registration, row, new=True)
             try:
-                self._libbpf.update(
-                    self._watched, _MNTNS.pack(mntns), _WATCHED.pack(registration, 0)
-                )
+                self._tables.put_namespace(mntns, Watched(registration, 0, 0), new=False)
             except BaseException:
-                self._libbpf.delete(self._registrations, key)
+                self._tables.take_row(registration)
                 raise
         except OSError as error:
             if error.errno == errno.EEXIST:
@@ -205,45 +236,61 @@ class Sensor:
             raise SensorError(f"the sensor cannot watch {mntns}: {error.strerror}") from error
         self._containers[mntns] = registration
 
-    def unwatch(self, mntns: int) -> Lost:
+    def unwatch(self, registration: int) -> Lost:
         """Stop watching a container, its nested namespaces with it; returns the final counts.
 
         Events that are in the ring already stay there. Raises :class:`SensorError` where the
-        namespace was not watched.
+        container was not watched.
         """
-        registration = self._containers.pop(mntns, None)
-        if registration is None:
-            raise SensorError(f"mount namespace {mntns} is not watched")
-        self._libbpf.delete(self._watched, _MNTNS.pack(mntns))
-        key = _REGISTRATION_KEY.pack(registration)
-        raw = self._libbpf.take(self._registrations, key, _REGISTRATION.size)
-        if raw is None:
-            raise SensorError(f"the sensor's table has lost registration {registration}")
+        row = self._tables.row(registration)
+        if row is None:
+            raise SensorError(f"no container is watched as {registration}")
+        self._containers.pop(row.mntns, None)
+        # Where nobody held the namespace, its number may be another one's by now.
+        entry = self._tables.namespace(row.mntns)
+        if entry is not None and entry.registration == registration:
+            self._tables.remove_namespace(row.mntns)
+        row = self._tables.take_row(registration) or row
         # From here on the kernel adds no nested namespace of this one, so the count can be trusted.
-        row = _Row(*_REGISTRATION.unpack(raw))
         if row.nested:
-            self._forget_nested(registration)
+            for mntns, entry in self._tables.namespaces():
+                if entry.registration == registration:
+                    self._tables.remove_namespace(mntns)
         self._lost.pop(registration, None)
-        return Lost(registration, row.dropped, self._missed() - row.missed_before)
+        return Lost(registration, row.dropped, self._tables.missed() - row.missed_before)
 
-    def drain(self, limit: int = sys.maxsize) -> list[Event]:
-        """Take at most ``limit`` events out of the ring, oldest first: without one, all there are.
+    def events(self, batch: int) -> Iterator[list[Event]]:
+        """Yield the events that were complete when this was called, oldest first.
 
-        Never waits for new ones. The ring bounds the answer: some 90,000 events by default.
+        Lists of at most ``batch`` events. Never waits for new ones.
         """
-        return [parse(record) for record in self._ring.read(limit)]
+        rings = [(ring, ring.end) for ring in (*(one.ring for one in self._older), self._ring)]
+        for ring, end in rings:
+            while records := ring.read(batch, end):
+                yield [parse(record) for record in records]
+
+    def release(self) -> None:
+        """Give back the room of all events that :meth:`events` has yielded."""
+        self._ring.release()
+        for one in list(self._older):
+            one.ring.release()
+            if one.ring.empty:
+                self._older.remove(one)
+                one.close()
+                assert self._pins is not None
+                self._pins.remove(one.name)
 
     def lost(self) -> dict[int, int]:
         """Return the registrations that lost something since they were watched, and how much.
 
         An upper bound where the kernel skipped a program: that counts for every container.
         """
-        missed = self._missed()
-        now = (self._dropped(), missed)
+        missed = self._tables.missed()
+        now = (self._tables.dropped, missed)
         if now != self._lost_at:
             found = {
                 registration: row.dropped + missed - row.missed_before
-                for registration, row in self._rows()
+                for registration, row in self._tables.rows()
             }
             self._lost = {registration: lost for registration, lost in found.items() if lost}
             self._lost_at = now
@@ -253,24 +300,23 @@ class Sensor:
         """Return what is attached, watched and lost."""
         return SensorStatus(
             kernel=platform.release(),
-            programs=tuple(self._programs),
+            programs=tuple(sorted(self._handles.programs)),
             watched=len(self._containers),
-            nested=sum(row.nested for _, row in self._rows()),
+            nested=sum(row.nested for _, row in self._tables.rows()),
             ring_bytes=self._ring_bytes,
-            dropped=self._dropped(),
-            missed=self._missed(),
+            dropped=self._tables.dropped,
+            missed=self._tables.missed(),
         )
 
     def close(self) -> None:
-        """Detach the sensor and free what it holds; events that were not drained are gone."""
-        if not self._obj:
-            return
+        """Let go of the sensor: one that is pinned works on, another one is gone."""
         self._ring.close()
-        self._totals.close()
-        for link in self._links:
-            self._libbpf.link_destroy(link)
-        self._libbpf.object_close(self._obj)
-        self._obj = 0
+        self._tables.close()
+        self._handles.close()
+        for one in self._older:
+            one.close()
+        if self._pins is not None:
+            self._pins.close()
 
     def __enter__(self) -> Self:
         return self
@@ -283,43 +329,114 @@ class Sensor:
     ) -> None:
         self.close()
 
-    def _attach(self) -> None:
-        for _, program in self._libbpf.programs(self._obj):
-            self._links.append(self._libbpf.program_attach(program))
-
-    def _dropped(self) -> int:
-        return int.from_bytes(self._totals[:8], sys.byteorder)
-
-    def _missed(self) -> int:
-        return sum(
-            self._libbpf.recursion_misses(fd)
-            for name, fd in self._programs.items()
-            if name != _HARMLESS_WHEN_MISSED
+    def _take_over(self, older: "_Older") -> None:
+        """Watch what an older sensor watches, while that one still does."""
+        missed = self._tables.missed()
+        taken = []
+        for number, row in older.tables.rows():
+            if number in self._containers.values():
+                continue
+            fresh = row._replace(dropped=0, nested=0, missed_before=missed - older.lost(row))
+            self._tables.put_row(number, fresh, new=True)
+            self._containers[row.mntns] = number
+            taken.append(number)
+            # Where its namespace is gone, the row alone says what was lost, until the end is noted.
+            entry = older.tables.namespace(row.mntns)
+            if entry is not None and entry.registration == number:
+                self._copy_namespace(older, row.mntns, entry)
+            late = older.tables.row(number)
+            if late is not None and late.dropped != row.dropped:
+                # This ring is new: nothing of this container can have been dropped from it yet.
+                fresh = fresh._replace(missed_before=missed - older.lost(late))
+                self._tables.put_row(number, fresh, new=False)
+        # A namespace that is made meanwhile is added by the older sensor alone where that one alone
+        # knows the namespace that it is made from: so again, until nothing comes to it.
+        known: set[int] = set()
+        while new := {
+            mntns: entry
+            for mntns, entry in older.tables.namespaces()
+            if entry.nested and mntns not in known
+        }:
+            known.update(new)
+            for mntns, entry in new.items():
+                self._copy_namespace(older, mntns, entry)
+        nested = Counter(
+            entry.registration for _, entry in self._tables.namespaces() if entry.nested
         )
+        for number in taken:
+            found = self._tables.row(number)
+            if found is not None and found.nested != nested[number]:
+                self._tables.put_row(number, found._replace(nested=nested[number]), new=False)
 
-    def _rows(self) -> Iterator[tuple[int, "_Row"]]:
-        for key in self._libbpf.keys(
-            self._registrations, _REGISTRATION_KEY.size, _REGISTRATIONS_MAX
-        ):
-            raw = self._libbpf.lookup(self._registrations, key, _REGISTRATION.size)
-            if raw is not None:
-                yield _REGISTRATION_KEY.unpack(key)[0], _Row(*_REGISTRATION.unpack(raw))
-
-    def _forget_nested(self, registration: int) -> None:
-        for key in self._libbpf.keys(self._watched, _MNTNS.size, 2 * _WATCHED_MAX):
-            raw = self._libbpf.lookup(self._watched, key, _WATCHED.size)
-            if raw is not None and _WATCHED.unpack(raw)[0] == registration:
-                self._libbpf.delete(self._watched, key)
+    def _copy_namespace(self, older: "_Older", mntns: int, entry: Watched) -> None:
+        try:
+            self._tables.put_namespace(mntns, entry, new=True)
+        except OSError as error:
+            if error.errno == errno.EEXIST:
+                return
+            raise
+        if older.tables.namespace(mntns) is None:
+            # It ended before it was here to be removed.
+            self._tables.remove_namespace(mntns)
 
 
-class _Row(NamedTuple):
-    """``struct registration`` of sensor.h."""
+class _Older:
+    """A sensor of another version, whose last events are still to be read."""
 
-    cgroup_id: int
-    dropped: int
-    nested: int
-    missed_before: int
-    mntns: int
+    def __init__(self, libbpf: Libbpf, name: str, handles: Handles) -> None:
+        self.name = name
+        self._handles = handles
+        self.tables = Tables(libbpf, handles)
+        events = handles.maps["events"]
+        self.ring = RingReader(events, libbpf.map_max_entries(events))
+
+    def lost(self, row: Row) -> int:
+        """Return what a container of this sensor has lost."""
+        return row.dropped + self.tables.missed() - row.missed_before
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.ring.close()
+        self.tables.close()
+        self._handles.close()
+
+
+def _prepare(ring_bytes: int) -> tuple[bytes, Libbpf]:
+    if ring_bytes < mmap.PAGESIZE or ring_bytes & (ring_bytes - 1):
+        raise SensorError(
+            f"a ring buffer of {ring_bytes} bytes is not possible",
+            hint=f"use a power of two from {mmap.PAGESIZE} on",
+        )
+    elf = _read_object()
+    libbpf = _load_libbpf()
+    check_kernel()
+    return elf, libbpf
+
+
+def _load(libbpf: Libbpf, elf: bytes, ring_bytes: int) -> Handles:
+    """Load the sensor into the kernel and attach it."""
+    obj = libbpf.object_open(elf)
+    links: dict[str, int] = {}
+    try:
+        libbpf.map_set_max_entries(libbpf.map(obj, "events"), ring_bytes)
+        key = secrets.token_bytes(_PATH_KEY_BYTES)
+        libbpf.map_set_initial_value(libbpf.map(obj, ".rodata"), key)
+        libbpf.object_load(obj)
+        for name, program in libbpf.programs(obj):
+            link = libbpf.program_attach(program)
+            links[name] = os.dup(libbpf.link_fd(link))
+            libbpf.link_destroy(link)
+        return Handles(
+            {name: os.dup(libbpf.map_fd(libbpf.map(obj, name))) for name in MAPS},
+            {name: os.dup(libbpf.program_fd(one)) for name, one in libbpf.programs(obj)},
+            links,
+        )
+    except BaseException:
+        for handle in links.values():
+            os.close(handle)
+        raise
+    finally:
+        libbpf.object_close(obj)
 
 
 def _read_object() -> bytes:

@@ -27,7 +27,7 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
-enum { BPF_ANY = 0, BPF_F_MMAPABLE = 1 << 10 };
+enum { BPF_ANY = 0, BPF_EXIST = 2, BPF_F_MMAPABLE = 1 << 10 };
 enum { ETXTBSY = 26, MAX_ERRNO = 4095, PROT_EXEC = 4 };
 
 #include <bpf/bpf_core_read.h>
@@ -162,17 +162,23 @@ static __always_inline u64 namespace_id(struct mnt_namespace *ns)
 static __always_inline u64 owner_of(struct mnt_namespace *ns)
 {
 	u32 inum = ns->ns.inum;
-	struct watched *entry = bpf_map_lookup_elem(&watched, &inum);
-	u64 registration, id;
+	struct watched *entry = bpf_map_lookup_elem(&watched, &inum), found = {};
 
 	if (!entry)
 		return 0;
-	registration = *(volatile u64 *)&entry->registration;
-	id = *(volatile u64 *)&entry->namespace_id;
+	found.registration = *(volatile u64 *)&entry->registration;
+	found.namespace_id = *(volatile u64 *)&entry->namespace_id;
 	if (bpf_map_lookup_elem(&watched, &inum) != entry)
 		return 0;
 	/* An entry that outlived its namespace says nothing about the next one of that number. */
-	return id && id != namespace_id(ns) ? 0 : registration;
+	if (found.namespace_id)
+		return found.namespace_id == namespace_id(ns) ? found.registration : 0;
+	/* The first that a container does, while the agent holds its namespace: from here on the
+	   entry means no other one, also while no agent runs. */
+	found.namespace_id = namespace_id(ns);
+	if (found.namespace_id)
+		bpf_map_update_elem(&watched, &inum, &found, BPF_EXIST);
+	return found.registration;
 }
 
 static __always_inline void count_dropped(u64 registration)
@@ -352,6 +358,7 @@ int BPF_PROG(cima_copy_mnt_ns, u64 flags, struct mnt_namespace *old, void *user_
 	if (!owner)
 		return 0;
 	entry.namespace_id = namespace_id(new);
+	entry.nested = 1;
 	inum = new->ns.inum;
 	if (!entry.namespace_id) {
 		count_dropped(entry.registration);
@@ -380,7 +387,7 @@ int BPF_PROG(cima_free_inum, u32 inum)
 	if (!entry)
 		return 0;
 	registration = entry->registration;
-	owner = entry->namespace_id ? bpf_map_lookup_elem(&registrations, &registration) : 0;
+	owner = entry->nested ? bpf_map_lookup_elem(&registrations, &registration) : 0;
 	if (owner)
 		__sync_fetch_and_add(&owner->nested, -1);
 	bpf_map_delete_elem(&watched, &inum);

@@ -3,6 +3,9 @@
  * What crosses from the kernel to the loader: the event in the ring, and the values of the maps.
  * events.py and loader.py hold the same layouts as struct formats. Host byte order (little-endian
  * on x86-64), no padding that the compiler chooses.
+ *
+ * A newer agent takes over from an older sensor what is laid out in the same way: who changes anything
+ * here gives loader.py's LAYOUT the next number.
  */
 #ifndef CIMA_SENSOR_H
 #define CIMA_SENSOR_H
@@ -41,7 +44,8 @@ _Static_assert(sizeof(struct event) == 128, "events.py reads 128 bytes");
 /* Map `watched`: a mount namespace's inode number (u32) -> whose it is. */
 struct watched {
 	u64 registration;
-	u64 namespace_id; /* of a nested one: the kernel's never reused number; 0: of the container */
+	u64 namespace_id; /* the kernel's never reused number; 0: not known yet */
+	u64 nested;	  /* 1: made in the container; 0: the container's own */
 };
 
 /* Map `registrations`: registration number (u64) -> the container. */
@@ -53,8 +57,8 @@ struct registration {
 	u64 mntns;     /* as the loader was told */
 };
 
-_Static_assert(sizeof(struct watched) == 16 && sizeof(struct registration) == 40,
-	       "loader.py packs 16 and 40 bytes");
+_Static_assert(sizeof(struct watched) == 24 && sizeof(struct registration) == 40,
+	       "loader.py packs 24 and 40 bytes");
 
 /* Map `totals`, one entry, read through mmap: has anything been dropped at all? */
 struct totals {

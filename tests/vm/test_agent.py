@@ -20,7 +20,7 @@ def agent_pid() -> int:
 
 @pytest.fixture
 def no_agent() -> Iterator[None]:
-    guest.ok("systemctl", "stop", "cima-agent")
+    guest.ok("systemctl", "stop", "cima-agent.socket", "cima-agent.service")
     yield
     guest.ok("systemctl", "start", "cima-agent")
 
@@ -65,22 +65,57 @@ def ps_after_start() -> list[dict[str, object]]:
     return guest.ps()
 
 
-def test_a_restarted_agent_takes_running_containers_over(image: str) -> None:
+def test_a_restarted_agent_goes_on_without_a_gap(image: str) -> None:
     command = guest.docker("cima-runc", "-d", IMAGE, "/bin/sleep", "600")
     container_id = guest.ok(*command).strip()
     before = guest.row(container_id)
-    guest.restart_agent()
+    os.kill(agent_pid(), signal.SIGKILL)
     guest.ok("docker", "exec", container_id, "/bin/script")
     records = guest.records(container_id)
-    assert "lost" in guest.types(records)
+    assert "lost" not in guest.types(records)
     assert b"/bin/script" in {file.path for file in guest.files(records)}
     after = guest.row(container_id)
     assert after["registration"] == before["registration"]
-    assert after["count"] > before["count"]
+    assert after["state"] == "running"
     guest.ok("docker", "rm", "-f", container_id)
     assert guest.row(container_id)["state"] == "stopped"
     status = guest.status()
     assert status["pcr_value"] == status["expected_value"]
+    assert (status["lost"], status["sensor"]["orphans"]) == (0, 0)
+
+
+def test_a_container_that_ends_while_no_agent_runs_is_recorded_to_its_end(image: str) -> None:
+    waits = "until [ -e /tmp/go ]; do sleep 0.2; done; /bin/script"
+    command = guest.docker("cima-runc", "-d", IMAGE, "/bin/sh", "-c", waits)
+    container_id = guest.ok(*command).strip()
+    pid = guest.row(container_id)["pid"]
+    guest.ok("systemctl", "stop", "cima-agent.socket", "cima-agent.service")
+    try:
+        guest.ok("docker", "exec", container_id, "/bin/busybox", "touch", "/tmp/go")
+        guest.wait_for("its end", lambda: not Path(f"/proc/{pid}").exists())
+    finally:
+        guest.ok("systemctl", "start", "cima-agent")
+    records = guest.records(container_id)
+    assert guest.types(records)[-1] == "exit"
+    assert "lost" not in guest.types(records)
+    assert b"/bin/script" in {file.path for file in guest.files(records)}
+    guest.ok("docker", "rm", container_id)
+    status = guest.status()
+    assert status["pcr_value"] == status["expected_value"]
+    assert status["sensor"]["orphans"] == 0
+
+
+def test_a_container_waits_for_an_agent_that_is_started_anew(image: str) -> None:
+    os.kill(agent_pid(), signal.SIGKILL)
+    out = guest.ok(*guest.docker("cima-runc", "--rm", IMAGE, "/bin/echo", "it ran"))
+    assert out == "it ran\n"
+
+
+def test_a_second_agent_is_refused() -> None:
+    second = guest.run("cima-agent")
+    assert second.code == 1
+    assert second.err == "ERROR another agent uses /var/lib/cima; stop it first\n"
+    assert guest.status()["sensor"] != "missing"
 
 
 # -- hooks that lie -------------------------------------------------------------------------------

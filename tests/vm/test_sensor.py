@@ -20,6 +20,7 @@ import pytest
 
 from cima_runc.sensor.events import SHA256, Event, Func
 from cima_runc.sensor.loader import Sensor, SensorError
+from cima_runc.sensor.pins import PinsError
 
 CLONE_NEWNS = 0x20000
 MS_REC_PRIVATE = 0x4000 | 1 << 18
@@ -137,6 +138,13 @@ def sensor() -> Iterator[Sensor]:
         yield loaded
 
 
+def drain(sensor: Sensor) -> list[Event]:
+    """Take all events out of the ring."""
+    found = [event for events in sensor.events(1000) for event in events]
+    sensor.release()
+    return found
+
+
 class Watched(Namespace):
     """A namespace that a sensor watches."""
 
@@ -144,16 +152,16 @@ class Watched(Namespace):
         super().__init__()
         self.sensor = sensor
         self.registration = next(registrations)
-        sensor.drain()
+        drain(sensor)
         sensor.watch(self.number, self.registration, 1)
 
     def events(self) -> list[Event]:
-        found = self.sensor.drain()
+        found = drain(self.sensor)
         assert {event.registration for event in found} <= {self.registration}
         return found
 
     def close(self) -> None:
-        lost = self.sensor.unwatch(self.number)
+        lost = self.sensor.unwatch(self.registration)
         assert lost.registration == self.registration
         super().close()
 
@@ -243,7 +251,7 @@ def test_the_same_file_in_two_containers_is_an_event_in_each(
     other = Watched(sensor)
     container.run(tmp_path / "prog")
     other.run(tmp_path / "prog")
-    found = sensor.drain()
+    found = drain(sensor)
     assert [e.registration for e in found] == [container.registration, other.registration]
     other.close()
 
@@ -334,7 +342,7 @@ def test_unwatching_forgets_the_nested_namespaces(sensor: Sensor, tmp_path: Path
     container.close()
     os.write(tell, b"!")
     assert wait(pid) == 0
-    assert sensor.drain() == []
+    assert drain(sensor) == []
     assert sensor.status().nested == 0
 
 
@@ -379,7 +387,7 @@ def test_namespaces_beyond_the_limit_are_lost_events(sensor: Sensor) -> None:
     os.write(tell, b"!")
     assert wait(pid) == 0
     wait_for(lambda: sensor.status().nested == 0)
-    assert sensor.unwatch(container.number).dropped == 1
+    assert sensor.unwatch(container.registration).dropped == 1
 
 
 @pytest.mark.parametrize(
@@ -474,10 +482,10 @@ def test_nobody_else_is_reported(sensor: Sensor, container: Watched, tmp_path: P
     other.run(tmp_path / "prog")
     other.close()
     gone = Watched(sensor)
-    sensor.unwatch(gone.number)
+    sensor.unwatch(gone.registration)
     gone.run(tmp_path / "prog")
     os.close(gone.fd)
-    assert sensor.drain() == []
+    assert drain(sensor) == []
 
 
 def test_a_process_that_joins_from_another_cgroup_is_reported(
@@ -519,8 +527,8 @@ def test_wrong_requests_are_refused(sensor: Sensor, container: Watched) -> None:
         sensor.watch(container.number, next(registrations), 1)
     with pytest.raises(SensorError, match=f"{container.registration} is in use"):
         sensor.watch(1, container.registration, 1)
-    with pytest.raises(SensorError, match="1 is not watched"):
-        sensor.unwatch(1)
+    with pytest.raises(SensorError, match=f"no container is watched as {99 << 32}"):
+        sensor.unwatch(99 << 32)
 
 
 def test_a_full_ring_loses_nothing_silently(tmp_path: Path) -> None:
@@ -543,8 +551,8 @@ def test_a_full_ring_loses_nothing_silently(tmp_path: Path) -> None:
         again = [e.path for e in container.events()]
         assert again == [bytes(name) for name in names[len(got) : len(got) + 5]]
         assert sensor.lost() == {container.registration: dropped}
-        assert sensor.unwatch(bystander.number).total == 0
-        assert sensor.unwatch(container.number).dropped == dropped
+        assert sensor.unwatch(bystander.registration).total == 0
+        assert sensor.unwatch(container.registration).dropped == dropped
         assert sensor.lost() == {}
 
 
@@ -588,7 +596,7 @@ def test_a_real_container(sensor: Sensor, tmp_path: Path) -> None:
         state = json.loads(subprocess.check_output(["runc", "state", name]))
         number = Path(f"/proc/{state['pid']}/ns/mnt").stat().st_ino
         registration = next(registrations)
-        sensor.drain()
+        drain(sensor)
         sensor.watch(number, registration, 1)
         subprocess.run(["runc", "start", name], check=True)
         wait_for(
@@ -596,10 +604,10 @@ def test_a_real_container(sensor: Sensor, tmp_path: Path) -> None:
                 json.loads(subprocess.check_output(["runc", "state", name]))["status"] == "stopped"
             )
         )
-        assert [(e.path, e.digest, e.mntns) for e in sensor.drain()] == [
+        assert [(e.path, e.digest, e.mntns) for e in drain(sensor)] == [
             (b"/bin/prog", digest, number)
         ]
-        sensor.unwatch(number)
+        sensor.unwatch(registration)
     finally:
         subprocess.run(["runc", "delete", "-f", name], check=True)
 
@@ -613,8 +621,8 @@ def test_a_namespace_that_ends_while_watched_leaves_no_entry_for_the_next(
     others: list[Namespace] = []
     wait_for(lambda: others.append(Namespace()) or others[-1].number == container.number)
     others[-1].run(tmp_path / "prog")
-    assert sensor.drain() == []
-    assert sensor.unwatch(container.number).total == 0
+    assert drain(sensor) == []
+    assert sensor.unwatch(container.registration).total == 0
     for other in others:
         other.close()
 
@@ -647,7 +655,152 @@ def test_a_killed_worker_leaves_the_sensor_working(
         time.sleep(0.1)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    sensor.drain()
+    drain(sensor)
     shutil.copy(names[0], tmp_path / "last")
     container.run(tmp_path / "last")
     assert [e.path for e in container.events()][-1] == bytes(tmp_path / "last")
+
+
+# -- pinned ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pins() -> Iterator[Path]:
+    directory = Path(f"/sys/fs/bpf/cima-test-{next(registrations)}")
+    yield directory
+    for path in directory.glob("*/*"):
+        path.unlink()
+    for path in directory.glob("*"):
+        path.rmdir()
+    directory.rmdir()
+
+
+def test_a_pinned_sensor_works_on_while_nobody_has_it_open(pins: Path, tmp_path: Path) -> None:
+    digests = {name: install(tmp_path / name, program(name.encode())) for name in ("a", "b", "c")}
+    with Sensor.open(pins) as first:
+        container = Watched(first)
+        container.run(tmp_path / "a")
+        [[event]] = first.events(10)
+        assert event.path == bytes(tmp_path / "a")
+    container.run(tmp_path / "b")
+    container.call(lambda: (unshare(), run(tmp_path / "c")))
+    with Sensor.open(pins) as second:
+        assert second.registrations() == {container.registration}
+        found = drain(second)
+        # What was read and not released comes again.
+        assert [e.path for e in found] == [bytes(tmp_path / name) for name in "abc"]
+        assert [e.digest for e in found] == [digests[name] for name in "abc"]
+        assert {e.registration for e in found} == {container.registration}
+    with Sensor.open(pins) as third:
+        assert drain(third) == []
+        assert third.unwatch(container.registration).total == 0
+    os.close(container.fd)
+
+
+def test_two_processes_cannot_have_a_pinned_sensor(pins: Path) -> None:
+    with Sensor.open(pins), pytest.raises(PinsError, match="another agent uses the sensor"):
+        Sensor.open(pins)
+
+
+def test_a_directory_that_others_may_change_is_refused(pins: Path) -> None:
+    pins.mkdir(mode=0o755)
+    with pytest.raises(PinsError, match="not root's alone"):
+        Sensor.open(pins)
+
+
+def test_another_version_takes_over_without_a_gap(pins: Path, tmp_path: Path) -> None:
+    """Two rings of different sizes are two versions. Programs run all the while."""
+    names = [tmp_path / f"prog{i}" for i in range(3000)]
+    for name in names:
+        install(name, program(name.name.encode()))
+    nested_ready, say = os.pipe()
+    go, tell = os.pipe()
+
+    def load() -> None:
+        for name in names:
+            run(name)
+
+    def nest() -> None:
+        unshare()
+        os.write(say, b"!")
+        os.read(go, 1)
+        run(tmp_path / "prog0")
+
+    found: list[Event] = []
+    with Sensor.open(pins, ring_bytes=1 << 20) as first:
+        container = Watched(first)
+        nested = container.start(nest)
+        os.read(nested_ready, 1)
+        running = container.start(load)
+        found += drain(first)
+    sizes = [1 << 21, 1 << 20, 1 << 22]
+    for size in sizes:
+        with Sensor.open(pins, ring_bytes=size) as sensor:
+            assert sensor.registrations() == {container.registration}
+            assert sensor.status().nested == 1
+            found += drain(sensor)
+            assert len(list(pins.iterdir())) == 1
+    assert wait(running) == 0
+    os.write(tell, b"!")
+    assert wait(nested) == 0
+    with Sensor.open(pins, ring_bytes=sizes[-1]) as last:
+        found += drain(last)
+        assert last.lost() == {}
+        assert last.unwatch(container.registration).total == 0
+        assert drain(last) == []
+    assert {e.path for e in found} == {bytes(name) for name in names}
+    assert len({e.mntns for e in found}) == 2
+    os.close(container.fd)
+
+
+def test_what_an_older_version_lost_is_not_forgotten(pins: Path, tmp_path: Path) -> None:
+    names = [tmp_path / f"prog{i}" for i in range(60)]
+    for name in names:
+        install(name, program(name.name.encode()))
+    with Sensor.open(pins, ring_bytes=4096) as first:
+        container = Watched(first)
+        for name in names:
+            container.run(name)
+        lost = first.lost()
+        assert lost[container.registration] > 0
+    with Sensor.open(pins) as second:
+        assert second.unwatch(container.registration).total == lost[container.registration]
+    os.close(container.fd)
+
+
+def test_an_agent_that_died_half_way_leaves_nothing_in_the_way(pins: Path, tmp_path: Path) -> None:
+    install(tmp_path / "prog", program())
+    with Sensor.open(pins, ring_bytes=1 << 20) as first:
+        container = Watched(first)
+        container.run(tmp_path / "prog")
+    (whole,) = pins.iterdir()
+    whole.rename(pins / f"{whole.name}-new")
+    (pins / "1-of-a-broken-one").mkdir()
+    (pins / "99-of-another-layout").mkdir()
+    with Sensor.open(pins) as second:
+        assert len(list(pins.iterdir())) == 1
+        assert second.registrations() == set()
+    os.close(container.fd)
+
+
+def test_a_namespace_that_ends_while_nobody_watches_gives_its_number_away(
+    pins: Path, tmp_path: Path
+) -> None:
+    install(tmp_path / "prog", program())
+    with Sensor.open(pins) as first:
+        container = Watched(first)
+    os.close(container.fd)
+    others: list[Namespace] = []
+    wait_for(lambda: others.append(Namespace()) or others[-1].number == container.number)
+    others[-1].run(tmp_path / "prog")
+    with Sensor.open(pins) as second:
+        assert drain(second) == []
+        assert second.registrations() == {container.registration}
+        second.unwatch(container.registration)
+        fresh = next(registrations)
+        second.watch(others[-1].number, fresh, 1)
+        others[-1].run(tmp_path / "prog")
+        assert [e.registration for e in drain(second)] == [fresh]
+        second.unwatch(fresh)
+    for other in others:
+        other.close()

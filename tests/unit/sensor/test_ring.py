@@ -80,12 +80,14 @@ def test_what_is_written_is_read_once_in_order(
     waiting: list[bytes] = []
     for step in steps:
         if isinstance(step, int):
-            assert ring.read(step) == waiting[:step]
+            assert ring.read(step, ring.end) == waiting[:step]
+            ring.release()
             del waiting[:step]
         elif writer.put(*step) and not step[1]:
             waiting.append(step[0])
-    assert ring.read(1000) == waiting
-    assert ring.read(1000) == []
+    assert ring.read(1000, ring.end) == waiting
+    assert ring.read(1000, ring.end) == []
+    ring.release()
     assert writer.read_to == writer.written_to
     ring.close()
     writer.memory.close()
@@ -98,10 +100,10 @@ def test_reading_stops_at_a_record_that_is_being_written(writer: Writer) -> None
     start = writer.written_to
     writer.put(b"second", BUSY)
     writer.put(b"third")
-    assert ring.read(10) == [b"first"]
-    assert ring.read(10) == []
+    assert ring.read(10, ring.end) == [b"first"]
+    assert ring.read(10, ring.end) == []
     writer.commit(start, 6)
-    assert ring.read(10) == [b"second", b"third"]
+    assert ring.read(10, ring.end) == [b"second", b"third"]
     ring.close()
 
 
@@ -111,18 +113,44 @@ def test_reading_waits_a_moment_for_a_record_that_is_being_written(writer: Write
     writer.put(b"second")
     thread = threading.Timer(0.0005, writer.commit, (0, 5))
     thread.start()
-    got = [record for _ in range(50) for record in ring.read(10)]
+    got = [record for _ in range(50) for record in ring.read(10, ring.end)]
     thread.join()
     assert got == [b"first", b"second"]
     ring.close()
 
 
-def test_a_reader_starts_where_the_last_one_stopped(writer: Writer) -> None:
+def test_a_reader_starts_after_what_the_last_one_released(writer: Writer) -> None:
     for content in (b"one", b"two", b"three"):
         writer.put(content)
     first = RingReader(writer.fd, writer.size)
-    assert first.read(1) == [b"one"]
+    assert first.read(1, first.end) == [b"one"]
+    first.release()
+    assert first.read(1, first.end) == [b"two"]
+    assert not first.empty
     first.close()
     second = RingReader(writer.fd, writer.size)
-    assert second.read(10) == [b"two", b"three"]
+    assert second.read(10, second.end) == [b"two", b"three"]
+    assert second.empty
     second.close()
+
+
+def test_what_is_not_released_keeps_its_room(writer: Writer) -> None:
+    ring = RingReader(writer.fd, writer.size)
+    while writer.put(b"x" * 500):
+        pass
+    assert len(ring.read(100, ring.end)) == 7
+    assert not writer.put(b"x" * 500)
+    ring.release()
+    assert writer.put(b"x" * 500)
+    ring.close()
+
+
+def test_reading_ends_where_it_is_told_to(writer: Writer) -> None:
+    ring = RingReader(writer.fd, writer.size)
+    writer.put(b"before")
+    end = ring.end
+    writer.put(b"after")
+    assert ring.read(10, end) == [b"before"]
+    assert ring.read(10, end) == []
+    assert ring.read(10, ring.end) == [b"after"]
+    ring.close()

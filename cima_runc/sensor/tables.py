@@ -1,0 +1,121 @@
+"""The maps in which a sensor keeps what it watches and what it lost.
+
+sensor.h says what is in them.
+"""
+
+import mmap
+import struct
+import sys
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from cima_runc.sensor.libbpf import BPF_ANY, BPF_NOEXIST, Libbpf
+from cima_runc.sensor.pins import Handles
+
+LAYOUT: Final = 1
+"""Number of sensor.h's layout: what one agent writes, another one of this number reads."""
+
+MAPS: Final = ("events", "registrations", "totals", "watched")
+"""The maps that are used from here."""
+
+_NUMBER: Final = struct.Struct("=I")
+_KEY: Final = struct.Struct("=Q")
+_WATCHED: Final = struct.Struct("=QQQ")
+_ROW: Final = struct.Struct("=QQqqQ")
+_WATCHED_MAX: Final = 65536
+_REGISTRATIONS_MAX: Final = 16384
+
+_HARMLESS_WHEN_MISSED: Final = "cima_free_inum"
+"""The program that may be skipped: an entry that outlives its namespace matches no other one."""
+
+
+class Row(NamedTuple):
+    """``struct registration`` of sensor.h."""
+
+    cgroup_id: int
+    dropped: int
+    nested: int
+    missed_before: int
+    mntns: int
+
+
+class Watched(NamedTuple):
+    """``struct watched`` of sensor.h."""
+
+    registration: int
+    namespace_id: int
+    nested: int
+
+
+class Tables:
+    """The maps of one sensor, by its open ``handles``. Methods raise OSError as libbpf gives it."""
+
+    def __init__(self, libbpf: Libbpf, handles: Handles) -> None:
+        self._libbpf = libbpf
+        self._watched = handles.maps["watched"]
+        self._rows = handles.maps["registrations"]
+        self._programs = handles.programs
+        totals = handles.maps["totals"]
+        self._totals = mmap.mmap(totals, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ)
+
+    def close(self) -> None:
+        """Unmap what is mapped."""
+        self._totals.close()
+
+    @property
+    def dropped(self) -> int:
+        """Events dropped since the sensor was loaded, over all containers."""
+        return int.from_bytes(self._totals[:8], sys.byteorder)
+
+    def missed(self) -> int:
+        """Return how many runs of a program the kernel has skipped since the sensor was loaded."""
+        return sum(
+            self._libbpf.recursion_misses(handle)
+            for name, handle in self._programs.items()
+            if name != _HARMLESS_WHEN_MISSED
+        )
+
+    def rows(self) -> Iterator[tuple[int, Row]]:
+        """Yield the registration number and the row of each container."""
+        for key in self._libbpf.keys(self._rows, _KEY.size, _REGISTRATIONS_MAX):
+            number = _KEY.unpack(key)[0]
+            row = self.row(number)
+            if row is not None:
+                yield number, row
+
+    def row(self, registration: int) -> Row | None:
+        """Return the row of a container, None where there is none."""
+        raw = self._libbpf.lookup(self._rows, _KEY.pack(registration), _ROW.size)
+        return None if raw is None else Row(*_ROW.unpack(raw))
+
+    def put_row(self, registration: int, row: Row, *, new: bool) -> None:
+        """Write a container's row, where ``new`` only if there is none (EEXIST)."""
+        flags = BPF_NOEXIST if new else BPF_ANY
+        self._libbpf.update(self._rows, _KEY.pack(registration), _ROW.pack(*row), flags)
+
+    def take_row(self, registration: int) -> Row | None:
+        """Remove the row of a container and return it as it then was."""
+        raw = self._libbpf.take(self._rows, _KEY.pack(registration), _ROW.size)
+        return None if raw is None else Row(*_ROW.unpack(raw))
+
+    def namespaces(self) -> Iterator[tuple[int, Watched]]:
+        """Yield the number and the entry of each mount namespace, nested ones too."""
+        for key in self._libbpf.keys(self._watched, _NUMBER.size, 2 * _WATCHED_MAX):
+            number = _NUMBER.unpack(key)[0]
+            entry = self.namespace(number)
+            if entry is not None:
+                yield number, entry
+
+    def namespace(self, mntns: int) -> Watched | None:
+        """Return the entry of a mount namespace, None where there is none."""
+        raw = self._libbpf.lookup(self._watched, _NUMBER.pack(mntns), _WATCHED.size)
+        return None if raw is None else Watched(*_WATCHED.unpack(raw))
+
+    def put_namespace(self, mntns: int, entry: Watched, *, new: bool) -> None:
+        """Write a namespace's entry, where ``new`` only if there is none (EEXIST)."""
+        flags = BPF_NOEXIST if new else BPF_ANY
+        self._libbpf.update(self._watched, _NUMBER.pack(mntns), _WATCHED.pack(*entry), flags)
+
+    def remove_namespace(self, mntns: int) -> None:
+        """Remove a namespace's entry, if there is one."""
+        self._libbpf.delete(self._watched, _NUMBER.pack(mntns))
