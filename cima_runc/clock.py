@@ -13,3 +13,8 @@ def at(nanoseconds: int) -> str:
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
     text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
     return f"{text}.{rest // 1_000_000:03d}Z"
+
+
+def since_boot() -> int:
+    """Return the nanoseconds since the host booted, suspension counted: nobody sets this clock."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

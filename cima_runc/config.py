@@ -79,6 +79,18 @@ class BindingSettings(_Section):
     many; ``quote``: when evidence is asked for, and at a container's start and end."""
     group_ms: Annotated[int, Field(ge=1, le=60_000)] = 100
     """Milliseconds that records may wait for a bind in the mode ``group``."""
+    on_tpm_failure: Literal["refuse", "admit"] = "refuse"
+    """What becomes of new containers while the TPM fails: ``admit`` lets them start, and their
+    first record says that the TPM was missing; they are bound when it works again."""
+
+
+class StorageSettings(_Section):
+    """How much is kept of containers that have ended."""
+
+    quota_mib: Annotated[int, Field(ge=1, le=1 << 30)] = 4096
+    """MiB of records; above it those of the containers that were registered first go."""
+    keep_days: Annotated[int, Field(ge=0, le=36_600)] = 0
+    """Days after a container's end, by the wall clock, that its records are kept; 0: no limit."""
 
 
 class HttpsSettings(_Section):
@@ -136,6 +148,7 @@ class Settings(_Section):
     rootfs: RootfsSettings = RootfsSettings()
     binding: BindingSettings = BindingSettings()
     attestation: AttestationSettings = AttestationSettings()
+    storage: StorageSettings = StorageSettings()
     users: UsersSettings = UsersSettings()
 
     @model_validator(mode="after")

@@ -1,27 +1,103 @@
 """Files that only grow by whole lines, or are replaced as a whole, and survive a crash."""
 
+import errno
 import os
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _TAIL = 1 << 16
 _SYNCERS = ThreadPoolExecutor(max_workers=4, thread_name_prefix="sync")
 
 
-def open_append(path: Path) -> int:
-    """Open ``path`` for appending, made with mode 0600 if need be; remove a cut-off last line.
+class AppendFile:
+    """A file that grows by whole lines, made with mode 0600 if need be.
 
-    Only what was never acknowledged can be cut off: a line is acknowledged when it is on disk.
+    What could not be written as a whole, or not made durable, is taken back: the caller appends it
+    again. After a failed fsync(2) the kernel counts pages as written that are not, so only new ones
+    can be relied on.
     """
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    handle = os.open(path, flags, 0o600)
-    size = os.fstat(handle).st_size
-    end = _end_of_last_line(handle, size)
-    if end < size:
-        os.ftruncate(handle, end)
-        os.fsync(handle)
-    return handle
+
+    def __init__(self, path: Path) -> None:
+        """Open ``path`` and remove a cut-off last line.
+
+        Only what was never acknowledged can be cut off: a line is acknowledged when it is on disk.
+
+        Raises:
+            OSError: it cannot be opened or mended, or is no file of this name alone.
+        """
+        self._path = path
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._handle = os.open(path, flags, 0o600)
+        try:
+            found = os.fstat(self._handle)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+                raise OSError(errno.EMLINK, "it is no regular file with one name", str(path))
+            self._size = _end_of_last_line(self._handle, found.st_size)
+            if self._size < found.st_size:
+                self._trim()
+                os.fsync(self._handle)
+        except BaseException:
+            os.close(self._handle)
+            raise
+        self._durable = self._size
+
+    def append(self, data: bytes) -> None:
+        """Append ``data`` as a whole, or, where that fails, nothing of it.
+
+        Raises:
+            OSError: the disk is full or broken; the file counts as it was.
+        """
+        written = 0
+        with self._named_errors():
+            self._trim()
+            try:
+                while written < len(data):
+                    written += os.write(self._handle, data[written:])
+            except OSError:
+                with suppress(OSError):
+                    self._trim()
+                raise
+        self._size += len(data)
+
+    def sync(self) -> None:
+        """Make everything appended durable.
+
+        Raises:
+            OSError: it is not; all since the last time this worked counts as not appended.
+        """
+        try:
+            with self._named_errors():
+                os.fdatasync(self._handle)
+        except OSError:
+            self._size = self._durable
+            raise
+        self._durable = self._size
+
+    def close(self) -> None:
+        """Make everything durable and close the file.
+
+        Raises:
+            OSError: it is not, and the file is open still.
+        """
+        with self._named_errors():
+            self._trim()
+        self.sync()
+        os.close(self._handle)
+
+    def _trim(self) -> None:
+        """Cut off what does not count: of a call that failed."""
+        if os.fstat(self._handle).st_size > self._size:
+            os.ftruncate(self._handle, self._size)
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
 
 def _end_of_last_line(handle: int, size: int) -> int:
@@ -32,23 +108,6 @@ def _end_of_last_line(handle: int, size: int) -> int:
             return start + newline + 1
         size = start
     return 0
-
-
-def write_all(handle: int, data: bytes) -> None:
-    """Append ``data`` as a whole, or, where that fails, nothing of it.
-
-    Raises:
-        OSError: the disk is full or broken; the file is as it was.
-    """
-    size = os.fstat(handle).st_size
-    written = 0
-    try:
-        while written < len(data):
-            written += os.write(handle, data[written:])
-    except OSError:
-        if written:
-            os.ftruncate(handle, size)
-        raise
 
 
 def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:

@@ -154,7 +154,8 @@ WAITING_REQUESTS = 1024
 """Requests for evidence that may share one quote; more are refused."""
 
 FOREIGN_SHOWN = 16
-"""Changes of the binding PCR by somebody else that are kept in full; all are counted."""
+"""Changes of the binding PCR by somebody else, and gaps in recording, that are kept in full; all
+are counted."""
 
 TREE_DEPTH = 32
 """Levels of a tree at most, so that a path has an end."""

@@ -173,7 +173,7 @@ class SimulatedHost:
 
     def end(self, number: int) -> None:
         """End a container."""
-        self.ledger.add(number, [self.core.end(number, "deleted", clock.now())])
+        self.ledger.add(number, [self.core.end(number, "deleted", clock.now(), clock.since_boot())])
         self.ledger.write()
 
     # -- a verifier's side --------------------------------------------------------------------

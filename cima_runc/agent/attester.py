@@ -36,6 +36,8 @@ from cima_runc.evidence.models import (
     Evidence,
     ForeignChange,
     ForeignPart,
+    GapsPart,
+    GapTime,
     HostLine,
     LeafPart,
     QuotePart,
@@ -356,6 +358,13 @@ class Attester:
             **_leaf_fields(bound),
             dependencies=LeafPart(**_leaf_fields(relied_on[1])) if relied_on else None,
             foreign=ForeignPart(count=journal.foreign, last=last),
+            gaps=GapsPart(
+                count=journal.gaps,
+                last=tuple(
+                    GapTime(source=gap.source, since=gap.since, until=gap.until)
+                    for gap in journal.gaps_last
+                ),
+            ),
         )
 
     def _host_log_part(self, request: Request, quoted: Quoted) -> HostLogPart:

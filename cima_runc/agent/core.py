@@ -136,12 +136,15 @@ class Core:
         if container.note.state == "stopped":
             self._ended.append(number)
 
-    def forget_ended(self, until: str) -> int:
-        """Drop the containers that had ended ``until`` then (RFC 3339), return how many."""
+    def forget_ended(self, until: int) -> int:
+        """Drop the containers that had ended ``until`` then, return how many.
+
+        ``until`` is in nanoseconds since boot: a wall clock may jump.
+        """
         count = 0
         while self._ended:
             container = self._containers[self._ended[0]]
-            if (container.note.ended or "") > until:
+            if (container.note.ended_ns or 0) > until:
                 break
             self.forget(self._ended.popleft())
             count += 1
@@ -217,23 +220,25 @@ class Core:
         self._containers[registration].dropped += count
         return self.lost(registration, count, SENSOR_DROPPED, time)
 
-    def end(self, registration: int, reason: str, time: str) -> Record:
-        """Record a container's end; its leaf stays as it then is."""
+    def end(self, registration: int, reason: str, time: str, since_boot: int) -> Record:
+        """Record a container's end; its leaf stays as it then is.
+
+        ``since_boot`` is the same time in nanoseconds since boot.
+        """
         self._changed.add(registration)
         container = self._containers[registration]
         record = container.partition.add(
             {"type": "exit", "reason": reason}, self._meta({"time": time})
         )
-        self.set_state(registration, "stopped", ended=time)
+        changes = {"state": "stopped", "ended": time, "ended_ns": since_boot}
+        container.note = container.note.model_copy(update=changes)
         self._ended.append(registration)
         return record
 
-    def set_state(
-        self, registration: int, state: State, *, ended: str | None = None
-    ) -> ContainerNote:
-        """Change a container's state and return its note."""
+    def set_state(self, registration: int, state: State) -> ContainerNote:
+        """Change the state of a container that goes on, and return its note."""
         container = self._containers[registration]
-        container.note = container.note.model_copy(update={"state": state, "ended": ended})
+        container.note = container.note.model_copy(update={"state": state})
         return container.note
 
     def next_bind(self, seq: int, history: bytes) -> Bind:

@@ -6,16 +6,31 @@ Source: design, section 6.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from cima_runc import clock
 from cima_runc.agent.core import Core
 from cima_runc.cpcr.binding import Bind
-from cima_runc.cpcr.journal import Journal, JournalState, reconcile
+from cima_runc.cpcr.journal import Journal, JournalState, Source, reconcile
 from cima_runc.ml.records import Record
 from cima_runc.ml.store import Store
+from cima_runc.text import printable
 from cima_runc.tpm.device import Tpm, TpmError
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Records cannot be made durable or bound."""
+
+    since: str
+    """RFC 3339."""
+    source: Source
+    reason: str
+    """One line for people: it may name files."""
 
 
 class Ledger:
@@ -30,13 +45,14 @@ class Ledger:
         self._tpm = tpm
         self._pcr = pcr
         self._unwritten: dict[int, list[Record]] = {}
-        self._unwritten_count = 0
         self._bind_failed = False
+        self.trouble: Trouble | None = None
+        """What keeps records from being written or bound at the moment."""
 
     @property
     def backlog(self) -> int:
         """Records that could not be written yet: the disk is full or broken."""
-        return self._unwritten_count
+        return sum(map(len, self._unwritten.values()))
 
     @property
     def journal_state(self) -> JournalState:
@@ -47,7 +63,6 @@ class Ledger:
         """Queue records, in order, for :meth:`write`."""
         if records:
             self._unwritten.setdefault(registration, []).extend(records)
-            self._unwritten_count += len(records)
 
     def write(self) -> None:
         """Make every queued record durable.
@@ -55,19 +70,17 @@ class Ledger:
         Raises:
             OSError: a file could not be written; what is not on disk stays queued.
         """
-        failed: OSError | None = None
-        for registration in list(self._unwritten):
-            records = self._unwritten[registration]
-            try:
-                self._store.append(registration, records)
-            except OSError as error:
-                failed = error
-                continue
-            del self._unwritten[registration]
-            self._unwritten_count -= len(records)
-        self._store.sync()
-        if failed is not None:
-            raise failed
+        with self._noticing():
+            failed: dict[int, OSError] = {}
+            for registration, records in self._unwritten.items():
+                try:
+                    self._store.append(registration, records)
+                except OSError as error:
+                    failed[registration] = error
+            failed |= self._store.sync()
+            self._unwritten = {number: self._unwritten[number] for number in failed}
+            if failed:
+                raise next(iter(failed.values()))
 
     def bind(self) -> None:
         """Bind every changed register into the TPM, once; nothing changed, nothing done.
@@ -76,6 +89,11 @@ class Ledger:
             OSError: the journal could not be written.
             TpmError: the TPM could not be read or extended; the next call finds out which.
         """
+        with self._noticing():
+            self._bind()
+            self._end_trouble()
+
+    def _bind(self) -> None:
         if self._tpm is None or not (self._core.changed or self._bind_failed):
             return
         # One reading for both: a real TPM takes milliseconds for each.
@@ -133,3 +151,29 @@ class Ledger:
                 )
             self._journal.add(entry)
         return found
+
+    @contextmanager
+    def _noticing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, TpmError) as error:
+            if self.trouble is None:
+                source: Source = "tpm" if isinstance(error, TpmError) else "disk"
+                self.trouble = Trouble(clock.now(), source, printable(str(error)))
+            raise
+
+    def _end_trouble(self) -> None:
+        """Write down that for a time records were not written or not bound."""
+        trouble = self.trouble
+        if trouble is None or self._unwritten:
+            return
+        self._journal.add(
+            {
+                "type": "gap",
+                "source": trouble.source,
+                "since": trouble.since,
+                "until": clock.now(),
+            }
+        )
+        _log.warning("all is recorded again; since %s: %s", trouble.since, trouble.reason)
+        self.trouble = None

@@ -39,6 +39,7 @@ from cima_runc.ml.listing import boot_id
 from cima_runc.ml.store import Store
 from cima_runc.shim_settings import SETTINGS_FILE
 from cima_runc.text import printable
+from cima_runc.tpm.device import TpmError
 
 if TYPE_CHECKING:
     from cima_runc.agent.https import HttpsEndpoint
@@ -55,6 +56,8 @@ _GATHER_SECONDS = 0.03
 """How long a request for evidence waits for others that may share its quote."""
 _REFRESH_SECONDS = 60.0
 """How often is looked for services that were restarted or have mapped more."""
+_TIDY_SECONDS = 600.0
+"""How often is looked for records that need not be kept any longer."""
 _SETTLE_SECONDS = 10.0
 """How long an answer waits for files of services that are being hashed."""
 _DELETE_SECONDS = 0.2
@@ -125,18 +128,16 @@ class Agent:
         await users.start()
         _notify("READY=1")
         _log.info("ready on %s", self._settings.shim.socket)
-        ticking = self._loop.create_task(self._tick())
-        refreshing = self._loop.create_task(self._refresh())
-        working = {ticking, refreshing}
+        working = [self._loop.create_task(w) for w in (self._tick(), self._refresh(), self._tidy())]
         stopping = self._loop.create_task(stop.wait())
-        await asyncio.wait({stopping, *working}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([stopping, *working], return_when=asyncio.FIRST_COMPLETED)
         for task in working:
             if task.done():
                 # A mistake of ours: better started anew by systemd than running on half.
                 task.result()
         _notify("STOPPING=1")
-        ticking.cancel()
-        refreshing.cancel()
+        for task in working:
+            task.cancel()
         if https is not None:
             await self._loop.run_in_executor(None, https.close)
         server.close()
@@ -162,7 +163,11 @@ class Agent:
             self._gathering = True
             self._loop.call_later(_GATHER_SECONDS, self._serve_gathered)
         answer = await asyncio.wrap_future(waiting)
-        return await self._loop.run_in_executor(None, self.attester.assemble, answer)
+        evidence = await self._loop.run_in_executor(None, self.attester.assemble, answer)
+        number, records = answer.container.note.registration, answer.register.count
+        with suppress(OSError):
+            await self._submit(lambda: self.service.attested(number, records))
+        return evidence
 
     def _serve_gathered(self) -> None:
         self._gathering = False
@@ -246,6 +251,15 @@ class Agent:
                 await self._submit(lambda: dependencies.take_again(looks))  # noqa: B023 - awaited here
             except (CimaError, OSError) as error:
                 _log.error("dependencies are not refreshed: %s", error)
+
+    async def _tidy(self) -> None:
+        """Remove what is kept no longer."""
+        while True:
+            try:
+                await self._submit(self.service.retention.apply)
+            except OSError as error:
+                _log.error("old records are not removed: %s", printable(str(error)))
+            await asyncio.sleep(_TIDY_SECONDS)
 
     async def _settle(self) -> None:
         settle = self.service.dependencies.settle
@@ -355,8 +369,12 @@ class Agent:
         }
         if verb not in questions:
             raise CimaError(f"no such request: {verb}")
-        # What has happened before the question belongs into the answer.
-        service.commit(bind=self._settings.binding.mode != "quote")
+        # What has happened before the question belongs into the answer; where that cannot be
+        # written down, the answer says so.
+        try:
+            service.commit(bind=self._settings.binding.mode != "quote")
+        except (TpmError, OSError) as error:
+            _log.error("before an answer to %s: %s", verb, error)
         return questions[verb](body)
 
 

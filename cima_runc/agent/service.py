@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from cima_runc.agent.core import Container, Core, CoreError, dropped_in
 from cima_runc.agent.dependencies import Dependencies, Look, failed
 from cima_runc.agent.ledger import Ledger
 from cima_runc.agent.process import ContainerProcess, ProcessError, examine
+from cima_runc.agent.retention import Retention
 from cima_runc.config import Settings
 from cima_runc.errors import CimaError
 from cima_runc.evidence.owner import owner_keys
@@ -32,9 +33,9 @@ from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import Record, RecordError
 from cima_runc.ml.store import ContainerNote, Store, StoreError
 from cima_runc.sensor.events import Event
-from cima_runc.sensor.loader import Sensor, SensorError
+from cima_runc.sensor.loader import Sensor
 from cima_runc.text import printable
-from cima_runc.tpm.device import Tpm
+from cima_runc.tpm.device import Tpm, TpmError
 
 _log = logging.getLogger(__name__)
 
@@ -96,8 +97,10 @@ class Service:
             new_number=self._new_shared_number,
             new_secret=self._new_secret,
         )
+        self.retention = Retention(settings.storage, boot_id, core, store)
         self._log_error: str | None = None
         self._released: dict[int, int] = {}
+        self._ended: set[int] = set()
         self.orphans = 0
         """Events of registrations that have ended, which should not be."""
 
@@ -112,7 +115,7 @@ class Service:
         self._take_events()
         self._record_lost()
         self.dependencies.collect()
-        self._ledger.write()
+        self._write()
         if bind:
             self._ledger.bind()
 
@@ -123,7 +126,7 @@ class Service:
         them again.
         """
         # What an earlier call could not write comes first: no more is taken while the disk is full.
-        self._ledger.write()
+        self._write()
         if self._sensor is None:
             return
         for events in self._sensor.events(limits.EVENT_BATCH):
@@ -131,6 +134,18 @@ class Service:
             self._ledger.write()
             self._sensor.release()
         self._sensor.release()
+
+    def _write(self) -> None:
+        """Make every record durable; then the notes of containers may say that they have ended."""
+        self._ledger.write()
+        for number in list(self._ended):
+            container = self._core.get(number)
+            if container is not None:
+                self._store.write_note(container.note)
+                self._store.close_partition(number)
+            if self._sensor is not None:
+                self._sensor.forget(number)
+            self._ended.discard(number)
 
     def _measure(self, events: list[Event]) -> None:
         now = clock.now()
@@ -249,7 +264,12 @@ class Service:
         owners = owner_keys(candidate.config, Path(self._settings.attestation.owners_dir))
         dependencies, reason = self._dependencies_of(candidate.look)
         number = self._new_number()
-        secret = self._new_secret()
+        missing = self._core.missing
+        try:
+            secret = self._new_secret()
+        except TpmError as error:
+            secret = self._admitted(error)
+            missing = (*missing, "tpm")
         note = ContainerNote(
             registration=number,
             id=state.id,
@@ -267,7 +287,7 @@ class Service:
             uid=candidate.uid,
         )
         try:
-            records = self._begin(note, secret, candidate, reason)
+            records = self._begin(note, secret, candidate, reason, missing)
         except CimaError:
             self._core.give_slot(note.slot)
             raise
@@ -276,21 +296,36 @@ class Service:
                 self._sensor.watch(process.mntns, number, process.cgroup_id)
             self._store.create(note, secret)
         except BaseException:
-            self._unwatch(note)
+            self._unwatch(number)
             self._core.forget(number)
             self._store.discard(number)
             raise
         try:
             self._ledger.add(number, records)
             self._ledger.write()
-            self._ledger.bind()
+            self._bind_first()
         except BaseException:
-            self._unwatch(note)
-            self._ledger.add(number, [self._core.end(number, "refused", clock.now())])
+            self._unwatch(number)
+            self._add_end(number, "refused")
             raise
         self._processes[number] = process
         self._on_process(number, process.pidfd)
         _log.info("container %s registered as %d, mnt:[%d]", state.id, number, process.mntns)
+
+    def _admitted(self, error: TpmError) -> bytes:
+        """Return a secret of our own for a container that may start though the TPM fails."""
+        if self._settings.binding.on_tpm_failure != "admit":
+            raise error
+        _log.error("a container is admitted without the TPM: %s", error)
+        return secrets.token_bytes(32)
+
+    def _bind_first(self) -> None:
+        try:
+            self._ledger.bind()
+        except TpmError as error:
+            if self._settings.binding.on_tpm_failure != "admit":
+                raise
+            _log.error("a container is admitted, and bound when the TPM works again: %s", error)
 
     def _dependencies_of(self, look: Look) -> tuple[int | None, str]:
         """Return the registration of the partition of dependencies, or why there is none."""
@@ -302,7 +337,12 @@ class Service:
             return None, str(error)
 
     def _begin(
-        self, note: ContainerNote, secret: bytes, candidate: Candidate, no_dependencies: str
+        self,
+        note: ContainerNote,
+        secret: bytes,
+        candidate: Candidate,
+        no_dependencies: str,
+        missing: tuple[str, ...],
     ) -> list[Record]:
         register = {
             "type": "register",
@@ -312,7 +352,7 @@ class Service:
             "cgroup": note.cgroup,
             "namespaces": candidate.process.namespaces,
             "dependencies": note.dependencies,
-            "missing": list(self._core.missing),
+            "missing": list(missing),
         }
         if note.uid:
             register["uid"] = note.uid
@@ -326,10 +366,11 @@ class Service:
             contents.append(failed(no_dependencies))
         return self._core.register(note, secret, contents, note.started)
 
-    def _unwatch(self, note: ContainerNote) -> None:
-        if self._sensor is not None:
-            with suppress(SensorError):
-                self._sensor.unwatch(note.registration)
+    def _unwatch(self, registration: int) -> None:
+        """Watch a container no more that came to nothing."""
+        if self._sensor is not None and registration in self._sensor.registrations():
+            self._sensor.unwatch(registration)
+            self._sensor.forget(registration)
 
     def _new_number(self) -> int:
         """Return the time (microseconds since 1970): numbers grow, and count nobody's containers.
@@ -412,12 +453,15 @@ class Service:
         # What the container did is in the sensor's buffer still: first that, then its end.
         self._take_events()
         self._count_lost(number, self._released.pop(number, 0))
-        self._ledger.add(number, [self._core.end(number, reason, clock.now())])
-        self._ledger.write()
-        self._store.write_note(container.note)
-        self._store.close_partition(number)
+        self._add_end(number, reason)
+        self._write()
         self._ledger.bind()
         _log.info("container %s ended: %s", container.note.id, reason)
+
+    def _add_end(self, number: int, reason: str) -> None:
+        end = self._core.end(number, reason, clock.now(), clock.since_boot())
+        self._ledger.add(number, [end])
+        self._ended.add(number)
 
     # -- start --------------------------------------------------------------------------------
 
@@ -432,7 +476,9 @@ class Service:
         for number in self._store.registrations():
             try:
                 note = self._store.read_note(number)
-                if note.boot_id != self._boot_id or (note.ended and note.ended <= retained):
+                if note.boot_id != self._boot_id or (
+                    note.ended and (note.ended_ns or 0) < retained
+                ):
                     continue
                 records = list(self._store.records(number))
                 partition = Partition.restore(note.id, records)
@@ -440,6 +486,14 @@ class Service:
             except (StoreError, RecordError) as error:
                 _log.error("registration %d is damaged and left out: %s", number, error)
                 continue
+            if note.kind == "dependencies" and not records:
+                self._store.discard(number)
+                continue
+            if note.state != "stopped" and records and records[-1].content.get("type") == "exit":
+                # Killed between that record and the note.
+                when = {"ended": records[-1].meta.get("time"), "ended_ns": clock.since_boot()}
+                note = note.model_copy(update={"state": "stopped", **when})
+                self._ended.add(number)
             self._core.take_slot(note.slot)
             self._core.restore(container := Container(note, secret, partition, dropped_in(records)))
             if note.kind == "dependencies":
@@ -461,15 +515,24 @@ class Service:
             return
         for number in self._sensor.registrations() - self._processes.keys():
             _log.info("registration %d came to nothing and is watched no more", number)
-            self._sensor.unwatch(number)
+            self._unwatch(number)
+        for number in self._sensor.unwatched():
+            self._sensor.forget(number)
 
     def forget_ended(self) -> None:
         """Let go of containers that ended so long ago that nobody may ask for them any more."""
         self._core.forget_ended(self._retained())
 
-    def _retained(self) -> str:
-        """Return the time whose ended containers have been kept long enough."""
-        return clock.at(time.time_ns() - self._settings.attestation.retention_seconds * 10**9)
+    def attested(self, registration: int, records: int) -> None:
+        """Note that evidence of so many records was given, of a container that has ended."""
+        container = self._core.get(registration)
+        if container is not None and container.note.state == "stopped":
+            container.note = container.note.model_copy(update={"attested": records})
+            self._store.write_note(container.note)
+
+    def _retained(self) -> int:
+        """Return the time since boot, in ns, whose ended containers have been kept long enough."""
+        return clock.since_boot() - self._settings.attestation.retention_seconds * 10**9
 
     def _readopt(self, container: Container) -> str:
         """Hold the container's process again; returns why it has ended, where it has."""
@@ -478,6 +541,11 @@ class Service:
         if container.partition.count < _FIRST_RECORDS:
             # Its hook had no answer, so nothing of it has run. Should it ask again: a new one.
             return "its registration was not completed"
+        unwatched = self._sensor.unwatched().get(number) if self._sensor is not None else None
+        if unwatched is not None:
+            # Its end was being recorded.
+            self._released[number] = unwatched.total
+            return "ended"
         process = None
         try:
             process = examine(note.pid, note.id, note.cgroup, needs_cgroup=bool(note.cgroup))
@@ -523,26 +591,31 @@ class Service:
 
     def status(self) -> dict[str, Any]:
         """Return what ``cima status`` shows."""
-        self._ledger.settle()
-        journal = self._ledger.journal_state
         pcr = self._settings.tpm.pcr
         ima = self._settings.ima
-        value = expected = None
+        value = None
         pcrs: dict[int, bytes] = {}
+        tpm = "missing"
         if self._tpm is not None:
-            # The PCRs first, the log after: the log may lead, never lag.
-            pcrs = self._tpm.read_pcrs([pcr, ima.host_pcr, ima.container_pcr])
-            value = pcrs[pcr].hex()
-            expected = journal.value.hex() if journal.value else None
+            tpm = self._tpm.description
+            try:
+                self._ledger.settle()
+                # The PCRs first, the log after: the log may lead, never lag.
+                pcrs = self._tpm.read_pcrs([pcr, ima.host_pcr, ima.container_pcr])
+                value = pcrs[pcr].hex()
+            except TpmError as error:
+                tpm = f"{tpm}: {error}"
+        journal = self._ledger.journal_state
+        trouble = self._ledger.trouble
         return {
             "pcr": pcr,
             "pcr_value": value,
-            "expected_value": expected,
+            "expected_value": journal.value.hex() if journal.value else None,
             "seq": journal.seq,
             "root": journal.last.root.hex() if journal.last else None,
             "history": journal.last.history.hex() if journal.last else None,
             "foreign_extends": journal.foreign,
-            "tpm": self._tpm.description if self._tpm else "missing",
+            "tpm": tpm,
             "sensor": self._sensor_status(),
             "kernel_log": self._log_status(pcrs),
             "lost": sum(one.dropped for one in self._core.containers),
@@ -550,6 +623,13 @@ class Service:
             "boot_id": self._boot_id,
             "containers": sum(one.note.kind == "container" for one in self._core.containers),
             "unwritten_records": self._ledger.backlog,
+            "trouble": asdict(trouble) if trouble else None,
+            "gaps": journal.gaps,
+            "storage": {
+                "mib": self.retention.size // limits.MIB,
+                "quota_mib": self._settings.storage.quota_mib,
+                "removed_unattested": self.retention.removed_unattested,
+            },
         }
 
     def _sensor_status(self) -> dict[str, Any] | str:

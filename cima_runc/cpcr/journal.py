@@ -8,19 +8,20 @@ One JSON object a line, in one file a boot:
 - ``{"type":"abandoned","seq"}``: it was not, and never will be.
 - ``{"type":"foreign","seq","expected","found","time"}``: somebody else changed the PCR after
   bind ``seq``.
+- ``{"type":"gap","source","since","until"}``: between these times records could not be written
+  (``disk``) or bound (``tpm``).
 
 Source: design, section 6.
 """
 
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from cima_runc import limits
 from cima_runc.cpcr.binding import Bind
-from cima_runc.durable import open_append, sync_directory, write_all
+from cima_runc.durable import AppendFile, sync_directory
 from cima_runc.errors import CimaError
 from cima_runc.jsonio import load_object
 
@@ -41,6 +42,19 @@ class Foreign:
     """When it was noticed, RFC 3339."""
 
 
+Source = Literal["disk", "tpm"]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """For a time, records could not be written or bound; they were later."""
+
+    source: Source
+    since: str
+    """RFC 3339."""
+    until: str
+
+
 @dataclass(frozen=True)
 class JournalState:
     """What the journal's entries add up to."""
@@ -57,6 +71,10 @@ class JournalState:
     """How often somebody else changed the PCR."""
     foreign_last: tuple[Foreign, ...] = ()
     """The latest of these changes, ``limits.FOREIGN_SHOWN`` at most, oldest first."""
+    gaps: int = 0
+    """How often records could not be written or bound for a time."""
+    gaps_last: tuple[Gap, ...] = ()
+    """The latest of these times, ``limits.FOREIGN_SHOWN`` at most, oldest first."""
 
 
 def apply(state: JournalState, entry: dict[str, Any]) -> JournalState:
@@ -94,6 +112,14 @@ def apply(state: JournalState, entry: dict[str, Any]) -> JournalState:
                     foreign=state.foreign + 1,
                     foreign_last=(*state.foreign_last, change)[-limits.FOREIGN_SHOWN :],
                 )
+            case "gap":
+                source: Source = "tpm" if entry["source"] == "tpm" else "disk"
+                gap = Gap(source, str(entry["since"]), str(entry["until"]))
+                return replace(
+                    state,
+                    gaps=state.gaps + 1,
+                    gaps_last=(*state.gaps_last, gap)[-limits.FOREIGN_SHOWN :],
+                )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise JournalError(f"an entry of the journal cannot be read: {error}") from error
     raise JournalError("the journal has an entry of an unknown type")
@@ -122,8 +148,8 @@ def reconcile(state: JournalState, found: bytes) -> dict[str, Any] | None:
 class Journal:
     """The journal's file of one boot."""
 
-    def __init__(self, handle: int, state: JournalState) -> None:
-        self._handle = handle
+    def __init__(self, lines: AppendFile, state: JournalState) -> None:
+        self._lines = lines
         self._state = state
 
     @classmethod
@@ -134,14 +160,14 @@ class Journal:
             JournalError: it holds what is not a journal's.
             OSError: it cannot be opened or mended.
         """
-        handle = open_append(path)
+        lines = AppendFile(path)
         state = JournalState()
         with path.open("rb") as file:
             for line in file:
                 entry = load_object(line, what="the journal", limit=limits.JOURNAL_ENTRY)
                 state = apply(state, entry)
         sync_directory(path.parent)
-        return cls(handle, state)
+        return cls(lines, state)
 
     @property
     def state(self) -> JournalState:
@@ -150,7 +176,7 @@ class Journal:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._handle)
+        self._lines.close()
 
     def add(self, entry: dict[str, Any], *, durable: bool = True) -> None:
         """Append an entry; unless told otherwise it is durable when this returns.
@@ -159,9 +185,9 @@ class Journal:
             OSError: it could not be written; the state is as before.
         """
         state = apply(self._state, entry)
-        write_all(self._handle, json.dumps(entry, separators=(",", ":")).encode("ascii") + b"\n")
+        self._lines.append(json.dumps(entry, separators=(",", ":")).encode("ascii") + b"\n")
         if durable:
-            os.fdatasync(self._handle)
+            self._lines.sync()
         self._state = state
 
     def add_bind(self, bind: Bind, time: str) -> None:

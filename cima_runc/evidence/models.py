@@ -119,6 +119,22 @@ class ForeignPart(Model):
     """The latest of them, oldest first."""
 
 
+class GapTime(Model):
+    """For a time, the host could not write records down (``disk``) or bind them (``tpm``)."""
+
+    source: Literal["disk", "tpm"]
+    since: Annotated[str, Field(max_length=64)]
+    until: Annotated[str, Field(max_length=64)]
+
+
+class GapsPart(Model):
+    """All such times of this boot; what ran then was recorded and bound afterwards."""
+
+    count: U64 = 0
+    last: Annotated[tuple[GapTime, ...], Field(max_length=limits.FOREIGN_SHOWN)] = ()
+    """The latest of them, oldest first."""
+
+
 class BindingPart(LeafPart):
     """How the container's leaf got into the binding PCR."""
 
@@ -132,6 +148,7 @@ class BindingPart(LeafPart):
     dependencies: LeafPart | None = None
     """The leaf of the partition of its dependencies, None where it has none."""
     foreign: ForeignPart
+    gaps: GapsPart = GapsPart()
 
 
 class Sealed(Model):

@@ -10,6 +10,7 @@
         secret                             32 bytes, for the container's owner only
       rootfs/                              layers' manifests, by digest, and what is known of layers
       unmeasured/<time>-<pid>.json         containers that started without the agent
+      removed.jsonl                        containers removed before all of them was attested
 
 Nothing that a container or an engine chose is part of a path.
 """
@@ -27,7 +28,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cima_runc import limits
-from cima_runc.durable import open_append, replace_file, sync_all, sync_directory, write_all
+from cima_runc.durable import AppendFile, replace_file, sync_all, sync_directory
 from cima_runc.errors import CimaError
 from cima_runc.hook import UNMEASURED_DIR
 from cima_runc.hook_state import HookState, HookStateError, parse_hook_state
@@ -68,6 +69,10 @@ class ContainerNote(BaseModel):
     state: State
     ended: str | None = None
     """When its end was recorded, RFC 3339."""
+    ended_ns: int | None = None
+    """The same in nanoseconds since that boot."""
+    attested: int = 0
+    """How many of its records were in the last evidence that was given after its end."""
     owners: tuple[str, ...] = ()
     """Public keys of its owner, which its evidence is encrypted to."""
     kind: Kind = "container"
@@ -84,7 +89,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lock = -1
-        self._open: dict[int, int] = {}
+        self._open: dict[int, AppendFile] = {}
         self._written: set[int] = set()
 
     def lock(self) -> None:
@@ -138,7 +143,7 @@ class Store:
         files = [directory / name for name in ("secret", "container.json", "records.jsonl")]
         replace_file(files[0], secret, durable=False)
         self.write_note(note)
-        self._open[note.registration] = open_append(files[2])
+        self._open[note.registration] = AppendFile(files[2])
         sync_all([*files, directory, directory.parent])
 
     def discard(self, registration: int) -> None:
@@ -184,26 +189,38 @@ class Store:
         return secret
 
     def append(self, registration: int, records: list[Record]) -> None:
-        """Append records to a container's partition; :meth:`sync` makes them durable."""
-        handle = self._open.get(registration)
-        if handle is None:
-            handle = open_append(self._directory(registration) / "records.jsonl")
-            self._open[registration] = handle
-        write_all(handle, b"".join(record.to_line() + b"\n" for record in records))
+        """Append records to a container's partition; :meth:`sync` makes them durable.
+
+        Raises:
+            OSError: none of them is appended.
+        """
+        file = self._open.get(registration)
+        if file is None:
+            file = AppendFile(self._directory(registration) / "records.jsonl")
+            self._open[registration] = file
+        file.append(b"".join(record.to_line() + b"\n" for record in records))
         self._written.add(registration)
 
-    def sync(self) -> None:
-        """Make everything appended since the last call durable."""
+    def sync(self) -> dict[int, OSError]:
+        """Make everything appended since the last call durable.
+
+        Returns the partitions of which it could not be: their records are to be appended again.
+        """
+        failed: dict[int, OSError] = {}
         for registration in self._written:
-            os.fdatasync(self._open[registration])
+            try:
+                self._open[registration].sync()
+            except OSError as error:
+                failed[registration] = error
         self._written.clear()
+        return failed
 
     def close_partition(self, registration: int) -> None:
         """Let go of a partition's file; it can be appended to again."""
-        handle = self._open.pop(registration, None)
-        if handle is not None:
-            os.fdatasync(handle)
-            os.close(handle)
+        file = self._open.get(registration)
+        if file is not None:
+            file.close()
+            del self._open[registration]
         self._written.discard(registration)
 
     def lines(self, registration: int) -> Iterator[bytes]:
@@ -223,6 +240,18 @@ class Store:
             RecordError: a record is not what its digest says.
         """
         return (parse_line(line) for line in self.lines(registration))
+
+    def size(self, registration: int) -> int:
+        """Return the bytes of a registration's files."""
+        return sum(path.lstat().st_size for path in self._directory(registration).iterdir())
+
+    def boots(self) -> set[str]:
+        """Return the ids of the boots that have a journal."""
+        return set(os.listdir(self.root / "boots"))
+
+    def remove_boot(self, boot_id: str) -> None:
+        """Remove the journal of an earlier boot, of which no container is left."""
+        shutil.rmtree(self.root / "boots" / boot_id, ignore_errors=True)
 
     def unmeasured(self) -> list[tuple[int, HookState]]:
         """Return the containers that started unmeasured: (when, in ns since 1970; state)."""

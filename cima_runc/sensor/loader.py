@@ -135,6 +135,7 @@ class Sensor:
         self._containers = {row.mntns: number for number, row in self._tables.rows()}
         self._lost: dict[int, int] = {}
         self._lost_at = (0, 0)
+        self._closed = False
 
     @classmethod
     def load(cls, *, ring_bytes: int = RING_BYTES) -> Self:
@@ -226,7 +227,7 @@ class Sensor:
             try:
                 self._tables.put_namespace(mntns, Watched(registration, 0, 0), new=False)
             except BaseException:
-                self._tables.take_row(registration)
+                self._tables.remove_row(registration)
                 raise
         except OSError as error:
             if error.errno == errno.EEXIST:
@@ -239,8 +240,8 @@ class Sensor:
     def unwatch(self, registration: int) -> Lost:
         """Stop watching a container, its nested namespaces with it; returns the final counts.
 
-        Events that are in the ring already stay there. Raises :class:`SensorError` where the
-        container was not watched.
+        Events that are in the ring already stay there, and the counts are kept until
+        :meth:`forget`. Raises :class:`SensorError` where the container was not watched.
         """
         row = self._tables.row(registration)
         if row is None:
@@ -250,14 +251,22 @@ class Sensor:
         entry = self._tables.namespace(row.mntns)
         if entry is not None and entry.registration == registration:
             self._tables.remove_namespace(row.mntns)
-        row = self._tables.take_row(registration) or row
+        row = self._tables.end_row(registration) or row
         # From here on the kernel adds no nested namespace of this one, so the count can be trusted.
         if row.nested:
             for mntns, entry in self._tables.namespaces():
                 if entry.registration == registration:
                     self._tables.remove_namespace(mntns)
         self._lost.pop(registration, None)
-        return Lost(registration, row.dropped, self._tables.missed() - row.missed_before)
+        return self._lost_by(registration, row)
+
+    def unwatched(self) -> dict[int, Lost]:
+        """Return the final counts of the containers that are not watched and not forgotten."""
+        return {number: self._lost_by(number, row) for number, row in self._tables.ended_rows()}
+
+    def forget(self, registration: int) -> None:
+        """Forget the final counts of a container that is not watched any more."""
+        self._tables.remove_ended_row(registration)
 
     def events(self, batch: int) -> Iterator[list[Event]]:
         """Yield the events that were complete when this was called, oldest first.
@@ -289,8 +298,7 @@ class Sensor:
         now = (self._tables.dropped, missed)
         if now != self._lost_at:
             found = {
-                registration: row.dropped + missed - row.missed_before
-                for registration, row in self._tables.rows()
+                number: self._lost_by(number, row).total for number, row in self._tables.rows()
             }
             self._lost = {registration: lost for registration, lost in found.items() if lost}
             self._lost_at = now
@@ -310,6 +318,9 @@ class Sensor:
 
     def close(self) -> None:
         """Let go of the sensor: one that is pinned works on, another one is gone."""
+        if self._closed:
+            return
+        self._closed = True
         self._ring.close()
         self._tables.close()
         self._handles.close()
@@ -329,10 +340,17 @@ class Sensor:
     ) -> None:
         self.close()
 
+    def _lost_by(self, registration: int, row: Row) -> Lost:
+        return Lost(registration, row.dropped, self._tables.missed() - row.missed_before)
+
     def _take_over(self, older: "_Older") -> None:
         """Watch what an older sensor watches, while that one still does."""
         missed = self._tables.missed()
         taken = []
+        for number, row in older.tables.ended_rows():
+            if number not in self._containers.values():
+                before = missed - older.lost(row)
+                self._tables.put_ended_row(number, row._replace(dropped=0, missed_before=before))
         for number, row in older.tables.rows():
             if number in self._containers.values():
                 continue

@@ -29,6 +29,11 @@ _HARMLESS_WHEN_MISSED: Final = "cima_free_inum"
 """The program that may be skipped: an entry that outlives its namespace matches no other one."""
 
 
+_ENDED: Final = 1 << 63
+"""Added to a registration number: the row of a container that is watched no more, and whose end is
+not recorded yet. The programs never look for such a number."""
+
+
 class Row(NamedTuple):
     """``struct registration`` of sensor.h."""
 
@@ -76,12 +81,20 @@ class Tables:
         )
 
     def rows(self) -> Iterator[tuple[int, Row]]:
-        """Yield the registration number and the row of each container."""
-        for key in self._libbpf.keys(self._rows, _KEY.size, _REGISTRATIONS_MAX):
+        """Yield the registration number and the row of each container that is watched."""
+        for key in self._libbpf.keys(self._rows, _KEY.size, 2 * _REGISTRATIONS_MAX):
             number = _KEY.unpack(key)[0]
             row = self.row(number)
-            if row is not None:
+            if row is not None and not number & _ENDED:
                 yield number, row
+
+    def ended_rows(self) -> Iterator[tuple[int, Row]]:
+        """Yield the registration number and the last row of each container that was watched."""
+        for key in self._libbpf.keys(self._rows, _KEY.size, 2 * _REGISTRATIONS_MAX):
+            number = _KEY.unpack(key)[0]
+            row = self.row(number)
+            if row is not None and number & _ENDED:
+                yield number & ~_ENDED, row
 
     def row(self, registration: int) -> Row | None:
         """Return the row of a container, None where there is none."""
@@ -93,10 +106,32 @@ class Tables:
         flags = BPF_NOEXIST if new else BPF_ANY
         self._libbpf.update(self._rows, _KEY.pack(registration), _ROW.pack(*row), flags)
 
-    def take_row(self, registration: int) -> Row | None:
-        """Remove the row of a container and return it as it then was."""
+    def remove_row(self, registration: int) -> None:
+        """Remove the row of a container, if there is one."""
+        self._libbpf.delete(self._rows, _KEY.pack(registration))
+
+    def end_row(self, registration: int) -> Row | None:
+        """Make the row of a container one that has ended, and return it as it then is.
+
+        At no moment there is neither.
+        """
+        row = self.row(registration)
+        if row is None:
+            return None
+        self.put_ended_row(registration, row)
         raw = self._libbpf.take(self._rows, _KEY.pack(registration), _ROW.size)
-        return None if raw is None else Row(*_ROW.unpack(raw))
+        last = row if raw is None else Row(*_ROW.unpack(raw))
+        if last != row:
+            self.put_ended_row(registration, last)
+        return last
+
+    def put_ended_row(self, registration: int, row: Row) -> None:
+        """Write the last row of a container that has ended."""
+        self.put_row(registration | _ENDED, row, new=False)
+
+    def remove_ended_row(self, registration: int) -> None:
+        """Remove the row of a container that has ended, if there is one."""
+        self.remove_row(registration | _ENDED)
 
     def namespaces(self) -> Iterator[tuple[int, Watched]]:
         """Yield the number and the entry of each mount namespace, nested ones too."""

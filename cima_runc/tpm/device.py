@@ -18,7 +18,9 @@ from tpm2_pytss import (
     TSS2_Exception,
 )
 
-from cima_runc.errors import CimaError
+from cima_runc.tpm.patience import LONG_SECONDS, SHORT_SECONDS, Patient, TpmError
+
+__all__ = ["DEFAULT_TCTI", "Tpm", "TpmError"]
 
 # tpm2-tss writes its own lines to standard error; what matters comes as a return code.
 os.environ.setdefault("TSS2_LOG", "all+NONE")
@@ -29,20 +31,21 @@ _log = logging.getLogger(__name__)
 _PER_READ = 8
 
 
-class TpmError(CimaError):
-    """The TPM cannot be reached, or answered with an error."""
-
-
 class Tpm:
     """An open TPM. Not for several threads at once."""
 
-    def __init__(self, esapi: ESAPI, tcti: str) -> None:
+    def __init__(self, esapi: Patient, tcti: str) -> None:
         self._esapi = esapi
         self._tcti = tcti
 
     @classmethod
-    def open(cls, tcti: str) -> Self:
+    def open(
+        cls, tcti: str, *, short_seconds: float = SHORT_SECONDS, long_seconds: float = LONG_SECONDS
+    ) -> Self:
         """Open the TPM that ``tcti`` names, as tpm2-tss writes it.
+
+        ``short_seconds`` is how long it may take to extend or read PCRs and to give random bytes,
+        ``long_seconds`` to do anything else.
 
         Raises:
             TpmError: nothing there that answers.
@@ -53,7 +56,8 @@ class Tpm:
                 hint="turn the TPM 2.0 on in the firmware, or set tpm.tcti",
             )
         try:
-            return cls(ESAPI(tcti), tcti)
+            esapi = Patient(lambda: ESAPI(tcti), short=short_seconds, long=long_seconds)
+            return cls(esapi, tcti)
         except (TSS2_Exception, RuntimeError) as error:
             raise TpmError(
                 f"the TPM at {tcti} does not answer: {error}", hint="check tpm.tcti"
@@ -66,7 +70,7 @@ class Tpm:
         return self._tcti + note
 
     @property
-    def esapi(self) -> ESAPI:
+    def esapi(self) -> Patient:
         """The connection, for the commands of the other modules here."""
         return self._esapi
 

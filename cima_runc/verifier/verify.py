@@ -296,6 +296,11 @@ class _Run:
         if foreign:
             what = f"PCR {policy.binding_pcr} was extended by somebody else {foreign} times"
             yield Finding(severity="warn" if policy.allow_foreign_extends else "fail", what=what)
+        gaps = evidence.binding.gaps
+        if gaps.count:
+            what = f"for a time the host could not write records or bind them, {gaps.count} times"
+            last = "".join(f"; last from {one.since} to {one.until}" for one in gaps.last[-1:])
+            yield Finding(severity="warn", what=what + last)
         if rebooted:
             yield Finding(severity="info", what="the host has booted since the last evidence")
         for name, allowed in policy.pcr_values.items():

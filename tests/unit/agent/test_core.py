@@ -91,14 +91,14 @@ def test_one_mount_namespace_is_one_living_containers() -> None:
     other = note.model_copy(update={"registration": 2, "id": "thief"})
     with pytest.raises(CoreError, match="belongs to container box1"):
         core.register(other, bytes(32), [], "now")
-    core.end(1, "ended", "later")
+    core.end(1, "ended", "later", 5)
     core.register(other, bytes(32), [], "later")
 
 
 def test_events_after_the_end_are_refused() -> None:
     core = Core(Tree())
     registered(core, 1)
-    core.end(1, "ended", "later")
+    core.end(1, "ended", "later", 5)
     with pytest.raises(CoreError):
         core.measure(EVENT, None, "later")
     with pytest.raises(CoreError):
@@ -129,7 +129,7 @@ def test_a_bind_holds_every_register() -> None:
 def test_an_ended_container_keeps_its_leaf() -> None:
     core = Core(Tree())
     registered(core, 1)
-    core.end(1, "ended", "later")
+    core.end(1, "ended", "later", 5)
     root = core.next_bind(1, bytes(32)).root
     registered(core, 2)
     container = core.get(1)
@@ -143,7 +143,7 @@ def test_what_is_missing_stands_in_every_record() -> None:
     records.append(core.lost(1, None, "why", "now"))
     event = core.measure(EVENT, None, "now")
     assert event is not None
-    for record in [*records, event, core.end(1, "ended", "now")]:
+    for record in [*records, event, core.end(1, "ended", "now", 5)]:
         assert record.meta["missing"] == ["tpm"]
 
 
@@ -153,6 +153,6 @@ def test_live_is_found_by_id_and_bundle() -> None:
     registered(core, 2, "same")
     found = core.live("same", "/bundle1")
     assert found is not None and found.note.registration == 1
-    core.end(1, "ended", "now")
+    core.end(1, "ended", "now", 5)
     assert core.live("same", "/bundle1") is None
     assert core.live("same", "/bundle9") is None

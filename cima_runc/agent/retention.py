@@ -1,0 +1,132 @@
+"""Removes the oldest records where the settings keep no more of them."""
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+
+from cima_runc import clock, limits
+from cima_runc.agent.core import Core
+from cima_runc.config import StorageSettings
+from cima_runc.durable import AppendFile
+from cima_runc.ml.store import ContainerNote, Store, StoreError
+
+_log = logging.getLogger(__name__)
+
+REMOVED = "removed.jsonl"
+"""File in the state directory: one object a line for each container that was removed although no
+evidence had been given of all its records."""
+_DAY_NS = 86_400 * 10**9
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One registration's directory."""
+
+    note: ContainerNote
+    size: int
+    """Bytes of its files."""
+    removable: bool
+    """Whether it has ended."""
+
+
+def to_remove(stored: list[Stored], *, quota: int, ended_before: str | None) -> list[Stored]:
+    """Return which of ``stored``, oldest first, go: those that are too old or too much.
+
+    ``quota`` is in bytes, ``ended_before`` in RFC 3339. What a boot's containers relied on goes
+    after the last of them.
+    """
+    too_much = sum(one.size for one in stored) - quota
+    left = {one.note.registration: one for one in stored}
+    chosen: list[Stored] = []
+
+    def consider(one: Stored) -> None:
+        nonlocal too_much
+        old = ended_before is not None and (one.note.ended or one.note.started) < ended_before
+        if one.removable and (old or too_much > 0):
+            chosen.append(one)
+            del left[one.note.registration]
+            too_much -= one.size
+
+    for one in stored:
+        if one.note.kind == "container":
+            consider(one)
+    in_use = {one.note.boot_id for one in left.values() if one.note.kind == "container"}
+    for one in stored:
+        if one.note.kind == "dependencies" and one.note.boot_id not in in_use:
+            consider(one)
+    return chosen
+
+
+class Retention:
+    """Keeps the state directory within what the settings say."""
+
+    def __init__(self, settings: StorageSettings, boot_id: str, core: Core, store: Store) -> None:
+        self._settings = settings
+        self._boot_id = boot_id
+        self._core = core
+        self._store = store
+        self._path = store.root / REMOVED
+        self.size = 0
+        """Bytes of all partitions when it was looked last."""
+
+    @property
+    def removed_unattested(self) -> int:
+        """How many containers were removed of which no evidence had been given to the end."""
+        try:
+            with self._path.open("rb") as file:
+                return sum(1 for _ in file)
+        except FileNotFoundError:
+            return 0
+
+    def apply(self) -> None:
+        """Remove what the settings keep no more.
+
+        Raises:
+            OSError: something could not be removed or written down.
+        """
+        stored = list(filter(None, map(self._look_at, self._store.registrations())))
+        days = self._settings.keep_days
+        before = clock.at(time.time_ns() - days * _DAY_NS) if days else None
+        gone = to_remove(stored, quota=self._settings.quota_mib * limits.MIB, ended_before=before)
+        for one in gone:
+            self._remove(one)
+        self.size = sum(one.size for one in stored) - sum(one.size for one in gone)
+        boots = {one.note.boot_id for one in stored if one not in gone}
+        for boot_id in self._store.boots() - boots - {self._boot_id}:
+            self._store.remove_boot(boot_id)
+
+    def _look_at(self, registration: int) -> Stored | None:
+        try:
+            note = self._store.read_note(registration)
+        except StoreError:
+            return None  # whoever reads it is told
+        living = note.boot_id == self._boot_id and note.state != "stopped"
+        return Stored(note, self._store.size(registration), not living)
+
+    def _remove(self, one: Stored) -> None:
+        note = one.note
+        container = self._core.get(note.registration)
+        records = sum(1 for _ in self._store.lines(note.registration))
+        if note.kind == "container" and note.attested < records:
+            line = {
+                "registration": note.registration,
+                "id": note.id,
+                "boot_id": note.boot_id,
+                "started": note.started,
+                "ended": note.ended,
+                "records": records,
+                "attested": note.attested,
+                "removed": clock.now(),
+            }
+            # Said first, done then.
+            removed = AppendFile(self._path)
+            removed.append(json.dumps(line).encode("ascii") + b"\n")
+            removed.close()
+            _log.warning(
+                "the records of container %s are removed, and no evidence was given of them all",
+                note.id,
+            )
+        if container is not None:
+            self._core.forget(note.registration)
+        self._store.discard(note.registration)

@@ -1,0 +1,308 @@
+"""Every step of record, durable, journal, TPM, acknowledgement, times everything that can go wrong.
+
+The agent's service, store, journal and a real TPM; the kernel is simulated, and outlives the agent.
+After each fault a new agent takes over, and what it finds is checked with hashlib alone.
+"""
+
+import base64
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cima_runc.ml.records import parse_line
+from cima_runc.ml.store import Store, StoreError
+from cima_runc.tpm.swtpm import software_tpm
+from tests.support.faulty_agent import FAULTS, Job, Plan, run
+from tests.support.simulated_agent import SimulatedKernel
+from tests.support.tpm_proxy import TpmProxy, tpm_proxy
+
+SECONDS = 60
+REASONS = ("No space left on device", "Input/output error", "Read-only file system")
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["tests.support.faulty_agent"])
+boots = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TpmProxy]:
+    with software_tpm() as tcti, tpm_proxy(tmp_path_factory.mktemp("tpm"), tcti) as made:
+        yield made
+
+
+@dataclass
+class Told:
+    """What an agent's process told before its end."""
+
+    acks: list[dict[int, tuple[int, str]]]
+    """The registers at each acknowledgement."""
+    done: list[str]
+    refused: list[tuple[str, str]]
+    """What, and why."""
+    steps: int = 0
+    end: tuple[str, str | None, int] | None = None
+    """PCR 12, what the journal expects, gaps; None where the process was killed."""
+
+
+class Case:
+    """One boot of a host, in which agents come and go."""
+
+    def __init__(self, root: Path, proxy: TpmProxy) -> None:
+        self.kernel = SimulatedKernel()
+        self.proxy = proxy
+        self.job = Job(root=root, tcti=proxy.tcti, boot_id=f"boot-{next(boots)}")
+        self.acks: list[dict[int, tuple[int, str]]] = []
+
+    def agent(self, *, kill_at: tuple[int, bool] | None = None, **changes: Any) -> Told:
+        """Run an agent to its end; ``kill_at``: when the TPM gets this command, or has done it."""
+        job = replace(self.job, **changes)
+        near, far = processes.Pipe()
+        tell, told = processes.Pipe()
+        process = processes.Process(target=run, args=(job, far, told))
+        process.start()
+        far.close()
+        told.close()
+        self.kernel.serve(near)
+        if kill_at is not None:
+            self._kill_at(process, *kill_at)
+        found = Told([], [], [])
+        try:
+            while tell.poll(SECONDS):
+                kind, what, detail = tell.recv()
+                if kind == "ack":
+                    found.acks.append(detail)
+                    found.done.append(what)
+                elif kind == "refused":
+                    found.refused.append((what, detail))
+                else:
+                    found.steps, found.end = what, detail
+        except EOFError:
+            pass
+        else:
+            os.kill(process.pid or 0, signal.SIGKILL)
+            raise AssertionError("the agent hangs")
+        process.join()
+        assert process.exitcode in {0, -signal.SIGKILL}
+        self.acks += found.acks
+        return found
+
+    def _kill_at(self, process: Any, number: int, afterwards: bool) -> None:
+        def kill(at: int) -> str | None:
+            if at == number:
+                os.kill(process.pid, signal.SIGKILL)
+                return "silent"
+            return None
+
+        if afterwards:
+            self.proxy.after = lambda at: kill(at) and None
+        else:
+            self.proxy.plan = kill
+
+    def check(self) -> None:
+        """Let a new agent take over and look at everything that is left."""
+        self.proxy.reset()
+        told = self.agent(plan=Plan(), recover=True, tpm_seconds=10.0)
+        assert not told.refused
+        assert told.end is not None
+        pcr, expected, _ = told.end
+        assert expected is None or pcr == expected
+        registers = told.acks[-1]
+        for number, (count, cpcr) in registers.items():
+            assert replayed(self.lines(number)) == (count, cpcr)
+        for ack in self.acks:
+            for number, (count, cpcr) in ack.items():
+                assert replayed(self.lines(number)[:count]) == (count, cpcr), "acknowledged"
+        for number, ran in self.kernel.ran.items():
+            records = [parse_line(line) for line in self.lines(number)]
+            assert ran <= {path_of(record.content) for record in records}
+            assert "lost" not in {record.content.get("type") for record in records}
+        states = self.notes()
+        assert set(states) == set(registers), "nothing is left that is not accounted for"
+        self._check_journal(pcr)
+
+    def _check_journal(self, pcr: str) -> None:
+        path = self.job.root / f"boots/{self.job.boot_id}/journal.jsonl"
+        entries = [json.loads(line) for line in path.read_bytes().splitlines()]
+        assert "foreign" not in {entry["type"] for entry in entries}
+        value = next((e["history"] for e in entries if e["type"] == "bind"), pcr)
+        for number, entry in enumerate(entries):
+            if entry["type"] != "bind":
+                continue
+            rest = entries[number + 1 :]
+            if any(e["type"] == "abandoned" and e["seq"] == entry["seq"] for e in rest):
+                continue
+            if any(e["type"] == "bind" and e["history"] == entry["history"] for e in rest):
+                continue  # taken back before it was durable
+            assert entry["history"] == value
+            prefix = b"cima-bind-v1\0" + entry["seq"].to_bytes(8, "big")
+            bind = hashlib.sha256(prefix + bytes.fromhex(entry["root"])).digest()
+            value = hashlib.sha256(bytes.fromhex(value) + bind).hexdigest()
+        assert value == pcr
+
+    def lines(self, number: int) -> list[bytes]:
+        path = self.job.root / f"containers/{number:08d}/records.jsonl"
+        return path.read_bytes().splitlines()
+
+    def notes(self) -> dict[int, str]:
+        """The state of each container, as its note says."""
+        return {
+            int(path.parent.name): json.loads(path.read_text())["state"]
+            for path in (self.job.root / "containers").glob("*/container.json")
+        }
+
+
+def replayed(lines: list[bytes]) -> tuple[int, str]:
+    """Number and register of stored records; parse_line compares contents and digests."""
+    value = bytes(32)
+    for line in lines:
+        value = hashlib.sha256(value + parse_line(line).digest).digest()
+    return len(lines), value.hex()
+
+
+def path_of(content: Any) -> bytes | None:
+    if "template_data" not in content:
+        return None
+    data = base64.b64decode(content["template_data"])
+    digest_size = int.from_bytes(data[:4], "little")
+    start = 4 + digest_size
+    size = int.from_bytes(data[start : start + 4], "little")
+    return data[start + 4 : start + 4 + size].rstrip(b"\0")
+
+
+@pytest.fixture
+def state() -> Iterator[Path]:
+    """Room in memory: what a disk is slow at does not count here."""
+    with tempfile.TemporaryDirectory(prefix="cima-crash-", dir="/dev/shm") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory, proxy: TpmProxy) -> tuple[int, int]:
+    """How many steps, and how many commands to the TPM, there are when nothing goes wrong."""
+    case = Case(tmp_path_factory.mktemp("state"), proxy)
+    proxy.reset()
+    told = case.agent()
+    commands = proxy.count
+    assert not told.refused
+    assert told.done == ["take over", "start a", "commit", "start b", "stop a", "commit"]
+    case.check()
+    assert len(case.kernel.ran) == 2
+    return told.steps, commands
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_at_every_step(
+    fault: str, steps: tuple[int, int], proxy: TpmProxy, state: Path
+) -> None:
+    for step in range(steps[0]):
+        case = Case(state / f"step{step}", proxy)
+        proxy.reset()
+        told = case.agent(plan=Plan(fault, step))
+        assert (told.end is None) == (fault in {"kill-before", "kill-after", "torn"})
+        for what, reason in told.refused:
+            assert any(word in reason for word in ("space", "Input/output", "Read-only")), (
+                what,
+                reason,
+            )
+        if fault.startswith("clock"):
+            assert not told.refused
+        case.check()
+
+
+TPM_FAULTS = ("retry", "failure", "silent", "lost", "closed")
+
+
+@pytest.mark.parametrize("fault", [*TPM_FAULTS, "retry-on", "failure-on", "silent-on"])
+def test_a_tpm_that_fails_at_every_command(
+    fault: str, steps: tuple[int, int], proxy: TpmProxy, state: Path
+) -> None:
+    """``-on``: it goes on failing until the agent is started anew."""
+    kind, on = fault.partition("-")[::2]
+    for number in range(steps[1]):
+        case = Case(state / f"command{number}", proxy)
+        proxy.reset()
+        proxy.plan = lambda at, n=number: kind if at == n or (on and at > n) else None
+        told = case.agent(tpm_seconds=0.4)
+        assert told.end is not None
+        if fault == "retry":
+            assert not told.refused, "tpm2-tss asks again"
+        for what, reason in told.refused:
+            assert "TPM" in reason, (what, reason)
+        case.check()
+
+
+@pytest.mark.parametrize("afterwards", [False, True])
+def test_a_kill_at_every_command_to_the_tpm(
+    afterwards: bool, steps: tuple[int, int], proxy: TpmProxy, state: Path
+) -> None:
+    for number in range(steps[1]):
+        case = Case(state / f"command{number}", proxy)
+        proxy.reset()
+        told = case.agent(kill_at=(number, afterwards))
+        assert told.end is None
+        case.check()
+
+
+def test_containers_may_be_admitted_while_the_tpm_fails(proxy: TpmProxy, state: Path) -> None:
+    case = Case(state / "admitted", proxy)
+    proxy.reset()
+    proxy.plan = lambda at: "failure"
+    told = case.agent(settings=(("binding", {"on_tpm_failure": "admit"}),))
+    assert told.done[:2] == ["take over", "start a"]
+    assert "start b" in told.done
+    assert {what for what, _ in told.refused} == {"commit", "stop a"}
+    case.check()
+    first = [json.loads(case.lines(number)[0]) for number in case.kernel.ran]
+    assert [record["content"]["missing"] for record in first] == [["tpm"], ["tpm"]]
+
+
+def test_a_time_in_which_nothing_was_bound_is_written_down(proxy: TpmProxy, state: Path) -> None:
+    case = Case(state / "gap", proxy)
+    proxy.reset()
+    proxy.plan = lambda at: "failure" if at in {5, 6} else None
+    told = case.agent()
+    assert told.end is not None
+    assert told.refused
+    assert told.end[2] == 1
+    case.check()
+    entries = (case.job.root / f"boots/{case.job.boot_id}/journal.jsonl").read_bytes()
+    (gap,) = (e for e in map(json.loads, entries.splitlines()) if e["type"] == "gap")
+    assert gap["source"] == "tpm"
+    assert gap["since"] <= gap["until"]
+
+
+def test_a_disk_that_stays_full_costs_events_and_says_so(proxy: TpmProxy, state: Path) -> None:
+    case = Case(state / "full", proxy)
+    proxy.reset()
+    case.kernel.capacity = 2
+    told = case.agent(plan=Plan("ENOSPC-on", 25))
+    assert told.refused
+    proxy.reset()
+    recovered = case.agent(recover=True)
+    assert not recovered.refused
+    for number, ran in case.kernel.ran.items():
+        contents = [parse_line(line).content for line in case.lines(number)]
+        missing = ran - {path_of(content) for content in contents}
+        lost = sum(content["count"] for content in contents if content.get("type") == "lost")
+        assert len(missing) == lost
+    assert any(lost for lost in case.kernel.ran)
+
+
+def test_two_agents_cannot_have_one_state_directory(tmp_path: Path) -> None:
+    first = Store(tmp_path / "state")
+    first.lock()
+    with pytest.raises(StoreError, match="another agent uses"):
+        Store(tmp_path / "state").lock()
+    (tmp_path / "open").mkdir(mode=0o700)
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(StoreError, match="can be written by others"):
+        Store(tmp_path / "open").lock()

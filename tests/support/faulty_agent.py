@@ -1,0 +1,164 @@
+"""An agent's process in which one step of recording goes wrong.
+
+A step is a call that changes a file below the state directory. The product has no fault points of
+its own: the calls of :mod:`os` are replaced here, in a process that does nothing else.
+"""
+
+import errno
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from cima_runc.errors import CimaError
+from tests.support.simulated_agent import KernelCalls, SimulatedAgent
+
+STEPS = ("write", "fdatasync", "fsync", "ftruncate", "replace", "mkdir", "open")
+YEARS = 10 * 365 * 86_400 * 10**9
+FAULTS = (
+    *("kill-before", "kill-after", "torn"),
+    *("ENOSPC", "EIO", "EROFS-on", "ENOSPC-on"),
+    *("clock-back", "clock-on"),
+)
+"""``-on``: all steps from there on fail. ``torn``: a write is cut off by the end of the process."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What goes wrong at which step; step -1: nothing does, steps are counted."""
+
+    fault: str = ""
+    step: int = -1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the process is to do."""
+
+    root: Path
+    tcti: str
+    boot_id: str
+    plan: Plan = Plan()
+    recover: bool = False
+    """Only take over what an earlier process has left."""
+    tpm_seconds: float = 10.0
+    settings: tuple[tuple[str, Any], ...] = ()
+
+
+class Faults:
+    """Replaces the calls of :mod:`os`; ``count`` is how many steps there were."""
+
+    def __init__(self, root: Path, plan: Plan) -> None:
+        self._root = str(root)
+        self._plan = plan
+        self._lock = threading.Lock()
+        self.count = 0
+        for name in STEPS:
+            setattr(os, name, self._step(name, getattr(os, name)))
+
+    def _step(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(target: Any, *rest: Any, **named: Any) -> Any:
+            if not self._is_ours(target) or (name == "open" and not rest[0] & os.O_CREAT):
+                return real(target, *rest, **named)
+            with self._lock:
+                number, self.count = self.count, self.count + 1
+            fault, step = self._plan.fault, self._plan.step
+            if step >= 0 and (number == step or (number > step and fault.endswith("S-on"))):
+                real_call = lambda: real(target, *rest, **named)  # noqa: E731
+                return self._go_wrong(name, real_call, target, rest)
+            return real(target, *rest, **named)
+
+        return call
+
+    def _is_ours(self, target: Any) -> bool:
+        name = os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else target
+        return os.fspath(name).startswith(self._root)
+
+    def _go_wrong(self, name: str, real: Callable[[], Any], target: Any, rest: Any) -> Any:
+        fault = self._plan.fault
+        match fault:
+            case "kill-before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "kill-after":
+                real()
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "torn":
+                if name == "write":
+                    self._write_half(target, rest[0])
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "clock-back" | "clock-on":
+                shift = YEARS if fault == "clock-on" else -YEARS
+                now = time.time_ns
+                time.time_ns = lambda: now() + shift
+                return real()
+            case _:
+                code = getattr(errno, fault.removesuffix("-on"))
+                if name == "write" and code == errno.ENOSPC:
+                    self._write_half(target, rest[0])
+                raise OSError(code, os.strerror(code))
+        return None
+
+    def _write_half(self, handle: int, data: bytes) -> None:
+        os.pwrite(handle, data[: len(data) // 2], os.fstat(handle).st_size)
+
+
+def run(job: Job, kernel: Connection, tell: Connection) -> None:
+    """Do the job and tell how it went: ("ack" | "refused", what was done, registers | reason)."""
+    agent = SimulatedAgent(
+        job.root,
+        job.tcti,
+        job.boot_id,
+        KernelCalls(kernel),
+        dict(job.settings),
+        tpm_seconds=job.tpm_seconds,
+    )
+    faults = Faults(job.root, job.plan)
+
+    def attempt(what: str, work: Callable[[], Any]) -> Any:
+        try:
+            result = work()
+        except (CimaError, OSError) as error:
+            tell.send(("refused", what, str(error)))
+            return None
+        tell.send(("ack", what, agent.registers()))
+        return True if result is None else result
+
+    if attempt("take over", agent.service.take_over):
+        if job.recover:
+            attempt("commit", lambda: agent.service.commit(bind=True))
+        else:
+            _live(agent, attempt)
+    agent.ledger.settle() if job.recover else None
+    state = agent.journal.state
+    pcr = agent.tpm.read_pcrs([12])[12].hex() if job.recover else ""
+    tell.send(("end", faults.count, (pcr, state.value.hex() if state.value else None, state.gaps)))
+    os._exit(0)
+
+
+def _live(agent: SimulatedAgent, attempt: Callable[[str, Callable[[], Any]], Any]) -> None:
+    """Two containers, of which one ends."""
+
+    def commit() -> None:
+        agent.service.commit(bind=True)
+
+    first = attempt("start a", lambda: agent.start("a", 101))
+    if first:
+        agent.kernel("execute", first, b"/bin/one")
+        agent.kernel("execute", first, b"/bin/two")
+    else:
+        agent.kernel("exit", 101)
+    attempt("commit", commit)
+    second = attempt("start b", lambda: agent.start("b", 102))
+    if second:
+        agent.kernel("execute", second, b"/bin/one")
+    else:
+        agent.kernel("exit", 102)
+    if first:
+        agent.kernel("execute", first, b"/bin/three")
+        attempt("stop a", lambda: agent.stop("a", 101))
+    attempt("commit", commit)

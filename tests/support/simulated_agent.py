@@ -1,0 +1,263 @@
+"""The agent's service on a simulated kernel: sensor and processes outlive it, as real ones do.
+
+The kernel is in the test's process; the service runs in one of its own, so that it can be killed.
+"""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from cima_runc.agent import service as service_module
+from cima_runc.agent.candidate import Candidate
+from cima_runc.agent.core import Core
+from cima_runc.agent.dependencies import Look
+from cima_runc.agent.ledger import Ledger
+from cima_runc.agent.process import ContainerProcess, ProcessError
+from cima_runc.agent.service import Service
+from cima_runc.config import parse_settings
+from cima_runc.cpcr.journal import Journal
+from cima_runc.cpcr.tree import Tree
+from cima_runc.hook_state import HookState
+from cima_runc.ml.store import Store
+from cima_runc.sensor.events import SHA256, Event, Func
+from cima_runc.sensor.loader import Lost
+from cima_runc.tpm.device import Tpm
+
+
+def event_of(registration: int, path: bytes) -> Event:
+    """The event of a file that is its own name."""
+    return Event(
+        registration=registration,
+        time_ns=0,
+        cgroup_id=1,
+        mntns=registration & 0xFFFFFFFF,
+        pid=4242,
+        uid=0,
+        ino=1,
+        dev=(0, 1),
+        func=Func.BPRM_CHECK,
+        digest=hashlib.sha256(path).digest(),
+        hash_algo=SHA256,
+        path=path,
+        error=0,
+        path_error=0,
+    )
+
+
+@dataclass
+class SimulatedKernel:
+    """What is in the kernel: the sensor's ring and tables, and which processes live."""
+
+    capacity: int = 1000
+    """Events for which the ring has room."""
+    ring: list[Event] = field(default_factory=list)
+    released: int = 0
+    rows: dict[int, int] = field(default_factory=dict)
+    """Registration -> events dropped."""
+    ended: dict[int, int] = field(default_factory=dict)
+    """The same of those that are watched no more, and not forgotten."""
+    alive: set[int] = field(default_factory=set)
+    ran: dict[int, set[bytes]] = field(default_factory=dict)
+    """What ran in each container, as the test knows it."""
+
+    def start(self, pid: int) -> None:
+        self.alive.add(pid)
+
+    def exit(self, pid: int) -> None:
+        self.alive.discard(pid)
+
+    def is_alive(self, pid: int) -> bool:
+        return pid in self.alive
+
+    def execute(self, registration: int, path: bytes) -> None:
+        """A file runs in a container; nobody hears of it where it is not watched."""
+        if registration not in self.rows:
+            return
+        self.ran.setdefault(registration, set()).add(path)
+        if len(self.ring) - self.released >= self.capacity:
+            self.rows[registration] += 1
+        else:
+            self.ring.append(event_of(registration, path))
+
+    def read(self, start: int, count: int) -> list[Event]:
+        return self.ring[start : start + count]
+
+    def position(self) -> tuple[int, int]:
+        return self.released, len(self.ring)
+
+    def release(self, position: int) -> None:
+        self.released = position
+
+    def watch(self, registration: int) -> None:
+        assert registration not in self.rows
+        self.rows[registration] = 0
+
+    def unwatch(self, registration: int) -> int:
+        self.ended[registration] = self.rows.pop(registration)
+        return self.ended[registration]
+
+    def forget(self, registration: int) -> None:
+        self.ended.pop(registration, None)
+
+    def tables(self) -> tuple[dict[int, int], dict[int, int]]:
+        return dict(self.rows), dict(self.ended)
+
+    def serve(self, channel: Connection) -> threading.Thread:
+        """Answer one agent until it is gone."""
+
+        def work() -> None:
+            while True:
+                try:
+                    name, arguments = channel.recv()
+                    channel.send(getattr(self, name)(*arguments))
+                except (EOFError, OSError):
+                    return
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        return thread
+
+
+class KernelCalls:
+    """The kernel as an agent's process reaches it."""
+
+    def __init__(self, channel: Connection) -> None:
+        self._channel = channel
+
+    def __call__(self, name: str, *arguments: object) -> Any:
+        self._channel.send((name, arguments))
+        return self._channel.recv()
+
+
+class SimulatedSensor:
+    """The sensor that is pinned in that kernel."""
+
+    def __init__(self, kernel: KernelCalls) -> None:
+        self._kernel = kernel
+        self._position = kernel("position")[0]
+
+    def registrations(self) -> set[int]:
+        return set(self._kernel("tables")[0])
+
+    def watch(self, mntns: int, registration: int, cgroup_id: int) -> None:
+        self._kernel("watch", registration)
+
+    def unwatch(self, registration: int) -> Lost:
+        return Lost(registration, self._kernel("unwatch", registration), 0)
+
+    def unwatched(self) -> dict[int, Lost]:
+        return {number: Lost(number, n, 0) for number, n in self._kernel("tables")[1].items()}
+
+    def forget(self, registration: int) -> None:
+        self._kernel("forget", registration)
+
+    def events(self, batch: int) -> Iterator[list[Event]]:
+        end = self._kernel("position")[1]
+        while self._position < end:
+            found = self._kernel("read", self._position, min(batch, end - self._position))
+            self._position += len(found)
+            yield found
+
+    def release(self) -> None:
+        self._kernel("release", self._position)
+
+    def lost(self) -> dict[int, int]:
+        return {number: count for number, count in self._kernel("tables")[0].items() if count}
+
+
+@dataclass(frozen=True)
+class SimulatedProcess(ContainerProcess):
+    """A container's first process."""
+
+    kernel: KernelCalls | None = None
+
+    def alive(self) -> bool:
+        assert self.kernel is not None
+        return bool(self.kernel("is_alive", self.pid))
+
+    def cgroup_populated(self) -> bool:
+        return False
+
+
+@dataclass
+class SimulatedAgent:
+    """One process of the agent."""
+
+    root: Path
+    tcti: str
+    boot_id: str
+    kernel: KernelCalls
+    settings: dict[str, Any] = field(default_factory=dict)
+    tpm_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        settings = parse_settings({"state_dir": str(self.root), **self.settings})
+        self.tpm = Tpm.open(
+            self.tcti, short_seconds=self.tpm_seconds, long_seconds=self.tpm_seconds
+        )
+        self.store = Store(self.root)
+        self.store.lock()
+        self.store.prepare()
+        self.core = Core(Tree())
+        self.journal = Journal.open(self.store.journal_path(self.boot_id))
+        self.ledger = Ledger(self.core, self.store, self.journal, self.tpm, settings.tpm.pcr)
+        service_module.examine = self._examine  # type: ignore[assignment]
+        self.service = Service(
+            settings=settings,
+            boot_id=self.boot_id,
+            hooks_dir="/hooks",
+            core=self.core,
+            store=self.store,
+            ledger=self.ledger,
+            sensor=SimulatedSensor(self.kernel),  # type: ignore[arg-type]
+            kernel_log=None,
+            tpm=self.tpm,
+            on_process=lambda registration, pidfd: None,
+        )
+
+    def _examine(
+        self, pid: int, container_id: str, cgroup: str | None, *, needs_cgroup: bool = True
+    ) -> ContainerProcess:
+        if not self.kernel("is_alive", pid):
+            raise ProcessError(f"process {pid} is gone")
+        return SimulatedProcess(
+            pid=pid,
+            pidfd=os.open("/dev/null", os.O_RDONLY),
+            mntns_fd=os.open("/dev/null", os.O_RDONLY),
+            namespaces={"mnt": pid},
+            cgroup=f"/{container_id}",
+            cgroup_id=1,
+            start_ticks=pid,
+            kernel=self.kernel,
+        )
+
+    def start(self, name: str, pid: int) -> int:
+        """Register a container, as its prestart hook asks for; returns its registration number."""
+        self.kernel("start", pid)
+        process = self._examine(pid, name, None)
+        state = HookState(id=name, bundle=f"/bundles/{name}", pid=pid)
+        config = {"process": {"args": ["/bin/sh"]}}
+        rootfs = {"type": "rootfs", "mode": "off"}
+        look = Look(error="not looked for")
+        self.service.register(Candidate(state, config, process, rootfs, look))
+        container = self.core.live(name, state.bundle)
+        assert container is not None
+        return container.note.registration
+
+    def stop(self, name: str, pid: int) -> None:
+        """A container's end, as its poststop hook tells of it."""
+        self.kernel("exit", pid)
+        self.service.poststop(json.dumps({"id": name, "bundle": f"/bundles/{name}"}).encode())
+
+    def registers(self) -> dict[int, tuple[int, str]]:
+        """Count and cPCR of each container."""
+        return {
+            one.note.registration: (one.partition.count, one.partition.cpcr.hex())
+            for one in self.core.containers
+        }

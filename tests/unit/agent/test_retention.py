@@ -1,0 +1,134 @@
+import json
+from pathlib import Path
+
+from cima_runc import clock
+from cima_runc.agent.core import Container, Core
+from cima_runc.agent.retention import Retention, Stored, to_remove
+from cima_runc.config import StorageSettings
+from cima_runc.cpcr.tree import Tree
+from cima_runc.ml.partition import Partition
+from cima_runc.ml.store import ContainerNote, Store
+
+OLD = "2001-01-01T00:00:00.000Z"
+
+
+def a_note(registration: int, **changes: object) -> ContainerNote:
+    fields = {
+        "registration": registration,
+        "id": f"box-{registration}",
+        "boot_id": "this",
+        "mntns": registration,
+        "cgroup": "/",
+        "pid": 1,
+        "start_ticks": 1,
+        "bundle": "/b",
+        "slot": registration,
+        "started": OLD,
+        "ended": OLD,
+        "state": "stopped",
+    }
+    return ContainerNote.model_validate({**fields, **changes})
+
+
+def chosen(stored: list[Stored], quota: int, before: str | None = None) -> list[int]:
+    found = to_remove(stored, quota=quota, ended_before=before)
+    return [one.note.registration for one in found]
+
+
+def test_the_oldest_go_until_the_rest_fits() -> None:
+    stored = [Stored(a_note(number), 10, True) for number in range(1, 6)]
+    assert chosen(stored, 50) == []
+    assert chosen(stored, 49) == [1]
+    assert chosen(stored, 30) == [1, 2]
+    assert chosen(stored, 0) == [1, 2, 3, 4, 5]
+
+
+def test_what_lives_stays_whatever_it_takes() -> None:
+    stored = [Stored(a_note(1), 10, False), Stored(a_note(2), 10, True)]
+    assert chosen(stored, 0) == [2]
+
+
+def test_age_is_a_reason_too() -> None:
+    stored = [Stored(a_note(1), 1, True), Stored(a_note(2, ended=clock.now()), 1, True)]
+    assert chosen(stored, 100, "2020-01-01T00:00:00.000Z") == [1]
+
+
+def test_what_containers_rely_on_goes_after_the_last_of_them() -> None:
+    earlier = {"boot_id": "earlier"}
+    stored = [
+        Stored(a_note(1, kind="dependencies", **earlier), 10, True),
+        Stored(a_note(2, **earlier), 10, True),
+        Stored(a_note(3, **earlier), 10, True),
+        Stored(a_note(4), 10, True),
+    ]
+    assert chosen(stored, 30) == [2]
+    assert chosen(stored, 20) == [2, 3]
+    assert chosen(stored, 10) == [2, 3, 4]
+    assert chosen(stored, 5) == [2, 3, 4, 1]
+
+
+class Host:
+    """A state directory and a core."""
+
+    def __init__(self, root: Path) -> None:
+        self.store = Store(root)
+        self.store.prepare()
+        self.core = Core(Tree())
+
+    def stored(self, note: ContainerNote, records: int = 4) -> None:
+        self.store.create(note, bytes(32))
+        partition = Partition(note.id)
+        content = {"type": "exit", "reason": "x" * (1 << 18)}
+        self.store.append(note.registration, [partition.add(content, {}) for _ in range(records)])
+        self.store.sync()
+        self.store.close_partition(note.registration)
+        if note.boot_id == "this":
+            self.core.take_slot(note.slot)
+            self.core.restore(Container(note, bytes(32), partition))
+
+    def apply(self, **settings: int) -> Retention:
+        made = Retention(StorageSettings(**settings), "this", self.core, self.store)
+        made.apply()
+        return made
+
+
+def test_records_go_with_all_that_is_known_of_them(tmp_path: Path) -> None:
+    host = Host(tmp_path / "state")
+    host.store.journal_path("earlier")
+    host.store.journal_path("this")
+    host.stored(a_note(1, boot_id="earlier"))
+    host.stored(a_note(2))
+    host.stored(a_note(3, state="running", ended=None))
+    assert host.apply(quota_mib=4).removed_unattested == 0
+    assert host.store.boots() == {"earlier", "this"}
+    kept = host.apply(quota_mib=2)
+    assert host.store.registrations() == [3]
+    assert host.store.boots() == {"this"}
+    assert host.core.get(2) is None
+    assert host.core.get(3) is not None
+    assert kept.size == host.store.size(3)
+
+
+def test_what_was_not_attested_does_not_go_in_silence(tmp_path: Path) -> None:
+    host = Host(tmp_path / "state")
+    host.stored(a_note(1, attested=4))
+    host.stored(a_note(2, attested=3))
+    assert host.apply(quota_mib=1).removed_unattested == 1
+    (line,) = (host.store.root / "removed.jsonl").read_bytes().splitlines()
+    said = json.loads(line)
+    assert (said["registration"], said["id"], said["records"], said["attested"]) == (
+        2,
+        "box-2",
+        4,
+        3,
+    )
+
+
+def test_age(tmp_path: Path) -> None:
+    host = Host(tmp_path / "state")
+    host.stored(a_note(1))
+    host.stored(a_note(2, ended=clock.now()))
+    host.apply(keep_days=0)
+    assert host.store.registrations() == [1, 2]
+    host.apply(keep_days=30)
+    assert host.store.registrations() == [2]
