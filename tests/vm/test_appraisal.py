@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cima_runc.cli.main import app
+from tests.support import oci
 from tests.vm import guest, images
 from tests.vm.guest import Ran, Settings
 
@@ -318,9 +319,13 @@ def test_a_namespace_of_the_host(tmp_path: Path) -> None:
 def test_a_container_of_another_image(tmp_path: Path) -> None:
     reference("busybox")
     ran = with_docker("busybox")
-    assert "rootfs.image" in untrusted(ran, "debian", tmp_path)
-    # It begins with the same layer:
+    # This one begins with the same layer.
     assert "rootfs.layers" in untrusted(ran, "odd", tmp_path)
+    archive = oci.docker_save(tmp_path / "other.tar", oci.archive(oci.member("other")))
+    assert cima("reference", "image", archive, "-o", tmp_path / "other.json").code == 0
+    shown = cima("appraise", last_container(), "--reference", tmp_path / "other.json")
+    assert shown.code == 1
+    assert "fail rootfs.image: no layer is one of" in shown.out
 
 
 def test_an_upgraded_runc(tmp_path: Path) -> None:
