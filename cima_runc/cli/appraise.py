@@ -75,11 +75,16 @@ def print_finding(finding: Finding) -> None:
     """Print a finding: what it is, then where, what was found, what was expected, what to do."""
     at = f" (record {finding.record})" if finding.record is not None else ""
     rule = f" {finding.rule}" if finding.rule else ""
-    typer.echo(f"{finding.severity}{rule}: {printable(finding.what)}{at}")
+    typer.echo(f"{finding.severity}{rule}: {_safe(finding.what)}{at}")
     for name, label in _LINES:
         value = getattr(finding, name)
         if value:
-            typer.echo(f"  {label + ':':10}{printable(value)}")
+            typer.echo(f"  {label + ':':10}{_safe(value)}")
+
+
+def _safe(text: str) -> str:
+    """Return what is printable already, as it should be, without doubling its escapes."""
+    return text if text.isprintable() else printable(text)
 
 
 def _print(container: str, appraised: Appraised) -> None:

@@ -3,7 +3,6 @@
 Every line of the file is explained, so that a person can decide on each.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 
 from cima_runc.ima.template import unpack_cima_ng
@@ -17,6 +16,7 @@ from cima_runc.verifier.policy import ConfigPolicy, Policy
 from cima_runc.verifier.reference.file import ImageReference, ReferenceConfig
 from cima_runc.verifier.rules.config import capability_names, command_of, shared_with_host
 from cima_runc.verifier.rules.mounts import is_engines
+from cima_runc.verifier.toml import array, quoted
 
 _HEAD = """\
 # A policy for cima appraise and cima verify, suggested from what one container did.
@@ -203,18 +203,3 @@ def _config_of(records: Sequence[Record]) -> ConfigSummary | None:
 
 def _raw(path: str) -> bytes:
     return path.encode("utf-8", "surrogatepass")
-
-
-def array(values: Sequence[str]) -> str:
-    """Return a TOML array of strings on one line."""
-    return "[" + ", ".join(map(quoted, values)) + "]"
-
-
-def quoted(text: str) -> str:
-    """Return a TOML string: a literal one where it can be."""
-    if "'" not in text and text.isprintable():
-        return f"'{text}'"
-    # A basic string's escapes are JSON's, but for surrogates, and DEL must be escaped.
-    return json.dumps(text.encode("utf-8", "replace").decode(), ensure_ascii=False).replace(
-        "\x7f", "\\u007f"
-    )

@@ -17,6 +17,7 @@ from cima_runc.verifier.rules.mounts import (
     matches_any,
     mount_over,
 )
+from cima_runc.verifier.toml import array, quoted
 
 LOADING = frozenset(
     {
@@ -167,7 +168,7 @@ class ConfigRule:
                     path=at,
                 )
                 continue
-            key = f"{{destination = {_quoted(at)}, source = {_quoted(printable(mount.source))}}}"
+            key = f"{{destination = {quoted(at)}, source = {quoted(printable(mount.source))}}}"
             yield self._finding(
                 False,
                 "config.mount",
@@ -209,7 +210,7 @@ class ConfigRule:
                 path="process.args",
                 got=_shell(args),
                 expected=_shell(own) if own else "none: the image names no command",
-                next_="[config] args in the policy: " + _list(args),
+                next_=f"[config] args in the policy: {array(args)}",
             )
         wanted = image.user or "0"
         got = f"{config.user.uid}:{config.user.gid}"
@@ -288,11 +289,3 @@ def _is_user(wanted: str, config: ConfigSummary) -> bool:
 
 def _shell(args: tuple[str, ...]) -> str:
     return " ".join(printable(arg) if arg and " " not in arg else repr(arg) for arg in args)
-
-
-def _quoted(text: str) -> str:
-    return f"'{text}'"
-
-
-def _list(args: tuple[str, ...]) -> str:
-    return "[" + ", ".join(_quoted(printable(arg)) for arg in args) + "]"

@@ -10,6 +10,7 @@ from cima_runc.verifier.pattern import exactly, matches
 from cima_runc.verifier.policy import DependenciesPolicy
 from cima_runc.verifier.reference.file import HostReference
 from cima_runc.verifier.result import Finding
+from cima_runc.verifier.toml import quoted
 
 _ANEW = "after a wanted upgrade: cima reference host, on a host that is known to be good"
 
@@ -88,7 +89,7 @@ def _file(record: Record, host: HostReference, policy: DependenciesPolicy) -> It
         path=shown,
         got=got,
         expected=" or ".join(wanted) if wanted else "no such file",
-        next=f"{_ANEW}; in the policy: [[dependencies.files]] path = '{exactly(path)}'",
+        next=f"{_ANEW}; in the policy: [[dependencies.files]] path = {quoted(exactly(path))}",
     )
 
 

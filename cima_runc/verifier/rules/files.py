@@ -12,6 +12,7 @@ from cima_runc.verifier.reference.file import HostReference
 from cima_runc.verifier.result import Finding
 from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.rules.mounts import is_engines_init, mount_over
+from cima_runc.verifier.toml import quoted
 
 _DONE = {
     Func.BPRM_CHECK: "executed",
@@ -48,7 +49,7 @@ def check_file(
     if mount is not None and is_engines_init(mount, text):
         yield from _engines_init(mount.source, shown, got, record, host)
         return
-    key = f"[[files]] path = '{exactly(path)}', sha256 = ['{got}']"
+    key = f"[[files]] path = {quoted(exactly(path))}, sha256 = ['{got}']"
     expected = "no such file"
     if found is not None and found.type == "file":
         rule, expected = "file.changed", found.sha256 or ""

@@ -25,6 +25,7 @@ from cima_runc.verifier.reference.file import ImageReference, ReferenceFile
 from cima_runc.verifier.result import Finding
 from cima_runc.verifier.rules import engines
 from cima_runc.verifier.rules.image_files import ImageFiles
+from cima_runc.verifier.toml import array
 
 _MANIFESTS = "cima reference image IMAGE --manifests DIR, and compare with the host's manifest"
 
@@ -181,6 +182,7 @@ class RootfsRule:
             raw = b"/" if entry.path == b"." else b"/" + entry.path
             pattern = next((each for each in self._policy.allow_written if matches(each, raw)), "")
             allowed = f": allowed by the policy's {pattern}" if pattern else ""
+            key = f"[rootfs] allow_written = {array([exactly(raw)])}"
             yield Finding(
                 severity="info" if pattern else "fail",
                 rule="rootfs.written",
@@ -189,9 +191,7 @@ class RootfsRule:
                 path=printable(raw),
                 got=_describe(entry),
                 expected=_expected(self._image.at(path)),
-                next=""
-                if pattern
-                else f"if that may be, in the policy: [rootfs] allow_written = ['{exactly(raw)}']",
+                next="" if pattern else f"if that may be, in the policy: {key}",
             )
 
     def _is_engines(self, path: str, entry: Entry) -> bool:

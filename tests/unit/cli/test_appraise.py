@@ -92,7 +92,11 @@ def test_untrusted_says_where_what_and_what_next(host: Host) -> None:
     assert ran.exit_code == 1
     assert ran.stdout.startswith("UNTRUSTED: container box\nfail file.added: ")
     assert "\x1b" not in ran.stdout
-    for line in ("  path:     /tmp/x", f"  got:      {'22' * 32}", "  expected: no such file"):
+    for line in (
+        "  path:     /tmp/x\\x1b[2J\n",
+        f"  got:      {'22' * 32}",
+        "  expected: no such file",
+    ):
         assert line in ran.stdout
     assert "  next:     if it may run, in the policy: [[files]]" in ran.stdout
 

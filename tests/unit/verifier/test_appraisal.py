@@ -448,6 +448,14 @@ def test_configuration(
     )
 
 
+def test_what_to_do_next_is_toml(box: Box) -> None:
+    process(args=["/bin/sh", "-c", """echo 'a' "b" \x1b"""])(box.config)
+    (found,) = box.failed()
+    command = found.next.removeprefix("[config] args in the policy: ")
+    assert box.failed(f"[config]\nargs = [{command}]") == []
+    assert found.next.isprintable()
+
+
 def test_a_writable_mount_is_not_a_read_only_one(box: Box) -> None:
     mounted(destination="/data", type="bind", source="/srv", options=["bind"])(box.config)
     policy = "[config]\nmounts = [{destination = '/data', read_only = true}]"

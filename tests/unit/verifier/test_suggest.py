@@ -13,7 +13,8 @@ from cima_runc.verifier.appraisal import References
 from cima_runc.verifier.errors import Verdict
 from cima_runc.verifier.policy import Policy, parse_policy
 from cima_runc.verifier.reference.file import ImageReference
-from cima_runc.verifier.suggest import quoted, suggest
+from cima_runc.verifier.suggest import suggest
+from cima_runc.verifier.toml import quoted
 
 
 @pytest.fixture(name="reference", scope="module")
