@@ -60,7 +60,21 @@ def image(
 
 @app.command()
 def host(
-    output: _Out = _STDOUT,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File to write; - is standard output, the default without --to-keylime.",
+        ),
+    ] = None,
+    from_keylime: Annotated[
+        Path | None,
+        typer.Option(help="Keylime runtime policy to take the values from, not this host."),
+    ] = None,
+    to_keylime: Annotated[
+        Path | None, typer.Option(help="Keylime runtime policy to write the values into.")
+    ] = None,
     sign_key: Annotated[
         Path | None,
         typer.Option(help="Write a signed envelope; a PEM private key, P-256 or Ed25519."),
@@ -71,12 +85,23 @@ def host(
     Do it on a host that is known to be good, once a container has run under each engine in use.
     """
     from cima_runc.cli.services import host_reference
+    from cima_runc.verifier.reference import keylime
     from cima_runc.verifier.reference.dsse import load_private_key, sign
     from cima_runc.verifier.reference.file import format_reference, read_limited
 
     key = load_private_key(read_limited(sign_key, limits.KEY_FILE)) if sign_key else None
-    reference = host_reference()
-    files.write(output, sign(reference, key) if key else format_reference(reference))
+    if from_keylime is not None:
+        converted = keylime.from_keylime(read_limited(from_keylime, limits.REFERENCE))
+        reference = converted.reference
+        for line in converted.left_out:
+            note(f"left out: {line}")
+    else:
+        reference = host_reference()
+    if to_keylime is not None:
+        files.write(to_keylime, keylime.to_keylime(reference))
+    if output is not None or to_keylime is None:
+        written = sign(reference, key) if key else format_reference(reference)
+        files.write(output or _STDOUT, written)
     note(f"a host: {len(reference.files)} paths")
 
 
@@ -103,27 +128,11 @@ def verify(
 
 @app.command()
 def convert(
-    path: Annotated[
-        Path | None, typer.Argument(help="Reference values, with --to-keylime.")
-    ] = None,
-    from_keylime: Annotated[
-        Path | None, typer.Option(help="Keylime runtime policy to read.")
-    ] = None,
-    to_keylime: Annotated[
-        Path | None, typer.Option(help="Keylime runtime policy to write.")
-    ] = None,
-    output: _Out = _STDOUT,
+    path: Annotated[Path, typer.Argument(help="Reference values, of an image or a host.")],
+    to_keylime: Annotated[Path, typer.Option(help="Keylime runtime policy to write.")],
 ) -> None:
-    """Convert reference values from or to a Keylime runtime policy."""
+    """Convert reference values to a Keylime runtime policy; host --from-keylime reads one."""
     from cima_runc.verifier.reference import keylime
-    from cima_runc.verifier.reference.file import format_reference, read_limited, read_reference
+    from cima_runc.verifier.reference.file import read_reference
 
-    if from_keylime is not None and path is None and to_keylime is None:
-        converted = keylime.from_keylime(read_limited(from_keylime, limits.REFERENCE))
-        files.write(output, format_reference(converted.reference))
-        for line in converted.left_out:
-            note(f"left out: {line}")
-    elif to_keylime is not None and path is not None and from_keylime is None:
-        files.write(to_keylime, keylime.to_keylime(read_reference(path)))
-    else:
-        raise typer.BadParameter("give --from-keylime FILE, or REFERENCE and --to-keylime FILE")
+    files.write(to_keylime, keylime.to_keylime(read_reference(path)))

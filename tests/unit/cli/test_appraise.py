@@ -145,6 +145,12 @@ def test_the_hosts_services(host: Host) -> None:
     assert ran.exit_code == 0, ran.output
     reference = read_reference(golden)
     assert reference.files["/usr/sbin/runc"] == (RUNC.hex(),)
+    policy = host.directory / "keylime.json"
+    ran = host.cima("reference", "host", "--to-keylime", policy)
+    assert json.loads(policy.read_bytes())["digests"]["/usr/sbin/runc"] == [RUNC.hex()]
+    assert not ran.stdout
+    ran = host.cima("reference", "host", "--from-keylime", policy)
+    assert ran.stdout.encode() == golden.read_bytes()
     words = ("appraise", "box", "--reference", host.reference, "--reference", golden)
     ran = host.cima(*words)
     assert ran.exit_code == 0, ran.output

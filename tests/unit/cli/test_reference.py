@@ -97,9 +97,7 @@ def test_keylime(image: Path, tmp_path: Path) -> None:
     assert list(policy["digests"]) == ["/sh"]
     policy["excludes"] = ["/tmp"]
     (tmp_path / "policy.json").write_text(json.dumps(policy))
-    output = run(
-        "convert", "--from-keylime", tmp_path / "policy.json", "-o", tmp_path / "host.json"
-    )
+    output = run("host", "--from-keylime", tmp_path / "policy.json", "-o", tmp_path / "host.json")
     assert "left out: excluded paths: /tmp" in output
     assert read_reference(tmp_path / "host.json").kind == "host"
     run("convert", fails=True)
