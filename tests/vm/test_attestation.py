@@ -243,7 +243,7 @@ def test_trusted_by_the_keys_certificate(tenant: Tenant, alices: str) -> None:
 
 def test_drift_is_untrusted(tenant: Tenant) -> None:
     with with_docker("drifting", tenant.owner) as container:
-        guest.ok("docker", "exec", "drifting", "/bin/sh", "-c", "cp /bin/busybox /tmp/x; /tmp/x ls")
+        guest.ok("docker", "exec", "drifting", "/bin/sh", "-c", "cp /bin/env /tmp/x; /tmp/x true")
         file, nonce = evidence(container, tenant)
         result = verified(file, nonce, tenant)
     assert result["verdict"] == "UNTRUSTED"
