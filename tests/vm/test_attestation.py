@@ -259,10 +259,11 @@ def test_walkthrough_over_https(tenant: Tenant, tmp_path: Path) -> None:
         ' --name "$1" -e "CIMA_OWNER=$2" tenant\n'
     )
     start.chmod(0o755)
+    shutil.copy(tenant.directory / "endpoint.pem", tmp_path / "ca.pem")
+    shutil.copy(tenant.directory / "image.json", tmp_path / "app.json")
     script = CHECKOUT / "examples/remote-verify/walkthrough.sh"
-    url, ca = f"https://localhost:{PORT}", tenant.directory / "endpoint.pem"
-    reference = tenant.directory / "image.json"
-    command = shlex.join(map(str, (script, url, ca, "./start", "--reference", reference)))
+    url = f"https://localhost:{PORT}"
+    command = shlex.join([str(script), url, "ca.pem", "./start", "--reference", "app.json"])
     ran = guest.run("sh", "-c", f"cd {tmp_path} && exec {command} 2>&1")
     print(ran.out)  # what the README shows
     guest.ok("docker", "rm", "-f", "alices-web", "bobs-web")
