@@ -212,7 +212,7 @@ def test_trusted_under_every_engine(tenant: Tenant, engine: Engine, tmp_path: Pa
         file, nonce = evidence(container, tenant, *options, *files)
         result = verified(file, nonce, tenant, "--container", container, *options)
     trusted(result)
-    assert result["facts"]["count"] >= 6
+    assert result["facts"]["count"] >= 5  # registered, configuration, root file system, two files
     done = steps(result)
     assert done["host-log"] and done["dependencies"] and done["records"]
     assert done["boot-log"] == FIRMWARE_LOG.exists()
