@@ -28,7 +28,13 @@ from cima_runc.ima.kernel_log import KernelLog
 from cima_runc.jsonio import load_object
 from cima_runc.measure.oci_config import measured_config
 from cima_runc.measure.rootfs import Store as RootfsStore
-from cima_runc.ml.listing import container_row, find_note, with_unmeasured
+from cima_runc.ml.listing import (
+    NoSuchContainerError,
+    container_row,
+    find_note,
+    stored_notes,
+    with_unmeasured,
+)
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import Record, RecordError
 from cima_runc.ml.store import ContainerNote, Store, StoreError
@@ -663,12 +669,17 @@ class Service:
     def log(self, body: bytes, uid: int = 0) -> bytes:
         """Return the stored records, a line each, of the container that ``{"id": ...}`` names.
 
-        A user other than root gets those of his own only, and need not qualify the id.
+        Where this boot has none of that name, an earlier one's. A user other than root gets those
+        of his own only, and need not qualify the id.
         """
         wanted = str(load_object(body, what="the request", limit=limits.REQUEST).get("id"))
         notes = [container.note for container in self._core.containers]
         if uid:
             notes = [note for note in notes if note.uid == uid]
             wanted = qualified(wanted.removeprefix(qualified("", uid)), uid)
-        note = find_note(notes, wanted)
+        try:
+            note = find_note(notes, wanted)
+        except NoSuchContainerError:
+            stored = stored_notes(self._store, None)
+            note = find_note((note for note in stored if uid in (0, note.uid)), wanted)
         return b"".join(line + b"\n" for line in self._store.lines(note.registration))

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -138,7 +138,7 @@ class KernelCalls:
 class SimulatedSensor:
     """The sensor that is pinned in that kernel."""
 
-    def __init__(self, kernel: KernelCalls) -> None:
+    def __init__(self, kernel: Callable[..., Any]) -> None:
         self._kernel = kernel
         self._position = kernel("position")[0]
 
@@ -175,7 +175,7 @@ class SimulatedSensor:
 class SimulatedProcess(ContainerProcess):
     """A container's first process."""
 
-    kernel: KernelCalls | None = None
+    kernel: Callable[..., Any] | None = None
 
     def alive(self) -> bool:
         assert self.kernel is not None
@@ -192,7 +192,7 @@ class SimulatedAgent:
     root: Path
     tcti: str
     boot_id: str
-    kernel: KernelCalls
+    kernel: Callable[..., Any]
     settings: dict[str, Any] = field(default_factory=dict)
     tpm_seconds: float = 10.0
 
