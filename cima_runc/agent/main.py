@@ -99,6 +99,7 @@ class Agent:
             kernel_log=sources.kernel_log,
             tpm=sources.tpm,
             on_process=self._watch_process,
+            on_progress=lambda: _notify("WATCHDOG=1"),
         )
         self.attester = Attester(
             settings=settings,

@@ -78,8 +78,12 @@ class Service:
         kernel_log: KernelLog | None,
         tpm: Tpm | None,
         on_process: Callable[[int, int], None],
+        on_progress: Callable[[], None],
     ) -> None:
-        """``on_process(registration, pidfd)`` is told of each container's first process."""
+        """``on_process(registration, pidfd)`` is told of each container's first process.
+
+        ``on_progress()`` is called in the midst of long work.
+        """
         self._settings = settings
         self._boot_id = boot_id
         self._hooks_dir = hooks_dir
@@ -90,6 +94,7 @@ class Service:
         self._kernel_log = kernel_log
         self._tpm = tpm
         self._on_process = on_process
+        self._on_progress = on_progress
         self._rootfs_store = RootfsStore.at(store.root / "rootfs")
         self._processes: dict[int, ContainerProcess] = {}
         self._number = max(store.registrations(), default=0)
@@ -137,8 +142,9 @@ class Service:
             return
         for events in self._sensor.events(limits.EVENT_BATCH):
             self._measure(events)
-            self._ledger.write()
+            self._write()
             self._sensor.release()
+            self._on_progress()
         self._sensor.release()
 
     def _write(self) -> None:

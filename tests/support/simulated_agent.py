@@ -219,6 +219,7 @@ class SimulatedAgent:
             kernel_log=None,
             tpm=self.tpm,
             on_process=lambda registration, pidfd: None,
+            on_progress=lambda: None,
         )
 
     def _examine(

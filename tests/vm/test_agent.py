@@ -111,6 +111,34 @@ def test_a_container_waits_for_an_agent_that_is_started_anew(image: str) -> None
     assert out == "it ran\n"
 
 
+@pytest.fixture
+def short_watchdog() -> Iterator[None]:
+    """Systemd waits 20 seconds for the agent's word, not 60."""
+    settings = Path("/run/systemd/system/cima-agent.service.d/watchdog.conf")
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[Service]\nWatchdogSec=20\n")
+    guest.ok("systemctl", "daemon-reload")
+    guest.restart_agent()
+    yield
+    settings.unlink()
+    settings.parent.rmdir()
+    guest.ok("systemctl", "daemon-reload")
+    guest.restart_agent()
+
+
+def test_an_agent_that_hangs_is_started_anew_by_systemd(image: str, short_watchdog: None) -> None:
+    command = guest.docker("cima-runc", "-d", IMAGE, "/bin/sleep", "600")
+    container_id = guest.ok(*command).strip()
+    hanging = agent_pid()
+    os.kill(hanging, signal.SIGSTOP)
+    guest.wait_for("another agent", lambda: agent_pid() not in (hanging, 0), seconds=240)
+    guest.ok("docker", "exec", container_id, "/bin/script")
+    records = guest.records(container_id)
+    assert "lost" not in guest.types(records)
+    assert b"/bin/script" in {file.path for file in guest.files(records)}
+    guest.ok("docker", "rm", "-f", container_id)
+
+
 def test_a_second_agent_is_refused() -> None:
     second = guest.run("cima-agent")
     assert second.code == 1
@@ -194,11 +222,13 @@ def test_dropped_events_are_a_lost_record(image: str, agent_restarted_after: Non
     enter = f"cd /; i=0; while [ $i -lt {depth} ]; do cd {directory}; i=$((i+1)); done; "
     execute = enter + "for p in busybox*; do ./$p true; done"
     guest.ok("docker", "exec", container_id, "/bin/sh", "-c", make)
+    guest.ok("systemctl", "service-watchdogs", "no")
     os.kill(agent_pid(), signal.SIGSTOP)
     try:
         guest.ok("docker", "exec", container_id, "/bin/sh", "-c", execute)
     finally:
         os.kill(agent_pid(), signal.SIGCONT)
+        guest.ok("systemctl", "service-watchdogs", "yes")
     records = guest.records(container_id)
     lost = [r["content"] for r in records if r["content"].get("type") == "lost"]
     arrived = [

@@ -710,47 +710,51 @@ def test_a_directory_that_others_may_change_is_refused(pins: Path) -> None:
 
 def test_another_version_takes_over_without_a_gap(pins: Path, tmp_path: Path) -> None:
     """Two rings of different sizes are two versions. Programs run all the while."""
-    names = [tmp_path / f"prog{i}" for i in range(3000)]
+    names = [tmp_path / f"prog{i}" for i in range(1000)]
     for name in names:
         install(name, program(name.name.encode()))
-    nested_ready, say = os.pipe()
-    go, tell = os.pipe()
+    ready, say = os.pipe()
+    (go, tell), (go_nested, tell_nested) = os.pipe(), os.pipe()
 
     def load() -> None:
+        os.read(go, 1)
         for name in names:
             run(name)
 
     def nest() -> None:
+        os.read(go, 1)
         unshare()
         os.write(say, b"!")
-        os.read(go, 1)
+        os.read(go_nested, 1)
         run(tmp_path / "prog0")
 
+    # Started first: a child would hold the lock of a sensor that is open.
+    container = Namespace()
+    children = [container.start(nest), container.start(load)]
+    registration = next(registrations)
     found: list[Event] = []
     with Sensor.open(pins, ring_bytes=1 << 20) as first:
-        container = Watched(first)
-        nested = container.start(nest)
-        os.read(nested_ready, 1)
-        running = container.start(load)
+        first.watch(container.number, registration, 1)
+        os.write(tell, b"!!")
+        os.read(ready, 1)
         found += drain(first)
     sizes = [1 << 21, 1 << 20, 1 << 22]
     for size in sizes:
         with Sensor.open(pins, ring_bytes=size) as sensor:
-            assert sensor.registrations() == {container.registration}
+            assert sensor.registrations() == {registration}
             assert sensor.status().nested == 1
             # The kernel detaches the older one in its own time.
             wait_for(lambda: found.extend(drain(sensor)) or len(list(pins.iterdir())) == 1)
-    assert wait(running) == 0
-    os.write(tell, b"!")
-    assert wait(nested) == 0
+    os.write(tell_nested, b"!")
+    assert [wait(child) for child in children] == [0, 0]
     with Sensor.open(pins, ring_bytes=sizes[-1]) as last:
         found += drain(last)
         assert last.lost() == {}
-        assert last.unwatch(container.registration).total == 0
+        assert last.unwatch(registration).total == 0
         assert drain(last) == []
     assert {e.path for e in found} == {bytes(name) for name in names}
     assert len({e.mntns for e in found}) == 2
-    os.close(container.fd)
+    container.close()
 
 
 def test_what_an_older_version_lost_is_not_forgotten(pins: Path, tmp_path: Path) -> None:
