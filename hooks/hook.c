@@ -124,9 +124,11 @@ static enum answer ask_agent(const char *path, long long ms, size_t length, char
 	}
 	close(fd);
 	text[have] = '\0';
+	if (!have)
+		return GONE;
 	body = memchr(text, '\n', have < HEADER_MAX ? have : HEADER_MAX);
 	if (!body)
-		return GONE;
+		return UNAVAILABLE;
 	if (strcmp(text, "ok 0\n") == 0)
 		return OK;
 	if (strncmp(text, "error ", strlen("error ")) != 0)

@@ -29,13 +29,16 @@ class Listener:
             return
         self._look_at_directory()
         self._look_for_another()
-        self._path.unlink(missing_ok=True)
+        # Put in place of a stale one in one step: hooks that wait find always one of them.
+        building = self._path.with_name(self._path.name + ".new")
+        building.unlink(missing_ok=True)
         self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         before = os.umask(0o177)
         try:
-            self.channel.bind(path)
+            self.channel.bind(str(building))
         finally:
             os.umask(before)
+        building.replace(self._path)
         self._inode = self._path.lstat().st_ino
 
     def remove(self) -> None:

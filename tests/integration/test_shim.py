@@ -664,6 +664,38 @@ def test_the_hook_believes_no_broken_answer(host: Host, tmp_path: Path, answer: 
     assert done.stderr.startswith(b"cima-runc: ")
 
 
+def test_the_hook_waits_for_an_agent_that_was_killed(host: Host, tmp_path: Path) -> None:
+    """Killed with the request, gone for a while, back again."""
+    import socket
+    import threading
+
+    path = tmp_path / "s"
+    asked: list[bytes] = []
+
+    def agents() -> None:
+        for answer in (b"", b"ok 0\n"):
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(str(tmp_path / "new"))
+                listener.listen(8)
+                (tmp_path / "new").rename(path)
+                channel, _ = listener.accept()
+                with channel:
+                    asked.append(channel.recv(1 << 16))
+                    channel.sendall(answer)
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=agents)
+    path.touch()
+    thread.start()
+    while not path.is_socket():
+        time.sleep(0.01)
+    done = hook(host, "prestart", STATE, CIMA_SOCKET=str(path), CIMA_TIMEOUT="30")
+    thread.join()
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(asked) == 2
+    assert asked[0] == asked[1]
+
+
 def test_a_silent_agent_is_not_waited_for_longer_than_the_runtime_waits(
     host: Host, tmp_path: Path
 ) -> None:
