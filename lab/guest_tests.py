@@ -2,8 +2,8 @@
 """Runs the tests in tests/vm inside guests: `guest_tests.py RELEASE [PATH...] [PYTEST OPTION...]`.
 
 A directory under tests/vm with a file `guest-options` (options of `./dev vm`, `#` starts a comment)
-is a suite of its own, for a guest started with these options. All other tests share one guest that
-is started without any.
+is a suite of its own, for a guest started with these options; one with `--debian` is for that
+release only. All other tests share one guest that is started without any.
 """
 
 import shlex
@@ -53,6 +53,9 @@ def main() -> int:
     failed = []
     for suite, tests in sorted(suites.items()):
         options = options_of(suite)
+        if "--debian" in options and options[options.index("--debian") + 1] != release:
+            print(f"dev: {suite} is for another release", file=sys.stderr)
+            continue
         title = f"{suite} in a Debian {release} guest"
         print(f"dev: {title} {shlex.join(options)}", file=sys.stderr, flush=True)
         boot = [str(LAB / "vm.py"), "--debian", release, "--verbose", *options]

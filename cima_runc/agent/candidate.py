@@ -4,7 +4,7 @@ Reads processes and files and touches no register, so that several can be looked
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from cima_runc.measure.bundle import (
     root_of,
 )
 from cima_runc.measure.idmap import parse_id_maps
-from cima_runc.measure.overlay import fuse_overlayfs_commands, read_rootfs
+from cima_runc.measure.overlay import RootFilesystem, fuse_overlayfs_commands, read_rootfs
 from cima_runc.measure.rootfs import Store as RootfsStore
 from cima_runc.measure.rootfs import deadline, measure
 
@@ -91,7 +91,7 @@ def _measure_rootfs(
             read_bounded(directory / "gid_map", limits.MIB),
         )
         return measure(
-            read_rootfs(root, mountinfo, fuse_overlayfs_commands),
+            _as_seen(read_rootfs(root, mountinfo, fuse_overlayfs_commands), directory / "root"),
             store,
             ids=ids,
             mode=settings.mode,
@@ -100,3 +100,17 @@ def _measure_rootfs(
         ).content()
     except OSError as error:
         raise BundleError(f"the root filesystem cannot be measured: {error}") from error
+
+
+def _as_seen(rootfs: RootFilesystem, root: Path) -> RootFilesystem:
+    """Return the root filesystem where the container's process, whose root that is, has it.
+
+    Podman mounts it for the runtime only where others could not reach it (user namespaces).
+
+    Raises:
+        BundleError: what we would measure at the same path is another directory.
+    """
+    seen = root / rootfs.path.relative_to("/")
+    if rootfs.kind == "tree" and not seen.samefile(rootfs.path):
+        raise BundleError("the root filesystem is mounted where only the container sees it")
+    return replace(rootfs, path=seen)

@@ -2,7 +2,9 @@
 
 Versions 2 (containerd 1.x) and 3 (2.x). containerd 1.x replaces a plugin's whole section by that
 of a later imported file, so the section is edited where it is, and a file of our own in an
-imported directory is made only where no file has one.
+imported directory is made only where no file has one. A file that names any runtime replaces the
+list of those that are built in: then ``runc``, the default one, must be named too. A relative
+pattern of imports is relative to the file, as since containerd 1.7.
 Source: containerd, docs/man/containerd-config.toml.5.md and docs/cri/config.md.
 """
 
@@ -15,6 +17,8 @@ from cima_runc.engines.engine import RUNTIME_NAME, Engine, EngineError, Wish
 
 _FILE = "etc/containerd/config.toml"
 _DROP_IN = "zz-cima-runc.toml"
+_RUNC = {"runtime_type": "io.containerd.runc.v2"}
+"""The runtime that is built in."""
 _PLUGINS = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
 
 
@@ -64,7 +68,9 @@ def _add(text: str | None, wish: Wish, root: Path) -> str:
     systemd = toml_text.at(values, [*runtimes, "runc", "options", "SystemdCgroup"])
     if isinstance(systemd, bool):
         options["SystemdCgroup"] = systemd
-    entry = {"runtime_type": "io.containerd.runc.v2", "options": options}
+    entry = {**_RUNC, "options": options}
+    if toml_text.at(values, runtimes) is None:
+        text = toml_text.put(text, [*runtimes, "runc"], _RUNC, what)
     text = toml_text.put(text, [*runtimes, RUNTIME_NAME], entry, what)
     if wish.default:
         text = toml_text.put(text, [*containerd, "default_runtime_name"], RUNTIME_NAME, what)
@@ -85,7 +91,14 @@ def _remove(text: str, before: str | None) -> str | None:
             text = toml_text.put(text, default, earlier, what)
         else:
             text = toml_text.drop(text, default, what)
-    text = toml_text.drop(text, [*containerd, "runtimes", RUNTIME_NAME], what)
+    runtimes = [*containerd, "runtimes"]
+    text = toml_text.drop(text, [*runtimes, RUNTIME_NAME], what)
+    left = toml_text.at(toml_text.parse(text, what), runtimes)
+    if (
+        left == {"runc": _RUNC}
+        and toml_text.at(toml_text.parse(before or "", what), runtimes) is None
+    ):
+        text = toml_text.drop(text, [*runtimes, "runc"], what)
     if before is None and not toml_text.holds_something(text, what, besides={"version"}):
         return None
     return text

@@ -1,6 +1,5 @@
 """Docker, Podman and containerd do everything with cima-runc that they do with runc."""
 
-import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -104,7 +103,11 @@ def test_what_fails_fails_in_the_same_words(cli: str, command: list[str]) -> Non
 
 
 def neutral(text: str) -> str:
-    """Without ids, and without the runtime's name, which engines put before what it said."""
+    """Without ids, and without the runtime's name, which engines put before what it said.
+
+    Docker's client says now and then that it waits no longer for what has not started.
+    """
+    text = re.sub(r"time=\S+ level=error msg=.error waiting for container: .*\n", "", text)
     text = re.sub(r"[0-9a-f]{12,64}", "ID", text)
     return re.sub(r"(/usr/(local/)?s?bin/)?\b(cima-runc|runc)\b", "RUNTIME", text)
 
@@ -143,24 +146,6 @@ def test_twenty_at_once(cli: str) -> None:
     assert len({row["id"] for row in rows}) == len(rows) == 20
 
 
-def test_podman_pod(image: str) -> None:
-    before = len(guest.ps())
-    infra = [f"--infra-image={IMAGE}", "--infra-command=/bin/sleep 1000"]
-    pod = ["podman", "--runtime=cima-runc"]
-    guest.ok(*pod, "pod", "create", "--name=together", "--network=none", *infra)
-    try:
-        for name in ("one", "two"):
-            command = ["/bin/sh", "-c", f"echo {name} >/dev/shm/{name}; ls /dev/shm; sleep 100"]
-            guest.ok(*pod, "run", "-d", "--pod=together", f"--name={name}", IMAGE, *command)
-        guest.wait_for("they share memory", lambda: "one" in guest.ok("podman", "logs", "two"))
-        rows = guest.ps()[before:]
-        assert len(rows) == 3
-        assert len({row["mntns"] for row in rows}) == 3
-        assert {row["state"] for row in rows} == {"running"}
-    finally:
-        guest.run("podman", "pod", "rm", "-f", "--time=0", "together")
-
-
 def test_ctr(image: str) -> None:
     before = len(guest.ps())
     command = guest.ctr("cima-runc", "life", "-d")
@@ -181,54 +166,3 @@ def test_ctr(image: str) -> None:
         guest.run("ctr", "task", "rm", "--force", "life")
         guest.run("ctr", "container", "rm", "life")
     assert len(guest.ps()) == before + 1
-
-
-def test_configure_docker(image: str) -> None:
-    path = Path("/etc/docker/daemon.json")
-    original = path.read_bytes() if path.exists() else None
-    shown = guest.ok("cima", "configure", "docker", "--set-as-default", "--dry-run")
-    assert "cima-runc" in shown
-    assert (path.read_bytes() if path.exists() else None) == original
-    guest.ok("cima", "configure", "docker", "--set-as-default")
-    assert json.loads(path.read_text())["default-runtime"] == "cima-runc"
-    try:
-        guest.ok("systemctl", "restart", "docker")
-        before = len(guest.ps())
-        assert guest.run("docker", "run", "--rm", "--network=none", IMAGE, "/bin/true").code == 0
-        assert len(guest.ps()) == before + 1
-    finally:
-        guest.ok("cima", "configure", "docker", "--remove")
-        guest.ok("systemctl", "restart", "docker")
-    assert (path.read_bytes() if path.exists() else None) == original
-
-
-def test_configure_podman(image: str) -> None:
-    directory = Path("/etc/containers/containers.conf.d")
-    original = {path: path.read_bytes() for path in directory.glob("*")}
-    guest.ok("cima", "configure", "podman", "--set-as-default")
-    try:
-        before = len(guest.ps())
-        assert guest.run("podman", "run", "--rm", "--network=none", IMAGE, "/bin/true").code == 0
-        assert len(guest.ps()) == before + 1
-        # What the runtime says reaches the user, which is what runtime_supports_json is for.
-        failed = guest.run("podman", "run", "--rm", "--network=none", IMAGE, "/no/such")
-        assert "no such file or directory" in failed.err.lower()
-    finally:
-        guest.ok("cima", "configure", "podman", "--remove")
-    assert {path: path.read_bytes() for path in directory.glob("*")} == original
-
-
-def test_configure_containerd(image: str) -> None:
-    path = Path("/etc/containerd/config.toml")
-    original = path.read_bytes() if path.exists() else None
-    guest.ok("cima", "configure", "containerd")
-    try:
-        guest.ok("systemctl", "restart", "containerd")
-        dumped = guest.ok("containerd", "config", "dump")
-        assert "runtimes.cima-runc" in dumped
-        plugins = guest.ok("ctr", "plugin", "ls").splitlines()
-        assert any(line.split()[1] == "cri" and line.endswith("ok") for line in plugins)
-    finally:
-        guest.ok("cima", "configure", "containerd", "--remove")
-        guest.ok("systemctl", "restart", "containerd")
-    assert (path.read_bytes() if path.exists() else None) == original

@@ -1,0 +1,147 @@
+"""A user's own Podman, with the agent of the host: off by default, and his containers only."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vm import guest
+from tests.vm.guest import IMAGE, Ran
+
+pytestmark = pytest.mark.unproven
+
+USER, UID = "alice", 2000
+HOME = Path("/home/alice")
+STORAGE = HOME / ".config/containers/storage.conf"
+SETTINGS = Path("/etc/cima/config.toml")
+
+
+def as_user(*command: str) -> Ran:
+    """Run a command as the user, in that user's systemd session."""
+    runtime = f"/run/user/{UID}"
+    become = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--init-groups", "env"]
+    session = ["systemd-run", "--user", "--quiet", "--pipe", "--wait", "--collect"]
+    own = [f"XDG_RUNTIME_DIR={runtime}", f"DBUS_SESSION_BUS_ADDRESS=unix:path={runtime}/bus"]
+    return guest.run(*become, *own, *session, f"--working-directory={HOME}", *command, timeout=600)
+
+
+def podman(*rest: str) -> Ran:
+    return as_user("podman", "--runtime=cima-runc", *rest)
+
+
+@pytest.fixture(scope="module")
+def user(image: str) -> Iterator[None]:
+    """A user with a session of systemd's, as after a login, and the image in his storage."""
+    guest.ok("useradd", "--create-home", f"--uid={UID}", "--shell=/bin/sh", USER)
+    guest.ok("systemctl", "unmask", "--runtime", "systemd-logind.service")
+    guest.ok("systemctl", "unmask", "systemd-logind.service")
+    guest.ok("systemctl", "start", "systemd-logind.service")
+    guest.ok("loginctl", "enable-linger", USER)
+    guest.wait_for("the user's systemd", Path(f"/run/user/{UID}/bus").exists, seconds=120)
+    archive = HOME / "image.tar"
+    guest.ok("podman", "save", "-o", archive, f"localhost/{IMAGE}:latest")
+    shutil.chown(archive, USER, USER)
+    done = as_user("podman", "load", "-i", str(archive))
+    assert done.code == 0, done.err
+    yield
+    guest.run("loginctl", "disable-linger", USER)
+    guest.run("systemctl", "stop", f"user@{UID}.service")
+
+
+@pytest.fixture(scope="module")
+def allowed(user: None) -> Iterator[None]:
+    """The setting that lets the user's group in."""
+    with guest.Settings(f'[users]\ngroup = "{USER}"\n'):
+        guest.restart_agent()
+        yield
+    guest.restart_agent()
+
+
+def own(row: dict[str, Any]) -> bool:
+    return str(row["id"]).startswith(f"{UID}/")
+
+
+def test_off_by_default(user: None) -> None:
+    done = podman("run", "--rm", "--network=none", IMAGE, "/bin/echo", "hello")
+    assert done.code != 0 and "hello" not in done.out
+    assert "no agent measures your containers here" in done.err
+    assert "users.group" in done.err
+    assert not any(map(own, guest.ps()))
+
+
+def run_measured(*options: str) -> list[dict[str, Any]]:
+    """Run a container with runc and with cima-runc, and return the latter's records."""
+    command = ["run", "--rm", "--network=none", *options, IMAGE, "/bin/sh", "-c", guest.COMMAND]
+    plain = as_user("podman", "--runtime=runc", *command)
+    ours = podman(*command)
+    assert (ours.code, ours.out) == (plain.code, plain.out) == (7, "the script ran\n" * 2), ours.err
+    row = guest.ps()[-1]
+    assert own(row) and row["uid"] == UID
+    records = guest.records(row["id"])
+    assert records[0]["content"]["uid"] == UID
+    assert {f.path: f.digest for f in guest.files(records)} == guest.files_of_command()
+    return records
+
+
+def test_native_overlay(allowed: None) -> None:
+    records = run_measured()
+    rootfs = records[2]["content"]
+    assert (rootfs["filesystem"], rootfs["reason"]) == ("overlay", "")
+    assert (rootfs["root"]["uid"], rootfs["root"]["gid"]) == (0, 0)
+    # The layers are what they are for root's Podman.
+    guest.run(*guest.podman("cima-runc", "--rm", IMAGE, "/bin/true"))
+    of_root = guest.records(guest.ps()[-1]["id"])[2]["content"]
+    lower, of_roots = (
+        [layer["digest"] for layer in each["layers"] if layer["kind"] == "lower"]
+        for each in (rootfs, of_root)
+    )
+    assert lower == of_roots
+    assert records[0]["content"]["cgroup"].startswith("/user.slice/")
+
+
+def test_keep_id(allowed: None) -> None:
+    """A user namespace in the user's: the container's root is one of the subordinate ids."""
+    records = run_measured("--userns=keep-id", "--user=0")
+    rootfs = records[2]["content"]
+    assert (rootfs["root"]["uid"], rootfs["root"]["gid"]) == (0, 0)
+
+
+def test_a_life(allowed: None) -> None:
+    loop = "trap 'exit 5' TERM; echo up; while :; do sleep 0.2; done"
+    run = ["run", "-d", "--name=life", "--network=none", IMAGE, "/bin/sh", "-c", loop]
+    assert podman(*run).code == 0
+    done = podman(
+        "exec", "life", "/bin/sh", "-c", "cp /bin/env /tmp/e; /tmp/e -i /bin/true; exit 3"
+    )
+    assert done.code == 3
+    row = guest.ps()[-1]
+    assert row["state"] == "running"
+    assert b"/tmp/e" in {file.path for file in guest.files(guest.records(row["id"]))}
+    shown = json.loads(as_user("cima", "ps", "--json").out)
+    assert {each["uid"] for each in shown} == {UID}
+    assert as_user("cima", "log", row["id"].removeprefix(f"{UID}/")[:12]).code == 0
+    assert as_user("cima", "status").code != 0
+    assert podman("stop", "life").code == 0
+    assert podman("rm", "life").code == 0
+    assert guest.row(row["id"])["state"] == "stopped"
+
+
+def test_fuse_overlayfs(allowed: None) -> None:
+    guest.ok("modprobe", "fuse")
+    as_user("podman", "system", "reset", "--force")
+    STORAGE.parent.mkdir(parents=True, exist_ok=True)
+    STORAGE.write_text(
+        '[storage]\ndriver = "overlay"\n[storage.options.overlay]\n'
+        'mount_program = "/usr/bin/fuse-overlayfs"\n'
+    )
+    for path in (HOME / ".config", HOME / ".config/containers", STORAGE):
+        os.chown(path, UID, UID)
+    done = as_user("podman", "load", "-i", str(HOME / "image.tar"))
+    assert done.code == 0, done.err
+    rootfs = run_measured()[2]["content"]
+    assert (rootfs["filesystem"], rootfs["reason"]) == ("fuse-overlayfs", "")
+    assert [layer["kind"] for layer in rootfs["layers"]] == ["lower", "upper"]
