@@ -32,3 +32,12 @@ def test_walkthrough() -> None:
     assert int(quotes[1]) < 10
     assert out.count("refused: ") == 2
     assert "ended, and attested" in out
+
+
+def test_readme_shows_a_part_of_what_it_prints() -> None:
+    """tests/vm/test_attestation.py compares the whole with a run."""
+    whole = (native_host.TOP / "examples/remote-verify/README.md").read_text()
+    readme = (native_host.TOP / "README.md").read_text()
+    part = readme.partition("## Prove it to somebody else")[2].split("```")[1]
+    assert part.removeprefix("console\n") in whole
+    assert "TRUSTED: container" in part

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shlex
 import shutil
 import struct
@@ -273,6 +274,13 @@ def test_walkthrough_over_https(tenant: Tenant, tmp_path: Path) -> None:
     assert "OwnerKeyError" in ran.out
     assert "NonceError" in ran.out
     assert "nothing of bobs-web" in ran.out
+    shown = (CHECKOUT / "examples/remote-verify/README.md").read_text()
+    assert unlike_each_run(ran.out.strip()) in unlike_each_run(shown)
+
+
+def unlike_each_run(text: str) -> str:
+    """Without keys, digests and counts."""
+    return re.sub(r"x25519:\S+|[0-9a-f]{64}|\d+", "N", text)
 
 
 # -- what happens to a host -----------------------------------------------------------------------
