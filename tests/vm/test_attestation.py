@@ -176,17 +176,18 @@ def verified(
     *options: str,
     ak: tuple[str, str] = ("--ak", "ak.pem"),
 ) -> dict[str, Any]:
-    """Verify in a process that has nothing of the host but files: evidence, keys, references."""
+    """Verify in a process that has nothing of the host but evidence, keys, the image's archive."""
     copy = Path("/tmp/verifier")
     copy.mkdir(exist_ok=True)
-    given = [tenant.directory / name for name in (ak[1], "owner.key", "image.json")]
+    given = [tenant.directory / name for name in (ak[1], "owner.key", "image.tar")]
     for source in (file, *given):
         (copy / source.name).write_bytes(source.read_bytes())
     # /dev goes too, and with it the TPM.
     hidden = "for d in /run /var /sys /dev /etc/cima; do mount -t tmpfs none $d; done;"
     command = ["cima", "verify", file.name, "--nonce", nonce.hex(), *ak, "--json"]
     command += ["--owner-key", "owner.key", "--reference", "image.json", *options]
-    script = f"{hidden} cd /tmp/verifier; exec {shlex.join(command)}"
+    reference = "[ -e image.json ] || cima reference image image.tar -o image.json"
+    script = f"{hidden} cd /tmp/verifier; {reference}; exec {shlex.join(command)}"
     ran = guest.run("unshare", "--mount", "--net", "--ipc", "sh", "-c", script)
     assert ran.code in (0, 1, 2), ran.err
     result: dict[str, Any] = json.loads(ran.out)
