@@ -186,7 +186,7 @@ def verified(
     hidden = "for d in /run /var /sys /dev /etc/cima; do mount -t tmpfs none $d; done;"
     command = ["cima", "verify", file.name, "--nonce", nonce.hex(), *ak, "--json"]
     command += ["--owner-key", "owner.key", "--reference", "image.json", *options]
-    reference = "[ -e image.json ] || cima reference image image.tar -o image.json"
+    reference = "[ -e image.json ] || cima reference image image.tar -o image.json >&2"
     script = f"{hidden} cd /tmp/verifier; {reference}; exec {shlex.join(command)}"
     ran = guest.run("unshare", "--mount", "--net", "--ipc", "sh", "-c", script)
     assert ran.code in (0, 1, 2), ran.err
