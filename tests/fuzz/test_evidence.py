@@ -32,7 +32,7 @@ JSON = st.recursive(
     max_leaves=5,
 )
 
-UNPROVED = ("meta", "foreign", "template", "sealed")
+UNPROVED = ("meta", "foreign", "gaps", "template", "sealed")
 """Fields that are shown and not proved."""
 
 
