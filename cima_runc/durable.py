@@ -20,10 +20,12 @@ class AppendFile:
     can be relied on.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, along: Iterable[Path] = ()) -> None:
         """Open ``path`` and remove a cut-off last line.
 
         Only what was never acknowledged can be cut off: a line is acknowledged when it is on disk.
+        ``along`` are new files and directories, without which its first lines mean nothing: they
+        become durable together.
 
         Raises:
             OSError: it cannot be opened or mended, or is no file of this name alone.
@@ -43,6 +45,7 @@ class AppendFile:
             os.close(self._handle)
             raise
         self._durable = self._size
+        self._along = tuple(along)
 
     def append(self, data: bytes) -> None:
         """Append ``data`` as a whole, or, where that fails, nothing of it.
@@ -70,10 +73,15 @@ class AppendFile:
         """
         try:
             with self._named_errors():
+                # At once: the disk's journal then writes them together.
+                along = [_SYNCERS.submit(sync_directory, path) for path in self._along]
                 os.fdatasync(self._handle)
+                for synced in along:
+                    synced.result()
         except OSError:
             self._size = self._durable
             raise
+        self._along = ()
         self._durable = self._size
 
     def close(self) -> None:
@@ -127,15 +135,6 @@ def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
     temporary.replace(path)
     if durable:
         sync_directory(path.parent)
-
-
-def sync_all(paths: Iterable[Path]) -> None:
-    """Make files and directories durable, at once: the disk's journal then writes them together.
-
-    Raises:
-        OSError: one of them could not be written.
-    """
-    list(_SYNCERS.map(sync_directory, paths))
 
 
 def sync_directory(path: Path) -> None:

@@ -32,7 +32,9 @@
 #define PAUSE_MS 50			/* between two tries to reach an agent that was killed */
 #define ERROR_MAX 4096			/* bytes of the agent's reason that are shown */
 
-static char state[STATE_MAX];
+/* A request: room for its header, and the state. */
+static char request[HEADER_MAX + STATE_MAX];
+static char *const state = request + HEADER_MAX;
 
 /* GONE: there is a socket, but nobody behind it, or not any more. SILENT: no answer in time. */
 enum answer { OK, REFUSED, UNAVAILABLE, GONE, SILENT };
@@ -49,8 +51,8 @@ static size_t read_state(void)
 {
 	size_t length = 0;
 
-	while (length < sizeof state) {
-		ssize_t got = read(STDIN_FILENO, state + length, sizeof state - length);
+	while (length < STATE_MAX) {
+		ssize_t got = read(STDIN_FILENO, state + length, STATE_MAX - length);
 
 		if (got < 0 && errno == EINTR)
 			continue;
@@ -101,7 +103,9 @@ static enum answer ask_agent(const char *path, long long ms, size_t length, char
 		close(fd);
 		return answer;
 	}
-	if (!send_all(fd, header, (size_t)head) || !send_all(fd, state, length)) {
+	/* In one piece, so that the agent wakes once. */
+	memcpy(state - head, header, (size_t)head);
+	if (!send_all(fd, state - head, (size_t)head + length)) {
 		close(fd);
 		return GONE;
 	}

@@ -9,7 +9,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -195,6 +195,12 @@ class Agent:
             raise CimaError(f"no such request: {verb}")
         return await self._submit(lambda: self._handle(verb, body))
 
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do ``work`` beside all else; a stop of the agent waits for it."""
+        task = self._loop.create_task(work)
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
     async def _submit(self, work: Callable[[], _T]) -> _T:
         return await self._loop.run_in_executor(self._writer, work)
 
@@ -210,6 +216,9 @@ class Agent:
         assert self._sources.sensor is not None
         self._loop.remove_reader(self._sources.sensor.fileno())
         self._reading = False
+        self._commit_soon()
+
+    def _commit_soon(self) -> None:
         if not self._commit_due:
             self._commit_due = True
             binding = self._settings.binding
@@ -218,9 +227,7 @@ class Agent:
 
     def _start_commit(self) -> None:
         self._commit_due = False
-        task = self._loop.create_task(self._commit())
-        self._answering.add(task)
-        task.add_done_callback(self._answering.discard)
+        self._start(self._commit())
 
     async def _commit(self) -> None:
         bind = self._settings.binding.mode != "quote"
@@ -274,15 +281,20 @@ class Agent:
         def ended() -> None:
             self._loop.remove_reader(copy)
             os.close(copy)
+            self._start(self._process_died(registration))
             self._loop.call_later(_DELETE_SECONDS, self._end_soon, registration)
 
         self._loop.call_soon_threadsafe(self._loop.add_reader, copy, ended)
 
     def _end_soon(self, registration: int) -> None:
         self._dying.add(registration)
-        task = self._loop.create_task(self._process_ended(registration))
-        self._answering.add(task)
-        task.add_done_callback(self._answering.discard)
+        self._start(self._process_ended(registration))
+
+    async def _process_died(self, registration: int) -> None:
+        try:
+            await self._submit(lambda: self.service.process_died(registration))
+        except CimaError as error:
+            _log.error("a container is let go of later: %s", error)
 
     async def _process_ended(self, registration: int) -> None:
         try:
@@ -319,9 +331,10 @@ class Agent:
             if verb == "attest":
                 return "ok", await self.attest(parse_request(body), anybody=False)
             if verb in _NOTICES:
-                if verb == "poststop":
+                if verb == "poststop" and self.service.holds(body):
                     await self._submit(lambda: self.service.release(body))
-                self._note(verb, body)
+                self.service.note(verb, body)
+                self._commit_soon()
                 return "ok", b""
             if verb == "prestart":
                 await self._register(body)
@@ -337,28 +350,8 @@ class Agent:
         candidate = await self._loop.run_in_executor(self._lookers, self.service.look_at, body)
         await self._submit(lambda: self.service.register(candidate))
 
-    def _note(self, verb: str, body: bytes) -> None:
-        """Do the work of a notice after everything that was asked before it."""
-
-        async def work() -> None:
-            try:
-                await self._submit(lambda: self._handle(verb, body))
-            except (CimaError, OSError) as error:
-                _log.error("%s failed: %s", verb, printable(str(error)))
-
-        task = self._loop.create_task(work())
-        self._answering.add(task)
-        task.add_done_callback(self._answering.discard)
-
     def _handle(self, verb: str, body: bytes) -> bytes:
         service = self.service
-        hooks: dict[str, Callable[[bytes], None]] = {
-            "poststart": service.poststart,
-            "poststop": service.poststop,
-        }
-        if verb in hooks:
-            hooks[verb](body)
-            return b""
         questions: dict[str, Callable[[bytes], bytes]] = {
             "ps": lambda _: _json(service.ps()),
             "status": lambda _: _json(service.status()),

@@ -37,6 +37,8 @@ class ContainerProcess:
     """The kernel's number of that cgroup in version 2, 0 where there is none."""
     start_ticks: int
     """When it started, in clock ticks since boot."""
+    is_init: bool
+    """Whether it is process 1 of a pid namespace: when it has ended, so have all others there."""
 
     @property
     def mntns(self) -> int:
@@ -97,6 +99,7 @@ def examine(
             cgroup=cgroup if belongs else "",
             cgroup_id=_cgroup_id(cgroup) if belongs else 0,
             start_ticks=start_ticks(pid),
+            is_init=_is_init(pid),
         )
         if process.mntns in _host_namespaces():
             raise ProcessError(f"process {pid} is on the host's mount namespace")
@@ -139,6 +142,13 @@ def start_ticks(pid: int) -> int:
     """Return when the process started (field 22 of proc(5) stat)."""
     after_name = (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2]
     return int(after_name.split()[19])
+
+
+def _is_init(pid: int) -> bool:
+    """Whether the number in its own pid namespace is 1 (proc(5), status, NSpid)."""
+    status = (PROC / str(pid) / "status").read_bytes()
+    numbers = next((line for line in status.splitlines() if line.startswith(b"NSpid:")), b"")
+    return len(numbers.split()) > 2 and numbers.split()[-1] == b"1"
 
 
 def _host_namespaces() -> set[int]:

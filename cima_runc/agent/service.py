@@ -8,6 +8,7 @@ import hashlib
 import logging
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -97,6 +98,8 @@ class Service:
         self._on_progress = on_progress
         self._rootfs_store = RootfsStore.at(store.root / "rootfs")
         self._processes: dict[int, ContainerProcess] = {}
+        self._held: set[tuple[str, str]] = set()
+        """Id and bundle of each container in ``_processes``."""
         self._number = max(store.registrations(), default=0)
         self.dependencies = Dependencies(
             boot_id=boot_id,
@@ -112,6 +115,7 @@ class Service:
         self._log_error: str | None = None
         self._released: dict[int, int] = {}
         self._ended: set[int] = set()
+        self._notices: deque[tuple[str, bytes]] = deque()
         self.orphans = 0
         """Events of registrations that have ended, which should not be."""
 
@@ -123,6 +127,7 @@ class Service:
         Raises:
             OSError, TpmError: nothing is lost, the next call tries again.
         """
+        self._take_notices()
         self._take_events()
         self._record_lost()
         self.dependencies.collect()
@@ -242,6 +247,7 @@ class Service:
         """
         try:
             self._check_share(candidate.uid)
+            self._take_notices()
             self._end_predecessor(candidate.state)
             self._register(candidate)
         except BaseException:
@@ -320,8 +326,7 @@ class Service:
             self._unwatch(number)
             self._add_end(number, "refused")
             raise
-        self._processes[number] = process
-        self._on_process(number, process.pidfd)
+        self._hold(note, process)
         _log.info("container %s registered as %d, mnt:[%d]", state.id, number, process.mntns)
 
     def _admitted(self, error: TpmError) -> bytes:
@@ -405,12 +410,35 @@ class Service:
             return own
         return hashlib.sha256(own + self._tpm.random(32)).digest()
 
+    def note(self, verb: str, body: bytes) -> None:
+        """Take a hook's notice: the next commit heeds it. May be called in any thread.
+
+        Not at once, so that it does not hold up the runtime whose hook it is.
+        """
+        self._notices.append((verb, body))
+
+    def _take_notices(self) -> None:
+        while self._notices:
+            verb, body = self._notices.popleft()
+            try:
+                if verb == "poststart":
+                    self.poststart(body)
+                else:
+                    self.poststop(body)
+            except (CimaError, OSError) as error:
+                _log.error("%s failed: %s", verb, printable(str(error)))
+
     def poststart(self, body: bytes, uid: int = 0) -> None:
         """Note that the container, which is the user's, runs."""
         container = self._of_hook(body, uid)
         if container is not None and container.note.state == "created":
             note = self._core.set_state(container.note.registration, "running")
             self._store.write_note(note)
+
+    def holds(self, body: bytes) -> bool:
+        """Whether the container that a hook names is held; may be asked in any thread."""
+        state = parse_hook_state(body)
+        return (state.id, state.bundle) in self._held
 
     def release(self, body: bytes) -> None:
         """Let go of a container that was deleted: its runtime goes on once its file systems can."""
@@ -431,6 +459,18 @@ class Service:
         if uid != 0 and process is not None and process.alive():
             raise RegistrationError(f"container {container.note.id} has not ended")
         self._end(container, "deleted")
+
+    def process_died(self, registration: int) -> None:
+        """A container's first process has just ended: where all others have, let go of it.
+
+        So a runtime that deletes it need not wait for that.
+        """
+        container = self._core.get(registration)
+        process = self._processes.get(registration)
+        if container is None or process is None or not process.is_init:
+            return
+        if not process.cgroup_populated():
+            self._release(container)
 
     def process_ended(self, registration: int) -> bool:
         """A container's first process has ended: record its end, unless others live on in it.
@@ -458,6 +498,12 @@ class Service:
         process = self._processes.pop(number, None)
         if process is not None:
             process.close()
+        self._held.discard((container.note.id, container.note.bundle))
+
+    def _hold(self, note: ContainerNote, process: ContainerProcess) -> None:
+        self._processes[note.registration] = process
+        self._held.add((note.id, note.bundle))
+        self._on_process(note.registration, process.pidfd)
 
     def _end(self, container: Container, reason: str) -> None:
         number = container.note.registration
@@ -574,8 +620,7 @@ class Service:
                 self._sensor.watch(note.mntns, number, process.cgroup_id)
         if process is None:
             return "ended while the agent was not running"
-        self._processes[number] = process
-        self._on_process(number, process.pidfd)
+        self._hold(note, process)
         _log.info("container %s is taken over", note.id)
         return ""
 

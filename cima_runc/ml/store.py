@@ -28,7 +28,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cima_runc import limits
-from cima_runc.durable import AppendFile, replace_file, sync_all, sync_directory
+from cima_runc.durable import AppendFile, replace_file, sync_directory
 from cima_runc.errors import CimaError
 from cima_runc.hook import UNMEASURED_DIR
 from cima_runc.hook_state import HookState, HookStateError, parse_hook_state
@@ -137,14 +137,13 @@ class Store:
         return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
 
     def create(self, note: ContainerNote, secret: bytes) -> None:
-        """Make the directory of a new registration, durably."""
+        """Make the directory of a new registration; it becomes durable with its first records."""
         directory = self._directory(note.registration)
         directory.mkdir(mode=0o700)
-        files = [directory / name for name in ("secret", "container.json", "records.jsonl")]
-        replace_file(files[0], secret, durable=False)
+        replace_file(directory / "secret", secret, durable=False)
         self.write_note(note)
-        self._open[note.registration] = AppendFile(files[2])
-        sync_all([*files, directory, directory.parent])
+        along = [directory / "secret", directory / "container.json", directory, directory.parent]
+        self._open[note.registration] = AppendFile(directory / "records.jsonl", along=along)
 
     def discard(self, registration: int) -> None:
         """Remove what :meth:`create` made, of a registration that came to nothing."""
