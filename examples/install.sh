@@ -1,7 +1,8 @@
 #!/bin/sh
-# install.sh [WHEEL | CHECKOUT]: installs cima-runc on this host, as root.
+# install.sh [WHEEL | CHECKOUT | --installed]: installs cima-runc on this host, as root.
 #
-# Without an argument it installs the checkout that it is part of. Run it again to upgrade. It writes
+# Without an argument it installs the checkout that it is part of; with --installed, /opt/cima is there
+# already (copied from an image, see kubernetes/daemonset.yaml). Run it again to upgrade. It writes
 #   /opt/cima                                  a virtual environment, owned by the system user `cima`
 #   /usr/local/bin/{cima,cima-agent,cima-runc} links into it
 #   /etc/ima/ima-policy                        the policy that systemd loads at boot
@@ -17,7 +18,7 @@ say() { echo "install: $*"; }
 fail() { echo "install: $*" >&2; exit 1; }
 
 [ "$(id -u)" = 0 ] || fail "run this as root"
-[ -e "$source" ] || fail "$source: no such wheel or checkout"
+[ "$source" = --installed ] || [ -e "$source" ] || fail "$source: no such wheel or checkout"
 
 # The kernel measures what this user owns when it is read: see examples/ima-policy. Nobody logs in as it.
 if ! id cima >/dev/null 2>&1; then
@@ -28,14 +29,16 @@ if ! id cima >/dev/null 2>&1; then
 fi
 owner=$(id -u cima)
 
-# The interpreter is the distribution's own: its security updates arrive by themselves.
-[ -x "$prefix/bin/python3" ] || /usr/bin/python3 -m venv "$prefix" ||
-    fail "python3 -m venv failed: apt install python3-venv"
-pip="$prefix/bin/python3 -m pip --quiet --disable-pip-version-check"
-$pip install "$source" || fail "pip could not install $source. Building from source takes:
+if [ "$source" != --installed ]; then
+    # The interpreter is the distribution's own: its security updates arrive by themselves.
+    [ -x "$prefix/bin/python3" ] || /usr/bin/python3 -m venv "$prefix" ||
+        fail "python3 -m venv failed: apt install python3-venv"
+    pip="$prefix/bin/python3 -m pip --quiet --disable-pip-version-check"
+    $pip install "$source" || fail "pip could not install $source. Building from source takes:
   apt install gcc musl-tools pkg-config python3-dev libtss2-dev clang libbpf-dev"
-# The version may be the same and the code another.
-$pip install --force-reinstall --no-deps "$source"
+    # The version may be the same and the code another.
+    $pip install --force-reinstall --no-deps "$source"
+fi
 find "$prefix" ! \( -user cima -group cima \) -exec chown --no-dereference cima:cima {} +
 for program in cima cima-agent cima-runc; do
     [ -x "$prefix/bin/$program" ] || fail "the package holds no program $program"

@@ -42,7 +42,7 @@ def ok(*command: str | Path, stdin: str | bytes = b"", timeout: float = 300) -> 
     return ran.out
 
 
-def wait_for(what: str, condition: Callable[[], Any], seconds: float = 60) -> Any:
+def wait_for(what: str, condition: Callable[[], Any], seconds: float = 300) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():

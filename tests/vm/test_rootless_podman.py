@@ -33,6 +33,14 @@ def podman(*rest: str) -> Ran:
     return as_user("podman", "--runtime=cima-runc", *rest)
 
 
+def set_storage(options: str = "") -> None:
+    """Choose the driver overlay, which Podman 4 takes by itself on some file systems only."""
+    STORAGE.parent.mkdir(parents=True, exist_ok=True)
+    STORAGE.write_text(f'[storage]\ndriver = "overlay"\n{options}')
+    for path in (HOME / ".config", HOME / ".config/containers", STORAGE):
+        os.chown(path, UID, UID)
+
+
 @pytest.fixture(scope="module")
 def user(image: str) -> Iterator[None]:
     """A user with a session of systemd's, as after a login, and the image in his storage."""
@@ -42,6 +50,7 @@ def user(image: str) -> Iterator[None]:
     guest.ok("systemctl", "start", "systemd-logind.service")
     guest.ok("loginctl", "enable-linger", USER)
     guest.wait_for("the user's systemd", Path(f"/run/user/{UID}/bus").exists, seconds=120)
+    set_storage()
     archive = HOME / "image.tar"
     guest.ok("podman", "save", "-o", archive, f"localhost/{IMAGE}:latest")
     shutil.chown(archive, USER, USER)
@@ -133,13 +142,7 @@ def test_a_life(allowed: None) -> None:
 def test_fuse_overlayfs(allowed: None) -> None:
     guest.ok("modprobe", "fuse")
     as_user("podman", "system", "reset", "--force")
-    STORAGE.parent.mkdir(parents=True, exist_ok=True)
-    STORAGE.write_text(
-        '[storage]\ndriver = "overlay"\n[storage.options.overlay]\n'
-        'mount_program = "/usr/bin/fuse-overlayfs"\n'
-    )
-    for path in (HOME / ".config", HOME / ".config/containers", STORAGE):
-        os.chown(path, UID, UID)
+    set_storage('[storage.options.overlay]\nmount_program = "/usr/bin/fuse-overlayfs"\n')
     done = as_user("podman", "load", "-i", str(HOME / "image.tar"))
     assert done.code == 0, done.err
     rootfs = run_measured()[2]["content"]
