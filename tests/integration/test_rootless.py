@@ -16,12 +16,26 @@ from typing import Any
 import pytest
 from native_host import SOCKET, Host, ask, make_bundle
 
+from cima_runc import limits
 from cima_runc.agent.rootless import Looks, RootlessError
 from cima_runc.agent_socket import USERS_SUFFIX
 
 ALICE, MALLORY = 12345, 23456
 GROUP = 100  # users
 
+_MANY = """
+import socket, sys, time
+channels = []
+for _ in range(int(sys.argv[2])):
+    channels.append(socket.socket(socket.AF_UNIX))
+    channels[-1].connect(sys.argv[1])
+time.sleep(0.5)
+try:
+    channels[-1].sendall(b"ps 2\\n{}")
+except BrokenPipeError:
+    pass  # it has been answered at once
+print(channels[-1].recv(1000).decode())
+"""
 _HANG = """
 import ctypes, os, sys, time
 fuse = os.open("/dev/fuse", os.O_RDWR)
@@ -271,3 +285,19 @@ def test_looking_has_an_end(alice: User) -> None:
         await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()}, timeout=60)
 
     asyncio.run(look())
+
+
+def test_connections_are_counted_by_user(alice: User, mallory: User) -> None:
+    python = [f"{alice.host.prefix}/bin/python3", "-I", "-c", _MANY, f"{SOCKET}{USERS_SUFFIX}"]
+    done = alice.run(*python, str(limits.USER_REQUESTS + 1))
+    assert f"user {ALICE} has {limits.USER_REQUESTS} requests under way" in done.stdout
+    assert mallory.run(*python, "1").stdout.startswith("ok ")
+
+
+def test_other_requests_are_not_answered(alice: User) -> None:
+    code = "import socket, sys; c = socket.socket(socket.AF_UNIX); c.connect(sys.argv[1]); "
+    for verb in ("status", "attest", "activate", "nonsense"):
+        ask_it = f"c.sendall(b'{verb} 2\\n{{}}'); print(c.recv(1000).decode())"
+        python = [f"{alice.host.prefix}/bin/python3", "-I", "-c", code + ask_it]
+        done = alice.run(*python, f"{SOCKET}{USERS_SUFFIX}")
+        assert f"no such request of a user's: {verb}" in done.stdout
