@@ -59,9 +59,8 @@ def test_a_whole_life(cli: str) -> None:
     guest.ok(cli, "kill", "--signal=USR1", "life")
     guest.wait_for("the signal has arrived", lambda: "got it" in logs(cli))
 
-    if cli == "docker":  # Podman has it from version 4.3 on, on cgroup v2 only for some limits.
-        guest.ok(cli, "update", "--pids-limit=77", "life")
-        assert guest.ok(cli, "inspect", "--format", "{{.HostConfig.PidsLimit}}", "life") == "77\n"
+    guest.ok(*update_command(cli), "--memory=100m", "--memory-swap=100m", "life")
+    assert memory_limit(guest.ps()[-1]["cgroup"]) == 100 << 20
 
     guest.ok(cli, "restart", "life")
     guest.wait_for("it is up again", lambda: logs(cli).count("up") == 2)
@@ -81,6 +80,19 @@ def test_a_whole_life(cli: str) -> None:
         "the agent knows that they ended",
         lambda: all(row["state"] == "stopped" for row in guest.ps()[before:]),
     )
+
+
+def update_command(cli: str) -> list[str]:
+    return ["docker", "update"] if cli == "docker" else ["podman", "--runtime=cima-runc", "update"]
+
+
+def memory_limit(cgroup: str) -> int:
+    """What the kernel has for a container's cgroup, bytes, in version 2 or 1."""
+    own = cgroup.removesuffix("/container")
+    limit = Path(f"/sys/fs/cgroup{own}/memory.max")
+    if not limit.exists():
+        limit = Path(f"/sys/fs/cgroup/memory{own}/memory.limit_in_bytes")
+    return int(limit.read_text())
 
 
 def test_a_terminal(cli: str) -> None:
