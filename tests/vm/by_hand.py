@@ -18,8 +18,10 @@ def register(lines: list[str]) -> str:
 
 
 def binding(lines: list[str]) -> str:
-    value = None
+    value = start = None
     for entry in map(json.loads, lines):
+        if entry["type"] == "abandoned":  # written, but the TPM never heard of it
+            value = start
         if entry["type"] == "bind":
             start = bytes.fromhex(entry["history"]) if value is None else value
             root = bytes.fromhex(entry["root"])

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.unproven
 
 KILLS = 200
 LOG = Path("/root/agents.log")
+PYTHON = "/opt/cima/bin/python3"
 STARTERS = 2
 READY_SECONDS = 120
 
@@ -31,7 +32,7 @@ class Agents:
         guest.ok("systemctl", "stop", "cima-agent.socket", "cima-agent.service")
         self.log = LOG.open("wb")
         self._forks = subprocess.Popen(
-            ["/opt/cima/bin/python3", Path(__file__).with_name("agent_forks.py")],
+            [PYTHON, Path(__file__).with_name("agent_forks.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -114,6 +115,7 @@ def test_random_kills_under_a_load_of_starting_containers(agents: Agents, tmp_pa
                 acknowledged |= {row["id"]: lines_of(row["id"]) for row in guest.ps()}
             time.sleep(chance.uniform(0, 1))
         os.kill(pid, signal.SIGKILL)
+        guest.wait_for("its death", lambda: not Path(f"/proc/{pid}").exists())  # noqa: B023
         pid = agents.start()
     seconds = time.monotonic() - begun
     stop.set()
