@@ -5,7 +5,9 @@ its own: the calls of :mod:`os` are replaced here, in a process that does nothin
 """
 
 import errno
+import itertools
 import os
+import random
 import signal
 import threading
 import time
@@ -20,12 +22,19 @@ from tests.support.simulated_agent import KernelCalls, SimulatedAgent
 
 STEPS = ("write", "fdatasync", "fsync", "ftruncate", "replace", "mkdir", "open")
 YEARS = 10 * 365 * 86_400 * 10**9
-FAULTS = (
-    *("kill-before", "kill-after", "torn"),
-    *("ENOSPC", "EIO", "EROFS-on", "ENOSPC-on"),
-    *("clock-back", "clock-on"),
-)
-"""``-on``: all steps from there on fail. ``torn``: a write is cut off by the end of the process."""
+TAKE_ROOM = ("write", "mkdir", "open")
+FAULTS: dict[str, tuple[str, ...]] = {
+    "kill": STEPS,
+    "torn": ("write",),
+    "ENOSPC": TAKE_ROOM,
+    "ENOSPC-on": TAKE_ROOM,
+    "EIO": STEPS,
+    "EROFS-on": STEPS,
+    "clock-back": ("write",),
+    "clock-on": ("write",),
+}
+"""Each fault and the steps that it can strike. The process is killed before the step, so after the
+one before. ``torn``: a write is cut off by that. ``-on``: all steps from there on fail."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +57,18 @@ class Job:
     """Only take over what an earlier process has left."""
     tpm_seconds: float = 10.0
     settings: tuple[tuple[str, Any], ...] = ()
+    endless: bool = False
+    """Go on until killed."""
 
 
 class Faults:
-    """Replaces the calls of :mod:`os`; ``count`` is how many steps there were."""
+    """Replaces the calls of :mod:`os`; ``steps`` are the names of those that there were."""
 
     def __init__(self, root: Path, plan: Plan) -> None:
         self._root = str(root)
         self._plan = plan
         self._lock = threading.Lock()
-        self.count = 0
+        self.steps: list[str] = []
         for name in STEPS:
             setattr(os, name, self._step(name, getattr(os, name)))
 
@@ -66,7 +77,8 @@ class Faults:
             if not self._is_ours(target) or (name == "open" and not rest[0] & os.O_CREAT):
                 return real(target, *rest, **named)
             with self._lock:
-                number, self.count = self.count, self.count + 1
+                number = len(self.steps)
+                self.steps.append(name)
             fault, step = self._plan.fault, self._plan.step
             if step >= 0 and (number == step or (number > step and fault.endswith("S-on"))):
                 real_call = lambda: real(target, *rest, **named)  # noqa: E731
@@ -82,14 +94,10 @@ class Faults:
     def _go_wrong(self, name: str, real: Callable[[], Any], target: Any, rest: Any) -> Any:
         fault = self._plan.fault
         match fault:
-            case "kill-before":
-                os.kill(os.getpid(), signal.SIGKILL)
-            case "kill-after":
-                real()
+            case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "torn":
-                if name == "write":
-                    self._write_half(target, rest[0])
+                self._write_half(target, rest[0])
                 os.kill(os.getpid(), signal.SIGKILL)
             case "clock-back" | "clock-on":
                 shift = YEARS if fault == "clock-on" else -YEARS
@@ -131,12 +139,14 @@ def run(job: Job, kernel: Connection, tell: Connection) -> None:
     if attempt("take over", agent.service.take_over):
         if job.recover:
             attempt("commit", lambda: agent.service.commit(bind=True))
+        elif job.endless:
+            _live_on(agent, attempt)
         else:
             _live(agent, attempt)
     agent.ledger.settle() if job.recover else None
     state = agent.journal.state
     pcr = agent.tpm.read_pcrs([12])[12].hex() if job.recover else ""
-    tell.send(("end", faults.count, (pcr, state.value.hex() if state.value else None, state.gaps)))
+    tell.send(("end", faults.steps, (pcr, state.value.hex() if state.value else None, state.gaps)))
     os._exit(0)
 
 
@@ -162,3 +172,30 @@ def _live(agent: SimulatedAgent, attempt: Callable[[str, Callable[[], Any]], Any
         agent.kernel("execute", first, b"/bin/three")
         attempt("stop a", lambda: agent.stop("a", 101))
     attempt("commit", commit)
+
+
+def _live_on(agent: SimulatedAgent, attempt: Callable[[str, Callable[[], Any]], Any]) -> None:
+    """Containers come, run programs and go; first those that an earlier agent left unanswered."""
+
+    def start(name: str, pid: int) -> None:
+        if number := attempt("start", lambda: agent.start(name, pid)):
+            agent.kernel("answered", name, number)
+
+    for name, pid in agent.kernel("containers")[0].items():
+        start(name, pid)
+    for turn in itertools.count():
+        running = agent.kernel("containers")[1]
+        match random.choice(("start", "execute", "execute", "commit", "stop")):
+            case "start" if len(running) < 8:
+                start(*agent.kernel("ask_to_start"))
+            case "execute":
+                for number, _ in running.values():
+                    agent.kernel("execute", number, b"/bin/%d-%d" % (os.getpid(), turn))
+            case "commit":
+                attempt("commit", lambda: agent.service.commit(bind=True))
+            case "stop" if running:
+                name = random.choice(list(running))
+                attempt("stop", lambda: agent.stop(name, running[name][1]))  # noqa: B023
+                agent.kernel("stopped", name)
+            case _:
+                pass

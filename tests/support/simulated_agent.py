@@ -65,6 +65,11 @@ class SimulatedKernel:
     alive: set[int] = field(default_factory=set)
     ran: dict[int, set[bytes]] = field(default_factory=dict)
     """What ran in each container, as the test knows it."""
+    waiting: dict[str, int] = field(default_factory=dict)
+    """Containers whose hook waits for an answer: name -> first process."""
+    running: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Those that were answered: name -> registration, first process."""
+    count: int = 0
 
     def start(self, pid: int) -> None:
         self.alive.add(pid)
@@ -74,6 +79,23 @@ class SimulatedKernel:
 
     def is_alive(self, pid: int) -> bool:
         return pid in self.alive
+
+    def ask_to_start(self) -> tuple[str, int]:
+        """A runtime makes a container, whose hook will ask until it is answered."""
+        self.count += 1
+        name, pid = f"box-{self.count}", 1000 + self.count
+        self.waiting[name] = pid
+        self.start(pid)
+        return name, pid
+
+    def answered(self, name: str, registration: int) -> None:
+        self.running[name] = (registration, self.waiting.pop(name))
+
+    def containers(self) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
+        return dict(self.waiting), dict(self.running)
+
+    def stopped(self, name: str) -> None:
+        self.exit(self.running.pop(name)[1])
 
     def execute(self, registration: int, path: bytes) -> None:
         """A file runs in a container; nobody hears of it where it is not watched."""
@@ -235,6 +257,7 @@ class SimulatedAgent:
             cgroup=f"/{container_id}",
             cgroup_id=1,
             start_ticks=pid,
+            is_init=True,
             kernel=self.kernel,
         )
 

@@ -126,6 +126,7 @@ def short_watchdog() -> Iterator[None]:
     guest.restart_agent()
 
 
+@pytest.mark.unproven
 def test_an_agent_that_hangs_is_started_anew_by_systemd(image: str, short_watchdog: None) -> None:
     command = guest.docker("cima-runc", "-d", IMAGE, "/bin/sleep", "600")
     container_id = guest.ok(*command).strip()

@@ -106,9 +106,9 @@ def test_random_kills_under_a_load_of_starting_containers(agents: Agents, tmp_pa
     begun = time.monotonic()
     acknowledged: dict[str, list[bytes]] = {}
     for kill in range(KILLS):
-        if kill % 2:
+        if kill % 4:
             # In the middle of its start.
-            time.sleep(chance.uniform(0, 0.6))
+            time.sleep(chance.uniform(0, 1.5))
         else:
             agents.wait_ready(pid)
             if kill % 20 == 0:
