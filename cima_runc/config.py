@@ -5,8 +5,16 @@ Every key has a default, so that no file is needed; a key or value that is not k
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
+from cima_runc import limits
 from cima_runc.shim_settings import (
     SETTINGS_FILE,
     SettingsError,
@@ -14,6 +22,13 @@ from cima_runc.shim_settings import (
     read_settings_file,
     shim_settings_of,
 )
+
+NamePattern = Annotated[
+    str, StringConstraints(pattern=r"\A(\*[!-)+-.0-~]{0,29}|[!-)+-.0-~]{1,29}\*?)\z")
+]
+"""A file's name, the beginning of one and ``*``, or ``*`` and the end of one; 29 characters of
+ASCII without space (NAME_PATTERN_SIZE in sensor.h)."""
+Sha256 = Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
 
 
 class _Section(BaseModel):
@@ -40,12 +55,42 @@ class SensorSettings(_Section):
     """Whether the agent refuses to run without the sensor."""
     ring_mib: Annotated[int, Field(ge=1, le=1024)] = 16
     """Size of the ring buffer between the kernel and the agent, MiB, a power of two."""
+    measure_reads: Annotated[list[NamePattern], Field(max_length=limits.NAME_PATTERNS)] = []
+    """Names of files that are measured when they are read, too: scripts for interpreters. ``*``
+    stands at the beginning or at the end. Takes Linux 6.12."""
 
     @model_validator(mode="after")
     def _power_of_two(self) -> Self:
         if self.ring_mib & (self.ring_mib - 1):
             raise ValueError("ring_mib is a power of two")
         return self
+
+
+class LimitSettings(_Section):
+    """What one container may take of what is everybody's; above it, its events are lost."""
+
+    records: Annotated[int, Field(ge=100)] = 1_000_000
+    """Records of one container."""
+    bytes: Annotated[int, Field(ge=limits.MIB)] = 1024 * limits.MIB
+    """Bytes of one container's records on disk."""
+    mib_per_second: Annotated[int, Field(ge=1, le=1024)] = 4
+    """MiB of events, in the buffer between the kernel and the agent, in one second."""
+
+
+class EnforcementSettings(_Section):
+    """Whether the kernel lets a container run what is not in its image."""
+
+    enforce: bool = False
+    """Whether a file that is not in the container's image is denied, and not only recorded."""
+    references: str = "/etc/cima/references"
+    """Directory of reference values, a file an image, as ``cima reference image`` writes them."""
+    unknown_images: Literal["refuse", "admit"] = "refuse"
+    """What becomes of a container whose layers are of no image with reference values: it does not
+    start, or it starts and may run anything, as without enforcement."""
+    allow: Annotated[list[Sha256], Field(max_length=1024)] = []
+    """SHA-256 digests of files that may run in every container, such as the engine's init."""
+    files: Annotated[int, Field(ge=1, le=16_000_000)] = 250_000
+    """Files of one image at most: each takes some 100 bytes of the kernel's memory."""
 
 
 class TpmSettings(_Section):
@@ -144,12 +189,22 @@ class Settings(_Section):
     """The top-level keys, which the shim and the hooks read too."""
     ima: ImaSettings = ImaSettings()
     sensor: SensorSettings = SensorSettings()
+    enforcement: EnforcementSettings = EnforcementSettings()
+    limits: LimitSettings = LimitSettings()
     tpm: TpmSettings = TpmSettings()
     rootfs: RootfsSettings = RootfsSettings()
     binding: BindingSettings = BindingSettings()
     attestation: AttestationSettings = AttestationSettings()
     storage: StorageSettings = StorageSettings()
     users: UsersSettings = UsersSettings()
+
+    @model_validator(mode="after")
+    def _enforcement_takes_what_is_measured(self) -> Self:
+        if self.enforcement.enforce and not (self.sensor.required and self.ima.required):
+            raise ValueError("enforcement.enforce takes sensor.required and ima.required")
+        if self.enforcement.enforce and self.rootfs.mode == "off":
+            raise ValueError("enforcement.enforce takes rootfs.mode other than off")
+        return self
 
     @model_validator(mode="after")
     def _container_pcr_is_never_quoted(self) -> Self:

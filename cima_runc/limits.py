@@ -52,6 +52,9 @@ CONTAINER_NOTE = 64 * KIB
 EVENT_BATCH = 8192
 """Sensor events that become records together; the sensor's buffer holds the rest."""
 
+NAME_PATTERNS = 16
+"""Patterns of names in ``sensor.measure_reads`` (NAME_PATTERNS_MAX in sensor.h)."""
+
 NAME = 255
 """Bytes of one path component (NAME_MAX in linux/limits.h)."""
 

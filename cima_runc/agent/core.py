@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cima_runc.config import LimitSettings
 from cima_runc.cpcr.binding import Bind
 from cima_runc.cpcr.tree import Tree, leaf_hash
 from cima_runc.errors import CimaError
@@ -18,6 +19,8 @@ from cima_runc.ml.records import Record
 from cima_runc.ml.store import ContainerNote, State
 from cima_runc.sensor.events import SHA256, Event
 
+_LINE = 512
+"""Bytes of a file's record on disk beside its path, about."""
 SENSOR_DROPPED = "the sensor dropped events"
 """Reason of a ``lost`` record."""
 
@@ -35,6 +38,10 @@ class Container:
     partition: Partition
     dropped: int = 0
     """Events of it that the sensor dropped, as far as they are recorded."""
+    size: int = 0
+    """Bytes of its files' records on disk, about, since this agent started."""
+    full: bool = False
+    """Whether it has reached a limit of its own, and is measured no further."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,17 @@ class Core:
     """The containers of this boot and the tree over their registers.
 
     ``missing`` names the sources of measurement that this agent runs without; it stands in every
-    record.
+    record. ``limits`` are those of each container.
     """
 
-    def __init__(self, tree: Tree, missing: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        missing: tuple[str, ...] = (),
+        limits: LimitSettings = LimitSettings(),  # noqa: B008 - frozen
+    ) -> None:
         self.missing = missing
+        self._limits = limits
         self._tree = tree
         self._containers: dict[int, Container] = {}
         self._changed: set[int] = set()
@@ -162,7 +175,9 @@ class Core:
         """Measure what the sensor saw; None where the container has that file already.
 
         ``line`` is the index of the kernel's log line for the same digest and path. An event
-        without a digest or a path becomes a ``violation``: something ran that cannot be named.
+        without a digest or a path becomes a ``violation``: something ran that cannot be named. So
+        does one of a file that was denied: nothing ran. Where the container has reached its limit,
+        one ``lost`` record says so, and all that it does after that is left out.
 
         Raises:
             CoreError: the container is not known, or has ended.
@@ -173,19 +188,32 @@ class Core:
         partition = container.partition
         meta = {"time": time, "pid": event.pid, "uid": event.uid, "ima_line": line}
         digest = event.digest if event.hash_algo == SHA256 else None
+        func = Func[event.func.name]
+        file = (digest, event.path) if digest and event.path and not event.denied else None
+        is_known = file is not None and partition.has_file(*file, func)
         if container.note.state == "stopped":
             # Read again after its end was recorded, if the agent was killed just then.
-            if digest and event.path and partition.has_file(digest, event.path):
+            if is_known:
                 return None
             raise CoreError(f"an event of registration {event.registration}, which has ended")
-        if digest is None or event.path is None:
-            self._changed.add(event.registration)
-            return partition.add(_violation(event), self._meta(meta))
-        if partition.has_file(digest, event.path):
+        if container.full or is_known:
             return None
+        if reason := self._over_limit(container, event):
+            container.full = True
+            return self.lost(event.registration, None, reason, time)
         self._changed.add(event.registration)
-        func = Func[event.func.name]
-        return partition.add_file(digest, event.path, event.mntns, func, self._meta(meta))
+        if file is None:
+            return partition.add(_violation(event), self._meta(meta))
+        return partition.add_file(*file, event.mntns, func, self._meta(meta))
+
+    def _over_limit(self, container: Container, event: Event) -> str:
+        """Return which limit the container would pass with this event's record; "" for none."""
+        container.size += _LINE + 2 * len(event.path or b"")
+        if container.partition.count >= self._limits.records:
+            return f"the container's limit of {self._limits.records} records is reached"
+        if container.size > self._limits.bytes:
+            return f"the container's limit of {self._limits.bytes} bytes of records is reached"
+        return ""
 
     def add(self, registration: int, content: Mapping[str, Any], time: str) -> Record:
         """Record ``content``, an object with a ``type``.
@@ -203,7 +231,7 @@ class Core:
     ) -> Record | None:
         """Record a file that the kernel's log has at ``line``; None where it is there already."""
         container = self._containers[registration]
-        if container.partition.has_file(digest, path):
+        if container.partition.has_file(digest, path, func):
             return None
         self._changed.add(registration)
         meta = self._meta({"time": time, "ima_line": line})
@@ -276,8 +304,10 @@ def dropped_in(records: Iterable[Record]) -> int:
 
 
 def _violation(event: Event) -> dict[str, Any]:
-    """Return the content for a file that ran, but of which not all is known."""
-    if event.digest is None:
+    """Return the content for a file that was denied, or that ran and of which not all is known."""
+    if event.denied:
+        reason = "denied, it is not in the container's image"
+    elif event.digest is None:
         reason = f"the kernel gave no digest: {os.strerror(event.error)}"
     elif event.hash_algo != SHA256:
         reason = "the kernel's digest is not SHA-256: boot with ima_hash=sha256"
@@ -285,6 +315,7 @@ def _violation(event: Event) -> dict[str, Any]:
         reason = f"the kernel gave no path: {os.strerror(event.path_error)}"
     return {
         "type": "violation",
+        "denied": event.denied,
         "reason": reason,
         "func": event.func.name,
         "digest": event.digest.hex() if event.digest else None,

@@ -84,7 +84,7 @@ class Agent:
         self._answering: set[asyncio.Task[None]] = set()
         boot = boot_id()
         store.prepare()
-        core = Core(Tree(), sources.missing)
+        core = Core(Tree(), sources.missing, settings.limits)
         self._ledger = Ledger(
             core, store, Journal.open(store.journal_path(boot)), sources.tpm, settings.tpm.pcr
         )

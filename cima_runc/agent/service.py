@@ -5,6 +5,7 @@ that), but for :meth:`Service.look_at`.
 """
 
 import hashlib
+import itertools
 import logging
 import secrets
 import time
@@ -18,6 +19,7 @@ from cima_runc import clock, limits
 from cima_runc.agent.candidate import Candidate, look_at
 from cima_runc.agent.core import Container, Core, CoreError, dropped_in
 from cima_runc.agent.dependencies import Dependencies, Look, failed
+from cima_runc.agent.enforcement import Allowlist, Enforcement
 from cima_runc.agent.ledger import Ledger
 from cima_runc.agent.process import ContainerProcess, ProcessError, examine
 from cima_runc.agent.retention import Retention
@@ -97,6 +99,7 @@ class Service:
         self._on_process = on_process
         self._on_progress = on_progress
         self._rootfs_store = RootfsStore.at(store.root / "rootfs")
+        self._enforcement = Enforcement(settings.enforcement, sensor) if sensor else None
         self._processes: dict[int, ContainerProcess] = {}
         self._held: set[tuple[str, str]] = set()
         """Id and bundle of each container in ``_processes``."""
@@ -280,6 +283,7 @@ class Service:
     def _register(self, candidate: Candidate) -> None:
         state, process = candidate.state, candidate.process
         owners = owner_keys(candidate.config, Path(self._settings.attestation.owners_dir))
+        allowlist = self._enforcement.allowlist(candidate.rootfs) if self._enforcement else None
         dependencies, reason = self._dependencies_of(candidate.look)
         number = self._new_number()
         missing = self._core.missing
@@ -305,13 +309,16 @@ class Service:
             uid=candidate.uid,
         )
         try:
-            records = self._begin(note, secret, candidate, reason, missing)
+            records = self._begin(
+                note, secret, candidate, reason, missing=missing, allowlist=allowlist
+            )
         except CimaError:
             self._core.give_slot(note.slot)
             raise
         try:
             if self._sensor is not None:
-                self._sensor.watch(process.mntns, number, process.cgroup_id)
+                handle = allowlist.handle if allowlist else None
+                self._sensor.watch(process.mntns, number, process.cgroup_id, handle)
             self._store.create(note, secret)
         except BaseException:
             self._unwatch(number)
@@ -359,9 +366,11 @@ class Service:
         secret: bytes,
         candidate: Candidate,
         no_dependencies: str,
+        *,
         missing: tuple[str, ...],
+        allowlist: Allowlist | None,
     ) -> list[Record]:
-        register = {
+        register: dict[str, Any] = {
             "type": "register",
             "id": note.id,
             "boot_id": note.boot_id,
@@ -373,6 +382,8 @@ class Service:
         }
         if note.uid:
             register["uid"] = note.uid
+        if allowlist is not None:
+            register["enforced"] = allowlist.image
         config = measured_config(candidate.config, secret=secret, hooks_dir=self._hooks_dir)
         contents: list[dict[str, Any]] = [
             register,
@@ -617,12 +628,24 @@ class Service:
             reason = "the sensor was not loaded"
             self._ledger.add(number, [self._core.lost(number, None, reason, clock.now())])
             if process is not None:
-                self._sensor.watch(note.mntns, number, process.cgroup_id)
+                handle = self._allowlist_again(number)
+                self._sensor.watch(note.mntns, number, process.cgroup_id, handle)
         if process is None:
             return "ended while the agent was not running"
         self._hold(note, process)
         _log.info("container %s is taken over", note.id)
         return ""
+
+    def _allowlist_again(self, number: int) -> int | None:
+        """Return the list that the container began with, None for one that may run anything."""
+        contents = {
+            record.content.get("type"): record.content
+            for record in itertools.islice(self._store.records(number), _FIRST_RECORDS)
+        }
+        image = contents.get("register", {}).get("enforced")
+        if image is None or self._enforcement is None:
+            return None
+        return self._enforcement.again(image, contents.get("rootfs", {"layers": []})).handle
 
     # -- dependencies -------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from cima_runc.config import Settings
 from cima_runc.errors import CimaError
 from cima_runc.ima.kernel_log import KernelLog
 from cima_runc.sensor.loader import Sensor
+from cima_runc.sensor.options import Options
 from cima_runc.tpm.device import Tpm
 
 _log = logging.getLogger(__name__)
@@ -75,11 +76,19 @@ def open_sources(settings: Settings) -> Sources:
     sensor = attempt(
         settings.sensor.required,
         "sensor",
-        lambda: Sensor.open(ring_bytes=settings.sensor.ring_mib << 20),
+        lambda: Sensor.open(options=_sensor_options(settings)),
     )
     if lines:
         raise SourcesMissingError(lines)
     return Sources(kernel_log, sensor, tpm)
+
+
+def _sensor_options(settings: Settings) -> Options:
+    return Options(
+        ring_bytes=settings.sensor.ring_mib << 20,
+        bytes_per_second=settings.limits.mib_per_second << 20,
+        reads=tuple(settings.sensor.measure_reads),
+    )
 
 
 def _open_tpm(settings: Settings) -> Tpm:

@@ -28,6 +28,7 @@ class Partition:
         self._cpcr = register.ZERO
         self._count = 0
         self._files: set[bytes] = set()
+        self._reads: set[bytes] = set()
 
     @classmethod
     def restore(cls, container_id: str, records: Iterable[Record]) -> Self:
@@ -41,8 +42,8 @@ class Partition:
             if record.recnum != partition._count or record.cpcr != container_id:
                 raise RecordError(f"expected record {partition._count} of {container_id}")
             if record.content_type == IMA_TEMPLATE:
-                digest, path, _, _ = unpack_cima_ng(template_data(record.content))
-                partition._files.add(_file_key(digest, path))
+                digest, path, _, func = unpack_cima_ng(template_data(record.content))
+                partition._remember(digest, path, func)
             partition._extend(record.digest)
         return partition
 
@@ -56,15 +57,19 @@ class Partition:
         """Number of records."""
         return self._count
 
-    def has_file(self, digest: bytes, path: bytes) -> bool:
-        """Whether this file is measured already, by whatever hook."""
-        return _file_key(digest, path) in self._files
+    def has_file(self, digest: bytes, path: bytes, func: Func) -> bool:
+        """Whether this file is measured already, by whatever hook.
+
+        One that was only read has not been executed yet, and is measured once more when it is.
+        """
+        key = _file_key(digest, path)
+        return key in self._files or (func is Func.FILE_CHECK and key in self._reads)
 
     def add_file(
         self, digest: bytes, path: bytes, mntns: int, func: Func, meta: Mapping[str, Any]
     ) -> Record:
         """Measure a file: ``digest`` is IMA's SHA-256 of it, ``path`` as the kernel gave it."""
-        self._files.add(_file_key(digest, path))
+        self._remember(digest, path, func)
         data = pack_cima_ng(digest, path, mntns, func)
         measured = hashlib.sha256(data).digest()
         return self._append(IMA_TEMPLATE, file_content(data), measured, meta)
@@ -76,6 +81,10 @@ class Partition:
             RecordError: the content has no canonical form; nothing was measured.
         """
         return self._append(CIMA, content, digest_of(CIMA, content), meta)
+
+    def _remember(self, digest: bytes, path: bytes, func: Func) -> None:
+        known = self._reads if func is Func.FILE_CHECK else self._files
+        known.add(_file_key(digest, path))
 
     def _append(
         self, content_type: str, content: Mapping[str, Any], digest: bytes, meta: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""What the sensor says of one file that was executed or mapped executable.
+"""What the sensor says of one file that was executed, mapped executable or read as a script.
 
 Pure: bytes of the ring in, :class:`Event` out. The layout is ``struct event`` of sensor.h.
 """
@@ -33,11 +33,12 @@ class Func(IntEnum):
 
     BPRM_CHECK = 1
     MMAP_CHECK = 2
+    FILE_CHECK = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One file, as a process of a watched container executed it or mapped it executable."""
+    """One file, as a process of a watched container used it, or tried to."""
 
     registration: int
     """The number under which the container was watched; unsigned, 64 bits."""
@@ -66,6 +67,8 @@ class Event:
     without a name ends in " (deleted)". None: see ``path_error``."""
     path_error: int
     """0, or the positive errno for which there is no path: ENAMETOOLONG above 4,095 bytes."""
+    denied: bool = False
+    """Whether the kernel was told to refuse it: the container's list does not have its digest."""
 
 
 def parse(record: bytes | memoryview) -> Event:
@@ -87,9 +90,11 @@ def parse(record: bytes | memoryview) -> Event:
         algo,
         path_len,
         func,
-        _reserved,
+        denied,
         digest,
     ) = HEADER.unpack_from(record)
+    if denied > 1:
+        raise EventError(f"an event that is denied {denied} times")
     if func not in _FUNCS:
         raise EventError(f"an event of the unknown kind {func}")
     if algo >= len(DIGEST_SIZES):
@@ -118,6 +123,7 @@ def parse(record: bytes | memoryview) -> Event:
         -algo if algo < 0 else 0,
         path,
         0 if path is not None else -path_len,
+        bool(denied),
     )
 
 

@@ -7,12 +7,13 @@ import ctypes
 import errno
 import os
 from collections import deque
-from collections.abc import Iterator
-from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from collections.abc import Collection, Iterator
+from ctypes import POINTER, byref, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Final
 
 BPF_ANY: Final = 0
 BPF_NOEXIST: Final = 1
+_BPF_MAP_TYPE_HASH: Final = 1
 
 _PRINT_FUNCTION: Final = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 _MESSAGE_SIZE: Final = 1 << 20
@@ -107,6 +108,10 @@ class Libbpf:
         """Return the loaded program's file descriptor, which stays libbpf's."""
         return int(self._lib.bpf_program__fd(program))
 
+    def program_load_too(self, program: int) -> None:
+        """Have a program loaded whose section begins with ``?``, before its object is loaded."""
+        self._status("bpf_program__set_autoload", program, True)
+
     def program_attach(self, program: int) -> int:
         """Attach a program where its section says; returns a ``struct bpf_link *``."""
         return self._pointer("bpf_program__attach", program)
@@ -143,6 +148,31 @@ class Libbpf:
         size = c_uint32(ctypes.sizeof(info))
         self._status("bpf_obj_get_info_by_fd", program_fd, byref(info), byref(size))
         return int(info.recursion_misses)
+
+    def open_map(self, map_id: int) -> int:
+        """Return a new file descriptor of the map with this number; it is the caller's."""
+        result = int(self._lib.bpf_map_get_fd_by_id(map_id))
+        if result < 0:
+            raise OSError(-result, os.strerror(-result), "bpf_map_get_fd_by_id")
+        return result
+
+    def hash_of(self, name: str, keys: Collection[bytes]) -> int:
+        """Return the descriptor of a new hash map of these keys, each with one byte; the caller's.
+
+        ``keys`` are of one size, at least one.
+        """
+        size = len(next(iter(keys)))
+        fd = self._lib.bpf_map_create(_BPF_MAP_TYPE_HASH, name.encode(), size, 1, len(keys), None)
+        if fd < 0:
+            raise OSError(-fd, os.strerror(-fd), "bpf_map_create")
+        count = c_uint32(len(keys))
+        values = bytes(len(keys))
+        try:
+            self._status("bpf_map_update_batch", fd, b"".join(keys), values, byref(count), None)
+        except OSError:
+            os.close(fd)
+            raise
+        return int(fd)
 
     def update(self, fd: int, key: bytes, value: bytes, flags: int = BPF_ANY) -> None:
         """Set ``key`` of the map ``fd``."""
@@ -219,12 +249,16 @@ _FUNCTIONS: Final = (
     ("bpf_map__set_initial_value", c_int, [c_void_p, c_char_p, c_size_t]),
     ("bpf_program__name", c_char_p, [c_void_p]),
     ("bpf_program__fd", c_int, [c_void_p]),
+    ("bpf_program__set_autoload", c_int, [c_void_p, c_bool]),
     ("bpf_program__attach", c_void_p, [c_void_p]),
     ("bpf_link__fd", c_int, [c_void_p]),
     ("bpf_link__destroy", c_int, [c_void_p]),
     ("bpf_obj_pin", c_int, [c_int, c_char_p]),
     ("bpf_obj_get", c_int, [c_char_p]),
     ("bpf_obj_get_info_by_fd", c_int, [c_int, c_void_p, POINTER(c_uint32)]),
+    ("bpf_map_get_fd_by_id", c_int, [c_uint32]),
+    ("bpf_map_create", c_int, [c_int, c_char_p, c_uint32, c_uint32, c_uint32, c_void_p]),
+    ("bpf_map_update_batch", c_int, [c_int, c_char_p, c_char_p, c_void_p, c_void_p]),
     ("bpf_map_update_elem", c_int, [c_int, c_char_p, c_char_p, c_uint64]),
     ("bpf_map_lookup_elem", c_int, [c_int, c_char_p, c_void_p]),
     ("bpf_map_lookup_and_delete_elem", c_int, [c_int, c_char_p, c_void_p]),

@@ -13,25 +13,22 @@ import os
 import platform
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from cima_runc import limits
 from cima_runc.errors import CimaError
 from cima_runc.sensor.events import Event, parse
 from cima_runc.sensor.libbpf import Libbpf
+from cima_runc.sensor.options import PATH_KEY_BYTES, Options
 from cima_runc.sensor.pins import DIRECTORY, Handles, Pins
 from cima_runc.sensor.ring import RingReader
 from cima_runc.sensor.tables import LAYOUT, MAPS, Row, Tables, Watched
 from cima_runc.text import printable
 
 _log = logging.getLogger(__name__)
-
-RING_BYTES: Final = 16 * limits.MIB
-"""Size of the ring buffer: room for some 90,000 events with paths of 40 bytes."""
 
 OBJECT: Final = Path(__file__).with_name("sensor.bpf.o")
 """The compiled sensor, made when the package was built."""
@@ -42,7 +39,10 @@ _CAP_SYS_ADMIN: Final = 21
 _CAP_PERFMON: Final = 38
 _CAP_BPF: Final = 39
 
-_PATH_KEY_BYTES: Final = 16
+_READS_PROGRAM: Final = "cima_file_post_open"
+_READS_HOOK: Final = b" bpf_lsm_file_post_open\n"
+_KALLSYMS: Final = Path("/proc/kallsyms")
+_SHA256_BYTES: Final = 32
 
 
 class SensorError(CimaError):
@@ -71,6 +71,10 @@ class NoBtfError(SensorUnavailableError):
 
 class NoPrivilegeError(SensorUnavailableError):
     """This process may not load BPF programs."""
+
+
+class NoReadsError(SensorUnavailableError):
+    """The kernel has no hook from which files that are read can be measured."""
 
 
 class RejectedError(SensorUnavailableError):
@@ -129,6 +133,7 @@ class Sensor:
         self._handles = handles
         self._pins = pins
         self._older = list(older)
+        self._libbpf = libbpf
         self._tables = Tables(libbpf, handles)
         self._ring_bytes = libbpf.map_max_entries(handles.maps["events"])
         self._ring = RingReader(handles.maps["events"], self._ring_bytes)
@@ -138,34 +143,37 @@ class Sensor:
         self._closed = False
 
     @classmethod
-    def load(cls, *, ring_bytes: int = RING_BYTES) -> Self:
+    def load(cls, options: Options = Options()) -> Self:  # noqa: B008 - frozen
         """Load a sensor that is gone when it is closed; nothing is watched yet.
 
-        ``ring_bytes`` is a power of two, at least one page. Raises a
-        :class:`SensorUnavailableError` that says which thing is missing.
+        Raises a :class:`SensorUnavailableError` that says which thing is missing.
         """
-        elf, libbpf = _prepare(ring_bytes)
+        elf, libbpf = _prepare(options)
         try:
-            return cls(libbpf, _load(libbpf, elf, ring_bytes))
+            return cls(libbpf, _load(libbpf, elf, options))
         except OSError as error:
             raise _rejected(error, libbpf.messages) from error
 
     @classmethod
-    def open(cls, directory: Path = DIRECTORY, *, ring_bytes: int = RING_BYTES) -> Self:
+    def open(
+        cls,
+        directory: Path = DIRECTORY,
+        options: Options = Options(),  # noqa: B008 - frozen
+    ) -> Self:
         """Open the sensor that is pinned below ``directory``, as another process left it.
 
-        Where there is none of this version and size, one is loaded. It watches what an older one
-        watches before that one is detached; what the older one saw comes first, and what both
-        saw comes twice.
+        Where there is none of this version with these options, one is loaded. It watches what an
+        older one watches before that one is detached; what the older one saw comes first, and what
+        both saw comes twice.
 
         Raises:
             SensorUnavailableError: as for :meth:`load`.
             PinsError: as for :meth:`Pins.open`.
         """
-        elf, libbpf = _prepare(ring_bytes)
+        elf, libbpf = _prepare(options)
         pins = Pins.open(libbpf, directory)
         try:
-            return cls._open(libbpf, pins, elf, ring_bytes)
+            return cls._open(libbpf, pins, elf, options)
         except OSError as error:
             pins.close()
             raise _rejected(error, libbpf.messages) from error
@@ -174,13 +182,14 @@ class Sensor:
             raise
 
     @classmethod
-    def _open(cls, libbpf: Libbpf, pins: Pins, elf: bytes, ring_bytes: int) -> Self:
-        name = f"{LAYOUT}-{hashlib.sha256(b'%d ' % ring_bytes + elf).hexdigest()[:16]}"
+    def _open(cls, libbpf: Libbpf, pins: Pins, elf: bytes, options: Options) -> Self:
+        loaded = hashlib.sha256(repr(options).encode("ascii") + elf).hexdigest()[:16]
+        name = f"{LAYOUT}-{loaded}"
         if name in pins.names() and not pins.whole(name):
             pins.set_aside(name)
         names = pins.names()
         if name not in names:
-            handles = _load(libbpf, elf, ring_bytes)
+            handles = _load(libbpf, elf, options)
             pins.pin(name, handles, MAPS)
             handles.close()
         older = []
@@ -208,12 +217,25 @@ class Sensor:
         """Return the numbers of all containers that are watched, by whichever process."""
         return set(self._containers.values())
 
-    def watch(self, mntns: int, registration: int, cgroup_id: int) -> None:
+    def allowlist(self, digests: Collection[bytes]) -> int:
+        """Return the descriptor of a list of SHA-256 digests for :meth:`watch`; the caller's.
+
+        Raises:
+            OSError: the kernel has no room for it.
+        """
+        # A hash map has one entry at least; nothing has the digest of zeros.
+        return self._libbpf.hash_of("allowlist", digests or [bytes(_SHA256_BYTES)])
+
+    def watch(
+        self, mntns: int, registration: int, cgroup_id: int, allowlist: int | None = None
+    ) -> None:
         """Report from now on what runs in the mount namespace with the inode number ``mntns``.
 
         ``registration`` is any number but 0, never used before; events carry it. The caller holds
         the namespace open until :meth:`unwatch`, so that the number stays that namespace's. A
-        namespace that was counted as nested in another container becomes this one's.
+        namespace that was counted as nested in another container becomes this one's. Nothing that
+        is not in ``allowlist``, the descriptor of :meth:`allowlist`, can be executed or mapped
+        executable there.
         """
         if not registration:
             raise SensorError("0 is not a registration number")
@@ -225,6 +247,8 @@ class Sensor:
         try:
             self._tables.put_row(registration, row, new=True)
             try:
+                if allowlist is not None:
+                    self._tables.put_allowlist(registration, allowlist)
                 self._tables.put_namespace(mntns, Watched(registration, 0, 0), new=False)
             except BaseException:
                 self._tables.remove_row(registration)
@@ -257,6 +281,7 @@ class Sensor:
             for mntns, entry in self._tables.namespaces():
                 if entry.registration == registration:
                     self._tables.remove_namespace(mntns)
+        self._tables.remove_allowlist(registration)
         self._lost.pop(registration, None)
         return self._lost_by(registration, row)
 
@@ -356,6 +381,7 @@ class Sensor:
                 continue
             fresh = row._replace(dropped=0, nested=0, missed_before=missed - older.lost(row))
             self._tables.put_row(number, fresh, new=True)
+            self._take_over_allowlist(older, number)
             self._containers[row.mntns] = number
             taken.append(number)
             # Where its namespace is gone, the row alone says what was lost, until the end is noted.
@@ -385,6 +411,14 @@ class Sensor:
             found = self._tables.row(number)
             if found is not None and found.nested != nested[number]:
                 self._tables.put_row(number, found._replace(nested=nested[number]), new=False)
+
+    def _take_over_allowlist(self, older: "_Older", registration: int) -> None:
+        allowlist = older.tables.open_allowlist(registration)
+        if allowlist is not None:
+            try:
+                self._tables.put_allowlist(registration, allowlist)
+            finally:
+                os.close(allowlist)
 
     def _copy_namespace(self, older: "_Older", mntns: int, entry: Watched) -> None:
         try:
@@ -419,7 +453,8 @@ class _Older:
         self._handles.close()
 
 
-def _prepare(ring_bytes: int) -> tuple[bytes, Libbpf]:
+def _prepare(options: Options) -> tuple[bytes, Libbpf]:
+    ring_bytes = options.ring_bytes
     if ring_bytes < mmap.PAGESIZE or ring_bytes & (ring_bytes - 1):
         raise SensorError(
             f"a ring buffer of {ring_bytes} bytes is not possible",
@@ -428,25 +463,32 @@ def _prepare(ring_bytes: int) -> tuple[bytes, Libbpf]:
     elf = _read_object()
     libbpf = _load_libbpf()
     check_kernel()
+    if options.reads:
+        _check_reads()
     return elf, libbpf
 
 
-def _load(libbpf: Libbpf, elf: bytes, ring_bytes: int) -> Handles:
+def _load(libbpf: Libbpf, elf: bytes, options: Options) -> Handles:
     """Load the sensor into the kernel and attach it."""
     obj = libbpf.object_open(elf)
     links: dict[str, int] = {}
     try:
-        libbpf.map_set_max_entries(libbpf.map(obj, "events"), ring_bytes)
-        key = secrets.token_bytes(_PATH_KEY_BYTES)
-        libbpf.map_set_initial_value(libbpf.map(obj, ".rodata"), key)
+        libbpf.map_set_max_entries(libbpf.map(obj, "events"), options.ring_bytes)
+        settings = options.settings(secrets.token_bytes(PATH_KEY_BYTES))
+        libbpf.map_set_initial_value(libbpf.map(obj, ".rodata"), settings)
+        programs = dict(libbpf.programs(obj))
+        if options.reads:
+            libbpf.program_load_too(programs[_READS_PROGRAM])
+        else:
+            del programs[_READS_PROGRAM]
         libbpf.object_load(obj)
-        for name, program in libbpf.programs(obj):
+        for name, program in programs.items():
             link = libbpf.program_attach(program)
             links[name] = os.dup(libbpf.link_fd(link))
             libbpf.link_destroy(link)
         return Handles(
             {name: os.dup(libbpf.map_fd(libbpf.map(obj, name))) for name in MAPS},
-            {name: os.dup(libbpf.program_fd(one)) for name, one in libbpf.programs(obj)},
+            {name: os.dup(libbpf.program_fd(one)) for name, one in programs.items()},
             links,
         )
     except BaseException:
@@ -504,6 +546,14 @@ def check_kernel() -> None:
         raise NoBpfLsmError(
             f"the BPF LSM is not active, only {printable(active)}",
             hint=f"add lsm={printable(_with_bpf(active))} to the kernel's command line and reboot",
+        )
+
+
+def _check_reads() -> None:
+    if _READS_HOOK not in _KALLSYMS.read_bytes():
+        raise NoReadsError(
+            f"Linux {platform.release()} gives no digest of a file when it is opened",
+            hint="run Linux 6.12 or later, or take measure_reads out of [sensor]",
         )
 
 

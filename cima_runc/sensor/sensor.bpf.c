@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
  * The sensor: reports every file that a watched container executes or maps executable, with the
- * digest that IMA has of that very file, its path as the container sees it, and whose it is.
+ * digest that IMA has of that very file, its path as the container sees it, and whose it is. Where a
+ * container has a list of what may run in it, all else is refused, and that is reported.
  *
  * A container is known by its mount namespace. Namespaces that its processes create are added here,
  * the moment they come to be, and removed the moment their numbers can be used again.
@@ -25,10 +26,14 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_HASH_OF_MAPS = 13,
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
 enum { BPF_ANY = 0, BPF_EXIST = 2, BPF_F_MMAPABLE = 1 << 10 };
-enum { ETXTBSY = 26, MAX_ERRNO = 4095, PROT_EXEC = 4 };
+enum { EPERM = 1, ETXTBSY = 26, MAX_ERRNO = 4095 };
+enum { PROT_EXEC = 4, FMODE_READ = 1, FMODE_WRITE = 2, FMODE_EXEC = 0x20 };
+enum { S_IFMT = 0170000, S_IFREG = 0100000 };
+enum { HASH_ALGO_SHA256 = 4 };
 
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
@@ -60,32 +65,50 @@ struct nsproxy {
 struct task_struct {
 	struct nsproxy *nsproxy;
 } KERNEL;
+struct qstr {
+	u32 len;
+	const unsigned char *name;
+} KERNEL;
+struct dentry {
+	struct qstr d_name;
+} KERNEL;
 struct path {
 	void *mnt;
+	struct dentry *dentry;
 } KERNEL;
 struct super_block {
 	u32 s_dev;
 } KERNEL;
 struct inode {
+	unsigned short i_mode;
 	unsigned long i_ino;
 	struct super_block *i_sb;
 	atomic_t i_writecount;
 } KERNEL;
 struct file {
+	unsigned int f_mode;
+	unsigned int f_flags;
 	struct path f_path;
 	struct inode *f_inode;
 } KERNEL;
 struct linux_binprm {
 	struct file *file;
 } KERNEL;
+struct linux_binprm___6_14 {
+	unsigned int is_check : 1;
+} KERNEL;
 
-/* What has been reported. `func` is not part of it: the first use of a file is the one recorded. */
+/*
+ * What has been reported. Whether a file was executed or mapped is not part of it: the first use is
+ * the one recorded. That it was only read is: it may be executed yet.
+ */
 struct seen_key {
 	u64 registration;
 	u64 path_hash;
 	u64 ino;
 	u32 dev;
 	s32 hash;
+	u64 only_read;
 	u8 digest[DIGEST_SIZE];
 };
 
@@ -138,8 +161,29 @@ struct {
 	__uint(max_entries, 16 << 20); /* bytes; the loader sets it */
 } events SEC(".maps");
 
-/* Key of the path hash, random at every load: nobody can aim at a collision. */
-const volatile u64 path_key[2] = {};
+/* The oldest give way, and begin anew when they send again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, REGISTRATIONS_MAX);
+	__type(key, u64);
+	__type(value, struct budget);
+} budgets SEC(".maps");
+
+struct allowlist {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1); /* the loader makes each as large as it must be */
+	__uint(key_size, SHA256_SIZE);
+	__uint(value_size, sizeof(u8));
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
+	__uint(max_entries, REGISTRATIONS_MAX);
+	__type(key, u64);
+	__array(values, struct allowlist);
+} allowed SEC(".maps");
+
+const volatile struct settings settings = {};
 
 /* The number of a mount namespace that the kernel never gives twice; 0 where it has none. */
 static __always_inline u64 namespace_id(struct mnt_namespace *ns)
@@ -227,8 +271,8 @@ static __always_inline void release_scratch(struct scratch *s)
 /* SipHash-1-3 of the path, in words (Aumasson and Bernstein, 2012); zeros fill the last word. */
 static __always_inline u64 hash_path(const u8 *path, u32 len)
 {
-	u64 v0 = path_key[0] ^ 0x736f6d6570736575ULL, v1 = path_key[1] ^ 0x646f72616e646f6dULL;
-	u64 v2 = path_key[0] ^ 0x6c7967656e657261ULL, v3 = path_key[1] ^ 0x7465646279746573ULL;
+	u64 v0 = settings.path_key[0] ^ 0x736f6d6570736575ULL, v1 = settings.path_key[1] ^ 0x646f72616e646f6dULL;
+	u64 v2 = settings.path_key[0] ^ 0x6c7967656e657261ULL, v3 = settings.path_key[1] ^ 0x7465646279746573ULL;
 	u64 last = (u64)len << 48;
 
 	for (u32 at = 0; at < PATH_SIZE; at += 8) {
@@ -251,9 +295,29 @@ static __always_inline u64 hash_path(const u8 *path, u32 len)
 	return v0 ^ v1 ^ v2 ^ v3;
 }
 
+/*
+ * Whether a container may send as many bytes more in this second. The ring is everybody's: without a
+ * limit, one that does nothing but run new files could have others' events dropped.
+ */
+static __always_inline int may_send(u64 registration, u64 now, u32 bytes)
+{
+	struct budget *budget = bpf_map_lookup_elem(&budgets, &registration);
+	struct budget begun = {.second = now / 1000000000, .bytes = bytes};
+
+	if (!budget) {
+		bpf_map_update_elem(&budgets, &registration, &begun, BPF_ANY);
+		return 1;
+	}
+	if (budget->second != begun.second) {
+		budget->second = begun.second;
+		budget->bytes = 0;
+	}
+	return __sync_fetch_and_add(&budget->bytes, bytes) + bytes <= settings.bytes_per_second;
+}
+
 /* Build the event in `s` and send it, unless the same was sent before. */
 static __always_inline void send(struct scratch *s, struct file *file, struct mnt_namespace *ns,
-				 u64 registration, s32 hash, const u8 *digest, u32 func)
+				 u64 registration, s32 hash, const u8 *digest, u32 func, u32 denied)
 {
 	struct event *e = &s->event;
 	struct inode *inode = file->f_inode;
@@ -271,8 +335,14 @@ static __always_inline void send(struct scratch *s, struct file *file, struct mn
 	s->key.dev = inode->i_sb->s_dev;
 	s->key.hash = hash;
 	__builtin_memcpy(s->key.digest, digest, DIGEST_SIZE);
+	s->key.only_read = 0;
 	if (bpf_map_lookup_elem(&seen, &s->key))
 		return;
+	if (func == FILE_CHECK) {
+		s->key.only_read = 1;
+		if (bpf_map_lookup_elem(&seen, &s->key))
+			return;
+	}
 
 	e->registration = registration;
 	e->time_ns = bpf_ktime_get_boot_ns();
@@ -285,15 +355,31 @@ static __always_inline void send(struct scratch *s, struct file *file, struct mn
 	e->hash = hash;
 	e->path_len = path_len;
 	e->func = func;
-	e->reserved = 0;
+	e->denied = denied;
 	__builtin_memcpy(e->digest, digest, DIGEST_SIZE);
 
-	if (bpf_ringbuf_output(&events, e, sizeof(*e) + bytes, 0))
+	if (!may_send(registration, e->time_ns, sizeof(*e) + bytes) ||
+	    bpf_ringbuf_output(&events, e, sizeof(*e) + bytes, 0))
 		count_dropped(registration);
 	else
 		bpf_map_update_elem(&seen, &s->key, &one, BPF_ANY);
 }
 
+/* Whether the container's list, if it has one, lets a file with this digest run. */
+static __always_inline int is_allowed(u64 registration, s32 hash, const u8 *digest)
+{
+	void *allowlist = bpf_map_lookup_elem(&allowed, &registration);
+	u8 wanted[SHA256_SIZE];
+
+	if (!allowlist)
+		return 1;
+	if (hash != HASH_ALGO_SHA256)
+		return 0;
+	__builtin_memcpy(wanted, digest, SHA256_SIZE);
+	return bpf_map_lookup_elem(allowlist, wanted) != 0;
+}
+
+/* Returns what the kernel is to do: 0, or -EPERM where the file may not run in the container. */
 static __always_inline int report(struct file *file, u32 func)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
@@ -302,6 +388,7 @@ static __always_inline int report(struct file *file, u32 func)
 	u8 digest[DIGEST_SIZE] = {};
 	struct scratch *s;
 	s32 hash;
+	int denied;
 
 	if (!registration)
 		return 0;
@@ -314,14 +401,15 @@ static __always_inline int report(struct file *file, u32 func)
 		hash = -ETXTBSY;
 		__builtin_memset(digest, 0, DIGEST_SIZE);
 	}
+	denied = !is_allowed(registration, hash, digest);
 	s = claim_scratch();
-	if (!s) {
+	if (s) {
+		send(s, file, ns, registration, hash, digest, func, denied);
+		release_scratch(s);
+	} else {
 		count_dropped(registration);
-		return 0;
 	}
-	send(s, file, ns, registration, hash, digest, func);
-	release_scratch(s);
-	return 0;
+	return denied ? -EPERM : 0;
 }
 
 /* Programs, scripts and interpreters, each as the kernel comes to it. */
@@ -338,6 +426,67 @@ int BPF_PROG(cima_mmap_file, struct file *file, unsigned long reqprot, unsigned 
 	if (!file || !((reqprot | prot) & PROT_EXEC))
 		return 0;
 	return report(file, MMAP_CHECK);
+}
+
+static __always_inline int matches(const volatile struct name_pattern *pattern, const u8 *name,
+				   u32 len)
+{
+	u32 size = pattern->size, rest;
+	u8 text[NAME_PATTERN_SIZE + 3] = {};
+
+	if (size > NAME_PATTERN_SIZE || size > len)
+		return 0;
+	rest = len - size;
+	if (pattern->at_start && pattern->at_end && rest)
+		return 0;
+	if (bpf_probe_read_kernel(text, size, name + (pattern->at_start ? 0 : rest)))
+		return 0;
+	for (u32 i = 0; i < NAME_PATTERN_SIZE; i++)
+		if (i < size && text[i] != pattern->text[i])
+			return 0;
+	return 1;
+}
+
+/*
+ * What an interpreter reads, where it has the name of a script. Loaded only where the settings name
+ * any. When a file is opened to be executed that is not reading, and one that is opened for writing
+ * as well has no digest.
+ */
+SEC("?lsm.s/file_post_open")
+int BPF_PROG(cima_file_post_open, struct file *file, int mask)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	const u8 *name;
+	u32 len;
+
+	if ((file->f_mode & (FMODE_READ | FMODE_WRITE)) != FMODE_READ ||
+	    (file->f_flags & FMODE_EXEC) || (file->f_inode->i_mode & S_IFMT) != S_IFREG)
+		return 0;
+	if (!owner_of(task->nsproxy->mnt_ns))
+		return 0;
+	name = file->f_path.dentry->d_name.name;
+	len = file->f_path.dentry->d_name.len;
+	for (u32 i = 0; i < NAME_PATTERNS_MAX; i++) {
+		if (i >= settings.patterns)
+			break;
+		if (matches(&settings.pattern[i], name, len))
+			return report(file, FILE_CHECK);
+	}
+	return 0;
+}
+
+/*
+ * An interpreter asks whether it may run a file that it will read: execveat(2) with AT_EXECVE_CHECK,
+ * from Linux 6.14 on. The kernel then ends before bprm_check_security.
+ */
+SEC("lsm.s/bprm_creds_for_exec")
+int BPF_PROG(cima_execve_check, struct linux_binprm *bprm)
+{
+	struct linux_binprm___6_14 *newer = (void *)bprm;
+
+	if (!bpf_core_field_exists(newer->is_check) || !BPF_CORE_READ_BITFIELD(newer, is_check))
+		return 0;
+	return report(bprm->file, BPRM_CHECK);
 }
 
 /* A container makes a mount namespace: it is the container's, before anything can run in it. */

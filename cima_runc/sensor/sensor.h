@@ -12,6 +12,7 @@
 
 #define PATH_SIZE 4096 /* PATH_MAX, the NUL counted */
 #define DIGEST_SIZE 64 /* the largest that IMA knows: SHA-512 */
+#define SHA256_SIZE 32
 
 /* Sizes of the maps, in entries. */
 #define WATCHED_MAX 65536	/* mount namespaces, nested ones counted */
@@ -20,8 +21,11 @@
 #define SEEN_MAX 65536		/* (file, path, digest) already reported; the oldest give way */
 #define SCRATCH_SLOTS 8		/* per CPU; see claim_scratch */
 
+#define NAME_PATTERNS_MAX 16	/* names of files whose reading is measured */
+#define NAME_PATTERN_SIZE 29
+
 /* Which check the kernel was making, in IMA's words. */
-enum func { BPRM_CHECK = 1, MMAP_CHECK = 2 };
+enum func { BPRM_CHECK = 1, MMAP_CHECK = 2, FILE_CHECK = 3 };
 
 /* One event in the ring; `path_len` bytes of path follow, the last of them NUL. */
 struct event {
@@ -36,7 +40,7 @@ struct event {
 	s32 hash;		/* enum hash_algo of linux/hash_info.h, or -errno: no digest */
 	s32 path_len;		/* bytes, the NUL counted, or -errno: no path */
 	u32 func;		/* enum func */
-	u32 reserved;		/* 0 */
+	u32 denied;		/* 1: refused, since the container's allowlist does not have it */
 	u8 digest[DIGEST_SIZE]; /* as long as `hash` says, zero after that */
 };
 _Static_assert(sizeof(struct event) == 128, "events.py reads 128 bytes");
@@ -59,6 +63,30 @@ struct registration {
 
 _Static_assert(sizeof(struct watched) == 24 && sizeof(struct registration) == 40,
 	       "loader.py packs 24 and 40 bytes");
+
+/* Map `allowed`: registration number (u64) -> a hash map of the SHA-256 digests that may run there,
+ * each with one byte. Containers that are not in it may run anything. */
+
+/* Map `budgets`: registration number (u64) -> what the container has sent. */
+struct budget {
+	u64 second; /* of CLOCK_BOOTTIME, for which `bytes` counts */
+	u64 bytes;
+};
+
+/* What the loader sets before the programs are loaded, and nobody changes after. */
+struct name_pattern {
+	u8 size;
+	u8 at_start; /* the name begins with it */
+	u8 at_end;   /* the name ends with it; both: it is the name */
+	u8 text[NAME_PATTERN_SIZE];
+};
+struct settings {
+	u64 path_key[2];	/* of the path hash, random: nobody can aim at a collision */
+	u64 bytes_per_second;	/* that one container may send */
+	u64 patterns;		/* how many of the following are used */
+	struct name_pattern pattern[NAME_PATTERNS_MAX];
+};
+_Static_assert(sizeof(struct settings) == 544, "loader.py packs 544 bytes");
 
 /* Map `totals`, one entry, read through mmap: has anything been dropped at all? */
 struct totals {

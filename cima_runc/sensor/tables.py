@@ -15,7 +15,7 @@ from cima_runc.sensor.pins import Handles
 LAYOUT: Final = 1
 """Number of sensor.h's layout: what one agent writes, another one of this number reads."""
 
-MAPS: Final = ("events", "registrations", "totals", "watched")
+MAPS: Final = ("allowed", "events", "registrations", "totals", "watched")
 """The maps that are used from here."""
 
 _NUMBER: Final = struct.Struct("=I")
@@ -59,6 +59,7 @@ class Tables:
         self._libbpf = libbpf
         self._watched = handles.maps["watched"]
         self._rows = handles.maps["registrations"]
+        self._allowed = handles.maps["allowed"]
         self._programs = handles.programs
         totals = handles.maps["totals"]
         self._totals = mmap.mmap(totals, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ)
@@ -107,8 +108,22 @@ class Tables:
         self._libbpf.update(self._rows, _KEY.pack(registration), _ROW.pack(*row), flags)
 
     def remove_row(self, registration: int) -> None:
-        """Remove the row of a container, if there is one."""
+        """Remove the row of a container and its list of what may run, if there is one."""
         self._libbpf.delete(self._rows, _KEY.pack(registration))
+        self.remove_allowlist(registration)
+
+    def put_allowlist(self, registration: int, allowlist: int) -> None:
+        """Let nothing run in a container but what is in the map of this descriptor."""
+        self._libbpf.update(self._allowed, _KEY.pack(registration), _NUMBER.pack(allowlist))
+
+    def open_allowlist(self, registration: int) -> int | None:
+        """Return the descriptor, the caller's, of what may run; None where that is anything."""
+        raw = self._libbpf.lookup(self._allowed, _KEY.pack(registration), _NUMBER.size)
+        return None if raw is None else self._libbpf.open_map(_NUMBER.unpack(raw)[0])
+
+    def remove_allowlist(self, registration: int) -> None:
+        """Let anything run in a container again."""
+        self._libbpf.delete(self._allowed, _KEY.pack(registration))
 
     def end_row(self, registration: int) -> Row | None:
         """Make the row of a container one that has ended, and return it as it then is.

@@ -1,6 +1,6 @@
 """Was everything measured? What the records themselves say, whatever the reference values are."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from cima_runc.ml.records import CIMA, Record
@@ -24,6 +24,9 @@ def completeness(records: Iterable[Record], policy: Policy) -> Iterator[Finding]
                 yield _finding("records.lost", policy.allow_lost, what, at, "allow_lost")
             case "violation":
                 reason = printable(str(content.get("reason")))
+                if content.get("denied") is True:
+                    yield _denied(content, at)
+                    continue
                 what = f"something ran that cannot be named: {reason}"
                 allowed = policy.allow_violations
                 yield _finding("records.violation", allowed, what, at, "allow_violations")
@@ -32,6 +35,23 @@ def completeness(records: Iterable[Record], policy: Policy) -> Iterator[Finding]
                     allowed = source in policy.allow_missing
                     what = f"measured without {printable(source)}"
                     yield _finding("records.missing", allowed, what, at, "allow_missing")
+
+
+def _denied(content: Mapping[str, Any], at: int) -> Finding:
+    """Return what is shown of a file that the kernel refused: nothing of it ran."""
+    try:
+        path = bytes.fromhex(str(content.get("path_hex")))
+    except ValueError:
+        path = b"a file without a path"
+    return Finding(
+        severity="warn",
+        rule="records.denied",
+        what=f"{printable(path)} was to run and was denied: it is not in the container's image",
+        record=at,
+        path=printable(path),
+        got=printable(str(content.get("digest"))),
+        next="find out who tried",
+    )
 
 
 def _names(value: Any) -> list[str]:

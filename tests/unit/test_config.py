@@ -43,6 +43,16 @@ def test_a_file_with_every_section(tmp_path: Path) -> None:
         ({"tpm": 5}, ["tpm", "5"]),
         ({"binding": {"mode": "never"}}, ["binding.mode", "never", "quote"]),
         ({"sensor": {"ring_mib": 3}}, ["sensor", "power of two"]),
+        ({"sensor": {"measure_reads": ["*.p*"]}}, ["sensor.measure_reads", "*.p*"]),
+        ({"sensor": {"measure_reads": ["a/b"]}}, ["sensor.measure_reads", "a/b"]),
+        ({"sensor": {"measure_reads": [""]}}, ["sensor.measure_reads"]),
+        ({"sensor": {"measure_reads": ["**"]}}, ["sensor.measure_reads"]),
+        ({"sensor": {"measure_reads": ["*" + "x" * 30]}}, ["sensor.measure_reads"]),
+        ({"sensor": {"measure_reads": ["*.py"] * 17}}, ["sensor.measure_reads", "16"]),
+        ({"enforcement": {"enforce": True}, "sensor": {"required": False}}, ["sensor.required"]),
+        ({"enforcement": {"enforce": True}, "rootfs": {"mode": "off"}}, ["rootfs.mode"]),
+        ({"enforcement": {"allow": ["A" * 64]}}, ["enforcement.allow"]),
+        ({"limits": {"records": 1}}, ["limits.records", "100"]),
     ],
 )
 def test_what_is_not_allowed_is_named(values: dict[str, object], words: list[str]) -> None:

@@ -20,6 +20,7 @@ import pytest
 
 from cima_runc.sensor.events import SHA256, Event, Func
 from cima_runc.sensor.loader import Sensor, SensorError
+from cima_runc.sensor.options import Options
 from cima_runc.sensor.pins import PinsError
 
 CLONE_NEWNS = 0x20000
@@ -148,12 +149,12 @@ def drain(sensor: Sensor) -> list[Event]:
 class Watched(Namespace):
     """A namespace that a sensor watches."""
 
-    def __init__(self, sensor: Sensor) -> None:
+    def __init__(self, sensor: Sensor, allowlist: int | None = None) -> None:
         super().__init__()
         self.sensor = sensor
         self.registration = next(registrations)
         drain(sensor)
-        sensor.watch(self.number, self.registration, 1)
+        sensor.watch(self.number, self.registration, 1, allowlist)
 
     def events(self) -> list[Event]:
         found = drain(self.sensor)
@@ -532,7 +533,7 @@ def test_wrong_requests_are_refused(sensor: Sensor, container: Watched) -> None:
 
 
 def test_a_full_ring_loses_nothing_silently(tmp_path: Path) -> None:
-    with Sensor.load(ring_bytes=4096) as sensor:
+    with Sensor.load(Options(ring_bytes=4096)) as sensor:
         container = Watched(sensor)
         bystander = Watched(sensor)
         names = [tmp_path / f"prog{i}" for i in range(60)]
@@ -630,7 +631,7 @@ def test_a_namespace_that_ends_while_watched_leaves_no_entry_for_the_next(
 def test_closing_detaches(tmp_path: Path) -> None:
     install(tmp_path / "prog", program())
     with Sensor.load() as first:
-        assert len(first.status().programs) == 4
+        assert len(first.status().programs) == 5
     first.close()
     with Sensor.load() as second:
         container = Watched(second)
@@ -733,21 +734,21 @@ def test_another_version_takes_over_without_a_gap(pins: Path, tmp_path: Path) ->
     children = [container.start(nest), container.start(load)]
     registration = next(registrations)
     found: list[Event] = []
-    with Sensor.open(pins, ring_bytes=1 << 20) as first:
+    with Sensor.open(pins, Options(ring_bytes=1 << 20)) as first:
         first.watch(container.number, registration, 1)
         os.write(tell, b"!!")
         os.read(ready, 1)
         found += drain(first)
     sizes = [1 << 21, 1 << 20, 1 << 22]
     for size in sizes:
-        with Sensor.open(pins, ring_bytes=size) as sensor:
+        with Sensor.open(pins, Options(ring_bytes=size)) as sensor:
             assert sensor.registrations() == {registration}
             assert sensor.status().nested == 1
             # The kernel detaches the older one in its own time.
             wait_for(lambda: found.extend(drain(sensor)) or len(list(pins.iterdir())) == 1)
     os.write(tell_nested, b"!")
     assert [wait(child) for child in children] == [0, 0]
-    with Sensor.open(pins, ring_bytes=sizes[-1]) as last:
+    with Sensor.open(pins, Options(ring_bytes=sizes[-1])) as last:
         found += drain(last)
         assert last.lost() == {}
         assert last.unwatch(registration).total == 0
@@ -761,7 +762,7 @@ def test_what_an_older_version_lost_is_not_forgotten(pins: Path, tmp_path: Path)
     names = [tmp_path / f"prog{i}" for i in range(60)]
     for name in names:
         install(name, program(name.name.encode()))
-    with Sensor.open(pins, ring_bytes=4096) as first:
+    with Sensor.open(pins, Options(ring_bytes=4096)) as first:
         container = Watched(first)
         for name in names:
             container.run(name)
@@ -769,7 +770,7 @@ def test_what_an_older_version_lost_is_not_forgotten(pins: Path, tmp_path: Path)
         assert lost[container.registration] > 0
     with Sensor.open(pins) as second:
         assert second.unwatch(container.registration).total == lost[container.registration]
-    with Sensor.open(pins, ring_bytes=1 << 20) as third:
+    with Sensor.open(pins, Options(ring_bytes=1 << 20)) as third:
         assert third.registrations() == set()
         kept = third.unwatched()
         assert kept[container.registration].total == lost[container.registration]
@@ -780,7 +781,7 @@ def test_what_an_older_version_lost_is_not_forgotten(pins: Path, tmp_path: Path)
 
 def test_an_agent_that_died_half_way_leaves_nothing_in_the_way(pins: Path, tmp_path: Path) -> None:
     install(tmp_path / "prog", program())
-    with Sensor.open(pins, ring_bytes=1 << 20) as first:
+    with Sensor.open(pins, Options(ring_bytes=1 << 20)) as first:
         container = Watched(first)
         container.run(tmp_path / "prog")
     (whole,) = pins.iterdir()

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from cima_runc.agent.core import Core, CoreError
+from cima_runc.config import LimitSettings
 from cima_runc.cpcr.binding import Bind
 from cima_runc.cpcr.tree import Tree, leaf_hash
 from cima_runc.ml.records import Record
@@ -73,6 +74,8 @@ def test_a_file_comes_once() -> None:
         ({"digest": None, "hash_algo": -1, "error": 26}, "no digest: Text file busy"),
         ({"digest": b"\1" * 20, "hash_algo": 2}, "ima_hash=sha256"),
         ({"path": None, "path_error": 36}, "no path: File name too long"),
+        ({"denied": True}, "denied, it is not in the container's image"),
+        ({"denied": True, "path": None, "path_error": 36}, "denied"),
     ],
 )
 def test_what_cannot_be_named_is_a_violation(change: dict[str, object], reason: str) -> None:
@@ -82,6 +85,36 @@ def test_what_cannot_be_named_is_a_violation(change: dict[str, object], reason: 
     assert record is not None
     assert record.content["type"] == "violation"
     assert reason in record.content["reason"]
+    assert record.content["denied"] is change.get("denied", False)
+    assert b"/bin/sh".hex() == record.content["path_hex"] or "path" in change
+
+
+def test_what_was_denied_has_not_run() -> None:
+    core = Core(Tree())
+    registered(core, 1)
+    core.measure(replace(EVENT, denied=True), None, "now")
+    record = core.measure(EVENT, None, "now")
+    assert record is not None and record.content_type == "ima_template"
+
+
+@pytest.mark.parametrize(
+    ("limit", "path"),
+    [({"records": 100}, b"/bin/%d"), ({"bytes": 1 << 20}, b"/" + b"d" * 4000 + b"%d")],
+)
+def test_one_container_has_no_more_than_its_share(limit: dict[str, int], path: bytes) -> None:
+    core = Core(Tree(), limits=LimitSettings(**limit))
+    registered(core, 1)
+    registered(core, 2)
+    files = [replace(EVENT, path=path % number) for number in range(200)]
+    found = [record for each in files if (record := core.measure(each, None, "now"))]
+    assert 0 < len(found) < 200
+    assert found[-1].content["type"] == "lost"
+    assert found[-1].content["count"] is None
+    assert "limit of" in found[-1].content["reason"]
+    assert {record.content_type for record in found[:-1]} == {"ima_template"}
+    assert len(found) + 2 == 101 or "bytes" in limit
+    assert core.measure(replace(EVENT, registration=2), None, "now") is not None
+    assert core.end(1, "ended", "later", 1).content["type"] == "exit"
 
 
 def test_one_mount_namespace_is_one_living_containers() -> None:

@@ -104,16 +104,25 @@ def test_content_without_a_canonical_form_is_refused_and_changes_nothing() -> No
 def test_one_file_is_measured_once_by_whatever_hook() -> None:
     partition = Partition("box")
     partition.add_file(b"\1" * 32, b"/bin/sh", 7, Func.BPRM_CHECK, {})
-    assert partition.has_file(b"\1" * 32, b"/bin/sh")
-    assert not partition.has_file(b"\2" * 32, b"/bin/sh")
-    assert not partition.has_file(b"\1" * 32, b"/bin/ls")
+    for func in Func:
+        assert partition.has_file(b"\1" * 32, b"/bin/sh", func)
+        assert not partition.has_file(b"\2" * 32, b"/bin/sh", func)
+        assert not partition.has_file(b"\1" * 32, b"/bin/ls", func)
+
+
+def test_a_file_that_was_read_may_be_executed_yet() -> None:
+    partition = Partition("box")
+    read = partition.add_file(b"\1" * 32, b"/run.sh", 7, Func.FILE_CHECK, {})
+    for one in (partition, Partition.restore("box", [read])):
+        assert one.has_file(b"\1" * 32, b"/run.sh", Func.FILE_CHECK)
+        assert not one.has_file(b"\1" * 32, b"/run.sh", Func.BPRM_CHECK)
 
 
 def test_a_partition_is_restored_from_its_records(tmp_path: Path) -> None:
     records = [parse_line(record.to_line()) for record in a_partition()]
     restored = Partition.restore("box", records)
     assert (restored.cpcr, restored.count) == replay(records)
-    assert restored.has_file(b"\1" * 32, b"/bin/a\nb\xff")
+    assert restored.has_file(b"\1" * 32, b"/bin/a\nb\xff", Func.BPRM_CHECK)
     with pytest.raises(RecordError):
         Partition.restore("box", records[1:])
     with pytest.raises(RecordError):

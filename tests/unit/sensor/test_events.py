@@ -32,6 +32,7 @@ def record(
     algo: int = SHA256,
     path_len: int | None = None,
     func: int = 1,
+    denied: int = 0,
     digest: bytes = b"\xaa" * 32,
     path: bytes = b"/bin/sh\0",
 ) -> bytes:
@@ -40,7 +41,7 @@ def record(
         struct.pack("=QQQQ", registration, time_ns, cgroup_id, ino)
         + struct.pack("=IIII", mntns, pid, uid, dev)
         + struct.pack("=ii", algo, len(path) if path_len is None else path_len)
-        + struct.pack("=II", func, 0)
+        + struct.pack("=II", func, denied)
         + digest.ljust(64, b"\0")
         + path
     )
@@ -106,6 +107,10 @@ def test_errors_take_the_place_of_digest_and_path(code: int, path_code: int) -> 
     assert (event.path, event.path_error) == (None, path_code)
 
 
+def test_what_was_denied() -> None:
+    assert [parse(record(denied=denied)).denied for denied in (0, 1)] == [False, True]
+
+
 def test_a_path_that_is_too_long() -> None:
     assert parse(record(path_len=-36, path=b"")).path_error == errno.ENAMETOOLONG
 
@@ -117,6 +122,7 @@ def test_a_path_that_is_too_long() -> None:
         record()[:127],
         record(func=0),
         record(func=9),
+        record(denied=2),
         record(algo=len(DIGEST_SIZES)),
         record(path_len=0, path=b""),
         record(path_len=0),

@@ -5,12 +5,13 @@ import pytest
 
 from cima_runc.sensor import loader
 from cima_runc.sensor.loader import NoBpfLsmError, NoBtfError, NotBuiltError, Sensor, SensorError
+from cima_runc.sensor.options import Options
 
 
 @pytest.mark.parametrize("size", [0, 1, 2048, 4097, 3 * 4096, -4096])
 def test_a_ring_of_an_impossible_size_is_refused(size: int) -> None:
     with pytest.raises(SensorError, match=f"{size} bytes is not possible; use a power of two"):
-        Sensor.load(ring_bytes=size)
+        Sensor.load(Options(ring_bytes=size))
 
 
 def test_a_package_without_the_compiled_sensor(

@@ -528,6 +528,25 @@ def test_what_records_say(
         assert box.failed(policy) == []
 
 
+def test_a_denied_file_has_not_run(box: Box) -> None:
+    denied = {
+        "type": "violation",
+        "denied": True,
+        "reason": "denied",
+        "path_hex": b"/tmp/\n".hex(),
+        "digest": "ab" * 32,
+    }
+    box.more.append(denied)
+    assert box.failed() == []
+    [finding] = [each for each in box.appraise().findings if each.rule == "records.denied"]
+    assert (finding.severity, finding.path, finding.got) == ("warn", r"/tmp/\x0a", "ab" * 32)
+    for unclear in ({"denied": 1}, {"denied": "true"}, {"denied": False}):
+        box.more[-1] = denied | unclear
+        assert [each.rule for each in box.failed()] == ["records.violation"]
+    box.more[-1] = denied | {"path_hex": None}
+    assert box.failed() == []
+
+
 def test_missing_sources(box: Box) -> None:
     box.missing = ["ima"]
     assert [finding.rule for finding in box.failed()] == ["records.missing"]

@@ -1,0 +1,104 @@
+#!/opt/cima-test/bin/python
+"""The part of sensor.py that runs in a guest, with the arguments ROUNDS COUNT.
+
+Prints a line for each measurement: what was executed, the state, executions a second.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, "/opt/cima-test")
+
+from cima_runc.sensor.loader import Sensor
+from tests.vm.test_sensor import drain, program
+
+PROGRAM = "known"
+
+
+class Container:
+    """Where programs are executed: runc's, on an overlay, with the spawner as its only program."""
+
+    def __init__(self, directory: Path) -> None:
+        self._bundle = directory
+        self.root = directory / "merged"
+        for name in ("lower", "upper", "work", "merged"):
+            (directory / name).mkdir(parents=True)
+        shutil.copy("/root/spawn", directory / "lower/spawn")
+        install(directory / "lower" / PROGRAM, b"")
+        options = ",".join(f"{n}dir={directory / n}" for n in ("lower", "upper", "work"))
+        command = ["mount", "-t", "overlay", "overlay", "-o", options, str(self.root)]
+        subprocess.run(command, check=True)
+        subprocess.run(["runc", "spec", "--bundle", str(directory)], check=True)
+
+    def executions_per_second(
+        self, count: int, files: list[str], watch: Callable[[int], None]
+    ) -> float:
+        """Execute files; ``watch`` gets the pid of the container before it starts."""
+        config = json.loads((self._bundle / "config.json").read_text())
+        config["process"] |= {"terminal": False, "args": ["/spawn", str(count), *files]}
+        config["root"] = {"path": str(self.root), "readonly": False}
+        (self._bundle / "config.json").write_text(json.dumps(config))
+        read, write = os.pipe()
+        create = ["runc", "create", "--bundle", str(self._bundle), "bench"]
+        subprocess.run(create, check=True, stdin=subprocess.DEVNULL, stdout=write)
+        os.close(write)
+        state = json.loads(subprocess.check_output(["runc", "state", "bench"]))
+        watch(state["pid"])
+        subprocess.run(["runc", "start", "bench"], check=True)
+        with open(read, "rb") as out:
+            nanoseconds = int(out.read())
+        subprocess.run(["runc", "delete", "-f", "bench"], check=True)
+        return count / (nanoseconds / 1e9)
+
+
+def install(path: Path, payload: bytes) -> None:
+    path.write_bytes(program(payload.ljust(16384, b"\0")))
+    path.chmod(0o755)
+
+
+def measure_all(rounds: int, count: int) -> None:
+    """Measure, and print a line for each measurement: kind, state, executions a second."""
+    container = Container(Path("/root/bench"))
+    number = 0
+
+    def measure(state: str, watch: Callable[[int], None]) -> None:
+        nonlocal number
+        names = []
+        for _ in range(count):
+            number += 1
+            names.append(f"/new{number}")
+            install(container.root / names[-1][1:], str(number).encode())
+        for kind, files in (("known", [f"/{PROGRAM}"]), ("new", names)):
+            rate = container.executions_per_second(count, files, watch)
+            print(f"{kind}\t{state}\t{rate}", flush=True)
+        for name in names:
+            (container.root / name[1:]).unlink()
+
+    def nobody(pid: int) -> None:
+        pass
+
+    for _ in range(rounds):
+        measure("IMA off", nobody)
+    Path("/sys/kernel/security/ima/policy").write_text("/root/ima-policy")
+    for _ in range(rounds):
+        measure("IMA", nobody)
+        with Sensor.load() as sensor:
+            measure("IMA and sensor, unwatched", nobody)
+
+            def watch(pid: int) -> None:
+                mntns = os.stat(f"/proc/{pid}/ns/mnt").st_ino
+                sensor.watch(mntns, pid, 1)
+
+            measure("IMA and sensor", watch)
+            events = len(drain(sensor))
+            assert events == 1 + 1 + 1 + count, f"{events} events of {count} new files"
+            assert sensor.lost() == {}
+
+
+if __name__ == "__main__":
+    measure_all(*map(int, sys.argv[1:]))
