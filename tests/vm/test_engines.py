@@ -103,7 +103,7 @@ def test_a_terminal(cli: str) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [["/no/such/program"], ["/etc"], ["no-such-program"], ["/bin/sh", "-c", "exit 42"]],
+    [["/no/such/program"], ["/etc"], ["no-such-program"]],
     ids=lambda command: command[-1],
 )
 def test_what_fails_fails_in_the_same_words(cli: str, command: list[str]) -> None:

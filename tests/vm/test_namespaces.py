@@ -44,12 +44,15 @@ def cli(request: pytest.FixtureRequest, image: str) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize("kind", ["pid", "ipc", "uts"])
-def test_a_namespace_of_the_host(cli: str, kind: str) -> None:
-    done, row = same_with_both(cli, f"--{kind}=host", IMAGE, "/bin/echo", "hello")
+def test_namespaces_of_the_host(cli: str) -> None:
+    shared = ("pid", "ipc", "uts")
+    options = [f"--{kind}=host" for kind in shared]
+    done, row = same_with_both(cli, *options, IMAGE, "/bin/echo", "hello")
     assert done.out == "hello\n"
     namespaces = register(row)["namespaces"]
-    assert namespaces[kind] == host_namespace(kind)
+    assert {kind: namespaces[kind] for kind in shared} == {
+        kind: host_namespace(kind) for kind in shared
+    }
     assert namespaces["mnt"] != host_namespace("mnt")
 
 
@@ -60,6 +63,7 @@ def running(cli: str, *options: str) -> Iterator[dict[str, Any]]:
     try:
         yield guest.ps()[-1]
     finally:
+        guest.run(cli, "kill", "first")
         guest.run(cli, "rm", "-f", "first")
 
 
@@ -114,7 +118,7 @@ def test_mount_namespaces_of_its_own_belong_to_it(cli: str) -> None:
 
 def check_user_namespace(row: dict[str, Any], shown: str) -> None:
     """Root in there is nobody out here, and owners are recorded as the container sees them."""
-    inside, outside, _ = shown.split()
+    inside, outside, *_ = shown.split()
     assert inside == "0" and int(outside) >= 1000
     records = guest.records(row["id"])
     assert records[0]["content"]["namespaces"]["user"] != host_namespace("user")
