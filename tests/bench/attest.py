@@ -41,14 +41,14 @@ OWNER = parse_private(PEM)
 APPRAISAL = Appraisal(lambda records, reference, policy, dependencies: [], None, bytes(32))
 
 
-def median_ms(work: Callable[[], Any], rounds: int) -> float:
-    """Return the median time of ``work``, milliseconds."""
+def fastest_ms(work: Callable[[], Any], rounds: int) -> float:
+    """Return the shortest time of ``work``, which waits for nothing, milliseconds."""
     took = []
     for _ in range(rounds):
         before = time.perf_counter_ns()
         work()
         took.append((time.perf_counter_ns() - before) / 1e6)
-    return statistics.median(took)
+    return min(took)
 
 
 class TimedTpm:
@@ -197,7 +197,7 @@ def measure(host: SimulatedHost, containers: int, rounds: int) -> Row:
         if result.verdict != "TRUSTED":
             raise SystemExit(f"the evidence is not trusted: {result}")
 
-    verify_ms = median_ms(check, rounds)
+    verify_ms = fastest_ms(check, rounds)
     flat = FlatScheme(host)
     flat_bound = []
     for _ in range(rounds):
@@ -209,7 +209,7 @@ def measure(host: SimulatedHost, containers: int, rounds: int) -> Row:
     value = host.tpm.read_pcrs([FLAT_PCR])[FLAT_PCR]
     own = host.core.get(1)
     assert own is not None
-    flat_check = median_ms(
+    flat_check = fastest_ms(
         lambda: flat.check(flat_raw, value, 0, own.partition.cpcr, own.secret), rounds
     )
     return Row(
@@ -353,8 +353,9 @@ def main() -> int:
 
 def show(rows: list[Row], kind: str) -> None:
     """Print the table."""
-    print(f"{platform.platform()}, TPM: {kind}, medians")
+    print(f"{platform.platform()}, TPM: {kind}")
     print("bind: one change, without the TPM's own time (tpm), with the journal's flush to disk")
+    print("verify: the fastest; all others: medians")
     print(f"{'':>10} | {'cima-runc':^52} | {'flat list (paper)':^32}")
     print(
         f"{'containers':>10} | {'bind ms':>9} {'flush ms':>9} {'tpm ms':>9} {'bytes':>11}"
