@@ -598,6 +598,51 @@ def test_no_agent_no_container(host: Host, bundle: Path, tmp_path: Path) -> None
     assert containers() == ""
 
 
+def held_namespaces(host: Host) -> set[str]:
+    """Mount namespaces that the agent keeps from ending."""
+    found = set()
+    for link in Path(f"/proc/{host.agent.pid}/fd").iterdir():
+        with suppress(OSError):
+            found.add(os.readlink(link))
+    return {target for target in found if target.startswith("mnt:[")}
+
+
+@pytest.mark.parametrize("pids", ["of its own", "of the host"])
+def test_the_agent_lets_go_as_soon_as_nothing_is_left(
+    host: Host, tmp_path: Path, pids: str
+) -> None:
+    bundle = native_host.make_bundle(tmp_path / "b", "/bin/sh", "-c", "sleep 1000 & wait")
+    if pids == "of the host":
+        config = json.loads((bundle / "config.json").read_text())
+        spaces = config["linux"]["namespaces"]
+        config["linux"]["namespaces"] = [one for one in spaces if one["type"] != "pid"]
+        (bundle / "config.json").write_text(json.dumps(config))
+    assert run(host.cima_runc, "run", "--detach", "--bundle", bundle, ID).returncode == 0
+    pid = json.loads(run("runc", "state", ID).stdout)["pid"]
+    namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+    deadline = time.monotonic() + 30
+    while len(run("runc", "ps", ID).stdout.splitlines()) < 3:  # a heading, the shell, the other
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert namespace in held_namespaces(host)
+    run("runc", "kill", ID, "KILL")
+    if pids == "of its own":
+        while namespace in held_namespaces(host):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    else:
+        # Killed was the first process alone. The other one lives, and belongs to the container.
+        while '"stopped"' not in run("runc", "state", ID).stdout:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        native_host.ask(host.prefix, "status")
+        assert namespace in held_namespaces(host)
+    assert run(host.cima_runc, "delete", "--force", ID).returncode == 0
+    assert namespace not in held_namespaces(host)
+    rows = json.loads(native_host.ask(host.prefix, "ps"))
+    assert [row["state"] for row in rows if row["id"] == ID][-1] == "stopped"
+
+
 def test_unmeasured_only_where_that_is_allowed_and_noted(
     host: Host, bundle: Path, tmp_path: Path
 ) -> None:
