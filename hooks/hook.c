@@ -3,8 +3,8 @@
  * fails where the agent refuses. One program a stage; STAGE is set when it is compiled.
  *
  * Framing as in cima_runc/agent_socket.py. prestart waits until the container is registered, poststop
- * until the agent has let go of its namespace, so that its file systems can be used again; poststart
- * tells of what has happened, and waits for nothing.
+ * until the agent has let go of its namespace, so that its file systems can be used again, unless it
+ * shows that it has; poststart tells of what has happened, and waits for nothing.
  *
  * An agent that was killed leaves its socket, and comes again: prestart asks until its time is spent.
  * Where there is no socket, or the time is spent, cima_runc/hook.py takes over with the same state: it
@@ -27,7 +27,8 @@
 #define HOOK_PY "/libexec/cima/hook.py"
 #define STATE_MAX (256 * 1024 + 1)	/* limits.HOOK_STATE, and one: the agent refuses what is longer */
 #define HEADER_MAX 64
-#define WAITS (strcmp(STAGE, "poststart") != 0)
+#define HELD_SUFFIX ".held"		/* cima_runc/agent/held.py */
+#define ID_MAX 256
 #define COMES_BACK (strcmp(STAGE, "prestart") == 0)
 #define PAUSE_MS 50			/* between two tries to reach an agent that was killed */
 #define ERROR_MAX 4096			/* bytes of the agent's reason that are shown */
@@ -78,6 +79,51 @@ static bool send_all(int fd, const char *data, size_t length)
 	return true;
 }
 
+/* Copies the container's id out of the state; false where none is found that is a file's name. */
+static bool find_id(size_t length, char *id, size_t size)
+{
+	static const char key[] = "\"id\"";
+	const char *at = memmem(state, length, key, sizeof key - 1);
+	const char *end = state + length;
+	size_t have = 0;
+
+	if (!at)
+		return false;
+	for (at += sizeof key - 1; at < end && strchr(" \t\r\n:", *at); at++)
+		;
+	if (at == end || *at++ != '"')
+		return false;
+	for (; at < end && *at != '"'; at++) {
+		if (have + 1 >= size || *at == '/' || *at == '\\' || *at == '\0')
+			return false;
+		id[have++] = *at;
+	}
+	id[have] = '\0';
+	return at < end && have > 0;
+}
+
+/*
+ * Whether there is an answer to wait for. poststart only tells; poststop has nothing to wait for
+ * where the agent shows which containers it holds, and this one is not among them.
+ */
+static bool waits(const char *socket_path, size_t length)
+{
+	char held[PATH_MAX], id[ID_MAX];
+	int directory, found;
+
+	if (strcmp(STAGE, "poststop") != 0)
+		return strcmp(STAGE, "poststart") != 0;
+	if (!find_id(length, id, sizeof id) || !join(held, sizeof held, socket_path, HELD_SUFFIX))
+		return true;
+	directory = open(held, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (directory < 0)
+		return true;
+	found = faccessat(directory, id, F_OK, 0);
+	found = found == 0 || errno != ENOENT;
+	close(directory);
+	return found;
+}
+
 /* Asks the agent, for at most ms; text holds what it says, without the header. */
 static enum answer ask_agent(const char *path, long long ms, size_t length, char *text, size_t size)
 {
@@ -109,7 +155,7 @@ static enum answer ask_agent(const char *path, long long ms, size_t length, char
 		close(fd);
 		return GONE;
 	}
-	if (!WAITS) {
+	if (!waits(path, length)) {
 		close(fd);
 		return OK;
 	}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel
 
 from cima_runc import installation, limits
-from cima_runc.agent import enrolment
+from cima_runc.agent import enrolment, held
 from cima_runc.agent.attester import Attester
 from cima_runc.agent.bundles import BundleServer
 from cima_runc.agent.core import Core
@@ -99,6 +99,7 @@ class Agent:
             kernel_log=sources.kernel_log,
             tpm=sources.tpm,
             on_process=self._watch_process,
+            held_dir=Path(settings.shim.socket + held.SUFFIX),
             on_progress=lambda: _notify("WATCHDOG=1"),
         )
         self.attester = Attester(

@@ -20,6 +20,7 @@ from cima_runc.agent.candidate import Candidate, look_at
 from cima_runc.agent.core import Container, Core, CoreError, dropped_in
 from cima_runc.agent.dependencies import Dependencies, Look, failed
 from cima_runc.agent.enforcement import Allowlist, Enforcement
+from cima_runc.agent.held import Held
 from cima_runc.agent.ledger import Ledger
 from cima_runc.agent.process import ContainerProcess, ProcessError, examine
 from cima_runc.agent.retention import Retention
@@ -81,6 +82,7 @@ class Service:
         kernel_log: KernelLog | None,
         tpm: Tpm | None,
         on_process: Callable[[int, int], None],
+        held_dir: Path | None = None,
         on_progress: Callable[[], None],
     ) -> None:
         """``on_process(registration, pidfd)`` is told of each container's first process.
@@ -101,8 +103,7 @@ class Service:
         self._rootfs_store = RootfsStore.at(store.root / "rootfs")
         self._enforcement = Enforcement(settings.enforcement, sensor) if sensor else None
         self._processes: dict[int, ContainerProcess] = {}
-        self._held: set[tuple[str, str]] = set()
-        """Id and bundle of each container in ``_processes``."""
+        self._held = Held(held_dir)
         self._number = max(store.registrations(), default=0)
         self.dependencies = Dependencies(
             boot_id=boot_id,
@@ -509,11 +510,11 @@ class Service:
         process = self._processes.pop(number, None)
         if process is not None:
             process.close()
-        self._held.discard((container.note.id, container.note.bundle))
+        self._held.remove(container.note.id, container.note.bundle)
 
     def _hold(self, note: ContainerNote, process: ContainerProcess) -> None:
         self._processes[note.registration] = process
-        self._held.add((note.id, note.bundle))
+        self._held.add(note.id, note.bundle)
         self._on_process(note.registration, process.pidfd)
 
     def _end(self, container: Container, reason: str) -> None:
@@ -575,6 +576,7 @@ class Service:
             if reason and gone is not None:
                 self._end(gone, reason)
         self._forget_strangers()
+        self._held.begin()
         self._ledger.write()
         self._ledger.bind()
 

@@ -309,7 +309,7 @@ FORMS = [
     *on("nothing", "init", "init x", "--log-level debug list", "--cgroup-manager x list"),
     *on("nothing", "restore --bundle {bundle} --work-path {tmp}/w --image-path {tmp}/i x"),
     *on(
-        "nothing", "restore -d --bundle {bundle} --image-path /no/such x", "restore --lazy-pages x"
+        "nothing", "restore -d --bundle {bundle} --image-path {tmp}/no x", "restore --lazy-pages x"
     ),
     *on("nothing", "restore --nonsense x", "restore --empty-ns x -b {bundle} x", "restore a b"),
     *on("nothing", "restore --manage-cgroups-mode nonsense -b {bundle} x"),

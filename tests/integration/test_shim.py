@@ -20,7 +20,7 @@ from native_host import Host
 from cima_runc import limits
 from cima_runc.shim_settings import COMPANION_FILE, SETTINGS_FILE, identity_of
 
-ID = "shim"
+ID = f"shim-{os.getpid()}"
 _DUMP = r"""#!/bin/sh
 pwd
 for arg; do printf '<%s>\n' "$arg"; done
@@ -607,6 +607,10 @@ def held_namespaces(host: Host) -> set[str]:
     return {target for target in found if target.startswith("mnt:[")}
 
 
+def shown_as_held() -> list[str]:
+    return os.listdir(f"{native_host.SOCKET}.held")
+
+
 @pytest.mark.parametrize("pids", ["of its own", "of the host"])
 def test_the_agent_lets_go_as_soon_as_nothing_is_left(
     host: Host, tmp_path: Path, pids: str
@@ -617,28 +621,34 @@ def test_the_agent_lets_go_as_soon_as_nothing_is_left(
         spaces = config["linux"]["namespaces"]
         config["linux"]["namespaces"] = [one for one in spaces if one["type"] != "pid"]
         (bundle / "config.json").write_text(json.dumps(config))
-    assert run(host.cima_runc, "run", "--detach", "--bundle", bundle, ID).returncode == 0
-    pid = json.loads(run("runc", "state", ID).stdout)["pid"]
-    namespace = os.readlink(f"/proc/{pid}/ns/mnt")
-    deadline = time.monotonic() + 30
-    while len(run("runc", "ps", ID).stdout.splitlines()) < 3:  # a heading, the shell, the other
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    assert namespace in held_namespaces(host)
-    run("runc", "kill", ID, "KILL")
-    if pids == "of its own":
-        while namespace in held_namespaces(host):
+    try:
+        assert run(host.cima_runc, "run", "--detach", "--bundle", bundle, ID).returncode == 0
+        pid = json.loads(run("runc", "state", ID).stdout)["pid"]
+        namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+        deadline = time.monotonic() + 30
+        while len(run("runc", "ps", ID).stdout.splitlines()) < 3:  # a heading, the shell, the other
             assert time.monotonic() < deadline
             time.sleep(0.02)
-    else:
-        # Killed was the first process alone. The other one lives, and belongs to the container.
-        while '"stopped"' not in run("runc", "state", ID).stdout:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        native_host.ask(host.prefix, "status")
         assert namespace in held_namespaces(host)
-    assert run(host.cima_runc, "delete", "--force", ID).returncode == 0
+        assert ID in shown_as_held()
+        run("runc", "kill", ID, "KILL")
+        if pids == "of its own":
+            while namespace in held_namespaces(host):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        else:
+            # Killed was the first process alone. The other one lives, and belongs to the container.
+            while '"stopped"' not in run("runc", "state", ID).stdout:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            native_host.ask(host.prefix, "status")
+            assert namespace in held_namespaces(host)
+            assert ID in shown_as_held()
+    finally:
+        deleted = run(host.cima_runc, "delete", "--force", ID)
+    assert deleted.returncode == 0
     assert namespace not in held_namespaces(host)
+    assert ID not in shown_as_held()
     rows = json.loads(native_host.ask(host.prefix, "ps"))
     assert [row["state"] for row in rows if row["id"] == ID][-1] == "stopped"
 
@@ -757,3 +767,38 @@ def test_a_silent_agent_is_not_waited_for_longer_than_the_runtime_waits(
         assert b"does not answer" in done.stderr
         assert took < 4
         assert hook(host, "poststop", STATE, CIMA_SOCKET=path, CIMA_TIMEOUT="2").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("shown", "waits"), [(None, True), ([], False), (["other"], False), (["x"], True)]
+)
+def test_a_deletion_waits_only_for_what_is_held(
+    host: Host, tmp_path: Path, shown: list[str] | None, waits: bool
+) -> None:
+    import socket
+
+    path = str(tmp_path / "s")
+    if shown is not None:
+        (tmp_path / "s.held").mkdir()
+        for name in shown:
+            (tmp_path / "s.held" / name).touch()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(8)
+        program = subprocess.Popen(
+            [host.hooks / "poststop"],
+            stdin=subprocess.PIPE,
+            env={"CIMA_SOCKET": path, "CIMA_TIMEOUT": "60"},
+        )
+        assert program.stdin is not None
+        program.stdin.write(STATE)
+        program.stdin.close()
+        channel, _ = listener.accept()
+        with channel:
+            expected = b"poststop %d\n" % len(STATE) + STATE
+            assert channel.recv(4096) == expected
+            if waits:
+                with pytest.raises(subprocess.TimeoutExpired):
+                    program.wait(0.3)
+                channel.sendall(b"ok 0\n")
+        assert program.wait(30) == 0
