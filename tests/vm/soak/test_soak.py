@@ -145,9 +145,7 @@ def check_nothing_is_left(before: Held, size: Size, moments: list[tuple[int, Hel
     assert not list(STATE.rglob("*.new"))
     assert not [path for path in Path("/sys/fs/bpf/cima").iterdir() if path.name.endswith("-new")]
     assert len(list(Path("/sys/fs/bpf/cima").iterdir())) == 1
+    later = [moment.rss_kib for count, moment in moments if count >= 100]
+    assert not later or max(later) <= 1.25 * later[0], "memory grows"
     # Three files a container, and those of its own partitions' dependencies.
     assert after.state_files - before.state_files <= 3 * (size.containers + 1) + 12
-
-
-def memory(moments: list[tuple[int, Held]]) -> list[int]:
-    return [moment.rss_kib for count, moment in moments if count >= 100]
