@@ -21,8 +21,6 @@ from tests.support import oci
 from tests.support.planted import everything, found
 from tests.vm import guest, images
 
-pytestmark = pytest.mark.unproven
-
 SLEEP = ["/bin/sh", "-c", "/bin/script; exec /bin/sleep 6000"]
 FIRMWARE_LOG = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -205,6 +203,7 @@ def steps(result: dict[str, Any]) -> dict[str, bool]:
     return {check["step"]: check["done"] for check in result["checks"]}
 
 
+@pytest.mark.unproven
 @pytest.mark.parametrize("engine", [with_docker, with_podman, with_containerd])
 def test_trusted_under_every_engine(tenant: Tenant, engine: Engine, tmp_path: Path) -> None:
     with engine(f"attested-{engine.__name__[5:]}", tenant.owner) as container:
@@ -243,6 +242,7 @@ def test_trusted_by_the_keys_certificate(tenant: Tenant, alices: str) -> None:
     assert other["refusal"]["error"] == "AkNotEnrolledError"
 
 
+@pytest.mark.unproven
 def test_drift_is_untrusted(tenant: Tenant) -> None:
     with with_docker("drifting", tenant.owner) as container:
         guest.ok("docker", "exec", "drifting", "/bin/sh", "-c", "cp /bin/env /tmp/x; /tmp/x true")
