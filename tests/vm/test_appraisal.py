@@ -17,8 +17,6 @@ from tests.support import oci
 from tests.vm import guest, images
 from tests.vm.guest import Ran, Settings
 
-pytestmark = pytest.mark.unproven
-
 ANY_COMMAND = "[config]\nallow_any_args = true\n"
 
 
@@ -115,8 +113,12 @@ def rootfs() -> dict[str, Any]:
 # -- the same digests, and trusted -----------------------------------------------------------------
 
 
+UNPROVEN = pytest.mark.unproven
+"""Not seen to pass: loading the large image into three engines takes long in an emulated guest."""
+
+
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("image", list(images.COMMANDS))
+@pytest.mark.parametrize("image", ["busybox", "odd", pytest.param("debian", marks=UNPROVEN)])
 def test_an_untouched_run_is_trusted(image: str, engine: Engine, tmp_path: Path) -> None:
     wanted = json.loads(reference(image).read_text())
     ran = engine(image)
@@ -141,6 +143,7 @@ def differences(number: int, digest: str, image: str, tmp_path: Path) -> str:
     return guest.run("diff", output / f"{wanted[7:]}.mtree", own).out[:4000]
 
 
+@UNPROVEN
 def test_the_debian_like_image_is_as_large_as_it_should_be() -> None:
     files = json.loads(reference("debian").read_text())["files"]
     assert len(files) > 8000
@@ -282,8 +285,6 @@ def test_a_layer_changed_on_the_host_between_two_starts(cache_setting: str, tmp_
         assert failed == {"rootfs.layer": "layer 1 of 4, from the bottom"}
     finally:
         file.write_bytes(before)
-    with_docker("odd")
-    trusted("odd", tmp_path)
 
 
 # What each engine writes for each of these is compared in tests/unit/verifier/test_engines.py.
