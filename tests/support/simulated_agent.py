@@ -167,7 +167,9 @@ class SimulatedSensor:
     def registrations(self) -> set[int]:
         return set(self._kernel("tables")[0])
 
-    def watch(self, mntns: int, registration: int, cgroup_id: int) -> None:
+    def watch(
+        self, mntns: int, registration: int, cgroup_id: int, allowlist: int | None = None
+    ) -> None:
         self._kernel("watch", registration)
 
     def unwatch(self, registration: int) -> Lost:
