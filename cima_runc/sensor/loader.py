@@ -205,8 +205,11 @@ class Sensor:
                 pins.remove(other)
         sensor = cls(libbpf, pins.open_sensor(name), pins, older)
         for one in older:
-            sensor._take_over(one)
-            pins.detach(one.name)
+            # One that is detached was taken over before: its tables are not kept up any more,
+            # and only its last events are still wanted.
+            if pins.whole(one.name):
+                sensor._take_over(one)
+                pins.detach(one.name)
         return sensor
 
     def fileno(self) -> int:
