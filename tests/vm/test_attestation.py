@@ -203,7 +203,6 @@ def steps(result: dict[str, Any]) -> dict[str, bool]:
     return {check["step"]: check["done"] for check in result["checks"]}
 
 
-@pytest.mark.unproven
 @pytest.mark.parametrize("engine", [with_docker, with_podman, with_containerd])
 def test_trusted_under_every_engine(tenant: Tenant, engine: Engine, tmp_path: Path) -> None:
     with engine(f"attested-{engine.__name__[5:]}", tenant.owner) as container:
@@ -242,7 +241,6 @@ def test_trusted_by_the_keys_certificate(tenant: Tenant, alices: str) -> None:
     assert other["refusal"]["error"] == "AkNotEnrolledError"
 
 
-@pytest.mark.unproven
 def test_drift_is_untrusted(tenant: Tenant) -> None:
     with with_docker("drifting", tenant.owner) as container:
         guest.ok("docker", "exec", "drifting", "/bin/sh", "-c", "cp /bin/env /tmp/x; /tmp/x true")
