@@ -25,8 +25,6 @@ from tests.vm.test_sensor import (
     wait,
 )
 
-pytestmark = pytest.mark.unproven
-
 NEW_KERNEL = tuple(map(int, platform.release().split(".")[:2])) >= (6, 12)
 
 
