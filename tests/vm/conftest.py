@@ -1,8 +1,28 @@
+"""What all guest tests share, and which of them one release is enough for."""
+
+import platform
 import subprocess
 
 import pytest
 
 from tests.vm import guest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--everything", action="store_true", help="run what one release is enough for here too"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests that the guest of the other release runs."""
+    if config.getoption("--everything"):
+        return
+    here = platform.freedesktop_os_release()["VERSION_ID"]
+    marks = {item: item.get_closest_marker("debian") for item in items}
+    elsewhere = [item for item, mark in marks.items() if mark and here not in mark.args]
+    config.hook.pytest_deselected(items=elsewhere)
+    items[:] = [item for item in items if item not in elsewhere]
 
 
 @pytest.fixture(scope="session")

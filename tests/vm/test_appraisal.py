@@ -114,7 +114,9 @@ def rootfs() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("image", ["busybox", "odd", "debian"])
+@pytest.mark.parametrize(
+    "image", ["busybox", "odd", pytest.param("debian", marks=pytest.mark.debian("13"))]
+)
 def test_an_untouched_run_is_trusted(image: str, engine: Engine, tmp_path: Path) -> None:
     wanted = json.loads(reference(image).read_text())
     ran = engine(image)
@@ -139,12 +141,14 @@ def differences(number: int, digest: str, image: str, tmp_path: Path) -> str:
     return guest.run("diff", output / f"{wanted[7:]}.mtree", own).out[:4000]
 
 
+@pytest.mark.debian("13")
 def test_the_debian_like_image_is_as_large_as_it_should_be() -> None:
     files = json.loads(reference("debian").read_text())["files"]
     assert len(files) > 8000
     assert any(int(file["mode"], 8) & 0o4000 for file in files.values())
 
 
+@pytest.mark.debian("13")
 @pytest.mark.parametrize("engine", ["docker", "podman"])
 def test_what_an_engine_saves_gives_the_same_reference_values(engine: str, tmp_path: Path) -> None:
     wanted = json.loads(reference("odd").read_text())
@@ -159,6 +163,7 @@ def test_what_an_engine_saves_gives_the_same_reference_values(engine: str, tmp_p
     assert found["files"] == wanted["files"]
 
 
+@pytest.mark.debian("12")
 def test_users_that_are_others_on_the_host(tmp_path: Path) -> None:
     reference("odd")
     ran = with_podman("odd", options=("--uidmap=0:100000:65536",))
@@ -166,6 +171,7 @@ def test_users_that_are_others_on_the_host(tmp_path: Path) -> None:
     trusted("odd", tmp_path)
 
 
+@pytest.mark.debian("12")
 def test_fuse_overlayfs(tmp_path: Path) -> None:
     """It is measured layer by layer too, from the command line of the process that serves it."""
     reference("odd")
@@ -177,6 +183,7 @@ def test_fuse_overlayfs(tmp_path: Path) -> None:
     trusted("odd", tmp_path)
 
 
+@pytest.mark.debian("13")
 @pytest.mark.parametrize("engine", [with_docker, with_podman])
 def test_options_that_engines_serve_themselves(engine: Engine, tmp_path: Path) -> None:
     options = ("--read-only", "--tmpfs=/tmp", "--workdir=/", "--hostname=box", "--cap-drop=all")
@@ -185,6 +192,7 @@ def test_options_that_engines_serve_themselves(engine: Engine, tmp_path: Path) -
     trusted("busybox", tmp_path)
 
 
+@pytest.mark.debian("12")
 @pytest.mark.skipif(shutil.which("docker-init") is None, reason="the guest has no docker-init")
 def test_dockers_init_program_is_no_drift(tmp_path: Path) -> None:
     ran = with_docker("busybox", options=("--init",))
@@ -216,6 +224,7 @@ DRIFT = {
 }
 
 
+@pytest.mark.debian("13")
 @pytest.mark.parametrize("case", list(DRIFT))
 def test_drift(case: str, tmp_path: Path) -> None:
     engine, command, expected = DRIFT[case]
@@ -230,6 +239,7 @@ def test_drift(case: str, tmp_path: Path) -> None:
     assert next(iter(expected.values())) in shown.out
 
 
+@pytest.mark.debian("12")
 def test_a_suggested_policy_makes_the_same_run_trusted(tmp_path: Path) -> None:
     _, command, _ = DRIFT["a copied program"]
     with_docker("busybox", "/bin/sh", "-c", command, options=("-v", "/srv:/data:ro"))
@@ -240,6 +250,7 @@ def test_a_suggested_policy_makes_the_same_run_trusted(tmp_path: Path) -> None:
     trusted("busybox", tmp_path, path.read_text())
 
 
+@pytest.mark.debian("12")
 def test_what_a_container_left_is_found_when_it_starts_again(tmp_path: Path) -> None:
     name = f"again-{os.getpid()}"
     reference("busybox")
@@ -262,6 +273,7 @@ def cache_setting(request: pytest.FixtureRequest) -> Iterator[str]:
     guest.restart_agent()
 
 
+@pytest.mark.debian("12")
 @pytest.mark.parametrize("cache_setting", ["on", "off"], indirect=True)
 def test_a_layer_changed_on_the_host_between_two_starts(cache_setting: str, tmp_path: Path) -> None:
     reference("odd")
@@ -285,6 +297,7 @@ def test_a_layer_changed_on_the_host_between_two_starts(cache_setting: str, tmp_
 # What each engine writes for each of these is compared in tests/unit/verifier/test_engines.py.
 
 
+@pytest.mark.debian("13")
 def test_privileged(tmp_path: Path) -> None:
     reference("busybox")
     ran = with_docker("busybox", options=("--privileged",))
@@ -294,6 +307,7 @@ def test_privileged(tmp_path: Path) -> None:
     assert "privileged         YES" in cima("show", last_container()).out
 
 
+@pytest.mark.debian("12")
 def test_a_mounted_directory_of_the_host(tmp_path: Path) -> None:
     reference("busybox")
     ran = with_podman("busybox", options=("-v", "/srv:/data"))
@@ -304,6 +318,7 @@ def test_a_mounted_directory_of_the_host(tmp_path: Path) -> None:
     trusted("busybox", tmp_path, policy)
 
 
+@pytest.mark.debian("13")
 def test_a_namespace_of_the_host(tmp_path: Path) -> None:
     reference("busybox")
     ran = with_ctr("busybox", options=("--net-host",))
@@ -312,6 +327,7 @@ def test_a_namespace_of_the_host(tmp_path: Path) -> None:
     assert failed["config.namespace"] == "linux.namespaces"
 
 
+@pytest.mark.debian("13")
 def test_a_container_of_another_image(tmp_path: Path) -> None:
     reference("busybox")
     ran = with_docker("busybox")
@@ -324,6 +340,7 @@ def test_a_container_of_another_image(tmp_path: Path) -> None:
     assert "fail rootfs.image: no layer is one of" in shown.out
 
 
+@pytest.mark.debian("12")
 def test_an_upgraded_runc(tmp_path: Path) -> None:
     reference("busybox")
     with_docker("busybox")
@@ -356,6 +373,7 @@ def test_an_upgraded_runc(tmp_path: Path) -> None:
         kept.rename(runc)
 
 
+@pytest.mark.debian("13")
 def test_what_cannot_be_appraised(tmp_path: Path) -> None:
     ran = guest.run("cima", "appraise", "nobody", "--reference", reference("busybox"))
     assert (ran.code, ran.out) == (2, "")

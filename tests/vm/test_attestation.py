@@ -233,6 +233,7 @@ def checkquote(directory: Path, nonce: bytes, container: str) -> None:
     assert guest.run("sh", "-c", f"cd {directory} && {wrong}").code != 0
 
 
+@pytest.mark.debian("12")
 def test_trusted_by_the_keys_certificate(tenant: Tenant, alices: str) -> None:
     """By a verifier who has not enrolled this host, and trusts who has."""
     file, nonce = evidence(alices, tenant)
@@ -241,6 +242,7 @@ def test_trusted_by_the_keys_certificate(tenant: Tenant, alices: str) -> None:
     assert other["refusal"]["error"] == "AkNotEnrolledError"
 
 
+@pytest.mark.debian("13")
 def test_drift_is_untrusted(tenant: Tenant) -> None:
     with with_docker("drifting", tenant.owner) as container:
         guest.ok("docker", "exec", "drifting", "/bin/sh", "-c", "cp /bin/env /tmp/x; /tmp/x true")
@@ -251,6 +253,7 @@ def test_drift_is_untrusted(tenant: Tenant) -> None:
     assert [(one["rule"], one["path"]) for one in failed] == [("file.added", "/tmp/x")]
 
 
+@pytest.mark.debian("13")
 def test_walkthrough_over_https(tenant: Tenant, tmp_path: Path) -> None:
     """examples/remote-verify with Docker, over TLS."""
     start = tmp_path / "start"
@@ -285,6 +288,7 @@ def unlike_each_run(text: str) -> str:
 # -- what happens to a host -----------------------------------------------------------------------
 
 
+@pytest.mark.debian("12")
 def test_somebody_else_extends(tenant: Tenant, alices: str) -> None:
     count = guest.status()["foreign_extends"]
     evidence(alices, tenant)
@@ -301,6 +305,7 @@ def test_somebody_else_extends(tenant: Tenant, alices: str) -> None:
     by_hand.verify(file.read_bytes(), nonce, tenant.ak_name, alices, private_pem=tenant.private)
 
 
+@pytest.mark.debian("13")
 def test_ended_container(tenant: Tenant) -> None:
     with with_docker("ending", tenant.owner) as container:
         pass
@@ -312,6 +317,7 @@ def test_ended_container(tenant: Tenant) -> None:
     assert guest.types(guest.records(container))[-1] == "exit"
 
 
+@pytest.mark.debian("12")
 def test_only_what_is_new(tenant: Tenant) -> None:
     state = ("--state", "seen")
     with with_docker("growing", tenant.owner) as container:
@@ -328,6 +334,7 @@ def test_only_what_is_new(tenant: Tenant) -> None:
     assert again["refusal"]["error"] == "NotRememberedError"
 
 
+@pytest.mark.debian("13")
 def test_exports(tenant: Tenant, alices: str) -> None:
     records = guest.records(alices)
     lines = guest.ok("cima", "log", alices, "--format", "ima-ascii").splitlines()
@@ -417,6 +424,7 @@ def template_hashes(measured: guest.Measured) -> list[bytes]:
     return [sha1(data).digest(), sha256(data).digest()]
 
 
+@pytest.mark.debian("12")
 def test_nothing_of_ten_neighbours(tenant: Tenant, alices: str, tmp_path: Path) -> None:
     first, _ = evidence(alices, tenant)
     with neighbours(tmp_path, 10) as names:
@@ -464,6 +472,7 @@ def paths_of_host(owner: dict[str, Any]) -> list[bytes]:
 # -- last, since it restarts the agent ------------------------------------------------------------
 
 
+@pytest.mark.debian("12")
 def test_survives_the_agent(tenant: Tenant) -> None:
     state = ("--state", "seen")
     with with_docker("kept", tenant.owner) as container:

@@ -15,6 +15,8 @@ import pytest
 from tests.vm import guest
 from tests.vm.guest import IMAGE
 
+pytestmark = pytest.mark.debian("13")
+
 PREFIX = Path("/opt/cima")
 PACKAGES = PREFIX / f"lib/python3.{sys.version_info.minor}/site-packages"
 OVERLAY = Path("/root/overlay")
