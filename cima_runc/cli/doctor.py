@@ -200,7 +200,13 @@ def _agent(settings: Settings) -> list[Diagnosis]:
 
 def _engine(settings: Settings, name: str) -> str:
     changes = Changes(Path("/"), Path(settings.shim.state_dir) / "configure")
-    change = changes.adding(ENGINES[name], Wish(str(installation.launcher()), default=False))
-    if change.needed:
-        raise UnfitError(f"{change.path} does not name cima-runc", hint=f"cima configure {name}")
-    return f"{change.path} names cima-runc"
+    launcher = installation.launcher()
+    paths = [launcher]
+    link = shutil.which("cima-runc")
+    if link is not None and Path(link).resolve() == launcher:
+        paths.append(Path(link))
+    for path in paths:
+        change = changes.adding(ENGINES[name], Wish(str(path), default=False))
+        if not change.needed:
+            return f"{change.path} names {path}"
+    raise UnfitError(f"{change.path} does not name {launcher}", hint=f"cima configure {name}")
