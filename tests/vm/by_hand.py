@@ -22,6 +22,8 @@ def binding(lines: list[str]) -> str:
     for entry in map(json.loads, lines):
         if entry["type"] == "abandoned":  # written, but the TPM never heard of it
             value = start
+        if entry["type"] == "foreign":  # somebody else extended it; the next bind starts there
+            value = bytes.fromhex(entry["found"])
         if entry["type"] == "bind":
             start = bytes.fromhex(entry["history"]) if value is None else value
             root = bytes.fromhex(entry["root"])
