@@ -73,6 +73,7 @@ class Core:
         self._limits = limits
         self._tree = tree
         self._containers: dict[int, Container] = {}
+        self._running: dict[int, Container] = {}
         self._changed: set[int] = set()
         self._latest: dict[str, int] = {}
         self._ended: deque[int] = deque()
@@ -110,9 +111,8 @@ class Core:
 
     def live(self, container_id: str, bundle: str) -> Container | None:
         """Return the container of this id and bundle that has not ended, None without one."""
-        for container in reversed(self._containers.values()):
-            note = container.note
-            if (note.id, note.bundle) == (container_id, bundle) and note.state != "stopped":
+        for container in reversed(self._running.values()):
+            if (container.note.id, container.note.bundle) == (container_id, bundle):
                 return container
         return None
 
@@ -125,12 +125,8 @@ class Core:
             CoreError: its mount namespace is that of a container that has not ended.
             RecordError: a content has no canonical form.
         """
-        for other in self._containers.values():
-            if (
-                other.note.mntns == note.mntns
-                and other.note.state != "stopped"
-                and other.note.kind == note.kind == "container"
-            ):
+        for other in self._running.values():
+            if other.note.mntns == note.mntns and other.note.kind == note.kind == "container":
                 raise CoreError(
                     f"the mount namespace mnt:[{note.mntns}] belongs to container {other.note.id}"
                 )
@@ -148,6 +144,8 @@ class Core:
         self._changed.add(number)
         if container.note.state == "stopped":
             self._ended.append(number)
+        else:
+            self._running[number] = container
 
     def forget_ended(self, until: int) -> int:
         """Drop the containers that had ended ``until`` then, return how many.
@@ -166,6 +164,7 @@ class Core:
     def forget(self, registration: int) -> None:
         """Drop a container and give its slot back."""
         container = self._containers.pop(registration)
+        self._running.pop(registration, None)
         self._changed.discard(registration)
         if self._latest.get(container.note.id) == registration:
             del self._latest[container.note.id]
@@ -260,6 +259,7 @@ class Core:
         )
         changes = {"state": "stopped", "ended": time, "ended_ns": since_boot}
         container.note = container.note.model_copy(update=changes)
+        self._running.pop(registration, None)
         self._ended.append(registration)
         return record
 

@@ -28,6 +28,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cima_runc import limits
+from cima_runc.bounded import read_bounded
 from cima_runc.durable import AppendFile, replace_file, sync_directory
 from cima_runc.errors import CimaError
 from cima_runc.hook import UNMEASURED_DIR
@@ -167,7 +168,7 @@ class Store:
         """
         path = self._directory(registration) / "container.json"
         try:
-            raw = _read(path, limits.CONTAINER_NOTE)
+            raw = read_bounded(path, limits.CONTAINER_NOTE)
             return ContainerNote.model_validate_json(raw)
         except (OSError, ValidationError) as error:
             raise StoreError(f"{path} cannot be read: {error}") from error
@@ -180,7 +181,7 @@ class Store:
         """
         path = self._directory(registration) / "secret"
         try:
-            secret = _read(path, 33)
+            secret = read_bounded(path, 33)
         except OSError as error:
             raise StoreError(f"{path} cannot be read: {error.strerror}") from error
         if len(secret) != 32:
@@ -261,7 +262,7 @@ class Store:
             if not when.isdigit():
                 continue
             try:
-                state = parse_hook_state(_read(path, limits.HOOK_STATE))
+                state = parse_hook_state(read_bounded(path, limits.HOOK_STATE))
             except (OSError, JsonError, HookStateError):
                 state = HookState(id="unreadable", bundle="/")
             found.append((int(when), state))
@@ -269,8 +270,3 @@ class Store:
 
     def _directory(self, registration: int) -> Path:
         return self.root / "containers" / f"{registration:08d}"
-
-
-def _read(path: Path, limit: int) -> bytes:
-    with path.open("rb") as file:
-        return file.read(limit + 1)
