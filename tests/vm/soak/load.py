@@ -79,6 +79,17 @@ class Bundles:
         (bundle / "config.json").write_text(json.dumps(spec))
         return bundle
 
+    def start(self, name: str, script: str) -> subprocess.Popen[str]:
+        """Start a container of the shell that runs ``script``."""
+        command = [
+            RUNTIME,
+            "run",
+            "--bundle",
+            str(self.bundle(name, "/bin/sh", "-c", script)),
+            name,
+        ]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
     def run(self, name: str) -> Started:
         """Run a container of one program of its own to its end."""
         digest = self.install(name)

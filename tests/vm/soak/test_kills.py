@@ -88,18 +88,7 @@ def test_random_kills_under_a_load_of_starting_containers(agents: Agents, tmp_pa
     script = f"i=0; while [ $i -lt {programs} ]; do /bin/prog-$i; i=$((i+1)); sleep 0.2; done"
     pid = agents.start()
     agents.wait_ready(pid)
-    runner = subprocess.Popen(
-        [
-            "cima-runc",
-            "run",
-            "--bundle",
-            bundles.bundle("runner", "/bin/sh", "-c", script),
-            "runner",
-        ],
-        stdout=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-    )
+    runner = bundles.start("runner", script)
     starters = [threading.Thread(target=start_containers, args=(n,)) for n in range(STARTERS)]
     for thread in starters:
         thread.start()

@@ -6,7 +6,6 @@ All of it is recorded, and nothing is left behind.
 import os
 import re
 import signal
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -79,17 +78,7 @@ def test_soak(full: bool, tmp_path: Path) -> None:
     }
     script = "cat >/dev/null; for p in /bin/prog-*; do $p; done"
     before = held()
-    runner = subprocess.Popen(
-        [
-            "cima-runc",
-            "run",
-            "--bundle",
-            bundles.bundle("runner", "/bin/sh", "-c", script),
-            "runner",
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+    runner = bundles.start("runner", script)
     guest.wait_for("the runner", lambda: guest.row("runner")["state"] == "running")
 
     begun = time.monotonic()
@@ -113,7 +102,7 @@ def test_soak(full: bool, tmp_path: Path) -> None:
         restarts += 1
         guest.restart_agent()
     assert runner.stdout is not None
-    assert runner.stdout.read() == b"ran\n" * size.programs
+    assert runner.stdout.read() == "ran\n" * size.programs
     assert runner.wait() == 0
     guest.wait_for("all ends", lambda: all(row["state"] == "stopped" for row in guest.ps()), 120)
     seconds = time.monotonic() - begun
