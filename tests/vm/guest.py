@@ -130,19 +130,29 @@ def restart_agent() -> None:
 
 
 class Settings:
-    """/etc/cima/config.toml as a test wants it; the agent is restarted with it, and after it."""
+    """/etc/cima/config.toml as a test wants it, and afterwards as it was.
+
+    Whoever changes what the agent reads restarts it.
+    """
 
     path = Path("/etc/cima/config.toml")
+    patience = "hook_timeout_seconds = 600\n"
+    """In all of them: how long an emulated processor takes says nothing."""
 
-    def __init__(self, text: str) -> None:
-        self._text = text
+    def __init__(self, text: str = "") -> None:
+        self._text = self.patience + text
+        self._before: str | None = None
 
     def __enter__(self) -> None:
         self.path.parent.mkdir(exist_ok=True)
+        self._before = self.path.read_text() if self.path.exists() else None
         self.path.write_text(self._text)
 
     def __exit__(self, *_: object) -> None:
-        self.path.unlink(missing_ok=True)
+        if self._before is None:
+            self.path.unlink(missing_ok=True)
+        else:
+            self.path.write_text(self._before)
 
 
 # -- images and engines -------------------------------------------------------------------------

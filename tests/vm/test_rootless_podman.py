@@ -17,7 +17,6 @@ pytestmark = pytest.mark.unproven
 USER, UID = "alice", 2000
 HOME = Path("/home/alice")
 STORAGE = HOME / ".config/containers/storage.conf"
-SETTINGS = Path("/etc/cima/config.toml")
 
 
 def as_user(*command: str) -> Ran:
