@@ -9,8 +9,6 @@ import pytest
 from tests.vm import guest
 from tests.vm.guest import COMMAND, IMAGE, Settings
 
-pytestmark = pytest.mark.unproven
-
 REFERENCES = Path("/etc/cima/references")
 PROGRAM = "/tmp/busybox-unknown"
 UNKNOWN = f"cp /bin/busybox {PROGRAM}; echo >>{PROGRAM}; {PROGRAM} true && echo it ran"

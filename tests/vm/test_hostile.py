@@ -15,7 +15,8 @@ import pytest
 from tests.vm import guest
 from tests.vm.guest import Settings
 
-pytestmark = pytest.mark.unproven
+# What another kernel could change runs in guests of both releases, the rest in one of them.
+ON_12, ON_13 = pytest.mark.debian("12"), pytest.mark.debian("13")
 
 ANY_CAPABILITY = ["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE", "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN"]
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -76,23 +77,25 @@ def agent_restarted_after() -> Iterator[None]:
     guest.restart_agent()
 
 
+@ON_12
 def test_a_container_over_its_limit_loses_records_and_others_do_not(
     image: str, tmp_path: Path, agent_restarted_after: None
 ) -> None:
-    with Settings("[limits]\nrecords = 100\n"):
+    with Settings("[limits]\nrecords = 30\n"):
         guest.restart_agent()
-    greedy = start(tmp_path, "greedy", many(130))
-    modest = start(tmp_path, "modest", many(40))
+    greedy = start(tmp_path, "greedy", many(45))
+    modest = start(tmp_path, "modest", many(20))
     assert [end(each).code for each in (greedy, modest)] == [0, 0]
     [lost] = contents("greedy", "lost")
     assert lost["count"] is None
-    assert lost["reason"] == "the container's limit of 100 records is reached"
-    assert [guest.row("greedy")["count"], guest.row("greedy")["state"]] == [102, "stopped"]
+    assert lost["reason"] == "the container's limit of 30 records is reached"
+    assert [guest.row("greedy")["count"], guest.row("greedy")["state"]] == [32, "stopped"]
     assert guest.types(guest.records("greedy"))[-1] == "exit"
-    assert paths("modest") == {b"/bin/busybox"} | {b"/tmp/busybox%d" % i for i in range(40)}
+    assert paths("modest") == {b"/bin/busybox"} | {b"/tmp/busybox%d" % i for i in range(20)}
     assert contents("modest", "lost") == []
 
 
+@ON_13
 def test_a_container_that_floods_the_buffer_drops_only_its_own(
     image: str, tmp_path: Path, agent_restarted_after: None
 ) -> None:
@@ -147,6 +150,7 @@ def test_a_file_that_is_written_while_it_runs(image: str, tmp_path: Path) -> Non
         command = f"({write}) & while kill -0 $!; do {execute}; done >/dev/null 2>&1; {script}"
         root = {"root": {"path": str(layers["merged"]), "readonly": False}}
         run(tmp_path, "race", command, root)
+        last = guest.sha256sum(layers["merged"] / script.lstrip("/"))
     finally:
         guest.ok("umount", layers["merged"])
         path.unlink()
@@ -154,7 +158,8 @@ def test_a_file_that_is_written_while_it_runs(image: str, tmp_path: Path) -> Non
     found = guest.files(guest.records("race"))
     digests = [file.digest for file in found if file.path == script.encode()]
     assert set(digests) <= set(states)
-    assert states[-1] in digests
+    # Not always the last of the states: a write is refused while the kernel executes the file.
+    assert last in digests
     for violation in contents("race", "violation"):
         assert "Text file busy" in str(violation["reason"])
 
@@ -178,6 +183,7 @@ def test_storms_of_mounts_and_namespaces(image: str, tmp_path: Path) -> None:
     guest.wait_for("namespaces gone", lambda: guest.status()["sensor"]["watched"] == 0)
 
 
+@ON_12
 def test_a_fork_bomb_hurts_its_container_only(image: str, tmp_path: Path) -> None:
     bomb = "b() { /bin/busybox true; b | b & }; b; sleep 5; exit 0"
     bundle = guest.make_bundle(tmp_path / "template", "true")
@@ -192,6 +198,7 @@ def test_a_fork_bomb_hurts_its_container_only(image: str, tmp_path: Path) -> Non
     guest.wait_for("bomb ended", lambda: guest.row("bomb")["state"] == "stopped")
 
 
+@ON_13
 def test_what_a_container_says_of_itself_harms_no_terminal(image: str, tmp_path: Path) -> None:
     evil = "\x1b]0;pwned\x07\x1b[2J\r\n$(touch /root/pwned)`;|../../etc\u202e\u0085"
     bundle = guest.make_bundle(tmp_path / "template", "true")
@@ -217,7 +224,8 @@ def test_what_a_container_says_of_itself_harms_no_terminal(image: str, tmp_path:
     assert config["config"]["annotations"][evil] == "x", "it is measured as it is"
 
 
-@pytest.mark.parametrize("name", ["..", "a/b", "-x", "a\nb", "a\x1bb", "a" * 1025, "ü"])
+@ON_12
+@pytest.mark.parametrize("name", ["..", "a/b", "a\nb", "a\x1bb", "a" * 1025, "ü"])
 def test_an_id_that_is_no_name_starts_nothing(image: str, tmp_path: Path, name: str) -> None:
     bundle = guest.make_bundle(tmp_path / "bundle", "echo it ran")
     before = guest.ps()
@@ -225,6 +233,14 @@ def test_an_id_that_is_no_name_starts_nothing(image: str, tmp_path: Path, name: 
     assert ran.code != 0
     assert "it ran" not in ran.out
     assert guest.ps() == before
+
+
+@ON_12
+def test_an_id_that_looks_like_an_option_is_a_name(image: str, tmp_path: Path) -> None:
+    bundle = guest.make_bundle(tmp_path / "bundle", "echo it ran")
+    assert guest.ok("cima-runc", "run", "--bundle", bundle, "--", "-x") == "it ran\n"
+    assert guest.row("-x")["state"] == "stopped"
+    assert "/bin/busybox" in guest.ok("cima", "log", "--", "-x")
 
 
 # -- neighbours on the host -----------------------------------------------------------------------
@@ -244,6 +260,7 @@ def as_nobody(*command: str) -> guest.Ran:
     return guest.run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command)
 
 
+@ON_13
 @pytest.mark.parametrize(("path", "kind"), SOCKETS)
 def test_other_users_cannot_reach_the_sockets(image: str, path: str, kind: str) -> None:
     assert os.stat(path).st_mode & 0o077 == 0
@@ -251,6 +268,7 @@ def test_other_users_cannot_reach_the_sockets(image: str, path: str, kind: str) 
     assert "PermissionError" in ran.err
 
 
+@ON_13
 @pytest.mark.parametrize(("path", "kind"), SOCKETS)
 def test_other_users_are_refused_even_where_they_can(image: str, path: str, kind: str) -> None:
     os.chmod(path, 0o666)
@@ -267,11 +285,13 @@ def test_other_users_are_refused_even_where_they_can(image: str, path: str, kind
     assert guest.ps() is not None
 
 
+@ON_13
 def test_other_users_see_nothing_of_the_state(image: str) -> None:
     for path in (guest.STATE, Path("/sys/fs/bpf")):
         assert as_nobody("ls", str(path)).code != 0, path
 
 
+@ON_12
 def test_clients_that_say_nothing_or_nonsense_hold_nobody_up(image: str, tmp_path: Path) -> None:
     silent = []
     for _ in range(200):
