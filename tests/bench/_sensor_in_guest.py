@@ -4,6 +4,7 @@
 Prints a line for each measurement: what was executed, the state, executions a second.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,8 @@ from cima_runc.sensor.loader import Sensor
 from tests.vm.test_sensor import drain, program
 
 PROGRAM = "known"
+IMAGE_FILES = 10_000
+"""Digests that an image's list has besides those that are executed."""
 
 
 class Container:
@@ -95,9 +98,28 @@ def measure_all(rounds: int, count: int) -> None:
                 sensor.watch(mntns, pid, 1)
 
             measure("IMA and sensor", watch)
-            events = len(drain(sensor))
-            assert events == 1 + 1 + 1 + count, f"{events} events of {count} new files"
-            assert sensor.lost() == {}
+            check_events(sensor, count)
+        with Sensor.load() as sensor:
+
+            def enforce(pid: int) -> None:
+                mntns = os.stat(f"/proc/{pid}/ns/mnt").st_ino
+                files = [path for path in container.root.iterdir() if path.is_file()]
+                digests = [hashlib.sha256(path.read_bytes()).digest() for path in files]
+                digests += [os.urandom(32) for _ in range(IMAGE_FILES)]
+                allowlist = sensor.allowlist(digests)
+                sensor.watch(mntns, pid, 1, allowlist)
+                os.close(allowlist)
+
+            measure("IMA and sensor, enforcing", enforce)
+            check_events(sensor, count)
+
+
+def check_events(sensor: Sensor, count: int) -> None:
+    """The spawner twice, the known program once, each new one."""
+    events = drain(sensor)
+    assert len(events) == 1 + 1 + 1 + count, f"{len(events)} events of {count} new files"
+    assert not any(event.denied for event in events)
+    assert sensor.lost() == {}
 
 
 if __name__ == "__main__":
