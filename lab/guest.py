@@ -77,6 +77,8 @@ class Guest:
         kernel = [
             "root=/dev/nvme0n1 rw console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off",
             "systemd.show_status=0 net.ifnames=0",
+            # At the same addresses, code is translated once and not again for each process.
+            "norandmaps init_on_alloc=0",
             "" if machine.agent else "systemd.mask=cima-agent.service",
             "" if machine.policy else "init=/usr/libexec/cima-lab-no-policy",
             machine.append,

@@ -93,7 +93,7 @@ def _served(uid: int) -> Iterator[FuseCommand]:
 
 def _enter(namespace: int, kind: int) -> None:
     _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
-    if kind == _CLONE_NEWUSER:
+    if kind == _CLONE_NEWUSER and os.getgroups():
         os.setgroups([])
     _check(_libc.setns(namespace, kind))
     if kind == _CLONE_NEWUSER:

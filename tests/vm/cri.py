@@ -83,9 +83,12 @@ class Cri:
         (made,) = self.call("CreateContainer", (1, pod_id), (2, container), (3, pod))[1]
         return str(made.decode())
 
+    def status(self, container_id: str) -> dict[int, list[Any]]:
+        return decode(self.call("ContainerStatus", (1, container_id))[1][0])
+
     def state(self, container_id: str) -> tuple[int, int]:
         """The container's state and exit code."""
-        status = decode(self.call("ContainerStatus", (1, container_id))[1][0])
+        status = self.status(container_id)
         return status.get(3, [0])[0], status.get(7, [0])[0]
 
     def exec(self, container_id: str, *command: str) -> tuple[int, bytes, bytes]:

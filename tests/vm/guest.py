@@ -125,8 +125,14 @@ def files(found: list[dict[str, Any]]) -> list[Measured]:
     return measured
 
 
+def restart(unit: str) -> None:
+    """Restart a service, however often that was done before."""
+    run("systemctl", "reset-failed", unit)
+    ok("systemctl", "restart", unit)
+
+
 def restart_agent() -> None:
-    ok("systemctl", "restart", "cima-agent")
+    restart("cima-agent")
 
 
 class Settings:

@@ -17,7 +17,7 @@ from tests.support import engine_files
 from tests.vm import guest
 from tests.vm.guest import IMAGE
 
-pytestmark = pytest.mark.unproven
+pytestmark = pytest.mark.debian("13")
 
 RUNTIME = "/opt/cima/bin/cima-runc"
 DIRECTORIES = {
@@ -124,10 +124,10 @@ def test_docker_accepts(wanted: dict[str, str], tmp_path: Path) -> None:
 def test_docker_starts(wanted: dict[str, str], tmp_path: Path, image: str) -> None:
     try:
         with configured(DOCKER, wanted, tmp_path):
-            guest.ok("systemctl", "restart", "docker")
+            guest.restart("docker")
             runs_measured("docker", "run")
     finally:
-        guest.ok("systemctl", "restart", "docker")
+        guest.restart("docker")
 
 
 def of_version_3(text: str) -> bool:
@@ -155,11 +155,11 @@ def test_containerd_accepts(wanted: dict[str, str], tmp_path: Path) -> None:
 def test_containerd_starts(wanted: dict[str, str], tmp_path: Path) -> None:
     try:
         with configured(CONTAINERD, wanted, tmp_path):
-            guest.ok("systemctl", "restart", "containerd")
+            guest.restart("containerd")
             plugins = guest.ok("ctr", "plugin", "ls").splitlines()
             assert ["cri", "ok"] in [line.split()[1::2] for line in plugins]
     finally:
-        guest.ok("systemctl", "restart", "containerd")
+        guest.restart("containerd")
 
 
 @pytest.mark.parametrize("wanted", numbered(engine_files.PODMAN, lambda _: True))

@@ -224,7 +224,7 @@ def test_a_daemon_is_what_runs_and_not_what_lies_under_its_name(docker: int) -> 
 
 
 def restart_containerd() -> None:
-    guest.ok("systemctl", "restart", "containerd")
+    guest.restart("containerd")
     guest.wait_for("containerd", lambda: guest.run("ctr", "version").code == 0, seconds=300)
 
 

@@ -11,9 +11,9 @@ import pytest
 from tests.vm import guest
 from tests.vm.guest import IMAGE, Ran
 
-pytestmark = pytest.mark.unproven
+ON_12, ON_13 = pytest.mark.debian("12"), pytest.mark.debian("13")
 
-CLIS = ["docker", "podman"]
+CLIS = [pytest.param("docker", marks=ON_12), pytest.param("podman", marks=ON_13)]
 _LOOP = 'trap "echo got it" USR1; trap "exit 5" TERM; echo up; while :; do sleep 0.2; done'
 
 
@@ -158,6 +158,7 @@ def test_twenty_at_once(cli: str) -> None:
     assert len({row["id"] for row in rows}) == len(rows) == 20
 
 
+@ON_13
 def test_ctr(image: str) -> None:
     before = len(guest.ps())
     command = guest.ctr("cima-runc", "life", "-d")

@@ -81,15 +81,15 @@ def agent_restarted_after() -> Iterator[None]:
 def test_a_container_over_its_limit_loses_records_and_others_do_not(
     image: str, tmp_path: Path, agent_restarted_after: None
 ) -> None:
-    with Settings("[limits]\nrecords = 30\n"):
+    with Settings("[limits]\nrecords = 100\n"):
         guest.restart_agent()
-    greedy = start(tmp_path, "greedy", many(45))
+    greedy = start(tmp_path, "greedy", many(105))
     modest = start(tmp_path, "modest", many(20))
     assert [end(each).code for each in (greedy, modest)] == [0, 0]
     [lost] = contents("greedy", "lost")
     assert lost["count"] is None
-    assert lost["reason"] == "the container's limit of 30 records is reached"
-    assert [guest.row("greedy")["count"], guest.row("greedy")["state"]] == [32, "stopped"]
+    assert lost["reason"] == "the container's limit of 100 records is reached"
+    assert [guest.row("greedy")["count"], guest.row("greedy")["state"]] == [102, "stopped"]
     assert guest.types(guest.records("greedy"))[-1] == "exit"
     assert paths("modest") == {b"/bin/busybox"} | {b"/tmp/busybox%d" % i for i in range(20)}
     assert contents("modest", "lost") == []

@@ -12,7 +12,7 @@ import pytest
 from tests.vm import guest
 from tests.vm.guest import IMAGE, Ran, Settings
 
-pytestmark = pytest.mark.unproven
+pytestmark = pytest.mark.debian("12")
 
 HOOKS = Path("/opt/cima/libexec/cima/hooks")
 PROGRAM = ["/bin/sh", "-c", "trap 'exit 6' TERM; while :; do sleep 0.1; done"]

@@ -12,7 +12,7 @@ import pytest
 from tests.vm import guest
 from tests.vm.guest import IMAGE, Ran
 
-pytestmark = pytest.mark.unproven
+pytestmark = pytest.mark.debian("13")
 
 CLIS = ["docker", "podman"]
 SUBORDINATE = 300000
@@ -169,12 +169,12 @@ def docker_settings(**changes: Any) -> Iterator[None]:
     path = Path("/etc/docker/daemon.json")
     before = path.read_bytes()
     path.write_text(json.dumps(json.loads(before) | changes))
-    guest.ok("systemctl", "restart", "docker")
+    guest.restart("docker")
     try:
         yield
     finally:
         path.write_bytes(before)
-        guest.ok("systemctl", "restart", "docker")
+        guest.restart("docker")
 
 
 def test_docker_userns_remap(image: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.vm import guest
 from tests.vm.guest import IMAGE
 
-pytestmark = pytest.mark.unproven
+pytestmark = pytest.mark.debian("12")
 
 _LOOP = "trap 'exit 5' TERM; echo up; while :; do sleep 0.2; done"
 

@@ -12,7 +12,7 @@ import pytest
 from tests.vm import guest
 from tests.vm.guest import IMAGE, Ran
 
-pytestmark = pytest.mark.unproven
+pytestmark = pytest.mark.debian("12")
 
 USER, UID = "alice", 2000
 HOME = Path("/home/alice")

@@ -8,8 +8,6 @@ import pytest
 from tests.vm import guest
 from tests.vm.guest import COMMAND, IMAGE, files_of_command
 
-pytestmark = pytest.mark.unproven
-
 COMMANDS = {
     "docker": lambda *rest: guest.docker("cima-runc", *rest),
     "podman": lambda *rest: guest.podman("cima-runc", *rest),
