@@ -24,6 +24,7 @@ def as_user(*command: str) -> Ran:
     runtime = f"/run/user/{UID}"
     become = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--init-groups", "env"]
     session = ["systemd-run", "--user", "--quiet", "--pipe", "--wait", "--collect"]
+    session += ["--property=KillMode=process"]  # a detached container goes on
     own = [f"XDG_RUNTIME_DIR={runtime}", f"DBUS_SESSION_BUS_ADDRESS=unix:path={runtime}/bus"]
     return guest.run(*become, *own, *session, f"--working-directory={HOME}", *command, timeout=600)
 
