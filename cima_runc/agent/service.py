@@ -721,6 +721,7 @@ class Service:
         return {
             "programs": list(status.programs),
             "watched": status.watched,
+            "nested": status.nested,
             "ring_bytes": status.ring_bytes,
             "dropped": status.dropped,
             "missed": status.missed,

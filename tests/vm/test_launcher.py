@@ -12,7 +12,7 @@ import pytest
 from tests.vm import guest
 from tests.vm.guest import IMAGE, Ran, Settings
 
-pytestmark = pytest.mark.debian("12")
+pytestmark = pytest.mark.debian("13")
 
 HOOKS = Path("/opt/cima/libexec/cima/hooks")
 PROGRAM = ["/bin/sh", "-c", "trap 'exit 6' TERM; while :; do sleep 0.1; done"]
