@@ -177,8 +177,8 @@ def unpack(archive: Path, places: list[tuple[str, str]], scratch: Path) -> None:
     """
     scratch.mkdir()
     # The guest's clock may be ahead by a breath: no reason for tar to speak up.
-    command = ["tar", "-xf", archive, "-C", scratch, "--no-same-owner", "--warning=no-timestamp"]
-    subprocess.run(command, check=True)
+    options = ["--no-same-owner", "--warning=no-timestamp"]
+    subprocess.run(["tar", "-xf", archive, "-C", scratch, *options], check=True)
     for index, (guest, local) in enumerate(places):
         source, target = scratch / str(index), Path(local)
         if not os.path.lexists(source):

@@ -34,7 +34,7 @@ def test_nothing_of_ours_is_used() -> None:
 
 
 @pytest.mark.parametrize("disclosure", ["none", "redacted", "full"])
-@pytest.mark.parametrize("owner", [None, public_text(PUBLIC)])
+@pytest.mark.parametrize("owner", [None, public_text(PUBLIC)], ids=["nobody", "owner"])
 def test_verified_by_hand(tmp_path: Path, disclosure: str, owner: str | None) -> None:
     pem = PEM if owner else None
     with simulated_host(tmp_path) as host:

@@ -86,6 +86,7 @@ def test_bad_files(tmp_path: Path) -> None:
         "X25519:" + TEXT[7:],
         TEXT + " ",
     ],
+    ids=["empty", "short", "zero", "of low order", "upper case", "followed by a space"],
 )
 def test_bad_keys(text: str) -> None:
     with pytest.raises(OwnerError):

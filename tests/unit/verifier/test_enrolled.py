@@ -22,7 +22,11 @@ def test_name_covers_attributes_and_the_key_alone_does_not() -> None:
     assert parse_enrolled_ak(FILE.partition(b"\n")[2]).is_key_of(other)
 
 
-@pytest.mark.parametrize("raw", [b"", b"x", FILE[:100], FILE.partition(b"-----")[0]])
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"x", FILE[:100], FILE.partition(b"-----")[0]],
+    ids=["empty", "x", "cut", "name alone"],
+)
 def test_not_a_key(raw: bytes) -> None:
     with pytest.raises(EnrolledAkError):
         parse_enrolled_ak(raw)
