@@ -114,20 +114,33 @@ def test_docker_accepts(wanted: dict[str, str], tmp_path: Path) -> None:
     assert done.code == 0, done.err
 
 
-@pytest.mark.parametrize(
-    "wanted",
-    numbered(
-        engine_files.DOCKER,
-        lambda text: not text or "exec-opts" in text,
-    ),
-)
-def test_docker_starts(wanted: dict[str, str], tmp_path: Path, image: str) -> None:
-    try:
-        with configured(DOCKER, wanted, tmp_path):
-            guest.restart("docker")
-            runs_measured("docker", "run")
-    finally:
+def restarted_after(unit: str) -> Iterator[None]:
+    yield
+    guest.restart(unit)
+
+
+@pytest.fixture(scope="module")
+def docker_as_before() -> Iterator[None]:
+    yield from restarted_after("docker")
+
+
+@pytest.fixture(scope="module")
+def containerd_as_before() -> Iterator[None]:
+    yield from restarted_after("containerd")
+
+
+def can_run_here(text: str) -> bool:
+    """Its unit names hosts itself, and images are kept apart for other places and maps of ids."""
+    return not any(key in text for key in ("hosts", "data-root", "userns-remap"))
+
+
+@pytest.mark.parametrize("wanted", numbered(engine_files.DOCKER, can_run_here))
+def test_docker_starts(
+    wanted: dict[str, str], tmp_path: Path, image: str, docker_as_before: None
+) -> None:
+    with configured(DOCKER, wanted, tmp_path):
         guest.restart("docker")
+        runs_measured("docker", "run")
 
 
 def of_version_3(text: str) -> bool:
@@ -146,20 +159,15 @@ def test_containerd_accepts(wanted: dict[str, str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wanted",
-    numbered(
-        engine_files.CONTAINERD,
-        lambda text: not of_version_3(text) and ("cni" in text or "conf.d/*" in text),
-    ),
+    "wanted", numbered(engine_files.CONTAINERD, lambda text: not of_version_3(text))
 )
-def test_containerd_starts(wanted: dict[str, str], tmp_path: Path) -> None:
-    try:
-        with configured(CONTAINERD, wanted, tmp_path):
-            guest.restart("containerd")
-            plugins = guest.ok("ctr", "plugin", "ls").splitlines()
-            assert ["cri", "ok"] in [line.split()[1::2] for line in plugins]
-    finally:
+def test_containerd_starts(
+    wanted: dict[str, str], tmp_path: Path, containerd_as_before: None
+) -> None:
+    with configured(CONTAINERD, wanted, tmp_path):
         guest.restart("containerd")
+        plugins = guest.ok("ctr", "plugin", "ls").splitlines()
+        assert ["cri", "ok"] in [line.split()[1::2] for line in plugins]
 
 
 @pytest.mark.parametrize("wanted", numbered(engine_files.PODMAN, lambda _: True))
@@ -169,10 +177,7 @@ def test_podman_accepts(wanted: dict[str, str], tmp_path: Path) -> None:
     assert name == "cima-runc\n"
 
 
-@pytest.mark.parametrize(
-    "wanted",
-    numbered(engine_files.PODMAN, lambda text: not text or "cgroupfs" in text or "youki" in text),
-)
+@pytest.mark.parametrize("wanted", numbered(engine_files.PODMAN, lambda _: True))
 def test_podman_runs(wanted: dict[str, str], tmp_path: Path, image: str) -> None:
     with configured(PODMAN, wanted, tmp_path):
         runs_measured("podman", "run")

@@ -1,6 +1,7 @@
 """Docker, Podman and containerd do everything with cima-runc that they do with runc."""
 
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -179,3 +180,26 @@ def test_ctr(image: str) -> None:
         guest.run("ctr", "task", "rm", "--force", "life")
         guest.run("ctr", "container", "rm", "life")
     assert len(guest.ps()) == before + 1
+
+
+@ON_12
+def test_ctr_with_a_terminal(image: str) -> None:
+    command = [*guest.ctr("cima-runc", "terminal", "--tty"), "/bin/sh", "-c"]
+    # script(1) is the terminal that ctr wants on its side.
+    line = shlex.join([*command, "test -t 1 && echo it is one"])
+    done = guest.run("script", "--quiet", "--return", "--command", line, "/dev/null")
+    assert (done.code, done.out) == (0, "it is one\r\n"), done
+
+
+@ON_12
+def test_ctr_with_twenty_at_once(image: str) -> None:
+    before = len(guest.ps())
+
+    def run(number: int) -> Ran:
+        command = guest.ctr("cima-runc", f"twenty-{number}")
+        return guest.run(*command, "/bin/sh", "-c", "echo on; exit 9", timeout=900)
+
+    with ThreadPoolExecutor(20) as pool:
+        done = list(pool.map(run, range(20)))
+    assert [(ran.code, ran.out) for ran in done] == [(9, "on\n")] * 20, done
+    assert len({row["id"] for row in guest.ps()[before:]}) == 20
