@@ -148,6 +148,9 @@ def test_out_of_memory(cli: str) -> None:
     assert ours[0] == "137"
 
 
+@pytest.mark.parametrize(
+    "cli", [pytest.param("docker", marks=pytest.mark.debian()), CLIS[1]], indirect=True
+)
 def test_twenty_at_once(cli: str) -> None:
     before = len(guest.ps())
     command = run_command(cli, "cima-runc", "--rm", IMAGE, "/bin/sh", "-c", "echo on; exit 9")
@@ -191,7 +194,7 @@ def test_ctr_with_a_terminal(image: str) -> None:
     assert (done.code, done.out) == (0, "it is one\r\n"), done
 
 
-@ON_12
+@pytest.mark.debian()
 def test_ctr_with_twenty_at_once(image: str) -> None:
     before = len(guest.ps())
 

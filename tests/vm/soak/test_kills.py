@@ -103,7 +103,7 @@ def test_random_kills_under_a_load_of_starting_containers(agents: Agents, tmp_pa
             agents.wait_ready(pid)
             if kill % 20 == 0:
                 acknowledged |= {row["id"]: lines_of(row["id"]) for row in guest.ps()}
-            time.sleep(chance.uniform(0, 4))
+            time.sleep(chance.uniform(0, 2))
         os.kill(pid, signal.SIGKILL)
         guest.wait_for("its death", lambda: not Path(f"/proc/{pid}").exists())  # noqa: B023
         pid = agents.start()
