@@ -191,7 +191,7 @@ def test_ctr_with_a_terminal(image: str) -> None:
     # script(1) is the terminal that ctr wants on its side.
     line = shlex.join([*command, "test -t 1 && echo it is one"])
     done = guest.run("script", "--quiet", "--return", "--command", line, "/dev/null")
-    assert (done.code, done.out) == (0, "it is one\r\n"), done
+    assert done.code == 0 and "it is one\r" in done.out, done
 
 
 @pytest.mark.debian()
