@@ -58,6 +58,31 @@ class Container:
         subprocess.run(["runc", "delete", "-f", "bench"], check=True)
         return count / (nanoseconds / 1e9)
 
+    def digests(self) -> list[bytes]:
+        """As an image's list would have them: of its files, and of many more."""
+        files = [path for path in self.root.iterdir() if path.is_file()]
+        known = [hashlib.sha256(path.read_bytes()).digest() for path in files]
+        return known + [os.urandom(32) for _ in range(IMAGE_FILES)]
+
+
+class Watch:
+    """Watches one container after the other, and may hold it to a list of digests."""
+
+    def __init__(self, sensor: Sensor, digests: Callable[[], list[bytes]] | None = None) -> None:
+        self._sensor = sensor
+        self._digests = digests
+        self._watched: int | None = None
+
+    def __call__(self, pid: int) -> None:
+        if self._watched is not None:
+            # The kernel gives the number of its mount namespace to the next one.
+            self._sensor.unwatch(self._watched)
+        allowlist = None if self._digests is None else self._sensor.allowlist(self._digests())
+        self._sensor.watch(os.stat(f"/proc/{pid}/ns/mnt").st_ino, pid, 1, allowlist)
+        self._watched = pid
+        if allowlist is not None:
+            os.close(allowlist)
+
 
 def install(path: Path, payload: bytes) -> None:
     path.write_bytes(program(payload.ljust(16384, b"\0")))
@@ -92,25 +117,10 @@ def measure_all(rounds: int, count: int) -> None:
         measure("IMA", nobody)
         with Sensor.load() as sensor:
             measure("IMA and sensor, unwatched", nobody)
-
-            def watch(pid: int) -> None:
-                mntns = os.stat(f"/proc/{pid}/ns/mnt").st_ino
-                sensor.watch(mntns, pid, 1)
-
-            measure("IMA and sensor", watch)
+            measure("IMA and sensor", Watch(sensor))
             check_events(sensor, count)
         with Sensor.load() as sensor:
-
-            def enforce(pid: int) -> None:
-                mntns = os.stat(f"/proc/{pid}/ns/mnt").st_ino
-                files = [path for path in container.root.iterdir() if path.is_file()]
-                digests = [hashlib.sha256(path.read_bytes()).digest() for path in files]
-                digests += [os.urandom(32) for _ in range(IMAGE_FILES)]
-                allowlist = sensor.allowlist(digests)
-                sensor.watch(mntns, pid, 1, allowlist)
-                os.close(allowlist)
-
-            measure("IMA and sensor, enforcing", enforce)
+            measure("IMA and sensor, enforcing", Watch(sensor, container.digests))
             check_events(sensor, count)
 
 
