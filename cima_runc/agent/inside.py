@@ -94,6 +94,7 @@ def _served(uid: int) -> Iterator[FuseCommand]:
 def _enter(namespace: int, kind: int) -> None:
     _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
     if kind == _CLONE_NEWUSER and os.getgroups():
+        # A service has none, and no capability to change them.
         os.setgroups([])
     _check(_libc.setns(namespace, kind))
     if kind == _CLONE_NEWUSER:

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -210,6 +211,10 @@ def test_hooks_that_lie_are_refused(bystander: str, tmp_path: Path) -> None:
 # -- events that find no room ---------------------------------------------------------------------
 
 
+def lost_in(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [r["content"] for r in records if r["content"].get("type") == "lost"]
+
+
 def test_dropped_events_are_a_lost_record(image: str, agent_restarted_after: None) -> None:
     programs, depth = 400, 15
     with Settings("[sensor]\nring_mib = 1\n"):
@@ -231,7 +236,7 @@ def test_dropped_events_are_a_lost_record(image: str, agent_restarted_after: Non
         os.kill(agent_pid(), signal.SIGCONT)
         guest.ok("systemctl", "service-watchdogs", "yes")
     records = guest.records(container_id)
-    lost = [r["content"] for r in records if r["content"].get("type") == "lost"]
+    lost = lost_in(records)
     arrived = [
         f
         for f in guest.files(records)
@@ -244,11 +249,10 @@ def test_dropped_events_are_a_lost_record(image: str, agent_restarted_after: Non
     assert len(arrived) < programs
     # A run of a program that the kernel skipped counts for everybody.
     everywhere = [
-        record["content"]["count"]
+        content["count"]
         for row in guest.ps()
         if row["state"] != "unmeasured"
-        for record in guest.records(row["id"])
-        if record["content"].get("type") == "lost"
+        for content in lost_in(guest.records(row["id"]))
     ]
     assert guest.status()["lost"] == sum(everywhere)
     guest.ok("docker", "rm", "-f", container_id)

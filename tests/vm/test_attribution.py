@@ -24,8 +24,9 @@ def container_lines(path: bytes) -> list[bytes]:
 
     In PCR 10 it has a line too once it ran from another file system (a bundle, fuse-overlayfs).
     """
-    fields = [line.split(b" ") for line in guest.ASCII_LOG.read_bytes().splitlines()]
-    return [b" ".join(line) for line in fields if line[0] == b"11" and line[4:5] == [path]]
+    lines = guest.ASCII_LOG.read_bytes().splitlines()
+    of_containers = (line for line in lines if line.startswith(b"11 "))
+    return [line for line in of_containers if line.split(b" ")[4:5] == [path]]
 
 
 @pytest.fixture(scope="module")

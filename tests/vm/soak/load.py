@@ -79,23 +79,19 @@ class Bundles:
         (bundle / "config.json").write_text(json.dumps(spec))
         return bundle
 
+    def _command(self, name: str, *args: str) -> list[str]:
+        return [RUNTIME, "run", "--bundle", str(self.bundle(name, *args)), name]
+
     def start(self, name: str, script: str) -> subprocess.Popen[str]:
         """Start a container of the shell that runs ``script``."""
-        command = [
-            RUNTIME,
-            "run",
-            "--bundle",
-            str(self.bundle(name, "/bin/sh", "-c", script)),
-            name,
-        ]
+        command = self._command(name, "/bin/sh", "-c", script)
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self, name: str) -> Started:
         """Run a container of one program of its own to its end."""
         digest = self.install(name)
-        bundle = self.bundle(name, f"/bin/{name}")
         done = subprocess.run(
-            [RUNTIME, "run", "--bundle", str(bundle), name],
+            self._command(name, f"/bin/{name}"),
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,

@@ -53,14 +53,15 @@ def test_several_members(parts: list[bytes]) -> None:
         (zstandard.ZstdCompressor().compress(b"x" * 1000)[:-3], "has the digest"),
     ],
     ids=[
-        *(
-            "gzip cut",
-            "gzip of another sum",
-            "gzip and rubbish",
-            "gzip of nothing",
-            "zstandard of nothing",
-        ),
-        *("bzip2", "xz", "plain", "zstandard cut"),
+        "gzip cut",
+        "gzip of another sum",
+        "gzip and rubbish",
+        "gzip of nothing",
+        "zstandard of nothing",
+        "bzip2",
+        "xz",
+        "plain",
+        "zstandard cut",
     ],
 )
 def test_damaged(blob: bytes, reason: str) -> None:
