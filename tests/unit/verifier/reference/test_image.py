@@ -138,6 +138,7 @@ def test_an_archive_that_is_compressed_as_a_whole(compression: str, tmp_path: Pa
         (b"BZh91AY&SY", "bzip2 or xz"),
         (gzip.compress(bytes(1 << 20)), "become more than"),
     ],
+    ids=["gzip cut", "gzip of nothing", "bzip2", "gzip bomb"],
 )
 def test_a_damaged_archive_that_is_compressed_as_a_whole(
     data: bytes, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
