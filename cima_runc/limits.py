@@ -52,6 +52,12 @@ CONTAINER_NOTE = 64 * KIB
 EVENT_BATCH = 8192
 """Sensor events that become records together; the sensor's buffer holds the rest."""
 
+KNOWN_DIGESTS = 65_536
+"""Files of services whose digests are remembered. A host's daemons map some hundred."""
+
+KNOWN_DIGESTS_FILE = 16 * MIB
+"""Bytes of the file of those: below 200 each."""
+
 NAME_PATTERNS = 16
 """Patterns of names in ``sensor.measure_reads`` (NAME_PATTERNS_MAX in sensor.h)."""
 

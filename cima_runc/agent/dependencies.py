@@ -26,6 +26,7 @@ from cima_runc.ima.kernel_log import KernelLog
 from cima_runc.ima.template import Func
 from cima_runc.measure.dependencies import Chain, Finder, Service, ServiceFile, standard_library
 from cima_runc.measure.file_digest import Identity, open_regular, sha256
+from cima_runc.measure.known_digests import KnownDigests
 from cima_runc.ml.records import CIMA, Record, digest_of
 from cima_runc.ml.store import ContainerNote, Store
 from cima_runc.text import printable
@@ -105,7 +106,7 @@ class Dependencies:
         self._new_secret = new_secret
         self._finder = Finder()
         self._by_key: dict[_Known, _Kept] = {}
-        self._digests: dict[Identity, bytes] = {}
+        self._digests = KnownDigests(store.root / "digests.json", boot_id)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dependencies")
         self._hashed: deque[_Hashed] = deque()
         self._running = 0
@@ -284,6 +285,7 @@ class Dependencies:
                 digests = [(file, self._digest(look, file)) for file in files]
                 executable = self._digest(look, service.files[0])
                 self._hashed.append(_Hashed(kept, service, digests, executable))
+            self._digests.keep()
         finally:
             look.close()
             with self._idle:
@@ -305,7 +307,7 @@ class Dependencies:
             return error.strerror or "it cannot be read"
         except CimaError as error:
             return error.what
-        self._digests[identity] = digest
+        self._digests.add(identity, digest)
         return digest
 
     def _record(self, hashed: _Hashed) -> None:

@@ -9,6 +9,7 @@
         container.json                     what the container is, and how it is
         secret                             32 bytes, for the container's owner only
       rootfs/                              layers' manifests, by digest, and what is known of layers
+      digests.json                       digests of services' files that were hashed in this boot
       unmeasured/<time>-<pid>.json         containers that started without the agent
       removed.jsonl                        containers removed before all of them was attested
 

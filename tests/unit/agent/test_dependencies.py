@@ -211,6 +211,21 @@ def test_another_agent_goes_on(tmp_path: Path, log: WrittenLog, box: tree.Tree) 
     assert container.note.kind == "dependencies"
 
 
+def test_another_agent_hashes_nothing_again(
+    tmp_path: Path, log: WrittenLog, box: tree.Tree
+) -> None:
+    first = Agent(tmp_path, log)
+    seen = first.dependencies.look_at(box.first)
+    assert seen.handles
+    seen.close()
+    number = first.register(box.first)
+    second = Agent(tmp_path, log)
+    second.take_over()
+    assert not second.dependencies.look_at(box.first).handles
+    assert second.register(box.first) == number
+    assert second.records(number) == first.records(number)
+
+
 def test_without_the_kernels_log_all_is_unmeasured(tmp_path: Path, box: tree.Tree) -> None:
     agent = Agent(tmp_path, None)
     records = agent.records(agent.register(box.first))
