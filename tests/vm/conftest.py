@@ -33,6 +33,13 @@ def patience() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def agent_restarted_after() -> Iterator[None]:
+    """The agent as it was, after a test that changes its settings or makes it lose something."""
+    yield
+    guest.restart_agent()
+
+
 @pytest.fixture(scope="session")
 def image() -> str:
     """The image in Docker, Podman and containerd."""

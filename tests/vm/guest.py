@@ -85,6 +85,11 @@ def status() -> dict[str, Any]:
     return shown
 
 
+def contents(found: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """The contents of the records of this type."""
+    return [record["content"] for record in found if record["content"].get("type") == kind]
+
+
 def types(found: list[dict[str, Any]]) -> list[str]:
     return [r["content"].get("type", "file") for r in found]
 

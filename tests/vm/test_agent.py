@@ -5,7 +5,6 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,12 +23,6 @@ def no_agent() -> Iterator[None]:
     guest.ok("systemctl", "stop", "cima-agent.socket", "cima-agent.service")
     yield
     guest.ok("systemctl", "start", "cima-agent")
-
-
-@pytest.fixture
-def agent_restarted_after() -> Iterator[None]:
-    yield
-    guest.restart_agent()
 
 
 def test_without_the_agent_no_container_starts(image: str, no_agent: None) -> None:
@@ -211,10 +204,6 @@ def test_hooks_that_lie_are_refused(bystander: str, tmp_path: Path) -> None:
 # -- events that find no room ---------------------------------------------------------------------
 
 
-def lost_in(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [r["content"] for r in records if r["content"].get("type") == "lost"]
-
-
 def test_dropped_events_are_a_lost_record(image: str, agent_restarted_after: None) -> None:
     programs, depth = 400, 15
     with Settings("[sensor]\nring_mib = 1\n"):
@@ -236,7 +225,7 @@ def test_dropped_events_are_a_lost_record(image: str, agent_restarted_after: Non
         os.kill(agent_pid(), signal.SIGCONT)
         guest.ok("systemctl", "service-watchdogs", "yes")
     records = guest.records(container_id)
-    lost = lost_in(records)
+    lost = guest.contents(records, "lost")
     arrived = [
         f
         for f in guest.files(records)
@@ -252,7 +241,7 @@ def test_dropped_events_are_a_lost_record(image: str, agent_restarted_after: Non
         content["count"]
         for row in guest.ps()
         if row["state"] != "unmeasured"
-        for content in lost_in(guest.records(row["id"]))
+        for content in guest.contents(guest.records(row["id"]), "lost")
     ]
     assert guest.status()["lost"] == sum(everywhere)
     guest.ok("docker", "rm", "-f", container_id)

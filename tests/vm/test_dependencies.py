@@ -97,16 +97,12 @@ def dependencies(number: int) -> list[dict[str, Any]]:
     return guest.records(f"dependencies:{number}")
 
 
-def contents(records: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    return [r["content"] for r in records if r["content"].get("type") == kind]
-
-
 def digests(number: int, path: Path) -> set[str]:
     return {f.digest for f in guest.files(dependencies(number)) if f.path == bytes(path)}
 
 
 def unmeasured_paths(records: list[dict[str, Any]]) -> set[str]:
-    return {str(content["path"]) for content in contents(records, "unmeasured")}
+    return {str(content["path"]) for content in guest.contents(records, "unmeasured")}
 
 
 def check_services(number: int, engine: str) -> None:
@@ -125,7 +121,7 @@ def check_services(number: int, engine: str) -> None:
         assert name == file.path
     assert {file.mntns for file in files.values()} == {os.stat("/proc/1/ns/mnt").st_ino}
     assert records[0]["content"]["type"] == "register"
-    services = contents(records, "service")
+    services = guest.contents(records, "service")
     assert {"init", "agent", "runtime"} <= {content["role"] for content in services}
     named = {bytes.fromhex(content["path_hex"]) for content in services}
     assert {bytes(real(program)) for program in ENGINES[engine][1]} <= named
@@ -152,7 +148,7 @@ def test_only_what_ran_before_the_policy_is_unmeasured(docker: int) -> None:
     init = {os.readlink("/proc/1/exe")}
     init |= {line.split()[-1] for line in Path("/proc/1/maps").read_text().splitlines()}
     assert others <= init
-    for content in contents(records, "unmeasured"):
+    for content in guest.contents(records, "unmeasured"):
         assert content["reason"]
         if content["path"] != library:
             assert content["digest"] == guest.sha256sum(Path(content["path"]))
@@ -242,7 +238,7 @@ def test_what_the_kernel_did_not_measure_for_the_host_is_shown(image: str, tmp_p
     number = guest.row("from-overlay")["dependencies"]
     found = [
         content
-        for content in contents(dependencies(number), "unmeasured")
+        for content in guest.contents(dependencies(number), "unmeasured")
         if content["path"] == str(shell)
     ]
     assert len(found) == 1

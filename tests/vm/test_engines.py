@@ -148,18 +148,25 @@ def test_out_of_memory(cli: str) -> None:
     assert ours[0] == "137"
 
 
+def at_once(commands: list[list[str]]) -> None:
+    """Start a container with each of these commands side by side: each ends, and is measured."""
+    before = len(guest.ps())
+
+    def run(command: list[str]) -> Ran:
+        return guest.run(*command, "/bin/sh", "-c", "echo on; exit 9", timeout=900)
+
+    with ThreadPoolExecutor(len(commands)) as pool:
+        done = list(pool.map(run, commands))
+    assert [(ran.code, ran.out) for ran in done] == [(9, "on\n")] * len(commands), done
+    rows = guest.ps()[before:]
+    assert len({row["id"] for row in rows}) == len(rows) == len(commands)
+
+
 @pytest.mark.parametrize(
     "cli", [pytest.param("docker", marks=pytest.mark.debian()), CLIS[1]], indirect=True
 )
 def test_twenty_at_once(cli: str) -> None:
-    before = len(guest.ps())
-    command = run_command(cli, "cima-runc", "--rm", IMAGE, "/bin/sh", "-c", "echo on; exit 9")
-    with ThreadPoolExecutor(20) as pool:
-        done = list(pool.map(lambda _: guest.run(*command, timeout=900), range(20)))
-    assert [ran.code for ran in done] == [9] * 20, [ran.err for ran in done if ran.code != 9]
-    assert all(ran.out == "on\n" for ran in done)
-    rows = guest.ps()[before:]
-    assert len({row["id"] for row in rows}) == len(rows) == 20
+    at_once([run_command(cli, "cima-runc", "--rm", IMAGE)] * 20)
 
 
 @ON_13
@@ -196,13 +203,4 @@ def test_ctr_with_a_terminal(image: str) -> None:
 
 @pytest.mark.debian()
 def test_ctr_with_twenty_at_once(image: str) -> None:
-    before = len(guest.ps())
-
-    def run(number: int) -> Ran:
-        command = guest.ctr("cima-runc", f"twenty-{number}")
-        return guest.run(*command, "/bin/sh", "-c", "echo on; exit 9", timeout=900)
-
-    with ThreadPoolExecutor(20) as pool:
-        done = list(pool.map(run, range(20)))
-    assert [(ran.code, ran.out) for ran in done] == [(9, "on\n")] * 20, done
-    assert len({row["id"] for row in guest.ps()[before:]}) == 20
+    at_once([guest.ctr("cima-runc", f"twenty-{number}") for number in range(20)])

@@ -7,7 +7,6 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,22 +58,11 @@ def paths(container: str) -> set[bytes]:
     return {file.path for file in guest.files(guest.records(container))}
 
 
-def contents(container: str, kind: str) -> list[dict[str, object]]:
-    found = [record["content"] for record in guest.records(container)]
-    return [content for content in found if content.get("type") == kind]
-
-
 def many(count: int, directory: str = "/tmp") -> str:
     """A command that executes ``count`` files of different content and name."""
     path = f"{directory}/busybox$i"
     make = f"cp /bin/busybox {path}; echo $i >>{path}; {path} true; rm {path}"
     return f"i=0; while [ $i -lt {count} ]; do {make}; i=$((i+1)); done"
-
-
-@pytest.fixture
-def agent_restarted_after() -> Iterator[None]:
-    yield
-    guest.restart_agent()
 
 
 @ON_12
@@ -86,13 +74,13 @@ def test_a_container_over_its_limit_loses_records_and_others_do_not(
     greedy = start(tmp_path, "greedy", many(105))
     modest = start(tmp_path, "modest", many(20))
     assert [end(each).code for each in (greedy, modest)] == [0, 0]
-    [lost] = contents("greedy", "lost")
+    [lost] = guest.contents(guest.records("greedy"), "lost")
     assert lost["count"] is None
     assert lost["reason"] == "the container's limit of 100 records is reached"
     assert [guest.row("greedy")["count"], guest.row("greedy")["state"]] == [102, "stopped"]
     assert guest.types(guest.records("greedy"))[-1] == "exit"
     assert paths("modest") == {b"/bin/busybox"} | {b"/tmp/busybox%d" % i for i in range(20)}
-    assert contents("modest", "lost") == []
+    assert guest.contents(guest.records("modest"), "lost") == []
 
 
 @ON_13
@@ -112,9 +100,10 @@ def test_a_container_that_floods_the_buffer_drops_only_its_own(
     modest = start(tmp_path, "quiet", many(30))
     assert [end(each).code for each in (loud, modest)] == [0, 0]
     assert paths("quiet") == {b"/bin/busybox"} | {b"/tmp/busybox%d" % i for i in range(30)}
-    assert contents("quiet", "lost") == []
+    assert guest.contents(guest.records("quiet"), "lost") == []
     arrived = [path for path in paths("loud") if len(path) > 3000]
-    dropped = sum(int(str(content["count"])) for content in contents("loud", "lost"))
+    lost = guest.contents(guest.records("loud"), "lost")
+    dropped = sum(int(content["count"]) for content in lost)
     assert len(arrived) + dropped >= 900, "each file is a record or counted as lost"
 
 
@@ -160,7 +149,7 @@ def test_a_file_that_is_written_while_it_runs(image: str, tmp_path: Path) -> Non
     assert set(digests) <= set(states)
     # Not always the last of the states: a write is refused while the kernel executes the file.
     assert last in digests
-    for violation in contents("race", "violation"):
+    for violation in guest.contents(guest.records("race"), "violation"):
         assert "Text file busy" in str(violation["reason"])
 
 
@@ -179,7 +168,7 @@ def test_storms_of_mounts_and_namespaces(image: str, tmp_path: Path) -> None:
     process["args"] = ["/bin/sh", "-c", f"mkdir /tmp/m; {storm}; {inside}"]
     run(tmp_path, "storm", "", {"process": process})
     assert box_after.encode() in paths("storm")
-    assert contents("storm", "lost") == []
+    assert guest.contents(guest.records("storm"), "lost") == []
     guest.wait_for("namespaces gone", lambda: guest.status()["sensor"]["watched"] == 0)
 
 
@@ -220,7 +209,7 @@ def test_what_a_container_says_of_itself_harms_no_terminal(image: str, tmp_path:
         assert not CONTROL.search(text), CONTROL.search(text)
         assert "\u202e" not in text
     assert not Path("/root/pwned").exists()
-    [config] = contents("evil", "config")
+    [config] = guest.contents(guest.records("evil"), "config")
     assert config["config"]["annotations"][evil] == "x", "it is measured as it is"
 
 
