@@ -25,9 +25,11 @@ class Machine:
 
     `memory` is in MiB, `append` holds more kernel arguments. Without `agent` the unit cima-agent is
     masked, without `policy` the kernel gets no IMA policy, without `tpm` there is no TPM.
+    `kernel` is `release` for the release's own, or `backports` for the newest that there is for it.
     """
 
     release: str
+    kernel: str
     agent: bool
     policy: bool
     tpm: bool
@@ -35,9 +37,9 @@ class Machine:
     append: str
 
 
-def image(release: str) -> Path:
+def image(release: str, kernel: str) -> Path:
     """Return the directory with the guest's disk and kernel, made first if need be."""
-    command = [str(LAB / "image.sh"), release]
+    command = [str(LAB / "image.sh"), release, kernel]
     made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if made.returncode:
         raise GuestError(f"the Debian {release} guest could not be built")

@@ -1,11 +1,13 @@
 #!/bin/bash
-# image.sh 12|13: prints the directory with the disk (root.ext4) and the kernel (vmlinuz) of a Debian
-# guest in which this checkout is installed.
+# image.sh 12|13 release|backports: prints the directory with the disk (root.ext4) and the kernel (vmlinuz)
+# of a Debian guest in which this checkout is installed; the kernel is the release's own, or the newest
+# that there is for it.
 #
 # Everything is cached in layers, each under the hash of what it is made from:
 #   tree     Debian, the engines and the kernel (tree.sh)
 #   tools    over tree: compilers
 #   wheels   over tools: the dependencies, built
+#   kernel   over tree: the backported kernel, where that is wanted
 #   deps     over tree: install.sh has run once, so the dependencies are there
 #   image    over deps: install.sh has run with this checkout; made into a disk
 # A layer is made in NAME.new and renamed when it is whole, under a lock, in namespaces of its own: what
@@ -14,7 +16,7 @@ set -euo pipefail
 umask 022
 lab=$(dirname "$(readlink -f "$0")")
 checkout=$(dirname "$lab")
-release=$1
+release=$1 kernel=$2
 export CIMA_CACHE=${CIMA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/cima-runc}
 python=$checkout/.venv/bin/python
 [ -x "$python" ] || python=/usr/bin/python3
@@ -117,6 +119,18 @@ make_wheels() {
     decompose "$1"
 }
 
+make_kernel() {
+    local list=etc/apt/sources.list suite
+    compose "$1" "$CIMA_CACHE/$tree"
+    reach_out "$1"
+    sed -n 's/^\(deb [^ ]* \)\([a-z]*\) main$/\1\2-backports main/p' "$1/root/$list" >"$1/root/$list.d/backports.list"
+    suite=$(sed -n 's/^deb [^ ]* \([a-z]*-backports\) main$/\1/p' "$1/root/$list.d/backports.list")
+    inside "$1" apt-get -q update
+    inside "$1" env DEBIAN_FRONTEND=noninteractive INITRD=No apt-get -q install -y --no-install-recommends \
+        -o Dpkg::Options::=--force-unsafe-io linux-image-cloud-amd64/"$suite"
+    decompose "$1"
+}
+
 # Wheels only: the guest is never a place to compile in.
 install_wheel() {
     show "$1" "$checkout/examples" /mnt
@@ -153,7 +167,7 @@ make_deps() {
 
 make_image() {
     local etc=$1/root/etc
-    compose "$1" "$CIMA_CACHE/$deps/upper" "$CIMA_CACHE/$tree"
+    compose "$1" "$CIMA_CACHE/$deps/upper" ${newer:+"$CIMA_CACHE/$newer/upper"} "$CIMA_CACHE/$tree"
     build_wheel "$1"
     install_wheel "$1"
     umount "$1/root/mnt" "$1/root/wheels"
@@ -165,7 +179,7 @@ make_image() {
     umount --recursive "$1/root/proc" "$1/root/dev"
     # As after an update: systemd rebuilds no caches at boot.
     touch "$1"/root/{etc,var}/.updated
-    cp "$1"/root/boot/vmlinuz-* "$1/vmlinuz"
+    cp "$(printf '%s\n' "$1"/root/boot/vmlinuz-* | sort -V | tail -n 1)" "$1/vmlinuz"
     # No journal: the disk is never written to, a guest writes to a snapshot that goes with it.
     mke2fs -q -t ext4 -O ^has_journal -E lazy_itable_init=1 -d "$1/root" "$1/root.ext4" 8G
     umount "$1/root"
@@ -204,13 +218,16 @@ tree=tree-$release-$(key <"$lab/tree.sh")
 tools=tools-$release-$(echo "$tree $build_packages" | key)
 wheels=wheels-$release-$(echo "$tools $requirements" | key)
 deps=deps-$release-$({ echo "$wheels"; cat "$checkout/examples/install.sh"; } | key)
-image=image-$release-$({ echo "$deps"; cat "$lab/image.sh"; source_archive; tar_of "$lab" rootfs; } | key)
+newer=
+[ "$kernel" = release ] || newer=kernel-$release-$({ echo "$tree"; declare -f make_kernel; } | key)
+image=image-$release-$({ echo "$deps $newer"; cat "$lab/image.sh"; source_archive; tar_of "$lab" rootfs; } | key)
 
 layer "$tree" "unpacking Debian $release with kernel, Docker, containerd and Podman (about 40 s)" \
     "$lab/tree.sh" "$release"
 layer "$tools" "installing compilers beside it (about 20 s)" make_tools
 layer "$wheels" "building the dependencies (about 30 s)" make_wheels
 layer "$deps" "installing the dependencies (about 10 s)" make_deps
+[ -z "$newer" ] || layer "$newer" "installing the backported kernel (about 20 s)" make_kernel
 layer "$image" "installing this checkout and writing the disk (about 10 s)" make_image
 
 # Several checkouts share the cache. What nobody used for two hours goes, but for the newest few.
@@ -222,7 +239,8 @@ prune() {
         rm -rf "$directory" "$directory.lock"
     done
 }
-prune image 3
+prune image 4
+prune kernel 1
 prune deps 1
 prune wheels 1
 prune tools 1

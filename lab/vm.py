@@ -51,6 +51,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add_copies = partial(add, type=pair, action="append", default=[])
     add("--debian", choices=["12", "13"], default="12", help="the guest's release (default: 12)")
+    add("--kernel", choices=["release", "backports"], default="release", help="the release's own "
+        "kernel (default), or the newest that there is for it")  # fmt: skip
     add_copies("--put", metavar="LOCAL:GUEST", help="copy a file or directory in, to this path")
     add_copies("--get", metavar="GUEST:LOCAL", help="copy one out, also when the script failed")
     add("--no-agent", action="store_true", help="do not start cima-agent")
@@ -202,13 +204,14 @@ def run(options: argparse.Namespace, directory: Path) -> int:
 
     machine = Machine(
         release=options.debian,
+        kernel=options.kernel,
         agent=not options.no_agent,
         policy=not options.no_policy,
         tpm=not options.no_tpm,
         memory=options.memory,
         append=options.append,
     )
-    disk = image(machine.release)
+    disk = image(machine.release, machine.kernel)
     step("disk ready")
     job, archive = directory / "job.tar", directory / "files.tar"
     guest = Guest(directory)
