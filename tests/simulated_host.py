@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,11 +25,11 @@ from cima_runc.evidence.owner import owner_keys
 from cima_runc.ima.template import pack_fields
 from cima_runc.measure.oci_config import measured_config
 from cima_runc.ml.store import ContainerNote, Store
-from cima_runc.sensor.events import SHA256, Event, Func
 from cima_runc.tpm.device import Tpm
 from cima_runc.tpm.structures import parse_public
 from cima_runc.tpm.swtpm import software_tpm
 from cima_runc.verifier.enrolled import EnrolledAk, enrolled_ak_file, parse_enrolled_ak
+from tests.support.sensor_events import event_of
 
 BOOT_ID = "6f4b4c55-0000-4000-8000-000000000001"
 
@@ -151,22 +152,7 @@ class SimulatedHost:
         """Have a file run in a container."""
         container = self.core.get(number)
         assert container is not None
-        event = Event(
-            registration=number,
-            time_ns=0,
-            cgroup_id=1,
-            mntns=container.note.mntns,
-            pid=4242,
-            uid=0,
-            ino=1,
-            dev=(0, 1),
-            func=Func.BPRM_CHECK,
-            digest=hashlib.sha256(content).digest(),
-            hash_algo=SHA256,
-            path=path,
-            error=0,
-            path_error=0,
-        )
+        event = replace(event_of(number, path, content), mntns=container.note.mntns)
         record = self.core.measure(event, line, clock.now())
         if record is not None:
             self.ledger.add(number, [record])

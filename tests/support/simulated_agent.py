@@ -3,7 +3,6 @@
 The kernel is in the test's process; the service runs in one of its own, so that it can be killed.
 """
 
-import hashlib
 import json
 import os
 import threading
@@ -25,29 +24,10 @@ from cima_runc.cpcr.journal import Journal
 from cima_runc.cpcr.tree import Tree
 from cima_runc.hook_state import HookState
 from cima_runc.ml.store import Store
-from cima_runc.sensor.events import SHA256, Event, Func
+from cima_runc.sensor.events import Event
 from cima_runc.sensor.loader import Lost
 from cima_runc.tpm.device import Tpm
-
-
-def event_of(registration: int, path: bytes) -> Event:
-    """The event of a file that is its own name."""
-    return Event(
-        registration=registration,
-        time_ns=0,
-        cgroup_id=1,
-        mntns=registration & 0xFFFFFFFF,
-        pid=4242,
-        uid=0,
-        ino=1,
-        dev=(0, 1),
-        func=Func.BPRM_CHECK,
-        digest=hashlib.sha256(path).digest(),
-        hash_algo=SHA256,
-        path=path,
-        error=0,
-        path_error=0,
-    )
+from tests.support.sensor_events import event_of
 
 
 @dataclass
