@@ -171,7 +171,9 @@ make_image() {
     build_wheel "$1"
     install_wheel "$1"
     umount "$1/root/mnt" "$1/root/wheels"
-    rm -rf "$1"/root/wheel{,s}
+    # For whoever tries an upgrade in the guest.
+    mv "$1/root/wheel" "$1/root/opt/cima-test/wheel"
+    rm -rf "$1/root/wheels"
     cp -R "$lab"/rootfs/* "$1/root/"
     install -D -m 0644 "$checkout/examples/docker/daemon.json" "$etc/docker/daemon.json"
     install -D -m 0644 "$checkout/examples/containerd/config.toml" "$etc/containerd/config.toml"

@@ -136,6 +136,11 @@ def restart(unit: str) -> None:
     ok("systemctl", "restart", unit)
 
 
+def agent_pid() -> int:
+    """The agent's process; 0 while there is none."""
+    return int(ok("systemctl", "show", "-p", "MainPID", "--value", "cima-agent"))
+
+
 def restart_agent() -> None:
     restart("cima-agent")
 

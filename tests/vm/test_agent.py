@@ -14,10 +14,6 @@ from tests.vm.guest import IMAGE, Settings
 HOOKS = Path("/opt/cima/libexec/cima/hooks")
 
 
-def agent_pid() -> int:
-    return int(guest.ok("systemctl", "show", "-p", "MainPID", "--value", "cima-agent"))
-
-
 @pytest.fixture
 def no_agent() -> Iterator[None]:
     guest.ok("systemctl", "stop", "cima-agent.socket", "cima-agent.service")
@@ -63,7 +59,7 @@ def test_a_restarted_agent_goes_on_without_a_gap(image: str) -> None:
     command = guest.docker("cima-runc", "-d", IMAGE, "/bin/sleep", "600")
     container_id = guest.ok(*command).strip()
     before = guest.row(container_id)
-    os.kill(agent_pid(), signal.SIGKILL)
+    os.kill(guest.agent_pid(), signal.SIGKILL)
     guest.ok("docker", "exec", container_id, "/bin/script")
     records = guest.records(container_id)
     assert "lost" not in guest.types(records)
@@ -100,7 +96,7 @@ def test_a_container_that_ends_while_no_agent_runs_is_recorded_to_its_end(image:
 
 
 def test_a_container_waits_for_an_agent_that_is_started_anew(image: str) -> None:
-    os.kill(agent_pid(), signal.SIGKILL)
+    os.kill(guest.agent_pid(), signal.SIGKILL)
     out = guest.ok(*guest.docker("cima-runc", "--rm", IMAGE, "/bin/echo", "it ran"))
     assert out == "it ran\n"
 
@@ -124,9 +120,9 @@ def short_watchdog() -> Iterator[None]:
 def test_an_agent_that_hangs_is_started_anew_by_systemd(image: str, short_watchdog: None) -> None:
     command = guest.docker("cima-runc", "-d", IMAGE, "/bin/sleep", "600")
     container_id = guest.ok(*command).strip()
-    hanging = agent_pid()
+    hanging = guest.agent_pid()
     os.kill(hanging, signal.SIGSTOP)
-    guest.wait_for("another agent", lambda: agent_pid() not in (hanging, 0), seconds=240)
+    guest.wait_for("another agent", lambda: guest.agent_pid() not in (hanging, 0), seconds=240)
     guest.ok("docker", "exec", container_id, "/bin/script")
     records = guest.records(container_id)
     assert "lost" not in guest.types(records)
@@ -218,11 +214,11 @@ def test_dropped_events_are_a_lost_record(image: str, agent_restarted_after: Non
     execute = enter + "for p in busybox*; do ./$p true; done"
     guest.ok("docker", "exec", container_id, "/bin/sh", "-c", make)
     guest.ok("systemctl", "service-watchdogs", "no")
-    os.kill(agent_pid(), signal.SIGSTOP)
+    os.kill(guest.agent_pid(), signal.SIGSTOP)
     try:
         guest.ok("docker", "exec", container_id, "/bin/sh", "-c", execute)
     finally:
-        os.kill(agent_pid(), signal.SIGCONT)
+        os.kill(guest.agent_pid(), signal.SIGCONT)
         guest.ok("systemctl", "service-watchdogs", "yes")
     records = guest.records(container_id)
     lost = guest.contents(records, "lost")

@@ -47,13 +47,9 @@ class Held:
     runtime_files: int
 
 
-def agent_pid() -> int:
-    return int(guest.ok("systemctl", "show", "-p", "MainPID", "--value", "cima-agent"))
-
-
 def held() -> Held:
     status = guest.status()
-    pid = agent_pid()
+    pid = guest.agent_pid()
     files = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()]
     text = Path(f"/proc/{pid}/status").read_text()
     (rss,) = re.findall(r"VmRSS:\s+(\d+) kB", text)
@@ -99,7 +95,7 @@ def test_soak(full: bool, tmp_path: Path) -> None:
                 if restarts % 2:
                     guest.restart_agent()
                 else:
-                    os.kill(agent_pid(), signal.SIGKILL)
+                    os.kill(guest.agent_pid(), signal.SIGKILL)
     while restarts < size.restarts:
         restarts += 1
         guest.restart_agent()
