@@ -82,6 +82,8 @@ def test_podman_exec_is_in_the_partition(image: str) -> None:
     command = guest.podman("cima-runc", "-d", "--name=pod-exec", IMAGE, "/bin/sleep", "600")
     container_id = guest.ok(*command).strip()
     try:
+        # Podman is back before the container's first program has begun.
+        guest.wait_for("the first program", lambda: paths(container_id))
         before = paths(container_id)
         guest.ok("podman", "exec", "pod-exec", "/bin/sh", "-c", planted("by-podman"))
         assert before == {b"/bin/busybox"}
