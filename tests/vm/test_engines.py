@@ -138,14 +138,16 @@ def test_an_image_without_a_shell(cli: str, tmp_path: Path) -> None:
 def test_out_of_memory(cli: str) -> None:
     limits = ["--memory=24m", "--memory-swap=24m"]
     command = ["/bin/busybox", "tail", "/dev/zero"]
-    ended = []
     for runtime in ("runc", "cima-runc"):
-        guest.run(*run_command(cli, runtime, "--name=life", *limits, IMAGE, *command))
-        ended.append((state(cli, "ExitCode"), state(cli, "OOMKilled")))
-        guest.ok(cli, "rm", "-f", "life")
-    plain, ours = ended
-    assert ours == plain
-    assert ours[0] == "137"
+        ended = []
+        # Engines hear of the kernel's kill beside the end of the process: at times too late, with
+        # plain runc as well.
+        while len(ended) < 5 and ("137", "true") not in ended:
+            guest.run(*run_command(cli, runtime, "--name=life", *limits, IMAGE, *command))
+            ended.append((state(cli, "ExitCode"), state(cli, "OOMKilled")))
+            guest.ok(cli, "rm", "-f", "life")
+        assert ("137", "true") in ended
+        assert {code for code, _ in ended} == {"137"}
 
 
 def at_once(commands: list[list[str]]) -> None:
