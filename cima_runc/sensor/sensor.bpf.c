@@ -268,19 +268,26 @@ static __always_inline void release_scratch(struct scratch *s)
 		v2 += v1; v1 = ROTL(v1, 17); v1 ^= v2; v2 = ROTL(v2, 32);                         \
 	} while (0)
 
-/* SipHash-1-3 of the path, in words (Aumasson and Bernstein, 2012); zeros fill the last word. */
-static __always_inline u64 hash_path(const u8 *path, u32 len)
+/*
+ * SipHash-1-3 of the path, in words (Aumasson and Bernstein, 2012); zeros fill the last word.
+ *
+ * A global function, which the kernel verifies by itself: inlined, its loop is gone through once for
+ * each of the ways that lead to it, and loading the sensor takes ten times as long.
+ */
+__noinline u64 hash_path(const struct scratch *s, u32 len)
 {
 	u64 v0 = settings.path_key[0] ^ 0x736f6d6570736575ULL, v1 = settings.path_key[1] ^ 0x646f72616e646f6dULL;
 	u64 v2 = settings.path_key[0] ^ 0x6c7967656e657261ULL, v3 = settings.path_key[1] ^ 0x7465646279746573ULL;
 	u64 last = (u64)len << 48;
 
+	if (!s)
+		return 0;
 	for (u32 at = 0; at < PATH_SIZE; at += 8) {
 		u64 word;
 
 		if (at >= len)
 			break;
-		word = *(const u64 *)(path + at);
+		word = *(const u64 *)(s->path + at);
 		v3 ^= word;
 		SIPROUND;
 		v0 ^= word;
@@ -330,7 +337,7 @@ static __always_inline void send(struct scratch *s, struct file *file, struct mn
 	__builtin_memset(s->path + bytes, 0, 8);
 
 	s->key.registration = registration;
-	s->key.path_hash = hash_path(s->path, bytes);
+	s->key.path_hash = hash_path(s, bytes);
 	s->key.ino = inode->i_ino;
 	s->key.dev = inode->i_sb->s_dev;
 	s->key.hash = hash;

@@ -5,9 +5,11 @@ import errno
 import mmap
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -189,6 +191,26 @@ def test_one_container_cannot_fill_the_buffer_of_all(tmp_path: Path) -> None:
         assert lost[loud.registration] == 2 * (len(names) - 1)
         sensor.unwatch(loud.registration)
         sensor.unwatch(quiet.registration)
+
+
+# -- loading --------------------------------------------------------------------------------------
+
+
+def verified_instructions() -> list[int]:
+    """How many the kernel's verifier looked at in each BPF program that this process holds."""
+    found: list[int] = []
+    for handle in Path("/proc/self/fdinfo").iterdir():
+        with suppress(FileNotFoundError):  # the listing's own
+            found += map(int, re.findall(r"^verified_insns:\s+(\d+)$", handle.read_text(), re.M))
+    return found
+
+
+def test_the_kernels_verifier_has_little_to_do() -> None:
+    """It gives up at a million, and each kernel counts otherwise."""
+    with Sensor.load(Options(reads=("*.py",)) if NEW_KERNEL else Options()):
+        found = verified_instructions()
+    assert len(found) >= 5
+    assert max(found) < 100_000
 
 
 # -- reading --------------------------------------------------------------------------------------
