@@ -53,7 +53,8 @@ EVENT_BATCH = 8192
 """Sensor events that become records together; the sensor's buffer holds the rest."""
 
 KNOWN_DIGESTS = 65_536
-"""Files of services whose digests are remembered. A host's daemons map some hundred."""
+"""Files of services whose digests are remembered. A host's daemons map some hundred; more are
+hashed for each partition that holds them."""
 
 KNOWN_DIGESTS_FILE = 16 * MIB
 """Bytes of the file of those: below 200 each."""

@@ -40,11 +40,9 @@ class KnownDigests:
         return self._digests.get(identity)
 
     def add(self, identity: Identity, digest: bytes) -> None:
-        """Remember a digest; where there are too many, all others are forgotten first."""
-        if len(self._digests) >= limits.KNOWN_DIGESTS:
-            self._digests.clear()
-            self._kept = 0
-        self._digests[identity] = digest
+        """Remember a digest, unless too many are remembered."""
+        if len(self._digests) < limits.KNOWN_DIGESTS:
+            self._digests[identity] = digest
 
     def keep(self) -> None:
         """Write down what is new. Where that fails a restarted agent hashes again, and no worse."""

@@ -272,7 +272,7 @@ static __always_inline void release_scratch(struct scratch *s)
  * SipHash-1-3 of the path, in words (Aumasson and Bernstein, 2012); zeros fill the last word.
  *
  * A global function, which the kernel verifies by itself: inlined, its loop is gone through once for
- * each of the ways that lead to it, and loading the sensor takes ten times as long.
+ * each of the ways that lead to it, and loading the sensor takes up to thirty times as long.
  */
 __noinline u64 hash_path(const struct scratch *s, u32 len)
 {

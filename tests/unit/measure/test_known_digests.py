@@ -58,16 +58,17 @@ def test_where_it_cannot_be_written_it_is_said(
     assert FIRST in known
 
 
-def test_too_many_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_so_many_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(limits, "KNOWN_DIGESTS", 3)
-    path = tmp_path / "digests.json"
-    known = KnownDigests(path, "boot")
-    for inode in range(6):
-        known.add(FIRST._replace(inode=inode), os.urandom(32))
-        known.keep()
-    last = FIRST._replace(inode=5)
-    assert KnownDigests(path, "boot").get(last) == known.get(last) is not None
-    assert FIRST._replace(inode=0) not in KnownDigests(path, "boot")
+    known = KnownDigests(tmp_path / "digests.json", "boot")
+    all_of_them = [FIRST._replace(inode=inode) for inode in range(6)]
+    for identity in all_of_them:
+        known.add(identity, os.urandom(32))
+    known.keep()
+    for each in (known, KnownDigests(tmp_path / "digests.json", "boot")):
+        assert [identity in each for identity in all_of_them] == [True] * 3 + [False] * 3
 
 
 @pytest.mark.parametrize(
