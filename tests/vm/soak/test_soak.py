@@ -114,7 +114,7 @@ def test_soak(full: bool, tmp_path: Path) -> None:
     )
     for count, moment in moments:
         print(f"after {count:4}: {moment}")
-    assert [one.id for one in started if not one.ran] == []
+    assert [(one.id, one.err) for one in started if not one.ran] == []
     for one in started:
         check_container(one.id, {one.path: one.digest})
     check_container("runner", wanted)
