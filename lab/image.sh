@@ -96,13 +96,20 @@ reach_out() {
     for file in $pip_files; do show "$1" "$file"; done
 }
 
+# install_packages DIRECTORY PACKAGE...: with apt, in a composed root. INITRD=No: as in tree.sh.
+install_packages() {
+    local directory=$1
+    shift
+    inside "$directory" apt-get -q update
+    inside "$directory" env DEBIAN_FRONTEND=noninteractive INITRD=No apt-get -q install -y --no-install-recommends \
+        -o Dpkg::Options::=--force-unsafe-io "$@"
+}
+
 make_tools() {
     compose "$1" "$CIMA_CACHE/$tree"
     reach_out "$1"
-    inside "$1" apt-get -q update
     # shellcheck disable=SC2086  # one package a word
-    inside "$1" env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends \
-        -o Dpkg::Options::=--force-unsafe-io $build_packages
+    install_packages "$1" $build_packages
     inside "$1" python3 -m venv /opt/build
     decompose "$1"
 }
@@ -125,9 +132,7 @@ make_kernel() {
     reach_out "$1"
     sed -n 's/^\(deb [^ ]* \)\([a-z]*\) main$/\1\2-backports main/p' "$1/root/$list" >"$1/root/$list.d/backports.list"
     suite=$(sed -n 's/^deb [^ ]* \([a-z]*-backports\) main$/\1/p' "$1/root/$list.d/backports.list")
-    inside "$1" apt-get -q update
-    inside "$1" env DEBIAN_FRONTEND=noninteractive INITRD=No apt-get -q install -y --no-install-recommends \
-        -o Dpkg::Options::=--force-unsafe-io linux-image-cloud-amd64/"$suite"
+    install_packages "$1" linux-image-cloud-amd64/"$suite"
     decompose "$1"
 }
 
