@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from cima_runc.sensor.loader import Sensor
 from tests.vm import guest
 
 
@@ -31,6 +32,13 @@ def patience() -> Iterator[None]:
     """Hooks that wait for an agent which is slow here."""
     with guest.Settings():
         yield
+
+
+@pytest.fixture(scope="module")
+def sensor() -> Iterator[Sensor]:
+    """A sensor of the tests' own, beside the agent's."""
+    with Sensor.load() as loaded:
+        yield loaded
 
 
 @pytest.fixture

@@ -133,12 +133,6 @@ class Namespace:
         os.close(self.fd)
 
 
-@pytest.fixture(scope="module")
-def sensor() -> Iterator[Sensor]:
-    with Sensor.load() as loaded:
-        yield loaded
-
-
 def drain(sensor: Sensor) -> list[Event]:
     """Take all events out of the ring."""
     found = [event for events in sensor.events(1000) for event in events]

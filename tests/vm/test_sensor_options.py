@@ -49,12 +49,6 @@ class Enforced(Watched):
         os.close(handle)
 
 
-@pytest.fixture(scope="module")
-def sensor() -> Iterator[Sensor]:
-    with Sensor.load() as loaded:
-        yield loaded
-
-
 def test_what_is_not_in_the_list_cannot_run(sensor: Sensor, tmp_path: Path) -> None:
     known = install(tmp_path / "known", program(b"known"))
     unknown = install(tmp_path / "unknown", program(b"unknown"))

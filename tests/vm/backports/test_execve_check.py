@@ -2,10 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from cima_runc.sensor.events import Func
 from cima_runc.sensor.loader import Sensor
@@ -26,12 +23,6 @@ def ask(path: Path) -> None:
     name = os.fsencode(path)
     if libc.syscall(_EXECVEAT, _AT_FDCWD, name, nothing, nothing, _AT_EXECVE_CHECK):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-@pytest.fixture(scope="module")
-def sensor() -> Iterator[Sensor]:
-    with Sensor.load() as loaded:
-        yield loaded
 
 
 def test_a_script_that_is_asked_for_is_reported_as_executed(sensor: Sensor, tmp_path: Path) -> None:
