@@ -1,7 +1,8 @@
 """cima-runc installed and its agent running on this machine, out of the way of everything else.
 
 :func:`private_mounts` gives this process its own /etc (a copy on write) and its own empty /run, so
-that /etc/cima/config.toml can be written and containers of tests meet no others.
+that /etc/cima/config.toml can be written and containers of tests meet no others. Control groups
+are the machine's all the same, and bear the containers' names: each module needs names of its own.
 """
 
 import ctypes

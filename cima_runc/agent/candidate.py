@@ -61,18 +61,19 @@ def look_at(
         CimaError: it is not what the hook says, or cannot be measured; it must not start.
     """
     started = time.monotonic()
-    state = parse_hook_state(hook_state)
-    config = parse_config(read_config(state.bundle))
-    process = examine(state.pid, state.id, cgroups_path(config))
-    try:
-        rest = seconds - (time.monotonic() - started)
-        rootfs = _measure_rootfs(
-            root_of(config, state.bundle), process, settings=settings, store=store, seconds=rest
-        )
-    except BaseException:
-        process.close()
-        raise
-    return Candidate(state, config, process, rootfs, dependencies.look_at(process.pid))
+    with store.work.turn():
+        state = parse_hook_state(hook_state)
+        config = parse_config(read_config(state.bundle))
+        process = examine(state.pid, state.id, cgroups_path(config))
+        try:
+            rest = seconds - (time.monotonic() - started)
+            rootfs = _measure_rootfs(
+                root_of(config, state.bundle), process, settings=settings, store=store, seconds=rest
+            )
+        except BaseException:
+            process.close()
+            raise
+        return Candidate(state, config, process, rootfs, dependencies.look_at(process.pid))
 
 
 def _measure_rootfs(

@@ -50,8 +50,9 @@ _T = TypeVar("_T")
 _NOTICES = frozenset({"poststart", "poststop"})
 """Requests that tell of what has happened: they are answered before their records are durable.
 Should the agent end before, the next one finds the process running, or gone."""
-_LOOKERS = 4
-"""How many containers are looked at side by side before they are registered."""
+_LOOKERS = 64
+"""How many containers may be waiting to be looked at and registered: few have a turn at once, and
+those of one image wait for the same work (:mod:`cima_runc.measure.shared`)."""
 _GATHER_SECONDS = 0.03
 """How long a request for evidence waits for others that may share its quote."""
 _REFRESH_SECONDS = 60.0

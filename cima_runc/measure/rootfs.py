@@ -14,6 +14,7 @@ from cima_runc.measure.idmap import IDENTITY, IdMap
 from cima_runc.measure.layer import Check, fingerprint, ids_of, no_check, open_layer, scan
 from cima_runc.measure.mtree import FORMAT, escape, format_mode
 from cima_runc.measure.overlay import Kind, LayerDirectory, Role, RootFilesystem
+from cima_runc.measure.shared import SharedWork
 from cima_runc.measure.store import CachedLayer, LayerCache, ManifestStore
 
 Mode = Literal["full", "layers-digest-only", "off"]
@@ -107,17 +108,26 @@ class RootfsMeasurement(BaseModel):
         return {"type": "rootfs"} | content
 
 
+_AT_ONCE = 4
+"""How many threads measure side by side: more would only wait for the interpreter lock."""
+
+
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Where manifests are kept, and what unchanged layers measured."""
+    """Where manifests are kept, what unchanged layers measured, and what is being measured."""
 
     manifests: ManifestStore
     cache: LayerCache
+    work: SharedWork
 
     @classmethod
     def at(cls, directory: Path) -> "Store":
         """Open the store in a directory, making it. Raises :class:`StoreError`."""
-        return cls(ManifestStore(directory / "manifests"), LayerCache(directory / "layers"))
+        return cls(
+            ManifestStore(directory / "manifests"),
+            LayerCache(directory / "layers"),
+            SharedWork(_AT_ONCE),
+        )
 
 
 def measure(
@@ -134,24 +144,27 @@ def measure(
     ``ids`` is the map of the container's user namespace. ``mode`` "full" keeps the manifests in
     ``store``, "layers-digest-only" does not, "off" measures nothing and says so. Without
     ``use_cache`` every file is read, whether its layer seems unchanged or not. ``check`` is called
-    now and then, and ends the measurement by raising (:func:`deadline`).
+    now and then, and ends the measurement by raising (:func:`deadline`). Threads that share a
+    store call this within a turn of its ``work``, and share what they have asked for alike.
     Raises :class:`LayerError` where a layer cannot be read whole, and what ``check`` raises.
     """
     root = None
     layers: list[LayerMeasurement] = []
     if mode != "off":
         root = _root_attributes(rootfs.path, ids)
+        owners, keep = rootfs.ids or ids, mode == "full"
         for directory in rootfs.layers:
-            layers.append(
-                _measure_layer(
-                    directory,
-                    store,
-                    rootfs.ids or ids,
-                    keep=mode == "full",
-                    use_cache=use_cache,
-                    check=check,
+
+            def work(check: Check, directory: LayerDirectory = directory) -> LayerMeasurement:
+                return _measure_layer(
+                    directory, store, owners, keep=keep, use_cache=use_cache, check=check
                 )
-            )
+
+            if store is None:
+                layers.append(work(check))
+            else:
+                key = (directory, owners, keep, use_cache)
+                layers.append(store.work.do(key, work, check))
     return RootfsMeasurement(
         mode=mode, filesystem=rootfs.kind, reason=rootfs.reason, root=root, layers=tuple(layers)
     )

@@ -265,18 +265,18 @@ def without_time(text: str) -> str:
 @pytest.mark.parametrize(
     ("runtime", "line"),
     [
-        ("runc", "create --bundle {b} x"),
-        ("runc", "create -bundle={b} x"),
-        ("runc", "create x --bundle {b}"),
-        ("runc", "create --no-pivot --nonsense --bundle {b} x"),
-        ("runc", "--nonsense value create --bundle {b} x"),
-        ("runc", "create --pid-file - --bundle {b} x"),
-        ("crun", "create --bund {b} x"),
-        ("crun", "create --b={b} x"),
-        ("crun", "create -b{b} x"),
-        ("crun", "run -db{b} x"),
-        ("crun", "--roo /tmp create -b{b} x"),
-        ("crun", "--roo=/tmp --deb run --bundl={b} x"),
+        ("runc", "create --bundle {b} {id}"),
+        ("runc", "create -bundle={b} {id}"),
+        ("runc", "create {id} --bundle {b}"),
+        ("runc", "create --no-pivot --nonsense --bundle {b} {id}"),
+        ("runc", "--nonsense value create --bundle {b} {id}"),
+        ("runc", "create --pid-file - --bundle {b} {id}"),
+        ("crun", "create --bund {b} {id}"),
+        ("crun", "create --b={b} {id}"),
+        ("crun", "create -b{b} {id}"),
+        ("crun", "run -db{b} {id}"),
+        ("crun", "--roo /tmp create -b{b} {id}"),
+        ("crun", "--roo=/tmp --deb run --bundl={b} {id}"),
     ],
 )
 def test_no_form_of_the_option_hides_the_bundle(
@@ -284,8 +284,9 @@ def test_no_form_of_the_option_hides_the_bundle(
 ) -> None:
     # The hooks are missing on purpose: what starts a container under them must then fail.
     with changed_settings(runtimes=[runtime]):
-        run(host.cima_runc, *line.replace("{b}", str(bundle)).split(" "), cwd=tmp_path)
-    run("runc", "delete", "--force", "x")
+        arguments = line.replace("{b}", str(bundle)).replace("{id}", ID).split(" ")
+        run(host.cima_runc, *arguments, cwd=tmp_path)
+    run("runc", "delete", "--force", ID)
     assert hooks_of(bundle) == OURS
 
 

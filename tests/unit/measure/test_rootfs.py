@@ -1,16 +1,20 @@
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rfc8785
 
 from cima_runc.measure import rootfs as rootfs_module
 from cima_runc.measure.idmap import parse_id_maps
-from cima_runc.measure.layer import LayerError
+from cima_runc.measure.layer import LayerError, LayerScan
 from cima_runc.measure.mtree import digest, parse_manifest
 from cima_runc.measure.overlay import OVERLAY, TREE, LayerDirectory, RootFilesystem
 from cima_runc.measure.rootfs import DeadlineError, RootfsMeasurement, Store, deadline, measure
+from cima_runc.measure.shared import SharedWork
 
 
 @pytest.fixture(name="rootfs")
@@ -208,3 +212,45 @@ def test_a_root_that_is_not_visible_here(tmp_path: Path) -> None:
     found = measure(RootFilesystem("tree", tmp_path / "nowhere", (layer,)))
     assert found.root is None
     assert len(found.layers) == 1
+
+
+def test_fifty_at_once_are_measured_twice(
+    rootfs: RootFilesystem, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans: list[str] = []
+    has_begun, go_on = threading.Event(), threading.Event()
+    scan = rootfs_module.scan
+
+    def slow_scan(*args: Any) -> LayerScan:
+        scans.append("")
+        has_begun.set()
+        assert go_on.wait(10)
+        return scan(*args)
+
+    waiting = threading.Semaphore(0)
+    wait_for = SharedWork._wait_for
+
+    def wait_and_tell(*args: Any) -> None:
+        waiting.release()
+        wait_for(*args)
+
+    monkeypatch.setattr(rootfs_module, "scan", slow_scan)
+    monkeypatch.setattr(SharedWork, "_wait_for", wait_and_tell)
+
+    def measured(_number: int) -> RootfsMeasurement:
+        with store.work.turn():
+            return measure(rootfs, store, use_cache=False)
+
+    with ThreadPoolExecutor(50) as pool:
+        first = pool.submit(measured, 0)
+        assert has_begun.wait(10)
+        # What is changed now must be in what is asked for from now on.
+        (rootfs.layers[0].path / "d/later").write_bytes(b"")
+        others = [pool.submit(measured, number) for number in range(49)]
+        for _ in others:
+            assert waiting.acquire(timeout=10)
+        go_on.set()
+        found = {other.result(10).layers[0].entries for other in others}
+    assert first.result().layers[0].kind == "lower"
+    assert found == {3}
+    assert len(scans) < 10 * len(rootfs.layers)

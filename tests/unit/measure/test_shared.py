@@ -1,0 +1,208 @@
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from cima_runc.measure import shared
+from cima_runc.measure.layer import Check, no_check
+from cima_runc.measure.shared import SharedWork
+
+
+class Work:
+    """Counts how often it is done, and goes on when told."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.at_once = 0
+        self.most_at_once = 0
+        self.begun = threading.Semaphore(0)
+        self.go_on = threading.Semaphore(0)
+        self._lock = threading.Lock()
+
+    def __call__(self, check: Check) -> int:
+        with self._lock:
+            self.done += 1
+            number = self.done
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        self.begun.release()
+        try:
+            while not self.go_on.acquire(timeout=0.01):
+                check()
+        finally:
+            with self._lock:
+                self.at_once -= 1
+        return number
+
+
+@pytest.fixture(name="pool")
+def _pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(64) as pool:
+        yield pool
+
+
+def ask(
+    pool: ThreadPoolExecutor,
+    work: SharedWork,
+    what: Callable[[Check], int],
+    check: Check = no_check,
+    key: object = "key",
+) -> Future[int]:
+    def within_turn() -> int:
+        with work.turn():
+            return work.do(key, what, check)
+
+    return pool.submit(within_turn)
+
+
+class Observed(SharedWork):
+    """Knows how many threads wait for others."""
+
+    waiting = 0
+
+    def _wait_for(self, other: shared._Round, check: Check) -> None:
+        with self._lock:
+            self.waiting += 1
+        try:
+            super()._wait_for(other, check)
+        finally:
+            with self._lock:
+                self.waiting -= 1
+
+    @property
+    def free_turns(self) -> int:
+        return self._turns._value
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_fifty_at_once_cost_two(pool: ThreadPoolExecutor) -> None:
+    shared_work, work = Observed(4), Work()
+    first = ask(pool, shared_work, work)
+    assert work.begun.acquire(timeout=10)
+    others = [ask(pool, shared_work, work) for _ in range(49)]
+    # Whoever waits has given his turn up.
+    wait_for(lambda: (shared_work.waiting, shared_work.free_turns) == (49, 3))
+    assert work.done == 1
+    work.go_on.release()
+    assert first.result(10) == 1
+    assert work.begun.acquire(timeout=10)
+    work.go_on.release()
+    assert [other.result(10) for other in others] == [2] * 49
+    assert shared_work.free_turns == 4
+    assert not shared_work._latest
+
+
+def test_who_asks_later_gets_what_was_begun_later(pool: ThreadPoolExecutor) -> None:
+    shared_work, work = Observed(2), Work()
+    answers = []
+    for _ in range(3):
+        answers.append(ask(pool, shared_work, work))
+        assert work.begun.acquire(timeout=10)
+        # One after the other, and the second of them is asked for while the first goes on.
+        answers.append(ask(pool, shared_work, work))
+        wait_for(lambda: shared_work.waiting == 1)
+        work.go_on.release()
+        assert work.begun.acquire(timeout=10)
+        work.go_on.release()
+        wait_for(lambda: all(answer.done() for answer in answers))
+    assert [answer.result(10) for answer in answers] == [1, 2, 3, 4, 5, 6]
+    assert work.most_at_once == 1
+
+
+def test_other_keys_wait_for_a_turn_only(pool: ThreadPoolExecutor) -> None:
+    shared_work, work = Observed(2), Work()
+    answers = [ask(pool, shared_work, work, key=key) for key in range(5)]
+    for _ in answers:
+        assert work.begun.acquire(timeout=10)
+        work.go_on.release()
+    assert sorted(answer.result(10) for answer in answers) == [1, 2, 3, 4, 5]
+    assert work.most_at_once <= 2
+
+
+def test_an_error_is_shared(pool: ThreadPoolExecutor) -> None:
+    shared_work, work = Observed(4), Work()
+    first = ask(pool, shared_work, work)
+    assert work.begun.acquire(timeout=10)
+    failed = 0
+
+    def fails(_check: Check) -> int:
+        nonlocal failed
+        failed += 1
+        raise OSError("it is gone")
+
+    others = [ask(pool, shared_work, fails) for _ in range(10)]
+    wait_for(lambda: shared_work.waiting == 10)
+    work.go_on.release()
+    assert first.result(10) == 1
+    for other in others:
+        with pytest.raises(OSError, match="it is gone"):
+            other.result(10)
+    assert failed == 1
+    assert shared_work.free_turns == 4
+
+
+class ImpatientError(Exception):
+    """Waited too long."""
+
+
+@pytest.mark.parametrize("when", ["while it waits", "while it works"])
+def test_who_gives_up_gives_up_for_nobody_else(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    monkeypatch.setattr(shared, "_PATIENCE_SECONDS", 0.01)
+    shared_work, work = Observed(4), Work()
+    impatient = threading.Event()
+
+    def check() -> None:
+        if impatient.is_set():
+            raise ImpatientError
+
+    first = ask(pool, shared_work, work)
+    assert work.begun.acquire(timeout=10)
+    leader = ask(pool, shared_work, work, check)
+    wait_for(lambda: shared_work.waiting == 1)
+    others = [ask(pool, shared_work, work) for _ in range(10)]
+    wait_for(lambda: shared_work.waiting == 11)
+    if when == "while it works":
+        work.go_on.release()
+        assert first.result(10) == 1
+        assert work.begun.acquire(timeout=10)
+    impatient.set()
+    with pytest.raises(ImpatientError):
+        leader.result(10)
+    assert work.begun.acquire(timeout=10)
+    for _ in range(20):
+        work.go_on.release()
+    later = {other.result(10) for other in others}
+    assert min(later) > (2 if when == "while it works" else 1)
+    assert first.result(10) == 1
+    assert shared_work.free_turns == 4
+    assert not shared_work._latest
+
+
+def test_who_waits_for_others_may_give_up(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "_PATIENCE_SECONDS", 0.01)
+    shared_work, work = Observed(4), Work()
+    first = ask(pool, shared_work, work)
+    assert work.begun.acquire(timeout=10)
+    second = ask(pool, shared_work, work)
+    wait_for(lambda: shared_work.waiting == 1)
+
+    def check() -> None:
+        raise ImpatientError
+
+    with pytest.raises(ImpatientError):
+        ask(pool, shared_work, work, check).result(10)
+    work.go_on.release()
+    work.go_on.release()
+    assert (first.result(10), second.result(10)) == (1, 2)
