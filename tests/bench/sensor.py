@@ -62,19 +62,24 @@ def executions(release: str, rounds: int, count: int) -> None:
         ]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     rates: dict[tuple[str, str], list[float]] = {}
+    shares: dict[tuple[str, str], list[float]] = {}
     for line in done.stdout.splitlines():
-        kind, state, rate = line.split("\t")
+        kind, state, rate, in_programs = line.split("\t")
         rates.setdefault((kind, state), []).append(float(rate))
+        shares.setdefault((kind, state), []).append(float(in_programs) / 1e9 * float(rate))
     print(f"Debian {release}, {rounds} rounds of {count} executions; load {os.getloadavg()[0]:.1f}")
-    print(f"  {'':28}{'known files':>24}{'new files':>24}")
+    print(f"  {'':28}{'known files':>32}{'new files':>32}")
     for state in STATES:
         cells = []
         for kind in ("known", "new"):
             found = rates[kind, state]
             # Paired with the kernel alone, in the same round; IMA off was before them all.
             times = [a / b for a, b in zip(rates[kind, STATES[1]], found, strict=True)]
-            cells.append(f"{statistics.median(found):9.0f}/s  x{statistics.median(times):.3f}")
-        print(f"  {state:28}{cells[0]:>24}{cells[1]:>24}")
+            share = f"{statistics.median(shares[kind, state]):6.1%} in it"
+            cells.append(
+                f"{statistics.median(found):9.0f}/s  x{statistics.median(times):.3f}{share}"
+            )
+        print(f"  {state:28}{cells[0]:>32}{cells[1]:>32}")
     print(f"  x: time beside IMA alone, median of the rounds; goal for the sensor: x{GOAL:.2f}")
 
 
