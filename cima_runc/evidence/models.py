@@ -4,6 +4,7 @@
 design, section 7.
 """
 
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
@@ -318,15 +319,20 @@ def _quickly(raw: bytes) -> dict[str, Any] | None:
     return None
 
 
-def _count_keys(value: dict[str, Any] | list[Any], levels: int) -> int:
+def _count_keys(value: dict[str, Any], levels: int) -> int:
     """Return how many keys the objects hold, a number too large where they go too deep."""
-    if not levels:
-        return 1 << 64
-    count = len(value) if isinstance(value, dict) else 0
-    for item in value.values() if isinstance(value, dict) else value:
-        if type(item) is dict or type(item) is list:
-            count += _count_keys(item, levels - 1)
-    return count
+    objects: list[dict[str, Any]] = [value]
+    arrays: list[list[Any]] = []
+    count = 0
+    # One level after the other: a call for each of a million values would be most of the work.
+    for _ in range(levels):
+        count += sum(map(len, objects))
+        items = [*chain.from_iterable(map(dict.values, objects)), *chain.from_iterable(arrays)]
+        objects = [item for item in items if type(item) is dict]
+        arrays = [item for item in items if type(item) is list]
+        if not objects and not arrays:
+            return count
+    return 1 << 64
 
 
 def _tuples(value: Any) -> Any:
