@@ -39,7 +39,8 @@ def deadline(seconds: float) -> Check:
         if time.monotonic() > end:
             raise DeadlineError(
                 f"measuring the root filesystem took longer than {seconds:g} s",
-                hint="give it more time, or look for very large files in the container's layer",
+                hint="raise hook_timeout_seconds and restart the agent, "
+                "or look for very large files in the container's layer",
             )
 
     return check
