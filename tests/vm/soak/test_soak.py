@@ -96,6 +96,7 @@ def test_soak(full: bool, tmp_path: Path) -> None:
             started += pool.map(bundles.run, names)
             assert [(one.id, one.err) for one in started if not one.ran] == []
             moments.append((len(started), held()))
+            print(f"after {len(started):4}: {moments[-1][1]}", flush=True)
             if restarts < size.restarts * len(started) // size.containers:
                 restarts += 1
                 if restarts % 2:
@@ -115,8 +116,6 @@ def test_soak(full: bool, tmp_path: Path) -> None:
         f"{size.containers} containers, {size.at_once} at once, {size.programs} programs, "
         f"{restarts} restarts: {seconds:.0f} s"
     )
-    for count, moment in moments:
-        print(f"after {count:4}: {moment}")
     for one in started:
         check_container(one.id, {one.path: one.digest})
     check_container("runner", wanted)
