@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,17 +156,9 @@ def measure(
         root = _root_attributes(rootfs.path, ids)
         owners, keep = rootfs.ids or ids, mode == "full"
         for directory in rootfs.layers:
-
-            def work(check: Check, directory: LayerDirectory = directory) -> LayerMeasurement:
-                return _measure_layer(
-                    directory, store, owners, keep=keep, use_cache=use_cache, check=check
-                )
-
-            if store is None:
-                layers.append(work(check))
-            else:
-                key = (directory, owners, keep, use_cache)
-                layers.append(store.work.do(key, work, check))
+            work = partial(_measure_layer, store, directory, owners, keep=keep, use_cache=use_cache)
+            key = (directory, owners, keep, use_cache)
+            layers.append(store.work.do(key, work, check) if store else work(check))
     return RootfsMeasurement(
         mode=mode, filesystem=rootfs.kind, reason=rootfs.reason, root=root, layers=tuple(layers)
     )
@@ -184,13 +177,13 @@ def _root_attributes(path: Path, ids: IdMap) -> RootAttributes | None:
 
 
 def _measure_layer(
-    directory: LayerDirectory,
     store: Store | None,
+    directory: LayerDirectory,
     ids: IdMap,
+    check: Check,
     *,
     keep: bool,
     use_cache: bool,
-    check: Check,
 ) -> LayerMeasurement:
     started = time.time_ns()
     with open_layer(directory.path) as root:

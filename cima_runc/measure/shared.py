@@ -38,7 +38,7 @@ class SharedWork:
 
     def __init__(self, at_once: int) -> None:
         """``at_once``: how many threads may work side by side."""
-        self._turns = threading.Semaphore(at_once)
+        self._turns = threading.BoundedSemaphore(at_once)
         self._lock = threading.Lock()
         self._latest: dict[Hashable, _Round] = {}
 
@@ -91,12 +91,12 @@ class SharedWork:
                 mine.earlier = None
             with self._lock:
                 mine.has_begun = True
-            result = mine.result = work(own_check)
+            mine.result = result = work(own_check)
+            return result
         except BaseException as error:
             if not mine.is_given_up:
                 mine.error = error
             raise
-        return result
 
     def _wait_for(self, other: _Round, check: Check) -> None:
         self._turns.release()

@@ -40,7 +40,7 @@ class Container:
         subprocess.run(command, check=True)
         subprocess.run(["runc", "spec", "--bundle", str(directory)], check=True)
 
-    def executions_per_second(
+    def execute(
         self, count: int, files: list[str], watch: Callable[[int], None]
     ) -> tuple[float, float]:
         """Execute files; ``watch`` gets the pid of the container before it starts.
@@ -118,7 +118,7 @@ def measure_all(rounds: int, count: int) -> None:
             names.append(f"/new{number}")
             install(container.root / names[-1][1:], str(number).encode())
         for kind, files in (("known", [f"/{PROGRAM}"]), ("new", names)):
-            rate, in_programs = container.executions_per_second(count, files, watch)
+            rate, in_programs = container.execute(count, files, watch)
             print(f"{kind}\t{state}\t{rate}\t{in_programs}", flush=True)
         for name in names:
             (container.root / name[1:]).unlink()
