@@ -14,8 +14,8 @@ from pydantic import (
     model_validator,
 )
 
-from cima_runc import limits
-from cima_runc.shim_settings import (
+from cima_runc.base import limits
+from cima_runc.runtime.shim_settings import (
     SETTINGS_FILE,
     SettingsError,
     ShimSettings,

@@ -2,12 +2,12 @@
  * The OCI hook STAGE (prestart, poststart or poststop): hands the runtime's state to the agent and
  * fails where the agent refuses. One program a stage; STAGE is set when it is compiled.
  *
- * Framing as in cima_runc/agent_socket.py. prestart waits until the container is registered, poststop
+ * Framing as in cima_runc/runtime/agent_socket.py. prestart waits until the container is registered, poststop
  * until the agent has let go of its namespace, so that its file systems can be used again, unless it
  * shows that it has; poststart tells of what has happened, and waits for nothing.
  *
  * An agent that was killed leaves its socket, and comes again: prestart asks until its time is spent.
- * Where there is no socket, or the time is spent, cima_runc/hook.py takes over with the same state: it
+ * Where there is no socket, or the time is spent, cima_runc/runtime/hook.py takes over with the same state: it
  * asks once more, and knows whether the container may start.
  * Its settings come in its environment, which the shim sets.
  */

@@ -3,7 +3,7 @@
  *
  * Whatever starts no container becomes runc at once. What starts one is prepared first, that is,
  * its bundle gets our hooks: by the agent, which is warm, over its socket; or, where no agent
- * answers or anything at all is in doubt, by cima_runc/shim.py in a Python of its own. Both run
+ * answers or anything at all is in doubt, by cima_runc/runtime/shim.py in a Python of its own. Both run
  * the same code. Then this process becomes runc, with its environment, descriptors, signals and
  * working directory as they came.
  *

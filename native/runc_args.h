@@ -1,7 +1,7 @@
 /*
  * Whether a command line of runc starts a container.
  *
- * The same decision as cima_runc/runc_args.py, which says why; tests/fuzz/test_runc_args_native.py
+ * The same decision as cima_runc/runtime/runc_args.py, which says why; tests/fuzz/test_runc_args_native.py
  * holds the two together. Pointers into argv, no memory of its own.
  */
 #ifndef CIMA_RUNC_ARGS_H

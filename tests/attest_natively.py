@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import native_host
 
-from cima_runc.agent_socket import AgentRefusedError, call_agent
 from cima_runc.evidence.models import parse_evidence
 from cima_runc.evidence.owner import generate, parse_private, public_text
+from cima_runc.runtime.agent_socket import AgentRefusedError, call_agent
 from cima_runc.tpm.structures import parse_public
 from cima_runc.verifier.enrolled import enrolled_ak_file, parse_enrolled_ak
 from cima_runc.verifier.verify import Expectation, verify

@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cima_runc import clock
 from cima_runc.agent.attester import Attester
 from cima_runc.agent.core import Core
 from cima_runc.agent.ledger import Ledger
+from cima_runc.base import clock
 from cima_runc.config import Settings, parse_settings
 from cima_runc.cpcr.journal import Journal
 from cima_runc.cpcr.tree import Tree

@@ -20,14 +20,14 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from cima_runc import limits
 from cima_runc.agent.core import BoundRegister, Container, Core
 from cima_runc.agent.host_log import HostLog, HostPrefix
 from cima_runc.agent.ledger import Ledger
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
 from cima_runc.config import Settings
 from cima_runc.cpcr.binding import Bind
 from cima_runc.cpcr.journal import JournalState
-from cima_runc.errors import CimaError
 from cima_runc.evidence.disclosure import disclosed_line
 from cima_runc.evidence.models import (
     AggregationPart,

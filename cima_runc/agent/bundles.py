@@ -15,10 +15,10 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
-from cima_runc.shim import inject_hooks
-from cima_runc.shim_settings import (
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.runtime.shim import inject_hooks
+from cima_runc.runtime.shim_settings import (
     ShimSettings,
     identity_of,
     read_settings_file,

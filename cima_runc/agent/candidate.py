@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cima_runc import limits
 from cima_runc.agent.dependencies import Dependencies, Look
 from cima_runc.agent.process import PROC, ContainerProcess, examine
-from cima_runc.bounded import read_bounded
+from cima_runc.base import limits
+from cima_runc.base.bounded import read_bounded
 from cima_runc.config import RootfsSettings
-from cima_runc.hook_state import HookState, parse_hook_state
 from cima_runc.measure.bundle import (
     BundleError,
     cgroups_path,
@@ -25,6 +24,7 @@ from cima_runc.measure.idmap import parse_id_maps
 from cima_runc.measure.overlay import RootFilesystem, fuse_overlayfs_commands, read_rootfs
 from cima_runc.measure.rootfs import Store as RootfsStore
 from cima_runc.measure.rootfs import deadline, measure
+from cima_runc.runtime.hook_state import HookState, parse_hook_state
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cima_runc.base.errors import CimaError
 from cima_runc.config import LimitSettings
 from cima_runc.cpcr.binding import Bind
 from cima_runc.cpcr.tree import Tree, leaf_hash
-from cima_runc.errors import CimaError
 from cima_runc.ima.template import Func
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import Record

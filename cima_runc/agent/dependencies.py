@@ -18,10 +18,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from cima_runc import clock
 from cima_runc.agent.core import Container, Core
 from cima_runc.agent.ledger import Ledger
-from cima_runc.errors import CimaError
+from cima_runc.base import clock
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 from cima_runc.ima.kernel_log import KernelLog
 from cima_runc.ima.template import Func
 from cima_runc.measure.dependencies import Chain, Finder, Service, ServiceFile, standard_library
@@ -29,7 +30,6 @@ from cima_runc.measure.file_digest import Identity, open_regular, sha256
 from cima_runc.measure.known_digests import KnownDigests
 from cima_runc.ml.records import CIMA, Record, digest_of
 from cima_runc.ml.store import ContainerNote, Store
-from cima_runc.text import printable
 
 _log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 from cima_runc.config import EnforcementSettings
-from cima_runc.errors import CimaError
 from cima_runc.sensor.loader import Sensor
-from cima_runc.text import printable
 from cima_runc.verifier.reference.file import ImageReference, ReferenceFileError, read_reference
 
 _log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from cima_runc.text import printable
+from cima_runc.base.text import printable
 
 _log = logging.getLogger(__name__)
 

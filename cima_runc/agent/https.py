@@ -21,10 +21,11 @@ from fastapi import FastAPI, Response
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse
 
-from cima_runc import __version__, limits
+from cima_runc import __version__
 from cima_runc.agent.attester import NotForYouError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
 from cima_runc.config import HttpsSettings
-from cima_runc.errors import CimaError
 from cima_runc.evidence.enrolment import Challenge, EnrolmentAnswer, EnrolmentRequest
 from cima_runc.evidence.models import Evidence, Request
 

@@ -21,9 +21,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from cima_runc import limits
-from cima_runc.bounded import read_bounded
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.bounded import read_bounded
+from cima_runc.base.errors import CimaError
 from cima_runc.measure.bundle import parse_config, read_config, root_of
 from cima_runc.measure.idmap import IDENTITY, parse_id_maps
 from cima_runc.measure.overlay import FuseCommand, fuse_overlayfs_commands, read_rootfs

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cima_runc import clock
 from cima_runc.agent.core import Core
+from cima_runc.base import clock
+from cima_runc.base.text import printable
 from cima_runc.cpcr.binding import Bind
 from cima_runc.cpcr.journal import Journal, JournalState, Source, reconcile
 from cima_runc.ml.records import Record
 from cima_runc.ml.store import Store
-from cima_runc.text import printable
 from cima_runc.tpm.device import Tpm, TpmError
 
 _log = logging.getLogger(__name__)

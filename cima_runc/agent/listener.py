@@ -5,7 +5,7 @@ import socket
 import stat
 from pathlib import Path
 
-from cima_runc.errors import CimaError
+from cima_runc.base.errors import CimaError
 
 _FIRST_HANDLE = 3
 """The first descriptor that systemd passes (sd_listen_fds(3))."""

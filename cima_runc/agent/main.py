@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
-from cima_runc import installation, limits
 from cima_runc.agent import enrolment, held
 from cima_runc.agent.attester import Attester
 from cima_runc.agent.bundles import BundleServer
@@ -28,17 +27,19 @@ from cima_runc.agent.request import REQUEST_SECONDS, peer_uid, read_request, ref
 from cima_runc.agent.service import Service
 from cima_runc.agent.sources import Sources, SourcesMissingError, open_sources
 from cima_runc.agent.users import UserServer
-from cima_runc.agent_socket import HEADER, frame
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 from cima_runc.config import Settings, load_settings
 from cima_runc.cpcr.journal import Journal
 from cima_runc.cpcr.tree import Tree
-from cima_runc.errors import CimaError
 from cima_runc.evidence.enrolment import Challenge, parse
 from cima_runc.evidence.models import Request, parse_request
 from cima_runc.ml.listing import boot_id
 from cima_runc.ml.store import Store
-from cima_runc.shim_settings import SETTINGS_FILE
-from cima_runc.text import printable
+from cima_runc.runtime import installation
+from cima_runc.runtime.agent_socket import HEADER, frame
+from cima_runc.runtime.shim_settings import SETTINGS_FILE
 from cima_runc.tpm.device import TpmError
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ import logging
 import socket
 import struct
 
-from cima_runc import limits
-from cima_runc.agent_socket import parse_header
-from cima_runc.errors import CimaError
-from cima_runc.text import printable
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
+from cima_runc.runtime.agent_socket import parse_header
 
 _log = logging.getLogger("cima-agent")
 

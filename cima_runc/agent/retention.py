@@ -5,10 +5,10 @@ import logging
 import time
 from dataclasses import dataclass
 
-from cima_runc import clock, limits
 from cima_runc.agent.core import Core
+from cima_runc.base import clock, limits
+from cima_runc.base.durable import AppendFile
 from cima_runc.config import StorageSettings
-from cima_runc.durable import AppendFile
 from cima_runc.ml.store import ContainerNote, Store, StoreError
 
 _log = logging.getLogger(__name__)

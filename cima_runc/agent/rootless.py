@@ -13,16 +13,16 @@ from contextlib import ExitStack
 
 from pydantic import ValidationError
 
-from cima_runc import limits
 from cima_runc.agent import userns
 from cima_runc.agent.candidate import Candidate
 from cima_runc.agent.dependencies import Look
 from cima_runc.agent.inside import Answer, Task
 from cima_runc.agent.process import PROC, ContainerProcess, examine, has_ended
-from cima_runc.errors import CimaError
-from cima_runc.hook_state import HookState, parse_hook_state, qualified
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
 from cima_runc.measure.bundle import cgroups_path, parse_config
 from cima_runc.measure.rootfs import Mode
+from cima_runc.runtime.hook_state import HookState, parse_hook_state, qualified
 
 _NO_DEPENDENCIES = "a user's engine is the user's own"
 

@@ -15,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cima_runc import clock, limits
 from cima_runc.agent.candidate import Candidate, look_at
 from cima_runc.agent.core import Container, Core, CoreError, dropped_in
 from cima_runc.agent.dependencies import Dependencies, Look, failed
@@ -24,12 +23,13 @@ from cima_runc.agent.held import Held
 from cima_runc.agent.ledger import Ledger
 from cima_runc.agent.process import ContainerProcess, ProcessError, examine
 from cima_runc.agent.retention import Retention
+from cima_runc.base import clock, limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.jsonio import load_object
+from cima_runc.base.text import printable
 from cima_runc.config import Settings
-from cima_runc.errors import CimaError
 from cima_runc.evidence.owner import owner_keys
-from cima_runc.hook_state import HookState, parse_hook_state, qualified
 from cima_runc.ima.kernel_log import KernelLog
-from cima_runc.jsonio import load_object
 from cima_runc.measure.oci_config import measured_config
 from cima_runc.measure.rootfs import Store as RootfsStore
 from cima_runc.ml.listing import (
@@ -42,9 +42,9 @@ from cima_runc.ml.listing import (
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import Record, RecordError
 from cima_runc.ml.store import ContainerNote, Store, StoreError
+from cima_runc.runtime.hook_state import HookState, parse_hook_state, qualified
 from cima_runc.sensor.events import Event
 from cima_runc.sensor.loader import Sensor
-from cima_runc.text import printable
 from cima_runc.tpm.device import Tpm, TpmError
 
 _log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from cima_runc.base.errors import CimaError
 from cima_runc.config import Settings
-from cima_runc.errors import CimaError
 from cima_runc.ima.kernel_log import KernelLog
 from cima_runc.sensor.loader import Sensor
 from cima_runc.sensor.options import Options

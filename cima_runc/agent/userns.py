@@ -9,7 +9,7 @@ import fcntl
 import os
 import struct
 
-from cima_runc.errors import CimaError
+from cima_runc.base.errors import CimaError
 
 _NS_GET_USERNS = 0xB701
 _NS_GET_PARENT = 0xB702

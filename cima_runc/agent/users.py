@@ -15,14 +15,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from cima_runc import limits
 from cima_runc.agent.request import peer_uid, read_request, refusal
 from cima_runc.agent.rootless import Looks
 from cima_runc.agent.service import Service
-from cima_runc.agent_socket import HEADER, USERS_SUFFIX, frame
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
 from cima_runc.config import Settings
-from cima_runc.errors import CimaError
-from cima_runc.shim_settings import SettingsError
+from cima_runc.runtime.agent_socket import HEADER, USERS_SUFFIX, frame
+from cima_runc.runtime.shim_settings import SettingsError
 
 _log = logging.getLogger("cima-agent")
 _T = TypeVar("_T")

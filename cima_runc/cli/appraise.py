@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 from cima_runc.cli import context
 from cima_runc.cli.output import print_json
 from cima_runc.cli.records import record_lines
 from cima_runc.cli.references import read_policy, read_references
-from cima_runc.errors import CimaError
 from cima_runc.ml.records import Record, parse_line
-from cima_runc.text import printable
 from cima_runc.verifier.appraisal import Appraised
 from cima_runc.verifier.appraisal import appraise as appraise_records
 from cima_runc.verifier.result import Finding

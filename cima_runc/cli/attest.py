@@ -7,12 +7,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cima_runc import limits
-from cima_runc.agent_socket import call_agent
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
 from cima_runc.cli import context, files
 from cima_runc.cli.output import note
 from cima_runc.cli.remote import call_url
-from cima_runc.errors import CimaError
 from cima_runc.evidence.enrolment import (
     Challenge,
     EnrolmentAnswer,
@@ -23,6 +22,7 @@ from cima_runc.evidence.enrolment import (
 from cima_runc.evidence.fields import Model
 from cima_runc.evidence.models import parse_evidence
 from cima_runc.evidence.owner import generate, public_text
+from cima_runc.runtime.agent_socket import call_agent
 
 enroll_app = typer.Typer(
     help="Enrol a host's attestation key: request, challenge, activate, accept.",

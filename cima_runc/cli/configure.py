@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from cima_runc import installation
 from cima_runc.cli.output import note
 from cima_runc.config import load_settings
 from cima_runc.engines.change import Changes
@@ -15,6 +14,7 @@ from cima_runc.engines.crio import CRIO
 from cima_runc.engines.docker import DOCKER
 from cima_runc.engines.engine import EngineError, Wish
 from cima_runc.engines.podman import PODMAN
+from cima_runc.runtime import installation
 
 ENGINES = {engine.name: engine for engine in (DOCKER, CONTAINERD, PODMAN, CRIO)}
 """The engines that we know, by name."""

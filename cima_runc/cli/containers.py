@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cima_runc.agent_socket import AgentUnavailableError, call_agent
 from cima_runc.cli import context
 from cima_runc.cli.output import note, print_json, print_table
 from cima_runc.cli.records import record_lines
@@ -16,7 +15,8 @@ from cima_runc.ml.listing import boot_id, container_row, stored_notes, with_unme
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import parse_line
 from cima_runc.ml.store import Store
-from cima_runc.shim_settings import socket_of_caller
+from cima_runc.runtime.agent_socket import AgentUnavailableError, call_agent
+from cima_runc.runtime.shim_settings import socket_of_caller
 
 _TIMEOUT_SECONDS = 60.0
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

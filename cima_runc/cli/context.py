@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from cima_runc.shim_settings import SETTINGS_FILE
+from cima_runc.runtime.shim_settings import SETTINGS_FILE
 
 if TYPE_CHECKING:
     from cima_runc.config import Settings

@@ -13,16 +13,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cima_runc import installation
-from cima_runc.agent_socket import call_agent
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 from cima_runc.cli import context
 from cima_runc.cli.configure import ENGINES
 from cima_runc.cli.output import print_json, print_table
 from cima_runc.config import Settings
 from cima_runc.engines.change import Changes
 from cima_runc.engines.engine import Wish
-from cima_runc.errors import CimaError
-from cima_runc.text import printable
+from cima_runc.runtime import installation
+from cima_runc.runtime.agent_socket import call_agent
 
 _AGENT_SECONDS = 60.0
 _RUNTIME_SECONDS = 10.0
@@ -111,7 +111,7 @@ def _installation() -> str:
 
 
 def _runtime(settings: Settings) -> str:
-    from cima_runc.shim import find_runtime
+    from cima_runc.runtime.shim import find_runtime
 
     path = find_runtime(settings.shim.runtimes, str(installation.launcher()))
     try:

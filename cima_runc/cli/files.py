@@ -4,9 +4,9 @@ import os
 import sys
 from pathlib import Path
 
-from cima_runc import limits
-from cima_runc.bounded import read_bounded
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.bounded import read_bounded
+from cima_runc.base.errors import CimaError
 
 
 class FileError(CimaError):

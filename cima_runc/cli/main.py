@@ -8,10 +8,10 @@ import typer
 from typer.core import TyperGroup
 
 from cima_runc import __version__
+from cima_runc.base.errors import CimaError
 from cima_runc.cli import context
 from cima_runc.cli.output import fail
-from cima_runc.errors import CimaError
-from cima_runc.shim_settings import SETTINGS_FILE
+from cima_runc.runtime.shim_settings import SETTINGS_FILE
 
 _COMMANDS = {
     "ps": ("containers", "ps"),

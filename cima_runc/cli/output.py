@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 
 import typer
 
-from cima_runc.errors import CimaError
-from cima_runc.text import printable
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 
 
 def print_json(value: Any) -> None:

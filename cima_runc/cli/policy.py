@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from cima_runc import limits
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 from cima_runc.cli import files
 from cima_runc.cli.appraise import read_partition
 from cima_runc.cli.output import note
 from cima_runc.cli.references import read_policy, read_references
-from cima_runc.errors import CimaError
 from cima_runc.ml.records import Record, parse_line
-from cima_runc.text import printable
 from cima_runc.verifier.appraisal import References
 from cima_runc.verifier.suggest import suggest as suggest_policy
 

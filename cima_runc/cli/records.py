@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
-from cima_runc.agent_socket import AgentUnavailableError, call_agent
 from cima_runc.cli.output import note
 from cima_runc.config import Settings
 from cima_runc.ml.listing import find_note, stored_notes
 from cima_runc.ml.store import Store
-from cima_runc.shim_settings import socket_of_caller
+from cima_runc.runtime.agent_socket import AgentUnavailableError, call_agent
+from cima_runc.runtime.shim_settings import socket_of_caller
 
 _TIMEOUT_SECONDS = 60.0
 

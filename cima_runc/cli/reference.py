@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from cima_runc import limits
+from cima_runc.base import limits
+from cima_runc.base.text import printable
 from cima_runc.cli import files
 from cima_runc.cli.output import note
-from cima_runc.text import printable
 
 app = typer.Typer(
     name="reference",

@@ -4,9 +4,9 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from cima_runc import limits
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
 from cima_runc.cli import files
-from cima_runc.errors import CimaError
 from cima_runc.verifier.appraisal import References, compare
 from cima_runc.verifier.policy import Policy, parse_policy
 from cima_runc.verifier.reference.file import (

@@ -6,10 +6,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from cima_runc import limits
-from cima_runc.agent_socket import AgentRefusedError, AgentUnavailableError
-from cima_runc.errors import CimaError
-from cima_runc.text import printable
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
+from cima_runc.runtime.agent_socket import AgentRefusedError, AgentUnavailableError
 
 
 class UrlError(CimaError):

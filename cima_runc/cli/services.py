@@ -4,16 +4,16 @@ import json
 import os
 from pathlib import Path
 
-from cima_runc.agent_socket import AgentUnavailableError, call_agent
+from cima_runc.base.errors import CimaError
 from cima_runc.cli import context
 from cima_runc.cli.appraise import read_partition
 from cima_runc.cli.output import note
 from cima_runc.config import Settings
-from cima_runc.errors import CimaError
 from cima_runc.measure.file_digest import open_regular, sha256
 from cima_runc.measure.mtree import escape
 from cima_runc.ml.listing import boot_id, stored_notes
 from cima_runc.ml.store import Store
+from cima_runc.runtime.agent_socket import AgentUnavailableError, call_agent
 from cima_runc.verifier.reference.file import HostReference
 from cima_runc.verifier.reference.host import host_dependencies
 from cima_runc.verifier.rules.engines import INIT_PROGRAMS

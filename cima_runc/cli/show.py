@@ -9,18 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from cima_runc import limits
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.jsonio import load_object
+from cima_runc.base.text import printable
 from cima_runc.cli import context, files
 from cima_runc.cli.output import note, print_json
 from cima_runc.cli.records import record_lines
 from cima_runc.config import Settings
-from cima_runc.errors import CimaError
-from cima_runc.jsonio import load_object
 from cima_runc.measure.config_summary import ConfigSummary, Mount, Resources, summarize
 from cima_runc.measure.oci_config import hidden_value
 from cima_runc.ml.records import IMA_TEMPLATE, Record, parse_line
 from cima_runc.ml.store import Store
-from cima_runc.text import printable
 
 
 class ShowError(CimaError):

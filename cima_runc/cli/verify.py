@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from cima_runc import limits
+from cima_runc.base import limits
+from cima_runc.base.text import printable
 from cima_runc.cli import files
 from cima_runc.cli.appraise import print_finding
 from cima_runc.cli.attest import ArgumentError, nonce_of
@@ -16,7 +17,6 @@ from cima_runc.cli.output import print_table
 from cima_runc.cli.references import appraisal, read_policy
 from cima_runc.evidence.models import Evidence, EvidenceError, parse_evidence
 from cima_runc.evidence.owner import parse_private
-from cima_runc.text import printable
 from cima_runc.verifier.ak_certificate import AkAuthority, parse_authority
 from cima_runc.verifier.enrolled import EnrolledAk, parse_enrolled_ak
 from cima_runc.verifier.result import Result

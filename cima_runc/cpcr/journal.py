@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from cima_runc import limits
+from cima_runc.base import limits
+from cima_runc.base.durable import AppendFile, sync_directory
+from cima_runc.base.errors import CimaError
+from cima_runc.base.jsonio import load_object
 from cima_runc.cpcr.binding import Bind
-from cima_runc.durable import AppendFile, sync_directory
-from cima_runc.errors import CimaError
-from cima_runc.jsonio import load_object
 
 
 class JournalError(CimaError):

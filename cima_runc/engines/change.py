@@ -13,10 +13,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cima_runc import limits
-from cima_runc.durable import sync_directory
+from cima_runc.base import limits
+from cima_runc.base.durable import sync_directory
+from cima_runc.base.text import printable
 from cima_runc.engines.engine import Engine, EngineError, Wish
-from cima_runc.text import printable
 
 
 class _Record(BaseModel):

@@ -11,7 +11,7 @@ Source: containerd, docs/man/containerd-config.toml.5.md and docs/cri/config.md.
 from pathlib import Path
 from typing import Any
 
-from cima_runc import limits
+from cima_runc.base import limits
 from cima_runc.engines import toml_text
 from cima_runc.engines.engine import RUNTIME_NAME, Engine, EngineError, Wish
 

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cima_runc import limits
+from cima_runc.base import limits
+from cima_runc.base.jsonio import load_object
 from cima_runc.engines import json_text
 from cima_runc.engines.engine import RUNTIME_NAME, Engine, EngineError, Wish
-from cima_runc.jsonio import load_object
 
 _FILE = "etc/docker/daemon.json"
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cima_runc.errors import CimaError
+from cima_runc.base.errors import CimaError
 
 RUNTIME_NAME = "cima-runc"
 """What engines call the runtime: ``docker run --runtime cima-runc``."""

@@ -6,7 +6,7 @@ Source: containers.conf(5), "DIRECTORIES" and "engine.runtimes".
 from pathlib import Path
 from typing import Any
 
-from cima_runc import limits
+from cima_runc.base import limits
 from cima_runc.engines import toml_text
 from cima_runc.engines.engine import RUNTIME_NAME, Engine, EngineError, Wish
 

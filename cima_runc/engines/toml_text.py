@@ -7,7 +7,7 @@ from typing import Any
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from cima_runc import limits
+from cima_runc.base import limits
 from cima_runc.engines.engine import EngineError
 
 

@@ -10,11 +10,11 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.jsonio import load_object
 from cima_runc.evidence.fields import Base64, Digest, Model
 from cima_runc.evidence.models import first_of
-from cima_runc.jsonio import load_object
 
 _TpmBytes = Annotated[Base64, Field(max_length=limits.TPM_STRUCTURE)]
 _Certificate = Annotated[Base64, Field(max_length=64 * limits.KIB)]

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 from pydantic_core import from_json
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.jsonio import JsonError, JsonTooDeepError, JsonTooLargeError, load_object
+from cima_runc.base.text import printable
 from cima_runc.evidence.disclosure import Disclosure
 from cima_runc.evidence.fields import U64, Base64, Digest, Hex, Model, PcrNumber
-from cima_runc.jsonio import JsonError, JsonTooDeepError, JsonTooLargeError, load_object
-from cima_runc.text import printable
 
 VERSION = 1
 """The version of evidence that this program writes and reads."""

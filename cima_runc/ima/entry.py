@@ -8,8 +8,8 @@ import hashlib
 import struct
 from dataclasses import dataclass
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
 from cima_runc.ima.template import TemplateError, pack_fields, unpack_fields
 
 SHA1_SIZE = 20

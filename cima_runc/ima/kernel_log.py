@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
 from cima_runc.ima.entry import Entry, parse_ascii, parse_binary
 
 BANK = "sha256"

@@ -8,8 +8,8 @@ import struct
 from collections.abc import Sequence
 from enum import StrEnum
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
 
 CIMA_NG = "cima-ng"
 """The template of a container's file measurements: fields d-ng, n-ng, mns, func."""

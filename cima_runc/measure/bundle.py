@@ -5,10 +5,10 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
-from cima_runc.jsonio import load_object
-from cima_runc.text import printable
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.jsonio import load_object
+from cima_runc.base.text import printable
 
 
 class BundleError(CimaError):

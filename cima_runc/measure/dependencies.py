@@ -16,9 +16,9 @@ from typing import Literal
 
 import psutil
 
-from cima_runc import limits
-from cima_runc.bounded import read_bounded
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.bounded import read_bounded
+from cima_runc.base.errors import CimaError
 from cima_runc.ima.template import Func
 from cima_runc.measure.file_digest import Identity, identity_of
 from cima_runc.measure.own_code import own_files

@@ -5,8 +5,8 @@ import os
 import stat
 from typing import NamedTuple
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
 
 
 class FileDigestError(CimaError):

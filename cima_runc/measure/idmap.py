@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from cima_runc.errors import CimaError
-from cima_runc.text import printable
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 
 OVERFLOW_ID = 65534
 """What a process sees of an id that its user namespace does not map

@@ -11,13 +11,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from cima_runc import limits
-from cima_runc.bounded import read_bounded
-from cima_runc.durable import replace_file
-from cima_runc.errors import CimaError
-from cima_runc.jsonio import load_object
+from cima_runc.base import limits
+from cima_runc.base.bounded import read_bounded
+from cima_runc.base.durable import replace_file
+from cima_runc.base.errors import CimaError
+from cima_runc.base.jsonio import load_object
+from cima_runc.base.text import printable
 from cima_runc.measure.file_digest import Identity
-from cima_runc.text import printable
 
 _log = logging.getLogger(__name__)
 

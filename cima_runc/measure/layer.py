@@ -24,8 +24,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 from cima_runc.measure.idmap import IDENTITY, IdMap
 from cima_runc.measure.mtree import (
     HEADER,
@@ -41,7 +42,6 @@ from cima_runc.measure.overlay import LayerDirectory, LayerForm, parse_mountinfo
 from cima_runc.measure.override import NAMES as OVERRIDE_NAMES
 from cima_runc.measure.override import parse_override
 from cima_runc.measure.xattrs import OPAQUE, SECURITY, XattrError, canonical, is_wanted
-from cima_runc.text import printable
 
 Check = Callable[[], None]
 """Called now and then from any thread; raises what is to end the work."""

@@ -63,10 +63,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 from cima_runc.measure.xattrs import OPAQUE, OVERLAY, Xattrs
-from cima_runc.text import printable
 
 HEADER = b"#mtree cima-layer-1\n"
 """The first line of every manifest."""

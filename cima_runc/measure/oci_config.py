@@ -7,7 +7,7 @@ import copy
 import hmac
 from typing import Any
 
-from cima_runc import oci_hooks
+from cima_runc.runtime import oci_hooks
 
 _EXACT = 2**53 - 1
 """The largest integer that every JSON reader keeps exact (RFC 8785, 3.2.2.3; RFC 7493)."""

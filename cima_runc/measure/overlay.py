@@ -25,10 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 from cima_runc.measure.idmap import IdMap, parse_id_maps
-from cima_runc.text import printable
 
 Kind = Literal["overlay", "fuse-overlayfs", "tree"]
 Role = Literal["data", "lower", "init", "upper", "tree"]

@@ -10,9 +10,9 @@ import re
 from dataclasses import dataclass
 from typing import cast
 
-from cima_runc.errors import CimaError
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 from cima_runc.measure.mtree import MAX_MAJOR, MAX_MINOR, Type
-from cima_runc.text import printable
 
 NAMES = (
     "security.fuseoverlayfs.override_stat",

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
-from cima_runc import installation
 from cima_runc.ima.template import Func
+from cima_runc.runtime import installation
 
 _PROGRAMS = ("bin/cima-runc", "libexec/cima/hooks/*", "bin/cima-agent")
 """What is executed of us, below the prefix of the installation."""

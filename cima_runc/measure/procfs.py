@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cima_runc.errors import CimaError
+from cima_runc.base.errors import CimaError
 
 DELETED = b" (deleted)"
 """What the kernel puts after the path of a file that has no name any more."""

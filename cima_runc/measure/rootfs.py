@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
 from cima_runc.measure.idmap import IDENTITY, IdMap
 from cima_runc.measure.layer import Check, fingerprint, ids_of, no_check, open_layer, scan
 from cima_runc.measure.mtree import FORMAT, escape, format_mode

@@ -20,10 +20,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 from cima_runc.measure.mtree import FORMAT, unescape
-from cima_runc.text import printable
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 

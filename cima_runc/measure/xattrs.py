@@ -10,8 +10,8 @@ import os
 import struct
 from collections.abc import Callable, Iterable
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
 
 CAPABILITY = "security.capability"
 ACL_ACCESS = "system.posix_acl_access"

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator
 
 import rfc8785
 
+from cima_runc.base.text import printable
 from cima_runc.ima.template import unpack_cima_ng
 from cima_runc.ml.records import IMA_TEMPLATE, Record, template_data
-from cima_runc.text import printable
 
 _RECNUM, _DIGESTS, _IMA_TEMPLATE = 0, 3, 7
 _TEMPLATE_NAME, _TEMPLATE_DATA = 0, 1

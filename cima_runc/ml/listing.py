@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cima_runc import clock
-from cima_runc.errors import CimaError
+from cima_runc.base import clock
+from cima_runc.base.errors import CimaError
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.store import ContainerNote, Store
 

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import rfc8785
 
-from cima_runc import limits
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.jsonio import JsonError, load_object
 from cima_runc.cpcr import register
-from cima_runc.errors import CimaError
 from cima_runc.ima import template
-from cima_runc.jsonio import JsonError, load_object
 
 IMA_TEMPLATE = "ima_template"
 """``content_type`` of a file measurement."""

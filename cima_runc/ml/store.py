@@ -28,14 +28,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cima_runc import limits
-from cima_runc.bounded import read_bounded
-from cima_runc.durable import AppendFile, replace_file, sync_directory
-from cima_runc.errors import CimaError
-from cima_runc.hook import UNMEASURED_DIR
-from cima_runc.hook_state import HookState, HookStateError, parse_hook_state
-from cima_runc.jsonio import JsonError
+from cima_runc.base import limits
+from cima_runc.base.bounded import read_bounded
+from cima_runc.base.durable import AppendFile, replace_file, sync_directory
+from cima_runc.base.errors import CimaError
+from cima_runc.base.jsonio import JsonError
 from cima_runc.ml.records import Record, parse_line
+from cima_runc.runtime.hook import UNMEASURED_DIR
+from cima_runc.runtime.hook_state import HookState, HookStateError, parse_hook_state
 
 _NUMBER = re.compile(r"[0-9]{8,}")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
 
 HEADER: Final = struct.Struct("=QQQQIIIIiiII64s")
 """``struct event``: host byte order, 128 bytes; the path follows."""

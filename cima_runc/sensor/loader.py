@@ -19,14 +19,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from cima_runc.errors import CimaError
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 from cima_runc.sensor.events import Event, parse
 from cima_runc.sensor.libbpf import Libbpf
 from cima_runc.sensor.options import PATH_KEY_BYTES, Options
 from cima_runc.sensor.pins import DIRECTORY, Handles, Pins
 from cima_runc.sensor.ring import RingReader
 from cima_runc.sensor.tables import LAYOUT, MAPS, Row, Tables, Watched
-from cima_runc.text import printable
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from cima_runc import limits
+from cima_runc.base import limits
 
 RING_BYTES: Final = 16 * limits.MIB
 """Size of the ring buffer: room for some 90,000 events with paths of 40 bytes."""

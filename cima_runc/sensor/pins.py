@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from cima_runc.errors import CimaError
+from cima_runc.base.errors import CimaError
 from cima_runc.sensor.libbpf import Libbpf
 
 DIRECTORY: Final = Path("/sys/fs/bpf/cima")

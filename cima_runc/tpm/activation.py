@@ -20,7 +20,7 @@ from tpm2_pytss import (
     utils,
 )
 
-from cima_runc.errors import CimaError
+from cima_runc.base.errors import CimaError
 from cima_runc.tpm.device import Tpm, TpmError
 from cima_runc.tpm.keys import AttestationKey, EndorsementKey
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tpm2_pytss import TSS2_Exception
 
-from cima_runc.errors import CimaError
+from cima_runc.base.errors import CimaError
 
 SHORT = frozenset({"pcr_extend", "pcr_read", "get_random"})
 """Commands of a few milliseconds (TCG PC Client Platform TPM Profile, 5.5.1: at most 2 s)."""

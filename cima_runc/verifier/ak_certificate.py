@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
-from cima_runc.errors import CimaError
+from cima_runc.base.errors import CimaError
 from cima_runc.tpm.structures import PublicArea
 
 _ATTESTATION_KEY = x509.ObjectIdentifier("2.23.133.8.3")

@@ -21,10 +21,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cima_runc.base.text import printable
 from cima_runc.ima.template import TemplateError, unpack_cima_ng
 from cima_runc.measure.config_summary import ConfigSummary, summarize
 from cima_runc.ml.records import CIMA, IMA_TEMPLATE, Record, RecordError, template_data
-from cima_runc.text import printable
 from cima_runc.verifier.completeness import completeness
 from cima_runc.verifier.errors import Verdict
 from cima_runc.verifier.policy import Policy

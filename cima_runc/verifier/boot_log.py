@@ -8,8 +8,8 @@ import hashlib
 import struct
 from collections.abc import Iterator
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
 
 _EV_NO_ACTION = 3
 _SHA256 = 0x000B

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from cima_runc.base.text import printable
 from cima_runc.ml.records import CIMA, Record
-from cima_runc.text import printable
 from cima_runc.verifier.policy import Policy
 from cima_runc.verifier.result import Finding
 

@@ -15,7 +15,7 @@ from cryptography.x509.verification import (
     VerificationError,
 )
 
-from cima_runc.errors import CimaError
+from cima_runc.base.errors import CimaError
 
 _TCG_KP_EK_CERTIFICATE = x509.ObjectIdentifier("2.23.133.8.1")
 

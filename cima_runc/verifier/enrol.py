@@ -3,7 +3,7 @@
 import hmac
 import secrets
 
-from cima_runc.errors import CimaError
+from cima_runc.base.errors import CimaError
 from cima_runc.evidence.enrolment import Challenge, EnrolmentAnswer, EnrolmentRequest, Pending
 from cima_runc.tpm.activation import ek_public_pem, make_credential
 from cima_runc.tpm.structures import PublicArea, StructureError, parse_public

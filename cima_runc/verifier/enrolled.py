@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
 from cima_runc.tpm.structures import PublicArea
 
 _NAME = re.compile(rb"^cima-ak-name: ([0-9a-f]{68})\r?$", re.MULTILINE)

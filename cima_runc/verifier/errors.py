@@ -5,7 +5,7 @@ Each says what was expected, what was found, and what to do, and which verdict f
 
 from enum import StrEnum
 
-from cima_runc.errors import CimaError
+from cima_runc.base.errors import CimaError
 
 
 class Verdict(StrEnum):

@@ -8,8 +8,8 @@ else stands for itself, in UTF-8. A pattern is of a whole path and begins with `
 import re
 from functools import lru_cache
 
-from cima_runc.errors import CimaError
-from cima_runc.text import printable
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 
 _WILDCARDS = 8
 """In one pattern at most: each may double the time that matching takes."""

@@ -5,8 +5,8 @@ from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
 from cima_runc.evidence.fields import Digest, Model, PcrNumber
 from cima_runc.evidence.models import first_of
 from cima_runc.verifier.pattern import PatternError, compile_pattern, matches

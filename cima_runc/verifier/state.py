@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from cima_runc import limits
-from cima_runc.durable import replace_file
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.durable import replace_file
+from cima_runc.base.errors import CimaError
 from cima_runc.evidence.fields import U64, Digest, Hex, Model
 from cima_runc.evidence.models import ContainerId, first_of
 

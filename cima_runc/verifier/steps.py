@@ -10,6 +10,7 @@ from typing import Any, TypeGuard, get_args
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from cima_runc.base.text import printable
 from cima_runc.cpcr import register
 from cima_runc.cpcr.binding import Bind
 from cima_runc.cpcr.tree import leaf_hash, root_from_path
@@ -26,7 +27,6 @@ from cima_runc.evidence.models import (
 from cima_runc.evidence.qualify import Inclusion, request_leaf, root_of
 from cima_runc.evidence.seal import UnsealError, key_id, unseal
 from cima_runc.ml.records import Record, RecordError, digest_of, parse_fields
-from cima_runc.text import printable
 from cima_runc.tpm.structures import (
     ClockInfo,
     NotAQuoteError,

@@ -5,11 +5,11 @@ Every line of the file is explained, so that a person can decide on each.
 
 from collections.abc import Iterator, Sequence
 
+from cima_runc.base.text import printable
 from cima_runc.ima.template import unpack_cima_ng
 from cima_runc.measure.config_summary import ConfigSummary, Mount, summarize
 from cima_runc.measure.mtree import MtreeError, parse_manifest
 from cima_runc.ml.records import CIMA, IMA_TEMPLATE, Record, template_data
-from cima_runc.text import printable
 from cima_runc.verifier.appraisal import References, appraise
 from cima_runc.verifier.pattern import exactly
 from cima_runc.verifier.policy import ConfigPolicy, Policy

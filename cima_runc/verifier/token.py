@@ -13,7 +13,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from cima_runc.errors import CimaError
+from cima_runc.base.errors import CimaError
 from cima_runc.verifier.result import Result
 
 PROFILE = "urn:cima-runc:attestation-result:v1"

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cima_runc import agent_socket, hook_state, jsonio, limits, oci_hooks
+from cima_runc.base import jsonio, limits
+from cima_runc.base.errors import CimaError
 from cima_runc.config import parse_settings
 from cima_runc.cpcr import journal
 from cima_runc.engines.containerd import CONTAINERD
@@ -23,7 +24,6 @@ from cima_runc.engines.crio import CRIO
 from cima_runc.engines.docker import DOCKER
 from cima_runc.engines.engine import Wish
 from cima_runc.engines.podman import PODMAN
-from cima_runc.errors import CimaError
 from cima_runc.evidence import enrolment, models, owner
 from cima_runc.ima import entry, template
 from cima_runc.measure import (
@@ -37,6 +37,7 @@ from cima_runc.measure import (
     xattrs,
 )
 from cima_runc.ml import records
+from cima_runc.runtime import agent_socket, hook_state, oci_hooks
 from cima_runc.sensor import events
 from cima_runc.tpm import structures
 from cima_runc.verifier import boot_log, enrolled, policy, verify

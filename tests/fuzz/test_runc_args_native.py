@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cima_runc.runc_args import (
+from cima_runc.runtime.runc_args import (
     _COMMAND_FLAGS,
     _COMMAND_VALUES,
     _ENDING,

@@ -13,8 +13,8 @@ from joserfc.jwk import ECKey
 from simulated_host import SimulatedHost, simulated_host, tampered
 from typer.testing import CliRunner, Result
 
+from cima_runc.base.errors import CimaError
 from cima_runc.cli.main import app
-from cima_runc.errors import CimaError
 from cima_runc.tpm.structures import parse_public
 from cima_runc.verifier.enrolled import enrolled_ak_file
 

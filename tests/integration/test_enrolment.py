@@ -10,7 +10,7 @@ from software_key import software_public
 from tpm2_pytss import TPM2_CAP
 
 from cima_runc.agent import enrolment
-from cima_runc.errors import CimaError
+from cima_runc.base.errors import CimaError
 from cima_runc.evidence.enrolment import EnrolmentAnswer
 from cima_runc.tpm.device import TpmError
 from cima_runc.tpm.keys import endorsement_key, load_ak, unload

@@ -10,9 +10,9 @@ import pytest
 
 from cima_runc.agent.attester import NotForYouError
 from cima_runc.agent.https import HttpsEndpoint, HttpsError
-from cima_runc.agent_socket import AgentRefusedError, AgentUnavailableError
 from cima_runc.cli.remote import UrlError, call_url
 from cima_runc.config import HttpsSettings
+from cima_runc.runtime.agent_socket import AgentRefusedError, AgentUnavailableError
 
 BODY = b'{"container":"c","nonce":"' + b"ab" * 16 + b'"}'
 

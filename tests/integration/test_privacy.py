@@ -12,7 +12,7 @@ from simulated_host import SimulatedHost, simulated_host
 from support.evidence_by_hand import open_owner_part
 from support.planted import decoded, everything, found
 
-from cima_runc import limits
+from cima_runc.base import limits
 from cima_runc.evidence.models import Request
 from cima_runc.evidence.owner import generate, public_text
 from cima_runc.ml.records import IMA_TEMPLATE, template_data

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from native_host import SOCKET, Host, ask, make_bundle
 
-from cima_runc import limits
 from cima_runc.agent.rootless import Looks, RootlessError
-from cima_runc.agent_socket import USERS_SUFFIX
+from cima_runc.base import limits
+from cima_runc.runtime.agent_socket import USERS_SUFFIX
 
 ALICE, MALLORY = 12345, 23456
 GROUP = 100  # users

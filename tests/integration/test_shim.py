@@ -17,8 +17,8 @@ import native_host
 import pytest
 from native_host import Host
 
-from cima_runc import limits
-from cima_runc.shim_settings import COMPANION_FILE, SETTINGS_FILE, identity_of
+from cima_runc.base import limits
+from cima_runc.runtime.shim_settings import COMPANION_FILE, SETTINGS_FILE, identity_of
 
 ID = f"shim-{os.getpid()}"
 _DUMP = r"""#!/bin/sh

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from cima_runc.errors import CimaError
+from cima_runc.base.errors import CimaError
 from tests.support.simulated_agent import KernelCalls, SimulatedAgent
 
 STEPS = ("write", "fdatasync", "fsync", "ftruncate", "replace", "mkdir", "open")

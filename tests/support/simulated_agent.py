@@ -22,8 +22,8 @@ from cima_runc.agent.service import Service
 from cima_runc.config import parse_settings
 from cima_runc.cpcr.journal import Journal
 from cima_runc.cpcr.tree import Tree
-from cima_runc.hook_state import HookState
 from cima_runc.ml.store import Store
+from cima_runc.runtime.hook_state import HookState
 from cima_runc.sensor.events import Event
 from cima_runc.sensor.loader import Lost
 from cima_runc.tpm.device import Tpm

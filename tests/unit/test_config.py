@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from cima_runc.config import Settings, load_settings, parse_settings
-from cima_runc.shim_settings import SettingsError
+from cima_runc.runtime.shim_settings import SettingsError
 
 
 def test_no_file_means_the_defaults(tmp_path: Path) -> None:

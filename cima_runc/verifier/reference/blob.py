@@ -12,9 +12,9 @@ from typing import IO, Protocol, cast
 
 import zstandard
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
-from cima_runc.text import printable
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 from cima_runc.verifier.reference.tar import Reader
 
 _PIECE = 256 * limits.KIB

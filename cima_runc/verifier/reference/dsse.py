@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
 from cima_runc.verifier.reference.file import (
     HostReference,
     ImageReference,

@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
-from cima_runc import limits
-from cima_runc.bounded import read_bounded
-from cima_runc.errors import CimaError
-from cima_runc.text import printable
+from cima_runc.base import limits
+from cima_runc.base.bounded import read_bounded
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
 Digest = Annotated[

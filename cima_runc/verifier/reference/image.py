@@ -21,10 +21,10 @@ from typing import IO, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 from cima_runc.measure.mtree import Entry, digest, escape, format_manifest, format_mode
-from cima_runc.text import printable
 from cima_runc.verifier.reference import layer as image_layer
 from cima_runc.verifier.reference.blob import (
     BlobReader,

@@ -16,10 +16,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 from cima_runc.measure.mtree import escape, unescape
-from cima_runc.text import printable
 from cima_runc.verifier.reference.file import HostReference, ImageReference
 
 

@@ -25,8 +25,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 from cima_runc.measure.mtree import (
     MAX_MAJOR,
     MAX_MINOR,
@@ -43,7 +44,6 @@ from cima_runc.measure.xattrs import (
     XattrError,
     canonical,
 )
-from cima_runc.text import printable
 from cima_runc.verifier.reference.tar import Member
 
 _WHITEOUT = b".wh."

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
-from cima_runc.text import printable
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 
 BLOCK = 512
 _XATTR = b"SCHILY.xattr."

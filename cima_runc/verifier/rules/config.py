@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from functools import partial
 
+from cima_runc.base.text import printable
 from cima_runc.measure.config_summary import ConfigSummary
-from cima_runc.text import printable
 from cima_runc.verifier.policy import ConfigPolicy
 from cima_runc.verifier.reference.file import ReferenceConfig
 from cima_runc.verifier.result import Finding

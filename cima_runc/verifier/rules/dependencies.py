@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
+from cima_runc.base.text import printable
 from cima_runc.ima.template import TemplateError, unpack_cima_ng
 from cima_runc.measure.mtree import escape
 from cima_runc.ml.records import IMA_TEMPLATE, Record, RecordError, template_data
-from cima_runc.text import printable
 from cima_runc.verifier.pattern import exactly, matches
 from cima_runc.verifier.policy import DependenciesPolicy
 from cima_runc.verifier.reference.file import HostReference

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
+from cima_runc.base.text import printable
 from cima_runc.ima.template import Func
 from cima_runc.measure.config_summary import Mount
 from cima_runc.measure.mtree import escape
-from cima_runc.text import printable
 from cima_runc.verifier.pattern import exactly
 from cima_runc.verifier.policy import AllowedFile
 from cima_runc.verifier.reference.file import HostReference

@@ -14,11 +14,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cima_runc.base.text import printable
 from cima_runc.evidence.models import first_of
 from cima_runc.measure.config_summary import ConfigSummary
 from cima_runc.measure.mtree import Entry, MtreeError, digest, escape, format_mode, parse_manifest
 from cima_runc.measure.rootfs import LayerMeasurement, RootfsMeasurement
-from cima_runc.text import printable
 from cima_runc.verifier.pattern import exactly, matches
 from cima_runc.verifier.policy import RootfsPolicy
 from cima_runc.verifier.reference.file import ImageReference, ReferenceFile

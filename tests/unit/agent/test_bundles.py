@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cima_runc import oci_hooks
 from cima_runc.agent.bundles import SUFFIX, BundleServer
+from cima_runc.runtime import oci_hooks
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cima_runc import limits
 from cima_runc.agent.attester import AttestError, NotForYouError
 from cima_runc.agent.https import RateLimit, application
+from cima_runc.base import limits
 
 BODY = {"container": "c", "nonce": "ab" * 16}
 

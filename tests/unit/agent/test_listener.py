@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cima_runc.agent.listener import Listener
-from cima_runc.errors import CimaError
+from cima_runc.base.errors import CimaError
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 import json
 from pathlib import Path
 
-from cima_runc import clock
 from cima_runc.agent.core import Container, Core
 from cima_runc.agent.retention import Retention, Stored, to_remove
+from cima_runc.base import clock
 from cima_runc.config import StorageSettings
 from cima_runc.cpcr.tree import Tree
 from cima_runc.ml.partition import Partition

@@ -6,7 +6,7 @@ import pytest
 
 from cima_runc.agent.users import UserServer
 from cima_runc.config import parse_settings
-from cima_runc.shim_settings import SettingsError
+from cima_runc.runtime.shim_settings import SettingsError
 
 
 def start_and_stop(tmp_path: Path, **users: str) -> list[tuple[str, int]]:

@@ -6,15 +6,15 @@ import pytest
 from typer.testing import CliRunner, Result
 from unit.verifier.appraised import Box, image
 
+from cima_runc.base.errors import CimaError
 from cima_runc.cli import context
 from cima_runc.cli.main import app
 from cima_runc.cli.references import ReferencesError, appraisal, read_references
-from cima_runc.errors import CimaError
 from cima_runc.ima.template import Func
 from cima_runc.ml.listing import boot_id
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.store import ContainerNote, Store
-from cima_runc.shim_settings import SETTINGS_FILE
+from cima_runc.runtime.shim_settings import SETTINGS_FILE
 from cima_runc.verifier.reference.file import (
     HostReference,
     format_reference,

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cima_runc import installation
 from cima_runc.cli import context, doctor
 from cima_runc.cli.main import app
-from cima_runc.shim_settings import SETTINGS_FILE
+from cima_runc.runtime import installation
+from cima_runc.runtime.shim_settings import SETTINGS_FILE
 
 
 @pytest.fixture

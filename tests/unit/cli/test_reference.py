@@ -6,8 +6,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
+from cima_runc.base.errors import CimaError
 from cima_runc.cli.reference import app
-from cima_runc.errors import CimaError
 from cima_runc.verifier.reference.file import read_reference
 from tests.support.oci import Layout, archive, member
 

@@ -14,7 +14,7 @@ from cima_runc.cli.show import EnvValue, ShowError, env_values
 from cima_runc.measure.oci_config import hidden_value, measured_config
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.store import ContainerNote, Store
-from cima_runc.shim_settings import SETTINGS_FILE
+from cima_runc.runtime.shim_settings import SETTINGS_FILE
 
 SECRET = b"s" * 32
 ESCAPE = "\x1b]0;title\x07"

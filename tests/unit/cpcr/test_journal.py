@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from cima_runc.base.jsonio import JsonError
 from cima_runc.cpcr.binding import Bind, bind_digest
 from cima_runc.cpcr.journal import Journal, JournalError, JournalState, apply, reconcile
-from cima_runc.jsonio import JsonError
 
 
 def bind(seq: int = 1, history: bytes = bytes(32)) -> Bind:

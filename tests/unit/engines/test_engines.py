@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from support import engine_files
 
+from cima_runc.base.errors import CimaError
 from cima_runc.engines.change import Changes
 from cima_runc.engines.containerd import CONTAINERD
 from cima_runc.engines.crio import CRIO
 from cima_runc.engines.docker import DOCKER
 from cima_runc.engines.engine import Engine, EngineError, Wish
 from cima_runc.engines.podman import PODMAN
-from cima_runc.errors import CimaError
 
 RUNTIME = "/opt/cima/bin/cima-runc"
 CASES = [

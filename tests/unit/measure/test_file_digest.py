@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cima_runc import limits
+from cima_runc.base import limits
 from cima_runc.measure.file_digest import FileDigestError, identity_of, open_regular, sha256
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cima_runc import limits
+from cima_runc.base import limits
 from cima_runc.measure.file_digest import Identity
 from cima_runc.measure.known_digests import KnownDigests
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cima_runc import limits
+from cima_runc.base import limits
 from cima_runc.measure import layer as layer_module
 from cima_runc.measure.idmap import IDENTITY, IdMap, parse_id_maps
 from cima_runc.measure.layer import (

@@ -9,9 +9,9 @@ import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cima_runc import oci_hooks
 from cima_runc.measure.oci_config import hidden_value, measured_config
-from cima_runc.oci_hooks import HooksError, inject, remove
+from cima_runc.runtime import oci_hooks
+from cima_runc.runtime.oci_hooks import HooksError, inject, remove
 
 DIR = "/opt/cima/libexec/cima/hooks"
 OTHER = {"path": "/usr/bin/other", "args": ["other", "prestart"]}

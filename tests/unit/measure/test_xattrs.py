@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cima_runc import limits
+from cima_runc.base import limits
 from cima_runc.measure.xattrs import (
     ACL_ACCESS,
     ACL_DEFAULT,

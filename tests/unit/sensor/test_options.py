@@ -1,6 +1,6 @@
 import struct
 
-from cima_runc import limits
+from cima_runc.base import limits
 from cima_runc.sensor.options import Options
 
 

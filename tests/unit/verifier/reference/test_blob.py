@@ -8,7 +8,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cima_runc import limits
+from cima_runc.base import limits
 from cima_runc.verifier.reference.blob import BlobError, BlobReader, LayerStream, read_blob
 from tests.support.oci import COMPRESS, sha256
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
 from cima_runc.measure.mtree import digest, parse_manifest
 from cima_runc.verifier.reference.blob import BlobError
 from cima_runc.verifier.reference.image import Image, ImageError, read_image

@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from cima_runc import limits
+from cima_runc.base import limits
 from cima_runc.measure.mtree import Entry, format_manifest, parse_manifest, whiteout
 from cima_runc.measure.xattrs import CAPABILITY, OPAQUE
 from cima_runc.verifier.reference.layer import (

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cima_runc import limits
+from cima_runc.base import limits
 from cima_runc.verifier.reference.tar import Member, TarError, parse_pax, read_tar
 from tests.support.oci import BLOCK, archive, header, member, pad, pax
 

@@ -6,7 +6,7 @@ platform Hooks".
 
 from typing import Any
 
-from cima_runc.errors import CimaError
+from cima_runc.base.errors import CimaError
 
 NAMES = ("prestart", "poststart", "poststop")
 """The programs there, one a stage."""

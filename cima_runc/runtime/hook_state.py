@@ -8,9 +8,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
-from cima_runc.jsonio import load_object
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.jsonio import load_object
 
 _ID = re.compile(r"[A-Za-z0-9_+,.\-]+", re.ASCII)
 

@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
 
 SETTINGS_FILE = "/etc/cima/config.toml"
 COMPANION_FILE = "/run/cima/launcher"
@@ -146,7 +146,7 @@ def socket_of_caller(settings: ShimSettings) -> str:
         except FileNotFoundError:
             # A kernel without user namespaces.
             return settings.socket
-    from cima_runc.agent_socket import USERS_SUFFIX
+    from cima_runc.runtime.agent_socket import USERS_SUFFIX
 
     return settings.socket + USERS_SUFFIX
 

@@ -5,7 +5,7 @@ raises it. An error is shown to a person as one line that says what happened, an
 what to do next.
 """
 
-from cima_runc.text import printable
+from cima_runc.base.text import printable
 
 
 class CimaError(Exception):

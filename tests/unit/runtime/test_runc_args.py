@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cima_runc.runc_args import RuncArgs, parse_runc_args
+from cima_runc.runtime.runc_args import RuncArgs, parse_runc_args
 
 
 def certain(bundle: str = ".", name: str = "config.json", **more: str) -> RuncArgs:

@@ -8,8 +8,8 @@ Standard library only: the hook client uses it.
 
 import socket
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
 
 USERS_SUFFIX = ".users"
 """Added to the agent's socket path: where users other than root have their containers measured."""

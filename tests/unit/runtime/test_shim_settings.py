@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cima_runc.shim_settings import (
+from cima_runc.runtime.shim_settings import (
     SettingsError,
     ShimSettings,
     identity_of,
@@ -74,7 +74,8 @@ def test_identity_tells_states_apart(settings_file: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
 def test_root_of_a_user_namespace_is_a_user() -> None:
-    code = "from cima_runc import shim_settings as s; print(s.socket_of_caller(s.ShimSettings()))"
+    code = "from cima_runc.runtime import shim_settings as s;"
+    code += "print(s.socket_of_caller(s.ShimSettings()))"
     command = [sys.executable, "-c", code]
     if os.geteuid() == 0:
         assert subprocess.check_output(command, text=True) == "/run/cima/agent.sock\n"

@@ -11,10 +11,10 @@ import stat
 import sys
 from contextlib import suppress
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
-from cima_runc.runc_args import RuncArgs, parse_runc_args
-from cima_runc.shim_settings import (
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.runtime.runc_args import RuncArgs, parse_runc_args
+from cima_runc.runtime.shim_settings import (
     ShimSettings,
     identity_of,
     read_settings_file,
@@ -149,8 +149,8 @@ def inject_hooks(
     """
     import json
 
-    from cima_runc import oci_hooks
-    from cima_runc.jsonio import load_object
+    from cima_runc.base.jsonio import load_object
+    from cima_runc.runtime import oci_hooks
 
     handle = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     with open(handle, "rb") as file:
@@ -214,7 +214,7 @@ def _replace(directory: int, name: str, data: bytes, like: os.stat_result) -> os
 
 def _report(args: RuncArgs, line: str) -> None:
     """Say ``line`` where runc would: on standard error, and in the engine's log in its format."""
-    from cima_runc.text import printable
+    from cima_runc.base.text import printable
 
     line = "cima-runc: " + printable(line)
     print(line, file=sys.stderr)

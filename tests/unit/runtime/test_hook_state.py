@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cima_runc.errors import CimaError
-from cima_runc.hook_state import parse_hook_state
+from cima_runc.base.errors import CimaError
+from cima_runc.runtime.hook_state import parse_hook_state
 
 # As runc 1.1.5 and crun 1.8.1 of Debian 12 write it.
 RUNC = {

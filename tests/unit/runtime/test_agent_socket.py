@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cima_runc.agent_socket import (
+from cima_runc.base.errors import CimaError
+from cima_runc.runtime.agent_socket import (
     AgentRefusedError,
     AgentUnavailableError,
     call_agent,
     frame,
     parse_header,
 )
-from cima_runc.errors import CimaError
 
 
 @given(st.sampled_from(["ok", "error", "prestart"]), st.binary(max_size=50))

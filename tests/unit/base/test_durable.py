@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cima_runc.durable import AppendFile
+from cima_runc.base.durable import AppendFile
 
 
 def failing(name: str, code: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:

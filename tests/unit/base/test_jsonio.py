@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cima_runc.jsonio import JsonError, load_object
+from cima_runc.base.jsonio import JsonError, load_object
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),

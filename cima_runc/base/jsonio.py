@@ -6,8 +6,8 @@ Standard library only: the shim and the hook client use it too.
 import json
 from typing import Any, NoReturn
 
-from cima_runc import limits
-from cima_runc.errors import CimaError
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
 
 
 class JsonError(CimaError):

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cima_runc.text import printable
+from cima_runc.base.text import printable
 
 
 @given(st.binary())

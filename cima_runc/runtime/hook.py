@@ -7,10 +7,10 @@ import os
 import sys
 import time
 
-from cima_runc import limits
-from cima_runc.agent_socket import AgentRefusedError, AgentUnavailableError, call_agent
-from cima_runc.errors import CimaError
-from cima_runc.text import printable
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
+from cima_runc.runtime.agent_socket import AgentRefusedError, AgentUnavailableError, call_agent
 
 UNMEASURED_DIR = "unmeasured"
 """Directory below the state directory: one file for each container that started unmeasured."""

@@ -1,0 +1,1 @@
+"""What every part stands on: errors, limits, text, files. The standard library only."""
