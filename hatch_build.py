@@ -1,10 +1,13 @@
-"""Compiles what is not Python when the package is built: the sensor, the launcher, the hooks.
+"""Makes two wheels: a host's, with what is not Python compiled, and a verifier's for any machine.
 
-The sensor lands beside its source, for an editable installation, and goes into the wheel, which is
-then one for this platform only; the programs land in ``build/native``, from where pyproject.toml
-puts them into the wheel.
+For Linux on x86-64 the sensor, the launcher and the hooks are compiled. The sensor lands beside
+its source, for an editable installation; the programs land in ``build/native``; all of it goes
+into the wheel. With ``CIMA_WHEEL=any`` in the environment, or on another machine, nothing is
+compiled, and the wheel holds what a verifier needs: no agent, no sensor, nothing that changes an
+engine's settings.
 """
 
+import os
 import platform
 import shutil
 import subprocess
@@ -15,7 +18,23 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-MACHINE = "x86_64"
+MACHINE = ("Linux", "x86_64")
+
+HOST_FILES = {
+    "build/native/cima-runc": "bin/cima-runc",
+    "native/prepare.py": "libexec/cima/prepare.py",
+    "hooks/hook.py": "libexec/cima/hook.py",
+    "examples/install.sh": "share/cima/install.sh",
+    "examples/ima-policy": "share/cima/ima-policy",
+    "examples/cima-agent.service": "share/cima/cima-agent.service",
+    "examples/cima-agent.socket": "share/cima/cima-agent.socket",
+    "build/native/prestart": "libexec/cima/hooks/prestart",
+    "build/native/poststart": "libexec/cima/hooks/poststart",
+    "build/native/poststop": "libexec/cima/hooks/poststop",
+}
+"""Where a host's files that are no modules go, below the prefix of the installation."""
+HOST_SCRIPTS = {"native/cima-agent": "cima-agent"}
+NOT_THE_VERIFIERS = ("/cima_runc/agent", "/cima_runc/engines", "/cima_runc/sensor")
 
 
 @dataclass(frozen=True)
@@ -72,16 +91,23 @@ ARTIFACTS = (
 
 
 class CustomBuildHook(BuildHookInterface):
-    """Makes :data:`ARTIFACTS` and puts them into the wheel."""
+    """Makes :data:`ARTIFACTS` and puts them into the wheel, or leaves out what is a host's."""
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
-        if platform.machine() != MACHINE:
-            raise SystemExit(f"cima-runc runs on {MACHINE} only, this is {platform.machine()}")
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        wanted = os.environ.get("CIMA_WHEEL", "host")
+        if wanted not in ("any", "host"):
+            raise SystemExit(f"CIMA_WHEEL is {wanted!r}: it is any or host")
+        if wanted == "any" or (platform.system(), platform.machine()) != MACHINE:
+            if version != "editable":
+                self.build_config.target_config["exclude"] = list(NOT_THE_VERIFIERS)
+            return
         root = Path(self.root)
         for artifact in ARTIFACTS:
             compile_artifact(root, artifact)
             if artifact.target.startswith("cima_runc/"):
                 build_data["artifacts"].append(f"/{artifact.target}")
+        build_data["shared_data"] |= {str(root / file): to for file, to in HOST_FILES.items()}
+        build_data["shared_scripts"] |= {str(root / file): to for file, to in HOST_SCRIPTS.items()}
         build_data["pure_python"] = False
         tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{tag}"

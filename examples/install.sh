@@ -34,7 +34,7 @@ if [ "$source" != --installed ]; then
     [ -x "$prefix/bin/python3" ] || /usr/bin/python3 -m venv "$prefix" ||
         fail "python3 -m venv failed: apt install python3-venv"
     pip="$prefix/bin/python3 -m pip --quiet --disable-pip-version-check"
-    $pip install "$source" || fail "pip could not install $source. Building from source takes:
+    $pip install "${source}[host,https]" || fail "pip could not install $source. Building from source takes:
   apt install gcc musl-tools pkg-config python3-dev libtss2-dev clang libbpf-dev"
     # The version may be the same and the code another.
     $pip install --force-reinstall --no-deps "$source"
