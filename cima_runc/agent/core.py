@@ -5,7 +5,7 @@ It knows every registered container of this boot, its partition, and the tree th
 
 import os
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from cima_runc.config import LimitSettings
 from cima_runc.cpcr.binding import Bind
 from cima_runc.cpcr.tree import Tree, leaf_hash
 from cima_runc.ima.template import Func
+from cima_runc.ml import contents
+from cima_runc.ml.contents import Content
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import Record
 from cima_runc.ml.store import ContainerNote, State
@@ -117,9 +119,9 @@ class Core:
         return None
 
     def register(
-        self, note: ContainerNote, secret: bytes, contents: list[dict[str, Any]], time: str
+        self, note: ContainerNote, secret: bytes, first: Sequence[Content], time: str
     ) -> list[Record]:
-        """Begin a container's partition with ``contents``: its registration, its configuration.
+        """Begin a container's partition with ``first``: its registration, its configuration.
 
         Raises:
             CoreError: its mount namespace is that of a container that has not ended.
@@ -132,7 +134,7 @@ class Core:
                 )
         partition = Partition(note.id)
         meta = self._meta({"time": time, "pid": note.pid})
-        records = [partition.add(content, meta) for content in contents]
+        records = [partition.add(content, meta) for content in first]
         self.restore(Container(note, secret, partition))
         return records
 
@@ -214,8 +216,8 @@ class Core:
             return f"the container's limit of {self._limits.bytes} bytes of records is reached"
         return ""
 
-    def add(self, registration: int, content: Mapping[str, Any], time: str) -> Record:
-        """Record ``content``, an object with a ``type``.
+    def add(self, registration: int, content: Content, time: str) -> Record:
+        """Record a content.
 
         Raises:
             RecordError: the content has no canonical form.
@@ -239,7 +241,7 @@ class Core:
     def lost(self, registration: int, count: int | None, reason: str, time: str) -> Record:
         """Record that ``count`` events (None: nobody knows how many) never arrived."""
         self._changed.add(registration)
-        content = {"type": "lost", "count": count, "reason": reason}
+        content = contents.Lost(count=count, reason=reason)
         return self._containers[registration].partition.add(content, self._meta({"time": time}))
 
     def dropped(self, registration: int, count: int, time: str) -> Record:
@@ -254,9 +256,7 @@ class Core:
         """
         self._changed.add(registration)
         container = self._containers[registration]
-        record = container.partition.add(
-            {"type": "exit", "reason": reason}, self._meta({"time": time})
-        )
+        record = container.partition.add(contents.Exit(reason=reason), self._meta({"time": time}))
         changes = {"state": "stopped", "ended": time, "ended_ns": since_boot}
         container.note = container.note.model_copy(update=changes)
         self._running.pop(registration, None)
@@ -295,15 +295,15 @@ class Core:
 
 def dropped_in(records: Iterable[Record]) -> int:
     """Return how many events these records say that the sensor dropped."""
-    contents = (record.content for record in records)
+    found = map(contents.read, records)
     return sum(
-        content["count"]
-        for content in contents
-        if content.get("type") == "lost" and content.get("reason") == SENSOR_DROPPED
+        content.count or 0
+        for content in found
+        if isinstance(content, contents.Lost) and content.reason == SENSOR_DROPPED
     )
 
 
-def _violation(event: Event) -> dict[str, Any]:
+def _violation(event: Event) -> contents.Violation:
     """Return the content for a file that was denied, or that ran and of which not all is known."""
     if event.denied:
         reason = "denied, it is not in the container's image"
@@ -313,14 +313,14 @@ def _violation(event: Event) -> dict[str, Any]:
         reason = "the kernel's digest is not SHA-256: boot with ima_hash=sha256"
     else:
         reason = f"the kernel gave no path: {os.strerror(event.path_error)}"
-    return {
-        "type": "violation",
-        "denied": event.denied,
-        "reason": reason,
-        "func": event.func.name,
-        "digest": event.digest.hex() if event.digest else None,
-        "path_hex": event.path.hex() if event.path else None,
-        "mntns": event.mntns,
-        "inode": str(event.ino),
-        "device": f"{event.dev[0]}:{event.dev[1]}",
-    }
+    return contents.Violation(
+        kind="denied" if event.denied else "unnamed",
+        denied=event.denied,
+        reason=reason,
+        func=event.func.name,
+        digest=event.digest or None,
+        path_hex=event.path or None,
+        mntns=event.mntns,
+        inode=str(event.ino),
+        device=f"{event.dev[0]}:{event.dev[1]}",
+    )

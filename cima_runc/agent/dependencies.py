@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from cima_runc.agent.core import Container, Core
 from cima_runc.agent.ledger import Ledger
@@ -28,6 +27,8 @@ from cima_runc.ima.template import Func
 from cima_runc.measure.dependencies import Chain, Finder, Service, ServiceFile, standard_library
 from cima_runc.measure.file_digest import Identity, open_regular, sha256
 from cima_runc.measure.known_digests import KnownDigests
+from cima_runc.ml import contents
+from cima_runc.ml.contents import Content, ServicePath, ServicesRegister, Unmeasured
 from cima_runc.ml.records import CIMA, Record, digest_of
 from cima_runc.ml.store import ContainerNote, Store
 
@@ -214,8 +215,9 @@ class Dependencies:
         for record in records:
             if record.content_type == CIMA:
                 kept.contents.add(record.digest)
-                if record.content.get("type") == "register":
-                    key = _key_of(record.content)
+                content = contents.read(record)
+                if isinstance(content, ServicesRegister):
+                    key = frozenset((one.role, one.path_hex) for one in content.services)
         self._by_key[key] = kept
 
     def _begin(self, chain: Chain) -> _Kept:
@@ -235,18 +237,17 @@ class Dependencies:
             state="running",
             kind="dependencies",
         )
-        register = {
-            "type": "register",
-            "id": note.id,
-            "kind": note.kind,
-            "boot_id": note.boot_id,
-            "registration": number,
-            "services": [
-                {"role": role, "path_hex": path.hex(), "path": printable(path)}
+        register = ServicesRegister(
+            id=note.id,
+            kind="dependencies",
+            boot_id=note.boot_id,
+            registration=number,
+            services=tuple(
+                ServicePath(role=role, path_hex=path, path=printable(path))
                 for role, path in sorted(chain.key)
-            ],
-            "missing": list(self._core.missing),
-        }
+            ),
+            missing=self._core.missing,
+        )
         secret = self._new_secret()
         try:
             records = self._core.register(note, secret, [register], now)
@@ -316,18 +317,17 @@ class Dependencies:
             if isinstance(digest, bytes) and self._measured(kept, digest, file.path, file.func):
                 continue
             reason = digest if isinstance(digest, str) else self._why_unmeasured()
-            shown = digest.hex() if isinstance(digest, bytes) else None
+            shown = digest if isinstance(digest, bytes) else None
             if isinstance(digest, bytes):
                 kept.unmeasured[digest, file.path] = file.func
             self._add(kept, _unmeasured(role, file.path, shown, file.func, reason))
         path, executable = hashed.service.path, hashed.executable
-        content = {
-            "type": "service",
-            "role": role,
-            "path_hex": path.hex(),
-            "path": printable(path),
-            "digest": executable.hex() if isinstance(executable, bytes) else None,
-        }
+        content = contents.Service(
+            role=role,
+            path_hex=path,
+            path=printable(path),
+            digest=executable if isinstance(executable, bytes) else None,
+        )
         self._add(kept, content)
 
     def _measured(self, kept: _Kept, digest: bytes, path: bytes, func: Func) -> bool:
@@ -360,58 +360,44 @@ class Dependencies:
             return "the kernel's log is missing"
         return f"the kernel's log for PCR {self._host_pcr} does not have it"
 
-    def _add(self, kept: _Kept, content: dict[str, Any]) -> None:
-        digest = digest_of(CIMA, content)
+    def _add(self, kept: _Kept, content: Content) -> None:
+        digest = digest_of(CIMA, content.to_json())
         if digest not in kept.contents:
             kept.contents.add(digest)
             self._ledger.add(kept.number, [self._core.add(kept.number, content, clock.now())])
 
 
-def failed(reason: str) -> dict[str, Any]:
+def failed(reason: str) -> Unmeasured:
     """Return the content that a container's partition holds in place of its dependencies."""
     return _not_found("dependencies", reason)
 
 
-def _not_found(role: str, reason: str) -> dict[str, Any]:
-    return {
-        "type": "unmeasured",
-        "role": role,
-        "path_hex": None,
-        "path": None,
-        "digest": None,
-        "func": None,
-        "reason": printable(reason),
-    }
+def _not_found(role: str, reason: str) -> Unmeasured:
+    return Unmeasured(
+        role=role, path_hex=None, path=None, digest=None, func=None, reason=printable(reason)
+    )
 
 
 def _unmeasured(
-    role: str, path: bytes, digest: str | None, func: Func, reason: str
-) -> dict[str, Any]:
-    return {
-        "type": "unmeasured",
-        "role": role,
-        "path_hex": path.hex(),
-        "path": printable(path),
-        "digest": digest,
-        "func": func.value,
-        "reason": printable(reason),
-    }
+    role: str, path: bytes, digest: bytes | None, func: Func, reason: str
+) -> Unmeasured:
+    return Unmeasured(
+        role=role,
+        path_hex=path,
+        path=printable(path),
+        digest=digest,
+        func=func.value,
+        reason=printable(reason),
+    )
 
 
-def _library() -> dict[str, Any]:
+def _library() -> Unmeasured:
     reason = "Python's own library is read and not executed, and not owned by the user cima"
     return _unmeasured("agent", standard_library(), None, Func.FILE_CHECK, reason)
 
 
 def _seen(file: ServiceFile) -> _Seen:
     return file.path, file.func, file.identity
-
-
-def _key_of(register: Any) -> _Known:
-    """Return the key of the partition that begins with this record's content."""
-    services = register.get("services")
-    found = services if isinstance(services, list) else []
-    return frozenset((str(one["role"]), bytes.fromhex(one["path_hex"])) for one in found)
 
 
 def _host_mount_namespace() -> int:

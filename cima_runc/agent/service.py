@@ -32,6 +32,7 @@ from cima_runc.evidence.owner import owner_keys
 from cima_runc.ima.kernel_log import KernelLog
 from cima_runc.measure.oci_config import measured_config
 from cima_runc.measure.rootfs import Store as RootfsStore
+from cima_runc.ml import contents
 from cima_runc.ml.listing import (
     NoSuchContainerError,
     container_row,
@@ -371,29 +372,26 @@ class Service:
         missing: tuple[str, ...],
         allowlist: Allowlist | None,
     ) -> list[Record]:
-        register: dict[str, Any] = {
-            "type": "register",
-            "id": note.id,
-            "boot_id": note.boot_id,
-            "registration": note.registration,
-            "cgroup": note.cgroup,
-            "namespaces": candidate.process.namespaces,
-            "dependencies": note.dependencies,
-            "missing": list(missing),
-        }
-        if note.uid:
-            register["uid"] = note.uid
-        if allowlist is not None:
-            register["enforced"] = allowlist.image
+        register = contents.RegisterV1(
+            id=note.id,
+            boot_id=note.boot_id,
+            registration=note.registration,
+            cgroup=note.cgroup,
+            namespaces=candidate.process.namespaces,
+            dependencies=note.dependencies,
+            missing=missing,
+            uid=note.uid or None,
+            enforced=allowlist.image if allowlist is not None else None,
+        )
         config = measured_config(candidate.config, secret=secret, hooks_dir=self._hooks_dir)
-        contents: list[dict[str, Any]] = [
+        first: list[contents.Content] = [
             register,
-            {"type": "config", "config": config},
-            candidate.rootfs,
+            contents.Config(config=config),
+            contents.parse_rootfs(candidate.rootfs),
         ]
         if no_dependencies:
-            contents.append(failed(no_dependencies))
-        return self._core.register(note, secret, contents, note.started)
+            first.append(failed(no_dependencies))
+        return self._core.register(note, secret, first, note.started)
 
     def _unwatch(self, registration: int) -> None:
         """Watch a container no more that came to nothing."""
@@ -640,14 +638,14 @@ class Service:
 
     def _allowlist_again(self, number: int) -> int | None:
         """Return the list that the container began with, None for one that may run anything."""
-        contents = {
+        first = {
             record.content.get("type"): record.content
             for record in itertools.islice(self._store.records(number), _FIRST_RECORDS)
         }
-        image = contents.get("register", {}).get("enforced")
+        image = first.get("register", {}).get("enforced")
         if image is None or self._enforcement is None:
             return None
-        return self._enforcement.again(image, contents.get("rootfs", {"layers": []})).handle
+        return self._enforcement.again(image, first.get("rootfs", {"layers": []})).handle
 
     # -- dependencies -------------------------------------------------------------------------
 

@@ -2,25 +2,38 @@
 
 import base64
 import binascii
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
+_HEX = re.compile(r"(?:[0-9a-f]{2})*")
+
 
 def _from_hex(value: Any) -> Any:
     if isinstance(value, str):
-        if value != value.lower() or not value.isalnum():
+        if not _HEX.fullmatch(value):
             raise ValueError("lower-case hexadecimal is expected")
         return bytes.fromhex(value)
     return value
 
 
 def _from_base64(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return binascii.a2b_base64(value, strict_mode=True)
-        except ValueError as error:
-            raise ValueError("base64 is expected") from error
+    return decode_base64(value) if isinstance(value, str) else value
+
+
+def decode_base64(text: str) -> bytes:
+    """Read base64 (RFC 4648, section 4) in the one form that its bytes have.
+
+    Raises:
+        ValueError: no padding, or too much; other characters; bits that no byte has.
+    """
+    try:
+        value = binascii.a2b_base64(text, strict_mode=True)
+    except ValueError as error:
+        raise ValueError("base64 is expected") from error
+    if binascii.b2a_base64(value, newline=False) != text.encode("ascii"):
+        raise ValueError("base64 in its one form is expected")
     return value
 
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from cima_runc.cpcr import register
 from cima_runc.ima.template import Func, pack_cima_ng, unpack_cima_ng
+from cima_runc.ml.contents import Content
 from cima_runc.ml.records import (
     CIMA,
     IMA_TEMPLATE,
@@ -74,13 +75,14 @@ class Partition:
         measured = hashlib.sha256(data).digest()
         return self._append(IMA_TEMPLATE, file_content(data), measured, meta)
 
-    def add(self, content: Mapping[str, Any], meta: Mapping[str, Any]) -> Record:
-        """Measure an object with a ``type``: register, config, rootfs, lost, violation, exit.
+    def add(self, content: Content | Mapping[str, Any], meta: Mapping[str, Any]) -> Record:
+        """Measure a content, or the object that one is written as.
 
         Raises:
             RecordError: the content has no canonical form; nothing was measured.
         """
-        return self._append(CIMA, content, digest_of(CIMA, content), meta)
+        measured = content.to_json() if isinstance(content, Content) else content
+        return self._append(CIMA, measured, digest_of(CIMA, measured), meta)
 
     def _remember(self, digest: bytes, path: bytes, func: Func) -> None:
         known = self._reads if func is Func.FILE_CHECK else self._files

@@ -84,12 +84,15 @@ def template_data(content: Mapping[str, Any]) -> bytes:
     if content.get("template_name") != template.CIMA_NG:
         raise RecordError(f"a container's file measurement has the template {template.CIMA_NG}")
     encoded = content.get("template_data")
-    if not isinstance(encoded, str):
-        raise RecordError("a file measurement has no template_data")
+    if type(encoded) is not str or len(content) != 2:
+        raise RecordError("a file measurement has template_name and template_data, and no more")
     try:
-        return binascii.a2b_base64(encoded, strict_mode=True)
+        data = binascii.a2b_base64(encoded, strict_mode=True)
     except ValueError as error:
         raise RecordError("template_data is not base64") from error
+    if binascii.b2a_base64(data, newline=False) != encoded.encode("ascii"):
+        raise RecordError("template_data is not base64 in its one form")
+    return data
 
 
 def digest_of(content_type: str, content: Mapping[str, Any]) -> bytes:
@@ -157,10 +160,12 @@ def _sha256_digest(recnum: int, digests: object) -> bytes:
             text = only.get("digest")
             if type(text) is str and len(text) == 64:
                 try:
-                    return bytes.fromhex(text)
+                    digest = bytes.fromhex(text)
                 except ValueError:
-                    pass
-    raise RecordError(f"record {recnum}: digests is not one sha256 digest in hexadecimal")
+                    digest = b""
+                if digest.hex() == text:
+                    return digest
+    raise RecordError(f"record {recnum}: digests is not one sha256 digest, lower-case hexadecimal")
 
 
 def replay(records: Iterable[Record]) -> tuple[bytes, int]:
