@@ -5,7 +5,7 @@ Pure: bytes of the ring in, :class:`Event` out. The layout is ``struct event`` o
 
 import struct
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Final
 
 from cima_runc.base import limits
@@ -34,6 +34,80 @@ class Func(IntEnum):
     BPRM_CHECK = 1
     MMAP_CHECK = 2
     FILE_CHECK = 3
+
+
+class Kind(IntEnum):
+    """What an event is about; ``enum kind`` of sensor.h."""
+
+    USE = 0
+    """A file was executed, mapped executable or read."""
+    CHANGED = 1
+    """What may be running was changed, or could be."""
+    GUARD = 2
+    """A task of the container reached for the sensor."""
+    ENTRY = 3
+    """A process from outside entered with more rights than the container has."""
+    HELPER = 4
+    """The kernel ran, or was told to run, a program of the container's elsewhere."""
+    MEMORY = 5
+    """Memory that is no measured file became executable."""
+
+
+class Why(StrEnum):
+    """Why a digest may not be of what ran, or what was done; ``enum why`` of sensor.h, in order."""
+
+    STABLE = ""
+    """Nothing could have changed the file since its digest was taken."""
+    WRITER = "writer"
+    """It is open for writing."""
+    SHARED_MAPPING = "shared-mapping"
+    """It is mapped writable and shared."""
+    WRITTEN_WHILE_HASHED = "written-while-hashed"
+    WRITTEN_SINCE = "written-since"
+    MOVED = "moved"
+    """The overlay has another file behind this name than the one that was hashed."""
+    OLDER_THAN_SENSOR = "older-than-sensor"
+    MAP_FULL = "map-full"
+    """The sensor had no room to keep what it knows of the digest."""
+    SERVER_CAN_ANSWER_TWICE = "server-can-answer-twice"
+    """A FUSE or network file system: what was hashed need not be what is read next."""
+    CONTAINER_MOUNTED_OVERLAY = "container-mounted-overlay"
+    CONTAINER_MOUNTED = "container-mounted"
+    """A file system that the container mounted from a device or an image."""
+    MEMORY_FILE = "memory-file"
+    """A file in memory that is not sealed against writing: nothing counts its writers."""
+    MPROTECT = "mprotect"
+    """A file's mapping became executable after it was made."""
+    TOO_LARGE = "too-large"
+    """Above ``sensor.largest_file_mib``: refused, and not hashed."""
+    NO_DIGEST_KEPT = "no-digest-kept"
+    """The kernel could not take a digest at that moment, and had none."""
+    HOOK_MISSING = "hook-missing"
+    """This kernel has no hook at which changes of files could be seen."""
+    OPENED_WHILE_MAPPED = "opened-while-mapped"
+    """A file in use was opened for writing."""
+    TRUNCATED_WHILE_MAPPED = "truncated-while-mapped"
+    PROCESS_MEMORY = "process-memory"
+    """/proc/PID/mem was opened for writing."""
+    PTRACE = "ptrace"
+    USERFAULTFD = "userfaultfd"
+    BPF = "bpf"
+    TRACING = "tracing"
+    """Kernel tracing was opened for writing."""
+    HELPER_SET = "helper-set"
+    """A setting by which the kernel runs programs was opened for writing."""
+    HELPER_RAN = "helper-ran"
+    """A program of the container's files ran outside of it."""
+    CAPABILITIES = "capabilities"
+    """The process has capabilities that the container's first one could not have."""
+    NO_SECCOMP = "no-seccomp"
+    """The container's first process has a seccomp filter, this one has none."""
+    EXECMEM = "execmem"
+    """Anonymous memory, or a private mapping that is writable at the same time."""
+    EXECMOD = "execmod"
+    """A private mapping of a file that was written to."""
+    EXECSTACK = "execstack"
+    EXECHEAP = "execheap"
 
 
 @dataclass(frozen=True, slots=True)
