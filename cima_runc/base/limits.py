@@ -163,6 +163,13 @@ OWNER_FILE = 16 * KIB
 WAITING_REQUESTS = 1024
 """Requests for evidence that may share one quote; more are refused."""
 
+STATUS_SHOWN = 8
+"""Changes of the binding PCR by somebody else, and gaps in recording, that a status object names;
+all are counted."""
+
+AGGREGATION_PLACES = 1024
+"""Places under one quote, always: how many of them are requests does not show."""
+
 FOREIGN_SHOWN = 16
 """Changes of the binding PCR by somebody else, and gaps in recording, that are kept in full; all
 are counted."""

@@ -11,11 +11,18 @@ _HEX = re.compile(r"(?:[0-9a-f]{2})*")
 
 
 def _from_hex(value: Any) -> Any:
-    if isinstance(value, str):
-        if not _HEX.fullmatch(value):
-            raise ValueError("lower-case hexadecimal is expected")
-        return bytes.fromhex(value)
-    return value
+    return decode_hex(value) if isinstance(value, str) else value
+
+
+def decode_hex(text: str) -> bytes:
+    """Read lower-case hexadecimal.
+
+    Raises:
+        ValueError: another spelling.
+    """
+    if not _HEX.fullmatch(text):
+        raise ValueError("lower-case hexadecimal is expected")
+    return bytes.fromhex(text)
 
 
 def _from_base64(value: Any) -> Any:
@@ -69,6 +76,9 @@ Base64 = Annotated[
     WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
 ]
 """Bytes as base64 (RFC 4648, section 4), with padding."""
+
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+"""A number that every JSON reader holds exactly; ``1.0``, ``"1"`` and ``true`` are none."""
 
 U64 = Annotated[int, Field(ge=0, lt=2**64)]
 PcrNumber = Annotated[int, Field(ge=0, le=23)]

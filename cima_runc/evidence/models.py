@@ -11,11 +11,26 @@ from pydantic import Field, ValidationError
 from pydantic_core import from_json
 
 from cima_runc.base import limits
-from cima_runc.base.errors import CimaError
 from cima_runc.base.jsonio import JsonError, JsonTooDeepError, JsonTooLargeError, load_object
 from cima_runc.base.text import printable
 from cima_runc.evidence.disclosure import Disclosure
+from cima_runc.evidence.errors import (
+    EvidenceError,
+    EvidenceFormatError,
+    EvidenceTooDeepError,
+    EvidenceTooLargeError,
+    EvidenceVersionError,
+    first_of,
+)
 from cima_runc.evidence.fields import U64, Base64, Digest, Hex, Model, PcrNumber
+
+__all__ = [
+    "EvidenceError",
+    "EvidenceTooDeepError",
+    "EvidenceTooLargeError",
+    "EvidenceVersionError",
+    "first_of",
+]
 
 VERSION = 1
 """The version of evidence that this program writes and reads."""
@@ -24,26 +39,6 @@ ContainerId = Annotated[str, Field(min_length=1, max_length=limits.CONTAINER_ID)
 Nonce = Annotated[Hex, Field(min_length=limits.NONCE_MIN, max_length=limits.NONCE_MAX)]
 TreePath = Annotated[tuple[Digest, ...], Field(min_length=1, max_length=limits.TREE_DEPTH)]
 _TpmBytes = Annotated[Base64, Field(max_length=limits.TPM_STRUCTURE)]
-
-
-class EvidenceError(CimaError):
-    """The text is not evidence that can be read."""
-
-
-class EvidenceTooLargeError(EvidenceError):
-    """The evidence is larger than any that we take."""
-
-
-class EvidenceTooDeepError(EvidenceError):
-    """The evidence is nested deeper than any that we take."""
-
-
-class EvidenceFormatError(EvidenceError):
-    """The evidence is not JSON, or not of the form that evidence has."""
-
-
-class EvidenceVersionError(EvidenceError):
-    """The evidence is of a version that this program does not know."""
 
 
 class Request(Model):
@@ -280,13 +275,6 @@ def parse_request(raw: bytes) -> Request:
         raise EvidenceFormatError(error.what) from error
     except ValidationError as error:
         raise EvidenceFormatError(f"the request is not well formed: {first_of(error)}") from error
-
-
-def first_of(error: ValidationError) -> str:
-    """Return the first thing that is wrong, in one line."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return printable(f"{place}: {first['msg']}"[:400])
 
 
 def _load(raw: bytes, limit: int, what: str) -> dict[str, Any]:

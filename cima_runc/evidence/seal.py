@@ -12,9 +12,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from cima_runc.base.errors import CimaError
+from cima_runc.evidence.request import Asker
 
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 _PREFIX = b"cima-evidence-v1\0"
+_PREFIX_2 = b"cima-evidence-v2\0"
 
 
 class UnsealError(CimaError):
@@ -24,6 +26,29 @@ class UnsealError(CimaError):
 def key_id(public: bytes) -> bytes:
     """Return SHA-256 of an X25519 public key's 32 bytes: tells recipients apart."""
     return hashlib.sha256(public).digest()
+
+
+def seal_to(public: bytes, plaintext: bytes, asker: Asker, request: bytes) -> bytes:
+    """Encrypt ``plaintext`` to the X25519 key ``public`` (32 bytes) for one request.
+
+    ``request`` is the request's digest, 32 bytes.
+    """
+    key = X25519PublicKey.from_public_bytes(public)
+    return _SUITE.encrypt(plaintext, key, _PREFIX_2 + asker.value + request)
+
+
+def open_sealed(
+    private: X25519PrivateKey, ciphertext: bytes, asker: Asker, request: bytes
+) -> bytes:
+    """Return what :func:`seal_to` encrypted.
+
+    Raises:
+        UnsealError: another key, another request, or a changed ciphertext.
+    """
+    try:
+        return _SUITE.decrypt(ciphertext, private, _PREFIX_2 + asker.value + request)
+    except (InvalidTag, ValueError) as error:
+        raise UnsealError("the ciphertext does not open") from error
 
 
 def seal(plaintext: bytes, public: bytes, container_id: str, nonce: bytes) -> bytes:
