@@ -1,74 +1,184 @@
 #!/bin/sh
-# install.sh [WHEEL | CHECKOUT | --installed]: installs cima-runc on this host, as root.
-#
-# Without an argument it installs the checkout that it is part of; with --installed, /opt/cima is there
-# already (copied from an image, see kubernetes/daemonset.yaml). Run it again to upgrade. It writes
-#   /opt/cima                                  a virtual environment, owned by the system user `cima`
-#   /usr/local/bin/{cima,cima-agent,cima-runc} links into it
-#   /etc/ima/ima-policy                        the policy that systemd loads at boot
-#   /etc/systemd/system/cima-agent.{service,socket}  the agent's units
-# It changes no engine's settings: examples/ has them for Docker, containerd and Podman.
+# Installs cima-runc on this host, or takes it away. install.sh --help says how.
 set -eu
 umask 022
 prefix=/opt/cima
 examples=$(dirname "$(readlink -f "$0")")
-source=${1:-$(dirname "$examples")}
+policy=/etc/ima/ima-policy
 
 say() { echo "install: $*"; }
-fail() { echo "install: $*" >&2; exit 1; }
+fail() { echo "install: $*" >&2; exit 2; }
 
-[ "$(id -u)" = 0 ] || fail "run this as root"
-[ "$source" = --installed ] || [ -e "$source" ] || fail "$source: no such wheel or checkout"
+usage() {
+    cat <<'END'
+install.sh [SOURCE]            install on this host, or upgrade; running containers are measured on
+install.sh --installed         /opt/cima is there already, copied from an image: do the rest
+install.sh --policy [PREFIX]   write the IMA policy only
+install.sh --uninstall         take it away; settings, records and keys stay
+install.sh --uninstall --purge take those away too
+
+SOURCE is a bundle (cima-runc-VERSION-debianN.tar.gz: everything, for a host without network or
+compilers), a wheel, or a checkout; without one, the checkout that install.sh is part of. From a wheel
+or a checkout the dependencies come from where pip is set up to find them, and what PyPI has no wheel of
+(tpm2-pytss) or what a checkout holds (the sensor, the launcher) is compiled here.
+
+Written are
+  /opt/cima                                  a virtual environment, owned by the system user cima
+  /usr/local/bin/{cima,cima-agent,cima-runc} links into it
+  /etc/ima/ima-policy                        the policy that systemd loads at boot
+  /etc/systemd/system/cima-agent.{service,socket}
+No engine's settings are changed: cima configure does that. An installation that fails leaves what was
+there before. Exit status: 0 done, 2 not done.
+END
+}
+
+booted_with_systemd() { [ -d /run/systemd/system ]; }
 
 # The kernel measures what this user owns when it is read: see examples/ima-policy. Nobody logs in as it.
-if ! id cima >/dev/null 2>&1; then
-    if getent passwd 990 >/dev/null || getent group 990 >/dev/null; then number=; else number="--uid 990"; fi
-    # shellcheck disable=SC2086  # nothing, or an option and its value
-    useradd --system --user-group $number --home-dir "$prefix" --no-create-home \
-        --shell /usr/sbin/nologin --comment "owner of cima-runc's files" cima
-fi
-owner=$(id -u cima)
+make_user() {
+    if ! id cima >/dev/null 2>&1; then
+        if getent passwd 990 >/dev/null || getent group 990 >/dev/null; then number=; else number="--uid 990"; fi
+        say "making the system user cima"
+        # shellcheck disable=SC2086  # nothing, or an option and its value
+        useradd --system --user-group $number --home-dir "$prefix" --no-create-home \
+            --shell /usr/sbin/nologin --comment "owner of cima-runc's files" cima
+    fi
+}
 
-if [ "$source" != --installed ]; then
+write_policy() {
+    owner=$(id -u cima) || fail "there is no user cima: run install.sh first"
+    if [ -e "$policy" ] && ! grep -q 'cima-runc' "$policy"; then
+        say "$policy is somebody else's and stays. Merge $examples/ima-policy into it (fowner=$owner)."
+        return
+    fi
+    mkdir -p "$(dirname "$policy")"
+    sed "s/fowner=990/fowner=$owner/" "$examples/ima-policy" >"$policy.new"
+    mv "$policy.new" "$policy"
+    say "wrote $policy"
+}
+
+# Runs with the new environment's directory mounted at $prefix, where its programs will find themselves.
+fill() {
     # The interpreter is the distribution's own: its security updates arrive by themselves.
-    [ -x "$prefix/bin/python3" ] || /usr/bin/python3 -m venv "$prefix" ||
-        fail "python3 -m venv failed: apt install python3-venv"
+    [ -x "$prefix/bin/python3" ] || /usr/bin/python3 -m venv "$prefix" || fail "python3 -m venv failed: apt install python3-venv"
     pip="$prefix/bin/python3 -m pip --quiet --disable-pip-version-check"
-    $pip install "${source}[host,https]" || fail "pip could not install $source. Building from source takes:
-  apt install gcc musl-tools pkg-config python3-dev libtss2-dev clang libbpf-dev"
-    # The version may be the same and the code another.
-    $pip install --force-reinstall --no-deps "$source"
-fi
-find "$prefix" ! \( -user cima -group cima \) -exec chown --no-dereference cima:cima {} +
-for program in cima cima-agent cima-runc; do
-    [ -x "$prefix/bin/$program" ] || fail "the package holds no program $program"
-    ln -sfn "$prefix/bin/$program" "/usr/local/bin/$program"
-done
+    case $1 in
+        *.tar.gz)
+            unpacked=$(mktemp -d)
+            trap 'rm -rf "$unpacked"' EXIT
+            tar -xf "$1" -C "$unpacked" || fail "$1 is no bundle"
+            say "installing what the bundle holds"
+            $pip install --no-index --find-links "$unpacked/wheels" --require-hashes --requirement "$unpacked/requirements.txt"
+            ;;
+        *)
+            say "installing $1 and what it needs (a minute or two)"
+            $pip install "${1}[host,https]" || fail "pip could not install $1. Where something is compiled, that takes:
+  apt install gcc musl-tools pkg-config python3-dev libtss2-dev clang libbpf-dev
+A bundle takes none of it."
+            # The version may be the same and the code another.
+            $pip install --force-reinstall --no-deps "$1"
+            ;;
+    esac
+    for program in cima cima-agent cima-runc; do
+        [ -x "$prefix/bin/$program" ] || fail "the package holds no program $program: it is a verifier's, for any machine"
+    done
+    chown --recursive --no-dereference cima:cima "$prefix"
+}
 
-policy=$(sed "s/fowner=990/fowner=$owner/" "$examples/ima-policy")
-mkdir -p /etc/ima
-if [ ! -e /etc/ima/ima-policy ] || grep -q 'cima-runc' /etc/ima/ima-policy; then
-    echo "$policy" >/etc/ima/ima-policy
-else
-    say "/etc/ima/ima-policy is somebody else's and stays. Merge $examples/ima-policy into it (fowner=$owner)."
-fi
+# A new environment beside the old one, which takes its place when it is whole.
+install_from() {
+    new=$prefix.new fresh=
+    rm -rf "$new"
+    [ -d "$prefix" ] || { mkdir "$prefix"; fresh=1; }
+    if [ -n "$fresh" ]; then mkdir "$new"; else cp -a "$prefix" "$new"; fi
+    # shellcheck disable=SC2016  # the inner shell expands it
+    if ! unshare --mount --propagation private sh -euc 'mount --bind "$1" "$2"; shift 2; exec "$@"' \
+        sh "$new" "$prefix" "$0" --fill "$1"; then
+        rm -rf "$new"
+        [ -z "$fresh" ] || rmdir "$prefix"
+        fail "nothing was installed; what was there before is as it was"
+    fi
+    mv "$prefix" "$prefix.old"
+    mv "$new" "$prefix"
+    rm -rf "$prefix.old"
+    say "installed $prefix"
+}
 
-for unit in cima-agent.service cima-agent.socket; do
-    install -m 0644 "$examples/$unit" "/etc/systemd/system/$unit"
-    systemctl --quiet enable "$unit"
-done
-if [ ! -d /run/systemd/system ]; then
-    say "installed. The IMA policy and the agent start with the next boot."
-    exit 0
-fi
-systemctl daemon-reload
-if systemctl --quiet is-active cima-agent.service; then
-    # Running containers are watched all the while: the new agent's sensor takes over from the old one.
-    systemctl --quiet is-active cima-agent.socket || systemctl stop cima-agent.service
-    systemctl start cima-agent.socket
-    systemctl restart cima-agent.service
-    say "upgraded, and the agent is started anew. Containers that run are measured on."
-else
-    say "installed. Reboot to load the IMA policy, or write it now and start the agent:"
-    say "  echo /etc/ima/ima-policy > /sys/kernel/security/ima/policy && systemctl start cima-agent.socket cima-agent"
-fi
+start() {
+    for program in cima cima-agent cima-runc; do
+        ln -sfn "$prefix/bin/$program" "/usr/local/bin/$program"
+    done
+    for unit in cima-agent.service cima-agent.socket; do
+        install -m 0644 "$examples/$unit" "/etc/systemd/system/$unit"
+        systemctl --quiet enable "$unit"
+    done
+    if ! booted_with_systemd; then
+        say "installed. The IMA policy and the agent start with the next boot."
+        return
+    fi
+    systemctl daemon-reload
+    if systemctl --quiet is-active cima-agent.service; then
+        # Running containers are watched all the while: the new agent's sensor takes over from the old one.
+        systemctl --quiet is-active cima-agent.socket || systemctl stop cima-agent.service
+        systemctl start cima-agent.socket
+        systemctl restart cima-agent.service
+        say "upgraded, and the agent is started anew. Containers that run are measured on."
+    else
+        say "installed. Reboot to load the IMA policy, or write it now and start the agent:"
+        say "  echo $policy > /sys/kernel/security/ima/policy && systemctl start cima-agent.socket cima-agent"
+        say "then: cima doctor"
+    fi
+}
+
+uninstall() {
+    [ -d "$prefix" ] || say "$prefix is not there; taking away what else there is"
+    for engine in docker containerd podman crio; do
+        [ ! -x "$prefix/bin/cima" ] || "$prefix/bin/cima" configure "$engine" --remove || true
+    done
+    for unit in cima-agent.service cima-agent.socket; do
+        ! booted_with_systemd || systemctl --quiet disable --now "$unit" 2>/dev/null || true
+        rm -f "/etc/systemd/system/$unit" "/etc/systemd/system/"*.wants/"$unit"
+    done
+    ! booted_with_systemd || systemctl daemon-reload
+    # The sensor that outlives the agent: with its pins it is gone.
+    rm -rf /sys/fs/bpf/cima /run/cima
+    for program in cima cima-agent cima-runc; do
+        [ "$(readlink "/usr/local/bin/$program" || true)" != "$prefix/bin/$program" ] || rm "/usr/local/bin/$program"
+    done
+    if grep -qs 'cima-runc' "$policy"; then rm "$policy"; rmdir --ignore-fail-on-non-empty "$(dirname "$policy")"; fi
+    rm -rf "$prefix" "$prefix.new" "$prefix.old"
+    if [ "$1" = purge ]; then
+        rm -rf /etc/cima /var/lib/cima
+        ! id cima >/dev/null 2>&1 || userdel cima
+        say "removed, with settings, records and keys."
+    else
+        say "removed. /etc/cima and /var/lib/cima stay: settings, records and keys; --uninstall --purge takes them away."
+    fi
+    say "The policy that the kernel has loaded stays until the next boot. Restart engines whose settings were changed."
+}
+
+case ${1:-} in
+    -h | --help) usage; exit 0 ;;
+    --uninstall | --policy | --installed | --fill) ;;
+    -*) usage >&2; fail "there is no option $1" ;;
+esac
+[ "$(id -u)" = 0 ] || fail "run this as root"
+case ${1:-} in
+    --fill) fill "$2" ;;
+    --policy) prefix=${2:-$prefix}; write_policy ;;
+    --uninstall) case ${2:-} in "") uninstall keep ;; --purge) uninstall purge ;; *) fail "there is no option $2" ;; esac ;;
+    --installed)
+        make_user
+        chown --recursive --no-dereference cima:cima "$prefix"
+        write_policy
+        start
+        ;;
+    *)
+        source=${1:-$(dirname "$examples")}
+        [ -e "$source" ] || fail "$source: no such bundle, wheel or checkout"
+        make_user
+        install_from "$(readlink -f "$source")"
+        write_policy
+        start
+        ;;
+esac
