@@ -15,8 +15,8 @@ class CimaError(Exception):
     ``hint`` is one line: what to do next, or empty where nothing can be done.
     """
 
-    exit_code = 1
-    """The exit status of a command that ends with this error."""
+    exit_code = 2
+    """The exit status of a command that ends with this error; 1 says UNTRUSTED and nothing else."""
 
     def __init__(self, what: str, *, hint: str = "") -> None:
         super().__init__(what)

@@ -10,6 +10,7 @@ import typer
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.cli import context, files
+from cima_runc.cli.app import group
 from cima_runc.cli.output import note
 from cima_runc.cli.remote import call_url
 from cima_runc.evidence.enrolment import (
@@ -24,11 +25,7 @@ from cima_runc.evidence.models import parse_evidence
 from cima_runc.evidence.owner import generate, public_text
 from cima_runc.runtime.agent_socket import call_agent
 
-enroll_app = typer.Typer(
-    help="Enrol a host's attestation key: request, challenge, activate, accept.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+enroll_app = group("Enrol a host's attestation key: request, challenge, activate, accept.")
 
 _TIMEOUT_SECONDS = 120.0
 _Url = Annotated[str | None, typer.Option(help="Ask the agent at this https address.")]

@@ -1,24 +1,19 @@
-"""``cima ps``, ``cima log``, ``cima status``: what the agent knows, or what is stored."""
+"""``cima ps``, ``cima status``: what the agent knows, or what is stored."""
 
 import json
-import sys
-from pathlib import Path
-from typing import Annotated, Any, Literal
+import time
+from typing import Annotated, Any
 
 import typer
 
 from cima_runc.cli import context
 from cima_runc.cli.output import note, print_json, print_table
-from cima_runc.cli.records import record_lines
-from cima_runc.ml.export import cel_json, cel_tlv, ima_ascii
-from cima_runc.ml.listing import boot_id, container_row, stored_notes, with_unmeasured
-from cima_runc.ml.partition import Partition
-from cima_runc.ml.records import parse_line
-from cima_runc.ml.store import Store
-from cima_runc.runtime.agent_socket import AgentUnavailableError, call_agent
-from cima_runc.runtime.shim_settings import socket_of_caller
+from cima_runc.cli.records import names, rows
+from cima_runc.runtime.agent_socket import call_agent
 
 _TIMEOUT_SECONDS = 60.0
+_WATCH_SECONDS = 2.0
+_CLEAR = "\x1b[H\x1b[2J"
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -30,65 +25,56 @@ def ps(
     dependencies: Annotated[
         bool, typer.Option("--dependencies", help="Show what containers rely on instead.")
     ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every two seconds.")] = False,
 ) -> None:
-    """List this boot's containers, those that have ended and those not measured included."""
+    """List this boot's containers, those that have ended and those not measured included.
+
+    NAME, IMAGE and POD are what engines and tenants say: they find a container, and prove nothing.
+    """
     settings = context.settings()
-    if everything:
-        rows = _stored_rows(Store(Path(settings.shim.state_dir)), None)
-    else:
-        try:
-            rows = json.loads(
-                call_agent(socket_of_caller(settings.shim), "ps", b"{}", timeout=_TIMEOUT_SECONDS)
-            )
-        except AgentUnavailableError as error:
-            note(f"{error}; showing what is stored")
-            rows = _stored_rows(Store(Path(settings.shim.state_dir)), boot_id())
     kind = "dependencies" if dependencies else "container"
-    rows = [row for row in rows if row["kind"] == kind]
-    if as_json:
-        print_json(rows)
-        return
-    shown = [
-        (
+    while True:
+        found = [row for row in rows(settings, everything=everything) if row["kind"] == kind]
+        shown = [row | names(row, settings)._asdict() for row in found]
+        if watch and not as_json:
+            typer.echo(_CLEAR, nl=False)
+        if as_json:
+            print_json(shown)
+        else:
+            _print(shown, dependencies=dependencies)
+        if not watch:
+            return
+        time.sleep(_WATCH_SECONDS)
+
+
+def _print(shown: list[dict[str, Any]], *, dependencies: bool) -> None:
+    heads = ["CONTAINER", "NAME", "IMAGE", "POD", "STATE", "RECORDS", "CPCR", "STARTED"]
+    cells = [
+        [
             row["id"] if dependencies else _short(row["id"]),
+            row["name"],
+            row["image"],
+            row["pod"],
             row["state"],
             row["count"],
             row["cpcr"][:16] if row["cpcr"] else "not measured",
-            row["mntns"] or "-",
             row["started"],
-        )
-        for row in rows
+        ]
+        for row in shown
     ]
-    print_table(("CONTAINER", "STATE", "RECORDS", "CPCR", "MNTNS", "STARTED"), shown)
+    # A column that says nothing of any container takes no room.
+    filled = [
+        at
+        for at, head in enumerate(heads)
+        if head not in ("NAME", "IMAGE", "POD") or any(row[at] for row in cells)
+    ]
+    print_table([heads[at] for at in filled], [[row[at] for at in filled] for row in cells])
 
 
 def _short(container_id: str) -> str:
     """Return twelve characters of an id, after its user's number where it has one."""
     user, slash, own = container_id.rpartition("/")
     return user + slash + own[:12]
-
-
-def log(
-    container: Annotated[str, typer.Argument(metavar="ID", help="Id, or how it begins.")],
-    as_json: _Json = False,
-    form: Annotated[
-        Literal["ima-ascii", "cel-json", "cel-tlv"], typer.Option("--format", help="How.")
-    ] = "ima-ascii",
-) -> None:
-    """Print a container's measurement log."""
-    lines = record_lines(context.settings(), container)
-    if as_json:
-        for line in lines:
-            typer.echo(line)
-        return
-    records = map(parse_line, lines)
-    if form == "cel-json":
-        sys.stdout.writelines(cel_json(records))
-    elif form == "cel-tlv":
-        sys.stdout.buffer.writelines(map(cel_tlv, records))
-    else:
-        for record in records:
-            typer.echo(ima_ascii(record))
 
 
 def status(as_json: _Json = False) -> None:
@@ -99,6 +85,9 @@ def status(as_json: _Json = False) -> None:
     if as_json:
         print_json(shown)
         return
+    for line in in_words(shown):
+        typer.echo(line)
+    typer.echo()
     for key, value in shown.items():
         typer.echo(f"{key:18} {_plain(value)}")
     expected = shown["expected_value"]  # None before the first bind: nothing is expected
@@ -106,12 +95,22 @@ def status(as_json: _Json = False) -> None:
         note(f"PCR {shown['pcr']} is not what we bound: somebody else extended it")
 
 
-def _stored_rows(store: Store, boot: str | None) -> list[dict[str, Any]]:
-    rows = []
-    for found in stored_notes(store, boot):
-        records = store.records(found.registration)
-        rows.append(container_row(found, Partition.restore(found.id, records)))
-    return with_unmeasured(rows, store)
+def in_words(shown: dict[str, Any]) -> list[str]:
+    """Return what the status means, in a few sentences, what is wrong first."""
+    wrong = []
+    if shown["missing"]:
+        wrong.append(f"Measured without {' and '.join(shown['missing'])}: every record says so.")
+    if shown["pcr_value"] is None:
+        wrong.append("The TPM cannot be read: nothing new can be proved.")
+    elif shown["expected_value"] not in (None, shown["pcr_value"]):
+        wrong.append(f"PCR {shown['pcr']} holds what others put there: proofs tell of it.")
+    if shown["trouble"]:
+        wrong.append("Records wait to be written or bound: see trouble below.")
+    if shown["lost"]:
+        wrong.append(f"{shown['lost']} events were lost: the partitions concerned say so.")
+    count = shown["containers"]
+    good = f"{count} container{'' if count == 1 else 's'} of this boot measured."
+    return [*wrong, good if wrong else f"All is well: {good}"]
 
 
 def _plain(value: Any) -> str:

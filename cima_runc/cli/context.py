@@ -2,18 +2,23 @@
 
 from typing import TYPE_CHECKING
 
+from cima_runc.base.errors import CimaError
 from cima_runc.runtime.shim_settings import SETTINGS_FILE
 
 if TYPE_CHECKING:
     from cima_runc.config import Settings
 
 
+class NoSettingsError(CimaError):
+    """The settings file that was asked for is not there."""
+
+
 class _Chosen:
-    settings_file = SETTINGS_FILE
+    settings_file: str | None = None
 
 
-def choose(settings_file: str) -> None:
-    """Remember which settings file was asked for; one process runs one command."""
+def choose(settings_file: str | None) -> None:
+    """Remember which settings file was asked for, None: the usual; one process runs one command."""
     _Chosen.settings_file = settings_file
 
 
@@ -22,7 +27,13 @@ def settings() -> "Settings":
 
     Raises:
         SettingsError: it holds what is not allowed.
+        NoSettingsError: it was asked for by name, and is not there.
     """
+    from pathlib import Path
+
     from cima_runc.config import load_settings
 
-    return load_settings(_Chosen.settings_file)
+    chosen = _Chosen.settings_file
+    if chosen is not None and not Path(chosen).is_file():
+        raise NoSettingsError(f"{chosen} is no settings file", hint="--config names one")
+    return load_settings(chosen or SETTINGS_FILE)

@@ -1,8 +1,10 @@
 """``cima``: what people type. Each command's module is imported when it is wanted, and no other."""
 
+import os
 import sys
 from importlib import import_module
-from typing import Annotated, Any
+from importlib.util import find_spec
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -10,64 +12,86 @@ from typer.core import TyperGroup
 from cima_runc import __version__
 from cima_runc.base.errors import CimaError
 from cima_runc.cli import context
-from cima_runc.cli.output import fail
+from cima_runc.cli.app import command, group
+from cima_runc.cli.output import CANNOT, fail, fail_unexpectedly
 from cima_runc.runtime.shim_settings import SETTINGS_FILE
 
 _COMMANDS = {
     "ps": ("containers", "ps"),
-    "log": ("containers", "log"),
-    "doctor": ("doctor", "doctor"),
-    "status": ("containers", "status"),
+    "log": ("log", "log"),
     "show": ("show", "show"),
+    "status": ("containers", "status"),
+    "doctor": ("doctor", "doctor"),
     "configure": ("configure", "configure"),
-    "keygen": ("attest", "keygen"),
     "enroll": ("attest", "enroll_app"),
     "attest": ("attest", "attest"),
     "verify": ("verify", "verify"),
+    "appraise": ("appraise", "appraise"),
     "reference": ("reference", "app"),
     "policy": ("policy", "app"),
-    "appraise": ("appraise", "appraise"),
+    "keygen": ("attest", "keygen"),
+    "completion": ("main", "completion"),
+    "version": ("main", "version"),
 }
 """Each command's module below :mod:`cima_runc.cli`, and what there is the command."""
+_OF_A_HOST = frozenset({"doctor", "configure"})
+"""Commands that need what a verifier's installation leaves out."""
+_INTERRUPTED = 130
+_COMPLETE = "_CIMA_COMPLETE"
 
 
 class _Commands(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
-        return list(_COMMANDS)
+        host = find_spec("cima_runc.agent") is not None
+        return [name for name in _COMMANDS if host or name not in _OF_A_HOST]
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
-        if cmd_name not in _COMMANDS:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.list_commands(ctx):
             return None
         module, name = _COMMANDS[cmd_name]
         found = getattr(import_module(f"cima_runc.cli.{module}"), name)
-        if not isinstance(found, typer.Typer):
-            single = typer.Typer(add_completion=False, rich_markup_mode=None)
-            single.command(cmd_name)(found)
-            found = single
-        command = typer.main.get_command(found)
-        command.name = cmd_name
-        return command
+        if isinstance(found, typer.Typer):
+            made = typer.main.get_command(found)
+        else:
+            made = command(cmd_name, found)
+        made.name = cmd_name
+        return made
 
 
-app = typer.Typer(
-    cls=_Commands,
-    help="Measured containers: what ran in them, and the registers that say so.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+app = group("Measured containers: what ran in them, and the registers that say so.", cls=_Commands)
+
+
+def version(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Print the version."""
+    typer.echo(f'{{"version": "{__version__}"}}' if as_json else f"cima-runc {__version__}")
+
+
+def completion(
+    shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="The shell.")],
+) -> None:
+    """Print what a shell needs to complete commands and options.
+
+    For bash: cima completion bash >/etc/bash_completion.d/cima
+    """
+    from typer import completion as shells
+
+    script = shells.get_completion_script(  # type: ignore[attr-defined]
+        prog_name="cima", complete_var=_COMPLETE, shell=shell
+    )
+    typer.echo(script)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"cima-runc {__version__}")
+        version()
         raise typer.Exit
 
 
 @app.callback()
 def _options(
-    config: Annotated[str, typer.Option(help="Settings file.")] = SETTINGS_FILE,
+    config: Annotated[
+        str | None, typer.Option(help=f"Settings file, in place of {SETTINGS_FILE}.")
+    ] = None,
     version: Annotated[  # noqa: ARG001 - handled by its callback
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -76,13 +100,34 @@ def _options(
 
 
 def main() -> None:
-    """Run ``cima``; an error ends with its own exit status."""
+    """Run ``cima``. 0: done, 1: UNTRUSTED and nothing else, 2: it could not be done."""
+    as_json = "--json" in sys.argv
+    if _COMPLETE in os.environ:
+        from typer import completion as shells
+
+        shells.completion_init()  # type: ignore[attr-defined]
     try:
-        app(standalone_mode=True)
+        # Not standalone: a person's interruption would end with 1, which says UNTRUSTED.
+        sys.exit(app(prog_name="cima", standalone_mode=False) or 0)
     except CimaError as error:
-        fail(error)
+        fail(error, as_json=as_json)
     except BrokenPipeError:
+        # Nobody reads on; nothing more may be written when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(_INTERRUPTED)
+    except _USAGE as error:
+        if as_json:
+            fail(CimaError(error.format_message(), hint="see --help"), as_json=True)
+        error.show()
+        sys.exit(CANNOT)
+    except Exception as error:
+        fail_unexpectedly(error, as_json=as_json)
+
+
+_USAGE: Any = next(one for one in typer.BadParameter.__mro__ if one.__name__ == "ClickException")
+"""The root of what is wrong with a command line; typer brings a click of its own, or uses it."""
 
 
 if __name__ == "__main__":

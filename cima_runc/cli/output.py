@@ -1,7 +1,9 @@
 """How commands print: data on standard output, everything else on standard error."""
 
 import json
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -9,6 +11,9 @@ import typer
 
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
+
+CANNOT = 2
+"""The exit status of what could not be done: 1 says UNTRUSTED, and nothing else."""
 
 
 def print_json(value: Any) -> None:
@@ -30,9 +35,33 @@ def note(line: str) -> None:
     typer.echo(f"cima: {line}", err=True)
 
 
-def fail(error: CimaError) -> NoReturn:
-    """Print the error and what to do next, and end the process with its exit status."""
+def fail(error: CimaError, *, as_json: bool = False) -> NoReturn:
+    """Print the error and what to do next, and end the process with its exit status.
+
+    ``as_json``: an object ``{"error": {"kind", "what", "hint"}}`` on standard output besides.
+    """
     note(printable(error.what))
     if error.hint:
         note(printable(error.hint))
+    if as_json:
+        kind = type(error).__name__.removesuffix("Error")
+        what = {"kind": kind, "what": printable(error.what), "hint": printable(error.hint)}
+        print_json({"error": what})
     sys.exit(error.exit_code)
+
+
+def fail_unexpectedly(error: Exception, *, as_json: bool) -> NoReturn:
+    """End the process after a fault of this program's own, with the traceback if it is wanted."""
+    if os.environ.get("CIMA_TRACEBACK"):
+        traceback.print_exception(error)
+    what = str(error) or type(error).__name__
+    if isinstance(error, OSError):
+        name = f"{error.filename}: " if error.filename else ""
+        fail(CimaError(f"{name}{error.strerror or what}"), as_json=as_json)
+    fail(
+        CimaError(
+            f"a fault in cima itself: {type(error).__name__}: {what}",
+            hint="CIMA_TRACEBACK=1 in the environment shows where; please report it",
+        ),
+        as_json=as_json,
+    )

@@ -9,6 +9,7 @@ from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.cli import files
+from cima_runc.cli.app import group
 from cima_runc.cli.appraise import read_partition
 from cima_runc.cli.output import note
 from cima_runc.cli.references import read_policy, read_references
@@ -16,11 +17,7 @@ from cima_runc.ml.records import Record, parse_line
 from cima_runc.verifier.appraisal import References
 from cima_runc.verifier.suggest import suggest as suggest_policy
 
-app = typer.Typer(
-    name="policy",
-    help="Policies: what a container may be beside what its image is.",
-    no_args_is_help=True,
-)
+app = group("Policies: what a container may be beside what its image is.")
 
 _STDOUT = Path("-")
 

@@ -1,24 +1,56 @@
 """A partition's records, from the agent, or from where it keeps them."""
 
+import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from cima_runc.base.errors import CimaError
+from cima_runc.cli.engine_names import Names, names_of
 from cima_runc.cli.output import note
 from cima_runc.config import Settings
-from cima_runc.ml.listing import find_note, stored_notes
-from cima_runc.ml.store import Store
+from cima_runc.ml.listing import (
+    NoSuchContainerError,
+    boot_id,
+    container_row,
+    find_note,
+    stored_notes,
+    with_unmeasured,
+)
+from cima_runc.ml.partition import Partition
+from cima_runc.ml.records import RecordError
+from cima_runc.ml.store import Store, StoreError
 from cima_runc.runtime.agent_socket import AgentUnavailableError, call_agent
 from cima_runc.runtime.shim_settings import socket_of_caller
 
 _TIMEOUT_SECONDS = 60.0
+_FIRST = 3
+"""The record of the configuration is one of the first."""
 
 
 def record_lines(settings: Settings, wanted: str) -> list[bytes]:
-    """Return the stored records, a line each, of the container with this id or start of an id.
+    """Return the stored records, a line each, of the container that ``wanted`` means.
+
+    An id, the beginning of one, or else what the engine calls it.
 
     Raises:
         CimaError: there is no such container, or the agent refuses.
     """
+    try:
+        return _lines(settings, wanted)
+    except CimaError as error:
+        found = by_name(rows(settings, everything=True), wanted, settings)
+        if found is None:
+            raise
+        if len(found) > 1:
+            raise NoSuchContainerError(
+                f"{wanted} is the name of {', '.join(sorted(found)[:5])}", hint="give an id"
+            ) from error
+        return _lines(settings, found.pop())
+
+
+def _lines(settings: Settings, wanted: str) -> list[bytes]:
     try:
         body = json.dumps({"id": wanted}).encode("ascii")
         answer = call_agent(socket_of_caller(settings.shim), "log", body, timeout=_TIMEOUT_SECONDS)
@@ -27,3 +59,49 @@ def record_lines(settings: Settings, wanted: str) -> list[bytes]:
         store = Store(Path(settings.shim.state_dir))
         return list(store.lines(find_note(stored_notes(store, None), wanted).registration))
     return answer.splitlines()
+
+
+def rows(settings: Settings, *, everything: bool) -> list[dict[str, Any]]:
+    """Return what ``cima ps`` shows: of this boot from the agent, of all boots from the store."""
+    store = Store(Path(settings.shim.state_dir))
+    if everything:
+        return _stored_rows(store, None)
+    try:
+        answer = call_agent(socket_of_caller(settings.shim), "ps", b"{}", timeout=_TIMEOUT_SECONDS)
+    except AgentUnavailableError as error:
+        note(f"{error}; showing what is stored")
+        return _stored_rows(store, boot_id())
+    shown: list[dict[str, Any]] = json.loads(answer)
+    return shown
+
+
+def _stored_rows(store: Store, boot: str | None) -> list[dict[str, Any]]:
+    found = []
+    for one in stored_notes(store, boot):
+        records = store.records(one.registration)
+        found.append(container_row(one, Partition.restore(one.id, records)))
+    return with_unmeasured(found, store)
+
+
+def names(row: dict[str, Any], settings: Settings) -> Names:
+    """Return what a row's container is called; nothing where that cannot be read."""
+    if row["registration"] is None:
+        return names_of(row["id"], row["bundle"], {})
+    try:
+        records = Store(Path(settings.shim.state_dir)).records(row["registration"])
+        for record in itertools.islice(records, _FIRST):
+            config = record.content.get("config")
+            if record.content.get("type") == "config" and isinstance(config, dict):
+                return names_of(row["id"].rpartition("/")[2], row["bundle"], config)
+    except (StoreError, RecordError, OSError):
+        pass
+    return Names()
+
+
+def by_name(shown: Iterable[dict[str, Any]], wanted: str, settings: Settings) -> set[str] | None:
+    """Return the ids of the containers that are called ``wanted``, those alone that live if any."""
+    called = [
+        row for row in shown if row["kind"] == "container" and names(row, settings).name == wanted
+    ]
+    living = [row for row in called if row["state"] in ("created", "running")]
+    return {row["id"] for row in living or called} or None

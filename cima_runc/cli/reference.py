@@ -8,13 +8,10 @@ import typer
 from cima_runc.base import limits
 from cima_runc.base.text import printable
 from cima_runc.cli import files
+from cima_runc.cli.app import group
 from cima_runc.cli.output import note
 
-app = typer.Typer(
-    name="reference",
-    help="Reference values: what a container should be.",
-    no_args_is_help=True,
-)
+app = group("Reference values: what a container should be.")
 
 _Out = Annotated[Path, typer.Option("--output", "-o", help="File to write; - is standard output.")]
 _STDOUT = Path("-")

@@ -128,6 +128,9 @@ def test_log_formats(host: SimulatedHost) -> None:
     # No agent there: what is stored is shown.
     shown = cima("--config", settings, "log", "plain", "--format", "cel-json")
     assert [record["recnum"] for record in json.loads(shown.stdout)] == [0, 1, 2]
-    assert "cima-ng sha256:" in cima("--config", settings, "log", "plain").stdout
+    assert (
+        "cima-ng sha256:"
+        in cima("--config", settings, "log", "plain", "--format", "ima-ascii").stdout
+    )
     tlv = cima("--config", settings, "log", "plain", "--format", "cel-tlv").stdout_bytes
     assert tlv.startswith(b"\0\0\0\0\x08" + bytes(8) + b"\xc0\0\0\0\x05plain")

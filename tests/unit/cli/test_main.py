@@ -1,0 +1,96 @@
+"""Every command's help is run, in one style; ends are what the exit status says."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cima_runc import __version__
+from cima_runc.cli.main import app
+
+
+def commands(found: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield words, found
+    for name in getattr(found, "list_commands", lambda _: [])(None):
+        inner = found.get_command(None, name)
+        assert inner is not None, name
+        yield from commands(inner, (*words, name))
+
+
+ALL = list(commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize(("words", "found"), ALL, ids=[" ".join(words) or "-" for words, _ in ALL])
+def test_help(words: tuple[str, ...], found: Any) -> None:
+    shown = [CliRunner().invoke(app, [*words, option]) for option in ("--help", "-h")]
+    assert [one.exit_code for one in shown] == [0, 0], shown
+    assert shown[0].stdout == shown[1].stdout
+    assert shown[0].stdout.lstrip().startswith("Usage: ")
+    assert not set("╭│─[/") & set(shown[0].stdout.replace("[OPTIONS]", "")) - {"[", "/"}
+    assert found.help, "it says what it does"
+    for parameter in found.params:
+        if parameter.name not in ("help",):
+            assert getattr(parameter, "help", "said"), parameter.name
+
+
+def cima(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run the program itself, as a person does."""
+    return subprocess.run(
+        [sys.executable, "-m", "cima_runc.cli.main", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def test_version() -> None:
+    assert cima("version").stdout == cima("--version").stdout == f"cima-runc {__version__}\n"
+    assert json.loads(cima("version", "--json").stdout) == {"version": __version__}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str) -> None:
+    assert "_CIMA_COMPLETE" in cima("completion", shell).stdout
+
+
+def test_completion_knows_the_whole_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_CIMA_COMPLETE", "complete_bash")
+    for line, expected in (("cima ver", "verify"), ("cima reference im", "image")):
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
+        assert expected in cima().stdout.split()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("nonsense",),
+        ("ps", "--nonsense"),
+        ("verify",),
+        ("log", "x", "--format", "cel"),
+        ("--config", "/nowhere/config.toml", "ps"),
+        ("--config", "/", "ps"),
+        ("show", "--json"),
+        ("reference", "image", "--json"),
+    ],
+)
+def test_what_cannot_be_done_is_2_and_no_traceback(words: tuple[str, ...]) -> None:
+    done = cima(*words)
+    assert done.returncode == 2, done
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip()
+
+
+def test_an_error_as_json(tmp_path: Path) -> None:
+    missing = tmp_path / "config.toml"
+    done = cima("--config", str(missing), "ps", "--json")
+    error = json.loads(done.stdout)["error"]
+    assert (done.returncode, error["kind"]) == (2, "NoSettings")
+    assert str(missing) in error["what"] and error["hint"]
