@@ -121,6 +121,12 @@ def challenge(
     ek_ca: Annotated[
         Path | None, typer.Option(help="Certificates of TPM manufacturers (PEM).")
     ] = None,
+    ek_chain: Annotated[
+        Path | None, typer.Option(help="Certificates that lead to those of --ek-ca (PEM).")
+    ] = None,
+    ek_certificate: Annotated[
+        Path | None, typer.Option(help="The endorsement key's, where the TPM holds none.")
+    ] = None,
     any_ek: Annotated[bool, typer.Option(help="Trust any TPM, a software TPM too.")] = False,
     pending: Annotated[Path, typer.Option(help="What accept needs; keep it secret.")] = Path(
         "pending.json"
@@ -129,11 +135,22 @@ def challenge(
 ) -> None:
     """Verifier: make a credential that only this TPM with this key can open."""
     from cima_runc.verifier.enrol import challenge as make
+    from cima_runc.verifier.enrol import vouched
 
     if (ek_ca is None) != any_ek:
         raise ArgumentError("give either --ek-ca or --any-ek")
     asked = parse(EnrolmentRequest, files.read(host), str(host))
-    made, kept = make(asked, files.read(ek_ca) if ek_ca is not None else None)
+    if ek_ca is None:
+        made, kept = make(asked, None)
+    else:
+        trusted = files.read(ek_ca)
+        between = files.read(ek_chain) if ek_chain is not None else b""
+        own = files.read(ek_certificate) if ek_certificate is not None else None
+        tpm = vouched(asked, trusted, between=between, certificate=own)
+        for line in tpm.passed_over:
+            note(f"passed over: {line}")
+        note(f"a TPM {tpm.model} of {tpm.manufacturer}, vouched for by: {' < '.join(tpm.path)}")
+        made, kept = make(asked, trusted, between=between, certificate=own)
     files.write_secret(pending, _dump(kept))
     files.write(output, _dump(made))
 

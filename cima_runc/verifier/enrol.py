@@ -2,23 +2,62 @@
 
 import hmac
 import secrets
+from dataclasses import replace
 
 from cima_runc.base.errors import CimaError
 from cima_runc.evidence.enrolment import Challenge, EnrolmentAnswer, EnrolmentRequest, Pending
 from cima_runc.tpm.activation import ek_public_pem, make_credential
 from cima_runc.tpm.structures import PublicArea, StructureError, parse_public
-from cima_runc.verifier.ek_certificate import check_ek_certificate
+from cima_runc.verifier.ek_certificate import VouchedTpm, check_ek_certificate
+from cima_runc.verifier.ek_chain import read_bundle
 
 
 class EnrolmentError(CimaError):
     """The attestation key cannot be enrolled."""
 
 
-def challenge(request: EnrolmentRequest, trusted: bytes | None) -> tuple[Challenge, Pending]:
+def vouched(
+    request: EnrolmentRequest,
+    trusted: bytes,
+    *,
+    between: bytes = b"",
+    certificate: bytes | None = None,
+) -> VouchedTpm:
+    """Return the TPM that a manufacturer vouches for.
+
+    ``trusted``: certificates of TPM manufacturers (PEM, or one in DER). ``between``: certificates
+    that lead to them, beside those of the host. ``certificate``: the endorsement key's, where the
+    TPM holds none itself.
+
+    Raises:
+        EnrolmentError, EkCertificateError, CredentialError: nobody does.
+    """
+    found = certificate if certificate is not None else request.ek_certificate
+    if found is None:
+        raise EnrolmentError(
+            "the TPM holds no certificate of its endorsement key",
+            hint="get it from the manufacturer and give it with --ek-certificate, or trust this"
+            " TPM with --any-ek",
+        )
+    more = read_bundle(between, "--ek-chain") if between else None
+    chain = [*request.ek_chain, *(one.der for one in (more.readable if more else ()))]
+    made = check_ek_certificate(found, chain, ek_public_pem(request.ek_public), trusted)
+    if more is None or not more.unreadable:
+        return made
+    return replace(made, passed_over=made.passed_over + more.unreadable)
+
+
+def challenge(
+    request: EnrolmentRequest,
+    trusted: bytes | None,
+    *,
+    between: bytes = b"",
+    certificate: bytes | None = None,
+) -> tuple[Challenge, Pending]:
     """Check the endorsement key and make a credential for it and the attestation key.
 
-    ``trusted``: PEM certificates of TPM manufacturers; None takes any endorsement key, which then
-    may be that of a software TPM.
+    ``trusted`` None takes any endorsement key, which then may be that of a software TPM; else it
+    and the others are as for :func:`vouched`.
 
     Raises:
         EnrolmentError, EkCertificateError, CredentialError: the host does not get one.
@@ -33,13 +72,7 @@ def challenge(request: EnrolmentRequest, trusted: bytes | None) -> tuple[Challen
             f"the attestation key is not a restricted key of the TPM: lacking {', '.join(missing)}"
         )
     if trusted is not None:
-        if request.ek_certificate is None:
-            raise EnrolmentError(
-                "the TPM holds no certificate of its endorsement key",
-                hint="get it from the manufacturer, or trust this TPM with --any-ek",
-            )
-        pem = ek_public_pem(request.ek_public)
-        check_ek_certificate(request.ek_certificate, request.ek_chain, pem, trusted)
+        vouched(request, trusted, between=between, certificate=certificate)
     secret = secrets.token_bytes(32)
     credential = make_credential(request.ek_public, ak.name, secret)
     return (

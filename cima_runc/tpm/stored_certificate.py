@@ -1,0 +1,106 @@
+"""Certificates as a TPM's NV memory holds them: filled up, wrapped, one behind another, cut.
+
+Pure, and without a TPM library. Numbers in DER are big-endian.
+Source: TCG EK Credential Profile 2.5, 2.2.1 (NV indices; a chain may go on in the next index);
+TCG PC Client Specific Implementation Specification for Conventional BIOS 1.21, 7.4.4
+(TCG_PCCLIENT_STORED_CERT, which some TPM 2.0 still have); ITU-T X.690, 8.1.3 (lengths).
+"""
+
+from collections.abc import Iterable, Iterator
+
+_SEQUENCE = 0x30
+_OCTET_STRING = 0x04
+_STORED_CERT = b"\x10\x01"
+_FULL_CERT = b"\x10\x02"
+_STORED_HEAD = 5
+"""Bytes of TCG_PCCLIENT_STORED_CERT: tag, type of the certificate (u8), size (u16)."""
+_DEPTH = 4
+
+
+def unwrap(data: bytes) -> bytes:
+    """Return the certificate (DER) at the beginning of ``data``, without what is around it.
+
+    Where there is none, ``data`` as it is: who reads it as a certificate then says so.
+    """
+    for _ in range(_DEPTH):
+        if data[:2] == _STORED_CERT:
+            size = int.from_bytes(data[3:_STORED_HEAD], "big")
+            data = data[_STORED_HEAD : _STORED_HEAD + size]
+        elif data[:2] == _FULL_CERT:
+            data = data[2:]
+        elif data[:1] == bytes([_OCTET_STRING]) and (element := _element(data)):
+            head, size = element
+            data = data[head : head + size]
+        else:
+            break
+    element = _element(data)
+    if data[:1] == bytes([_SEQUENCE]) and element and sum(element) <= len(data):
+        return data[: sum(element)]
+    return data
+
+
+def is_certificate(data: bytes) -> bool:
+    """Whether ``data`` is one whole DER SEQUENCE that begins with another, as certificates do."""
+    element = _element(data)
+    return (
+        data[:1] == bytes([_SEQUENCE])
+        and element is not None
+        and sum(element) == len(data)
+        and data[element[0] : element[0] + 1] == bytes([_SEQUENCE])
+    )
+
+
+def join_chain(indices: Iterable[tuple[int, bytes]]) -> tuple[list[bytes], list[int]]:
+    """Return the certificates of the chain that NV indices hold, and the indices that hold none.
+
+    ``indices`` are (number, content), ascending. An index may hold several certificates, and one
+    may go on in the next index.
+    """
+    found: list[bytes] = []
+    foreign: list[int] = []
+    rest, begun = b"", 0
+    for number, content in indices:
+        data = content if not rest else rest + content
+        first = begun if rest else number
+        rest = b""
+        some = list(_certificates(data))
+        found += some
+        end = sum(len(one) for one in some) if data[:1] == bytes([_SEQUENCE]) else len(data)
+        tail = data[end:].rstrip(b"\x00\xff")
+        element = _element(tail) if tail[:1] == bytes([_SEQUENCE]) else None
+        if element and sum(element) > len(tail):
+            rest, begun = data[end:], number
+        elif not some:
+            foreign.append(first)
+    if rest:
+        foreign.append(begun)
+    return found, foreign
+
+
+def _certificates(data: bytes) -> Iterator[bytes]:
+    if data[:1] != bytes([_SEQUENCE]):
+        one = unwrap(data)
+        if is_certificate(one):
+            yield one
+        return
+    while data[:1] == bytes([_SEQUENCE]):
+        element = _element(data)
+        if element is None or sum(element) > len(data):
+            return
+        one, data = data[: sum(element)], data[sum(element) :]
+        if not is_certificate(one):
+            return
+        yield one
+
+
+def _element(data: bytes) -> tuple[int, int] | None:
+    """Return how long head and content of a DER element are, None where it has no length."""
+    if len(data) < 2:
+        return None
+    first = data[1]
+    if first < 0x80:
+        return 2, first
+    octets = first & 0x7F
+    if not 1 <= octets <= 3 or len(data) < 2 + octets:
+        return None
+    return 2 + octets, int.from_bytes(data[2 : 2 + octets], "big")
