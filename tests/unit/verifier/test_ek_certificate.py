@@ -232,7 +232,7 @@ REFUSED: dict[str, tuple[Certificate, Certificate, str]] = {
     ),
     "leaf of another key": (replace(LEAF, key=OTHER_KEY), CA, "another endorsement key"),
     "MD5": (
-        replace(LEAF, signer=RSA_CA_KEY, hash=hashes.MD5()),  # noqa: S303 - to be refused
+        replace(LEAF, signer=RSA_CA_KEY, hash=hashes.MD5()),
         replace(CA, key=RSA_CA_KEY),
         "md5",
     ),
