@@ -18,16 +18,18 @@ class ManufacturedTpm:
     tpm: Tpm
     root_ca: bytes
     issuer_ca: bytes
+    tcti: str
+    """How tpm2-tools reach it, while nothing else does."""
 
 
 @contextmanager
-def manufactured_tpm(root: Path) -> Iterator[ManufacturedTpm]:
-    """Make a TPM with swtpm_setup and run it."""
+def manufactured_tpm(root: Path, *options: str) -> Iterator[ManufacturedTpm]:
+    """Make a TPM with swtpm_setup and its ``options``, and run it."""
     (root / "state").mkdir()
     environment = {**os.environ, "XDG_CONFIG_HOME": str(root), "HOME": str(root)}
     configure = ["/usr/share/swtpm/swtpm-create-user-config-files", "--root", "--overwrite"]
     setup = ["swtpm_setup", "--tpm2", "--tpmstate", str(root / "state"), "--create-ek-cert"]
-    setup += ["--config", str(root / "swtpm_setup.conf")]
+    setup += ["--config", str(root / "swtpm_setup.conf"), *options]
     for command in (configure, setup):
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     ca = root / "var/lib/swtpm-localca"
@@ -43,6 +45,7 @@ def manufactured_tpm(root: Path) -> Iterator[ManufacturedTpm]:
                 tpm,
                 (ca / "swtpm-localca-rootca-cert.pem").read_bytes(),
                 (ca / "issuercert.pem").read_bytes(),
+                f"swtpm:path={server}",
             )
             tpm.close()
         finally:

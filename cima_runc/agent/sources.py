@@ -14,6 +14,8 @@ from cima_runc.ima.kernel_log import KernelLog
 from cima_runc.sensor.loader import Sensor
 from cima_runc.sensor.options import Options
 from cima_runc.tpm.device import Tpm
+from cima_runc.tpm.state import read_state
+from cima_runc.tpm.trouble import require
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -93,7 +95,7 @@ def _sensor_options(settings: Settings) -> Options:
 
 def _open_tpm(settings: Settings) -> Tpm:
     tpm = Tpm.open(settings.tpm.tcti)
-    tpm.read_pcrs([settings.tpm.pcr])
+    require("records cannot be bound", read_state(tpm).binding(settings.tpm.pcr))
     return tpm
 
 

@@ -194,3 +194,10 @@ DEPENDENCY_FILE = 1024 * MIB
 
 DEPENDENCY_FILES = 4096
 """Executables and libraries of one service, or files of our own."""
+
+NV_CERTIFICATES = 256 * KIB
+"""Bytes that are read of a TPM's NV indices for certificates. One has at most 64 KiB; real chains
+have below 8."""
+
+EK_CHAIN = 8
+"""Certificates of a TPM's issuers that a host hands on. Intel's on-die authorities take four."""

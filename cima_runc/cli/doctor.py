@@ -6,10 +6,11 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,6 +24,9 @@ from cima_runc.engines.change import Changes
 from cima_runc.engines.engine import Wish
 from cima_runc.runtime import installation
 from cima_runc.runtime.agent_socket import call_agent
+
+if TYPE_CHECKING:
+    from cima_runc.tpm.device import Tpm
 
 _AGENT_SECONDS = 60.0
 _RUNTIME_SECONDS = 10.0
@@ -69,6 +73,8 @@ def examine(settings: Settings) -> list[Diagnosis]:
         ("own code", lambda: _own_code(settings), False),
         ("sensor", _sensor, settings.sensor.required),
         ("tpm", lambda: _tpm(settings), settings.tpm.required),
+        ("tpm keys", lambda: _tpm_keys(settings), settings.tpm.required),
+        ("tpm certificate", lambda: _tpm_certificate(settings), False),
     ]
     found = [_diagnose(*check) for check in checks]
     found += _agent(settings)
@@ -162,14 +168,65 @@ def _sensor() -> str:
 
 
 def _tpm(settings: Settings) -> str:
+    from cima_runc.tpm.state import read_state
+    from cima_runc.tpm.trouble import LOCKOUT, require
+
+    with _opened_tpm(settings) as tpm:
+        state = read_state(tpm)
+        require("records cannot be bound", state.binding(settings.tpm.pcr))
+        tpm.random(32)
+        value = tpm.read_pcrs([settings.tpm.pcr])[settings.tpm.pcr]
+    if state.locked_out:
+        raise UnfitError(LOCKOUT.what, hint=LOCKOUT.hint)
+    return f"{tpm.description}, PCR {settings.tpm.pcr} is {value.hex()[:16]}..."
+
+
+def _tpm_keys(settings: Settings) -> str:
+    """Make the attestation key and a quote, as the agent will; nothing of it stays."""
+    from cima_runc.tpm.keys import load_ak, unload
+    from cima_runc.tpm.quote import quote
+    from cima_runc.tpm.state import read_state
+    from cima_runc.tpm.trouble import require
+
+    attestation = settings.attestation
+    with _opened_tpm(settings) as tpm:
+        if attestation.ak_handle is not None:
+            require("the attestation key cannot be kept", read_state(tpm).owner())
+        key = load_ak(tpm)
+        try:
+            pcrs = (*attestation.boot_pcrs, settings.ima.host_pcr, settings.tpm.pcr)
+            made = quote(tpm, key, pcrs, tpm.random(32)).body
+        finally:
+            unload(tpm, key)
+    return f"makes the attestation key and a quote of {len(made.pcrs)} PCRs"
+
+
+def _tpm_certificate(settings: Settings) -> str:
+    from cima_runc.tpm.keys import held_certificates
+
+    with _opened_tpm(settings) as tpm:
+        held = held_certificates(tpm)
+    passed_over = "".join(
+        f"; {index:#x} is passed over: {reason}" for index, reason in held.passed_over.items()
+    )
+    if not held.certificates:
+        raise UnfitError(
+            f"the TPM holds no certificate of its endorsement key{passed_over}",
+            hint="to enrol: get it from the manufacturer (--ek-certificate), or --any-ek",
+        )
+    kinds = ", ".join(held.certificates)
+    return f"{kinds}, {len(held.chain)} of issuers{passed_over}"
+
+
+@contextmanager
+def _opened_tpm(settings: Settings) -> "Iterator[Tpm]":
     from cima_runc.tpm.device import Tpm
 
     tpm = Tpm.open(settings.tpm.tcti)
     try:
-        value = tpm.read_pcrs([settings.tpm.pcr])[settings.tpm.pcr]
+        yield tpm
     finally:
         tpm.close()
-    return f"{tpm.description}, PCR {settings.tpm.pcr} is {value.hex()[:16]}..."
 
 
 def _agent(settings: Settings) -> list[Diagnosis]:

@@ -35,7 +35,7 @@ class EnrolmentRequest(Model):
     """TPMT_PUBLIC of the endorsement key."""
     ek_certificate: _Certificate | None = None
     """The endorsement key's certificate (DER) by the TPM's manufacturer."""
-    ek_chain: list[_Certificate] = Field(default_factory=list, max_length=8)
+    ek_chain: list[_Certificate] = Field(default_factory=list, max_length=limits.EK_CHAIN)
     """Certificates (DER) of its issuers that the TPM holds."""
 
 

@@ -19,6 +19,7 @@ from tpm2_pytss import (
 )
 
 from cima_runc.tpm.patience import LONG_SECONDS, SHORT_SECONDS, Patient, TpmError
+from cima_runc.tpm.trouble import NO_BANK, refused
 
 __all__ = ["DEFAULT_TCTI", "Tpm", "TpmError"]
 
@@ -107,7 +108,7 @@ class Tpm:
             except TSS2_Exception as error:
                 raise TpmError(f"the TPM does not show its PCRs: {error}") from error
             if digests.count != len(some):
-                raise TpmError("the TPM has no SHA-256 bank", hint="allocate it in the firmware")
+                raise TpmError(NO_BANK.what, hint=NO_BANK.hint)
             values.update(zip(some, (bytes(digest) for digest in digests), strict=True))
         return values
 
@@ -121,4 +122,4 @@ class Tpm:
         try:
             self._esapi.pcr_extend(ESYS_TR(ESYS_TR.PCR0 + pcr), TPML_DIGEST_VALUES([value]))
         except TSS2_Exception as error:
-            raise TpmError(f"the TPM did not extend PCR {pcr}: {error}") from error
+            raise refused(f"the TPM did not extend PCR {pcr}", error) from error

@@ -8,31 +8,36 @@ section 14 (obfuscation); TCG EK Credential Profile 2.5, B.3 (templates L-1, L-2
 """
 
 import hashlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
 from tpm2_pytss import (
     ESYS_TR,
     TPM2_ALG,
     TPM2_CAP,
     TPM2_ECC,
-    TPM2_RH,
     TPM2B_ECC_PARAMETER,
     TPM2B_PUBLIC,
     TPM2B_PUBLIC_KEY_RSA,
     TPM2B_SENSITIVE_CREATE,
     TPMA_OBJECT,
     TPMS_ECC_POINT,
+    TPMT_PUBLIC,
     TSS2_Exception,
 )
-from tpm2_pytss.utils import NVReadEK, create_ek_template
+from tpm2_pytss.utils import NoSuchIndex, create_ek_template
 
+from cima_runc.base import limits
 from cima_runc.tpm.device import Tpm, TpmError
+from cima_runc.tpm.nv import CHAIN, handles, read_certificates
+from cima_runc.tpm.state import read_state
+from cima_runc.tpm.stored_certificate import is_certificate, join_chain, unwrap
 from cima_runc.tpm.structures import StructureError, parse_public
+from cima_runc.tpm.trouble import refused, require
+
+_log = logging.getLogger(__name__)
 
 _UNIQUE = hashlib.sha256(b"cima-ak-v1").digest()
 _ATTRIBUTES = (
@@ -45,9 +50,26 @@ _ATTRIBUTES = (
     | TPMA_OBJECT.SIGN_ENCRYPT
 )
 _PERSISTENT = range(0x81000000, 0x81800000)
-_PERSISTENT_EK = range(0x81010001, 0x81010003)
-"""TCG TPM v2.0 Provisioning Guidance, 7.8: the EKs by the templates L-1 and L-2."""
-_EK_CHAIN = range(0x01C00100, 0x01C00200)
+_PERSISTENT_EK = range(0x81010000, 0x81020000)
+"""Where endorsement keys are kept (TCG TPM v2.0 Provisioning Guidance, 7.8; Registry of
+Reserved TPM 2.0 Handles, 2.3.1)."""
+_EK_CERTIFICATES = {
+    "EK-RSA2048": 0x01C00002,
+    "EK-ECC256": 0x01C0000A,
+    "EK-HIGH-RSA2048": 0x01C00012,
+    "EK-HIGH-ECC256": 0x01C00014,
+    "EK-HIGH-ECC384": 0x01C00016,
+    "EK-HIGH-RSA3072": 0x01C0001C,
+    "EK-HIGH-ECC521": 0x01C00018,
+    "EK-HIGH-RSA4096": 0x01C0001E,
+}
+"""The profile's templates L-1, L-2, H-1 to H-4, H-6 and H-7 and the NV indices of their
+certificates, in the order in which they are wanted. H-5 is of SM2, which verifiers lack."""
+_KEY_BYTES = 20
+"""A coordinate or modulus that is shorter tells nothing."""
+_CODE_BITS = 0x0BF
+_NO_SUCH_KEYS = frozenset({0x081, 0x082, 0x084, 0x08A, 0x096, 0x0A6})
+"""TPM_RC_ASYMMETRIC, _ATTRIBUTES, _VALUE, _TYPE, _SYMMETRIC, _CURVE."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +112,11 @@ def load_ak(tpm: Tpm, persistent: int | None = None) -> AttestationKey:
         found = _persistent_ak(tpm, persistent)
         if found is not None:
             return found
+    what = "the TPM makes no attestation key"
+    state = read_state(tpm)
+    require(what, state.endorsement())
+    if persistent is not None:
+        require(what, state.owner())
     esapi = tpm.esapi
     try:
         handle, public, _, _, _ = esapi.create_primary(
@@ -103,10 +130,7 @@ def load_ak(tpm: Tpm, persistent: int | None = None) -> AttestationKey:
         finally:
             esapi.flush_context(handle)
     except TSS2_Exception as error:
-        raise TpmError(
-            f"the TPM makes no attestation key: {error}",
-            hint="the endorsement and owner hierarchies must have no password",
-        ) from error
+        raise refused(what, error) from error
     return AttestationKey(kept, key.public)
 
 
@@ -118,62 +142,163 @@ def unload(tpm: Tpm, key: AttestationKey | EndorsementKey) -> None:
         raise TpmError(f"the TPM does not let go of a key: {error}") from error
 
 
+@dataclass(frozen=True)
+class HeldCertificates:
+    """What the TPM's NV memory holds of certificates."""
+
+    certificates: Mapping[str, bytes]
+    """Certificates (DER) of endorsement keys, by the name of the template."""
+    chain: tuple[bytes, ...]
+    """Certificates of issuers, at most :data:`limits.EK_CHAIN`."""
+    passed_over: Mapping[int, str]
+    """NV indices in the certificates' ranges that are none of these, and why."""
+    contents: Mapping[int, bytes]
+    """Everything that was read, templates and nonces too."""
+
+
+def held_certificates(tpm: Tpm) -> HeldCertificates:
+    """Read the certificates that the TPM holds, so that no authorisation can fail.
+
+    Raises:
+        TpmError: the TPM does not answer.
+    """
+    nv = read_certificates(tpm, read_state(tpm))
+    certificates: dict[str, bytes] = {}
+    passed_over = dict(nv.passed_over)
+    for name, index in _EK_CERTIFICATES.items():
+        if index in nv.contents:
+            certificate = unwrap(nv.contents[index])
+            if is_certificate(certificate):
+                certificates[name] = certificate
+            else:
+                passed_over[index] = "it holds no certificate"
+    chain, foreign = join_chain(
+        (index, nv.contents[index]) for index in nv.contents if index in CHAIN
+    )
+    passed_over |= dict.fromkeys(foreign, "it holds no certificate")
+    if len(chain) > limits.EK_CHAIN:
+        _log.warning("of %d certificates of issuers %d are taken", len(chain), limits.EK_CHAIN)
+    return HeldCertificates(certificates, tuple(chain[: limits.EK_CHAIN]), passed_over, nv.contents)
+
+
 @contextmanager
 def endorsement_key(tpm: Tpm) -> Iterator[EndorsementKey]:
-    """Load the EK while the context lasts: the one with a certificate, RSA-2048 before ECC P-256.
+    """Load the EK while the context lasts: one with a certificate, RSA-2048 before others.
 
     Where it is persistent already it is used from there: some TPMs take many seconds to make it.
+    Nothing that the TPM holds is read in a way that could fail an authorisation.
 
     Raises:
         TpmError: the TPM refuses.
     """
-    esapi = tpm.esapi
-    nv = NVReadEK(esapi)
-    kept = None
+    what = "the TPM makes no endorsement key"
+    state = read_state(tpm)
+    require(what, state.endorsement())
+    held = held_certificates(tpm)
+    for index, reason in held.passed_over.items():
+        _log.warning("NV index %#x is passed over: %s", index, reason)
     try:
-        choices = [create_ek_template(kind, nv) for kind in ("EK-RSA2048", "EK-ECC256")]
-        certificate, template = next((some for some in choices if some[0]), choices[0])
-        chain = _ek_chain(tpm, nv)
-        kept = _persistent_ek(tpm, bytes(certificate)) if certificate else None
-        handle, public = kept or _make_ek(tpm, template)
+        found = _find_ek(tpm, held)
     except TSS2_Exception as error:
-        raise TpmError(
-            f"the TPM makes no endorsement key: {error}",
-            hint="the endorsement hierarchy must have no password",
-        ) from error
-    key = EndorsementKey(
-        handle,
-        public.publicArea.marshal(),
-        _one_der(bytes(certificate)) if certificate else None,
-        chain,
-    )
+        raise refused(what, error) from error
+    key = EndorsementKey(found.handle, found.public, found.certificate, held.chain)
     try:
         yield key
     finally:
-        if kept is None:
+        if not found.persistent:
             unload(tpm, key)
 
 
-def _make_ek(tpm: Tpm, template: TPM2B_PUBLIC) -> tuple[ESYS_TR, TPM2B_PUBLIC]:
-    handle, public, _, _, _ = tpm.esapi.create_primary(
-        TPM2B_SENSITIVE_CREATE(), template, ESYS_TR.ENDORSEMENT
-    )
-    return handle, public
+@dataclass(frozen=True)
+class _Found:
+    handle: ESYS_TR
+    public: bytes
+    certificate: bytes | None
+    persistent: bool
 
 
-def _persistent_ek(tpm: Tpm, certificate: bytes) -> tuple[ESYS_TR, TPM2B_PUBLIC] | None:
-    """Return the key of this certificate, where it is at the handle that TCG has for it."""
+def _find_ek(tpm: Tpm, stored: HeldCertificates) -> _Found:
+    """Return the key that a certificate is of, else the first of the templates that works."""
+    held, contents = list(stored.certificates.items()), stored.contents
+    for _, certificate in held:
+        kept = _persistent_ek(tpm, certificate)
+        if kept is not None:
+            return kept
+    spare: _Found | None = None
+    for name, certificate in held:
+        made = _make_ek(tpm, name, contents, certificate)
+        if made is None:
+            continue
+        if _is_of(certificate, made.public):
+            if spare is not None:
+                tpm.esapi.flush_context(spare.handle)
+            return made
+        _log.warning("NV index %#x holds a certificate of another key", _EK_CERTIFICATES[name])
+        if spare is None:
+            spare = made
+        else:
+            tpm.esapi.flush_context(made.handle)
+    if spare is not None:
+        return spare
+    for name in _EK_CERTIFICATES:
+        made = _make_ek(tpm, name, contents, None)
+        if made is not None:
+            return made
+    raise TpmError("the TPM makes no endorsement key of the kinds that the TCG's profile has")
+
+
+def _make_ek(
+    tpm: Tpm, name: str, contents: Mapping[int, bytes], certificate: bytes | None
+) -> _Found | None:
+    """Make the key of a template of the profile; None where the TPM has no such keys."""
     try:
-        spki = x509.load_der_x509_certificate(_one_der(certificate)).public_key()
-    except (ValueError, UnsupportedAlgorithm):
-        return None
-    for number in _handles(tpm, _PERSISTENT_EK.start, 2):
-        if number in _PERSISTENT_EK:
-            handle = tpm.esapi.tr_from_tpmpublic(number)
-            public, _, _ = tpm.esapi.read_public(handle)
-            if serialization.load_der_public_key(public.to_der()) == spki:
-                return handle, public
+        _, template = create_ek_template(name, _nv_reader(name, contents))
+    except (TSS2_Exception, ValueError):
+        # What is where a template or a nonce would be is something else.
+        _, template = create_ek_template(name, _nv_reader(name, {}))
+    try:
+        handle, public, _, _, _ = tpm.esapi.create_primary(
+            TPM2B_SENSITIVE_CREATE(), template, ESYS_TR.ENDORSEMENT
+        )
+    except TSS2_Exception as error:
+        if error.rc & _CODE_BITS in _NO_SUCH_KEYS:
+            return None
+        raise
+    return _Found(handle, public.publicArea.marshal(), certificate, persistent=False)
+
+
+def _nv_reader(name: str, contents: Mapping[int, bytes]) -> Callable[[int], bytes]:
+    def read(index: int) -> bytes:
+        if index == _EK_CERTIFICATES[name]:
+            return b""  # Whether there is a certificate is known by now.
+        if index not in contents:
+            raise NoSuchIndex(index)
+        return contents[index]
+
+    return read
+
+
+def _persistent_ek(tpm: Tpm, certificate: bytes) -> _Found | None:
+    """Return the key of this certificate, where it is persistent."""
+    for number in handles(tpm, _PERSISTENT_EK.start):
+        if number not in _PERSISTENT_EK:
+            continue
+        handle = tpm.esapi.tr_from_tpmpublic(number)
+        public, _, _ = tpm.esapi.read_public(handle)
+        area = public.publicArea.marshal()
+        if _is_of(certificate, area):
+            return _Found(handle, area, certificate, persistent=True)
     return None
+
+
+def _is_of(certificate: bytes, public: bytes) -> bool:
+    """Whether a certificate has the key of a public area in it: the verifier looks closer."""
+    area, _ = TPMT_PUBLIC.unmarshal(public)
+    if area.type == TPM2_ALG.RSA:
+        numbers = [bytes(area.unique.rsa)]
+    else:
+        numbers = [bytes(area.unique.ecc.x), bytes(area.unique.ecc.y)]
+    return all(len(one) >= _KEY_BYTES and one in certificate for one in numbers)
 
 
 def _persistent_ak(tpm: Tpm, persistent: int) -> AttestationKey | None:
@@ -182,7 +307,7 @@ def _persistent_ak(tpm: Tpm, persistent: int) -> AttestationKey | None:
             f"{persistent:#x} is no persistent handle of the owner",
             hint="set attestation.ak_handle between 0x81000000 and 0x817FFFFF",
         )
-    if persistent not in _handles(tpm, persistent, 1):
+    if persistent not in handles(tpm, persistent):
         return None
     try:
         handle = tpm.esapi.tr_from_tpmpublic(persistent)
@@ -221,34 +346,3 @@ def _has_p256(tpm: Tpm) -> bool:
     except TSS2_Exception:
         return False  # A TPM without ECC does not know the question.
     return TPM2_ECC.NIST_P256 in list(data.data.eccCurves)
-
-
-def _ek_chain(tpm: Tpm, nv: NVReadEK) -> tuple[bytes, ...]:
-    handles = _handles(tpm, _EK_CHAIN.start, 64)
-    return tuple(
-        certificate
-        for handle in handles
-        if handle in _EK_CHAIN
-        for certificate in _all_der(bytes(nv(TPM2_RH(handle))))
-    )
-
-
-def _one_der(data: bytes) -> bytes:
-    """Return the first DER object of an NV index, which may be filled up behind it."""
-    return next(_all_der(data), data)
-
-
-def _all_der(data: bytes) -> Iterator[bytes]:
-    """Yield the DER sequences with a length of two bytes, as certificates are."""
-    while data[:2] == b"\x30\x82":
-        size = 4 + int.from_bytes(data[2:4], "big")
-        yield data[:size]
-        data = data[size:]
-
-
-def _handles(tpm: Tpm, first: int, count: int) -> list[int]:
-    try:
-        _, data = tpm.esapi.get_capability(TPM2_CAP.HANDLES, first, count)
-    except TSS2_Exception as error:
-        raise TpmError(f"the TPM does not list its handles: {error}") from error
-    return [int(handle) for handle in data.data.handles]

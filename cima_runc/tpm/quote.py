@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from tpm2_pytss import TSS2_Exception
 
-from cima_runc.tpm.device import Tpm, TpmError
+from cima_runc.tpm.device import Tpm
 from cima_runc.tpm.keys import AttestationKey
 from cima_runc.tpm.structures import QuoteBody, parse_quote
+from cima_runc.tpm.trouble import refused
 
 
 @dataclass(frozen=True)
@@ -38,5 +39,5 @@ def quote(tpm: Tpm, key: AttestationKey, pcrs: Iterable[int], qualifying: bytes)
     try:
         attest, signature = tpm.esapi.quote(key.handle, selection, qualifying)
     except TSS2_Exception as error:
-        raise TpmError(f"the TPM does not quote: {error}") from error
+        raise refused("the TPM does not quote", error) from error
     return Quote(bytes(attest), signature.marshal())

@@ -15,6 +15,8 @@ _FULL_CERT = b"\x10\x02"
 _STORED_HEAD = 5
 """Bytes of TCG_PCCLIENT_STORED_CERT: tag, type of the certificate (u8), size (u16)."""
 _DEPTH = 4
+_HEAD_MAX = 5
+"""Bytes of a DER element's tag and length, at most, that a certificate has."""
 
 
 def unwrap(data: bytes) -> bytes:
@@ -60,21 +62,32 @@ def join_chain(indices: Iterable[tuple[int, bytes]]) -> tuple[list[bytes], list[
     foreign: list[int] = []
     rest, begun = b"", 0
     for number, content in indices:
-        data = content if not rest else rest + content
-        first = begun if rest else number
-        rest = b""
+        data, first = rest + content, begun if rest else number
         some = list(_certificates(data))
+        if rest and not some and (alone := list(_certificates(content))):
+            # What looked like a beginning was another program's.
+            foreign.append(begun)
+            data, first, some = content, number, alone
         found += some
-        end = sum(len(one) for one in some) if data[:1] == bytes([_SEQUENCE]) else len(data)
-        tail = data[end:].rstrip(b"\x00\xff")
-        element = _element(tail) if tail[:1] == bytes([_SEQUENCE]) else None
-        if element and sum(element) > len(tail):
-            rest, begun = data[end:], number
-        elif not some:
+        plain = data[:1] == bytes([_SEQUENCE])
+        rest = data[sum(len(one) for one in some) :] if plain else b""
+        if _goes_on(rest):
+            begun = number if some else first
+            continue
+        rest = b""
+        if not some:
             foreign.append(first)
     if rest:
         foreign.append(begun)
     return found, foreign
+
+
+def _goes_on(tail: bytes) -> bool:
+    """Whether a certificate may begin here and end in the next index."""
+    if tail[:1] != bytes([_SEQUENCE]):
+        return False
+    element = _element(tail)
+    return len(tail) < _HEAD_MAX if element is None else sum(element) > len(tail)
 
 
 def _certificates(data: bytes) -> Iterator[bytes]:
