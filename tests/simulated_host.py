@@ -16,6 +16,7 @@ from typing import Any, Literal
 from cima_runc.agent.attester import Attester
 from cima_runc.agent.core import Core
 from cima_runc.agent.ledger import Ledger
+from cima_runc.agent.writer import Writer
 from cima_runc.base import clock
 from cima_runc.config import Settings, parse_settings
 from cima_runc.cpcr.journal import Journal
@@ -48,11 +49,11 @@ class SimulatedHost:
         self.store.prepare()
         journal = Journal.open(self.store.journal_path(BOOT_ID))
         self.ledger = Ledger(self.core, self.store, journal, tpm, self.settings.tpm.pcr)
+        self.writer = Writer(self.core, self.ledger, self.store, lambda registration: None)
         self.attester = Attester(
             settings=self.settings,
-            core=self.core,
+            writer=self.writer,
             store=self.store,
-            ledger=self.ledger,
             tpm=tpm,
             commit=self.ledger.write,
         )
@@ -123,7 +124,6 @@ class SimulatedHost:
             pid=1000 + number,
             start_ticks=number,
             bundle=f"/bundles/{name}",
-            slot=self.core.take_slot(),
             started=clock.now(),
             state="running",
             owners=owner_keys(config, self.root / "owners"),
@@ -141,11 +141,11 @@ class SimulatedHost:
             },
             {"type": "config", "config": measured},
         ]
-        records = self.core.register(note, secret, contents, note.started)
         if write:
-            self.store.create(note, secret)
-            self.ledger.add(number, records)
-            self.ledger.write()
+            self.writer.begin(note, secret, contents)
+            self.writer.write()
+        else:
+            self.core.register(note, secret, contents, note.started)
         return number
 
     def run(self, number: int, path: bytes, content: bytes, *, line: int | None = None) -> None:
@@ -153,14 +153,12 @@ class SimulatedHost:
         container = self.core.get(number)
         assert container is not None
         event = replace(event_of(number, path, content), mntns=container.note.mntns)
-        record = self.core.measure(event, line, clock.now())
-        if record is not None:
-            self.ledger.add(number, [record])
+        self.writer.measure(event, line, clock.now())
 
     def end(self, number: int) -> None:
         """End a container."""
-        self.ledger.add(number, [self.core.end(number, "deleted", clock.now(), clock.since_boot())])
-        self.ledger.write()
+        self.writer.end(number, "deleted")
+        self.writer.write()
 
     # -- a verifier's side --------------------------------------------------------------------
 

@@ -20,9 +20,10 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from cima_runc.agent.core import BoundRegister, Container, Core
+from cima_runc.agent.core import BoundRegister
 from cima_runc.agent.host_log import HostLog, HostPrefix
-from cima_runc.agent.ledger import Ledger
+from cima_runc.agent.index import Container
+from cima_runc.agent.writer import Writer
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.config import Settings
@@ -117,17 +118,15 @@ class Attester:
         self,
         *,
         settings: Settings,
-        core: Core,
+        writer: Writer,
         store: Store,
-        ledger: Ledger,
         tpm: Tpm | None,
         commit: Callable[[], None],
     ) -> None:
         """``commit`` makes records of all that has happened and makes them durable."""
         self._settings = settings
-        self._core = core
+        self._writer = writer
         self._store = store
-        self._ledger = ledger
         self._tpm = tpm
         self._commit = commit
         self._ak: AttestationKey | None = None
@@ -248,21 +247,21 @@ class Attester:
         quoted = self._quote(root, with_host)
         public = self.attestation_key().public
         for (one, container), place in zip(found, places, strict=True):
-            bound = self._core.bound(container)
+            bound = self._writer.bound(container)
             relied_on = self._dependencies_of(container)
             one.answer.set_result(
                 Answer(one.request, container, bound, quoted, place, public, relied_on)
             )
 
     def _container(self, one: _Waiting) -> Container:
-        container = self._core.latest(one.request.container)
+        container = self._writer.latest(one.request.container)
         if one.anybody:
             if container is None or not container.note.owners or one.request.host == "full":
                 raise NotForYouError
         elif container is None:
-            notes = (some.note for some in self._core.containers)
+            notes = (some.note for some in self._writer.containers)
             number = find_note(notes, one.request.container).registration
-            container = self._core.get(number)
+            container = self._writer.get(number)
             assert container is not None
         if one.request.since > container.partition.count:
             raise AttestError(f"the container has {container.partition.count} records only")
@@ -271,11 +270,11 @@ class Attester:
 
     def _dependencies_of(self, container: Container) -> tuple[Container, BoundRegister] | None:
         number = container.note.dependencies
-        found = None if number is None else self._core.get(number)
+        found = None if number is None else self._writer.get(number)
         if found is None:
             return None
         copy = Container(found.note, found.secret, found.partition)
-        return copy, self._core.bound(found)
+        return copy, self._writer.bound(found)
 
     def _quote(self, qualifying: bytes, with_host: bool) -> Quoted:
         settings = self._settings
@@ -283,7 +282,7 @@ class Attester:
         if with_host:
             pcrs.add(settings.ima.host_pcr)
         for _ in range(_ATTEMPTS):
-            bind = self._ledger.bound()
+            bind = self._writer.bind_now()
             made = self._signed(sorted(pcrs), qualifying)
             values = self.tpm.read_pcrs(sorted(pcrs))
             digest = made.body.pcr_digest
@@ -297,7 +296,7 @@ class Attester:
                 joined = b"".join(values[pcr] for pcr in sorted(pcrs))
                 if hashlib.sha256(joined).digest() == digest:
                     ordered = {pcr: values[pcr] for pcr in sorted(pcrs)}
-                    return Quoted(made, ordered, bind, self._ledger.journal_state, prefix)
+                    return Quoted(made, ordered, bind, self._writer.journal_state, prefix)
         raise AttestError(
             "the PCRs do not stand still for a quote, or the kernel's log does not explain them",
             hint="ask again; see cima status",

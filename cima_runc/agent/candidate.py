@@ -12,7 +12,7 @@ from cima_runc.agent.dependencies import Dependencies, Look
 from cima_runc.agent.process import PROC, ContainerProcess, examine
 from cima_runc.base import limits
 from cima_runc.base.bounded import read_bounded
-from cima_runc.config import RootfsSettings
+from cima_runc.config import RootfsSettings, Settings
 from cima_runc.measure.bundle import (
     BundleError,
     cgroups_path,
@@ -25,6 +25,9 @@ from cima_runc.measure.overlay import RootFilesystem, fuse_overlayfs_commands, r
 from cima_runc.measure.rootfs import Store as RootfsStore
 from cima_runc.measure.rootfs import deadline, measure
 from cima_runc.runtime.hook_state import HookState, parse_hook_state
+
+_REGISTER_SECONDS = 5
+"""Of a hook's time, what is kept for the rest when a root filesystem is measured."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,30 @@ class Candidate:
         """Let go of the process and of files."""
         self.process.close()
         self.look.close()
+
+
+class Looker:
+    """Looks at containers that want to start; for any thread."""
+
+    def __init__(self, settings: Settings, store: RootfsStore, dependencies: Dependencies) -> None:
+        self._settings = settings
+        self._store = store
+        self._dependencies = dependencies
+
+    @property
+    def seconds(self) -> float:
+        """How long a container may be looked at before it is registered."""
+        return max(self._settings.shim.hook_timeout_seconds - _REGISTER_SECONDS, 1)
+
+    def look_at(self, hook_state: bytes) -> Candidate:
+        """Look at the container of this hook state.
+
+        Raises:
+            CimaError: it is not what the hook says, or cannot be measured; it must not start.
+        """
+        return look_at(
+            hook_state, self._settings.rootfs, self._store, self._dependencies, self.seconds
+        )
 
 
 def look_at(

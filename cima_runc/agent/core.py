@@ -4,11 +4,11 @@ It knows every registered container of this boot, its partition, and the tree th
 """
 
 import os
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cima_runc.agent.index import Container, Index
 from cima_runc.base.errors import CimaError
 from cima_runc.config import LimitSettings
 from cima_runc.cpcr.binding import Bind
@@ -18,7 +18,7 @@ from cima_runc.ml import contents
 from cima_runc.ml.contents import Content
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import Record
-from cima_runc.ml.store import ContainerNote, State
+from cima_runc.ml.store import ContainerNote
 from cima_runc.sensor.events import SHA256, Event
 
 _LINE = 512
@@ -29,21 +29,6 @@ SENSOR_DROPPED = "the sensor dropped events"
 
 class CoreError(CimaError):
     """The container cannot be registered, or is not known."""
-
-
-@dataclass
-class Container:
-    """A registered container."""
-
-    note: ContainerNote
-    secret: bytes
-    partition: Partition
-    dropped: int = 0
-    """Events of it that the sensor dropped, as far as they are recorded."""
-    size: int = 0
-    """Bytes of its files' records on disk, about, since this agent started."""
-    full: bool = False
-    """Whether it has reached a limit of its own, and is measured no further."""
 
 
 @dataclass(frozen=True)
@@ -74,103 +59,82 @@ class Core:
         self.missing = missing
         self._limits = limits
         self._tree = tree
-        self._containers: dict[int, Container] = {}
-        self._running: dict[int, Container] = {}
-        self._changed: set[int] = set()
-        self._latest: dict[str, int] = {}
-        self._ended: deque[int] = deque()
+        self._index = Index()
 
     @property
     def containers(self) -> Iterable[Container]:
         """All containers of this boot, in order of registration."""
-        return self._containers.values()
+        return iter(self._index)
 
     @property
     def changed(self) -> bool:
         """Whether a register has changed since the last bind."""
-        return bool(self._changed)
+        return bool(self._index.changed)
 
     @property
     def root(self) -> bytes:
         """The tree's root as of the last bind, or with a slot given back since."""
         return self._tree.root
 
-    def take_slot(self, slot: int | None = None) -> int:
-        """Take a slot of the tree for a container that is about to be registered."""
-        return self._tree.take(slot)
-
-    def give_slot(self, slot: int) -> None:
-        """Give back a slot that no container came to hold."""
-        self._tree.free(slot)
-
     def get(self, registration: int) -> Container | None:
         """Return a container by its registration number."""
-        return self._containers.get(registration)
+        return self._index.get(registration)
 
     def latest(self, container_id: str) -> Container | None:
         """Return the latest registration of exactly this id, ended or not."""
-        return self._containers.get(self._latest.get(container_id, -1))
+        return self._index.ids.latest(container_id)
 
     def live(self, container_id: str, bundle: str) -> Container | None:
         """Return the container of this id and bundle that has not ended, None without one."""
-        for container in reversed(self._running.values()):
-            if (container.note.id, container.note.bundle) == (container_id, bundle):
-                return container
-        return None
+        return self._index.living.latest((container_id, bundle))
+
+    def in_namespace(self, mntns: int) -> Container | None:
+        """Return the container with this mount namespace that has not ended."""
+        return self._index.namespaces.latest(mntns)
+
+    def count_of(self, uid: int) -> int:
+        """Return how many registrations are this user's."""
+        return self._index.users.count(uid)
 
     def register(
         self, note: ContainerNote, secret: bytes, first: Sequence[Content], time: str
-    ) -> list[Record]:
+    ) -> tuple[ContainerNote, list[Record]]:
         """Begin a container's partition with ``first``: its registration, its configuration.
+
+        Returns its note with the slot that it was given, and its first records.
 
         Raises:
             CoreError: its mount namespace is that of a container that has not ended.
             RecordError: a content has no canonical form.
         """
-        for other in self._running.values():
-            if other.note.mntns == note.mntns and other.note.kind == note.kind == "container":
-                raise CoreError(
-                    f"the mount namespace mnt:[{note.mntns}] belongs to container {other.note.id}"
-                )
+        other = self.in_namespace(note.mntns)
+        if other is not None and note.kind == "container":
+            raise CoreError(
+                f"the mount namespace mnt:[{note.mntns}] belongs to container {other.note.id}"
+            )
         partition = Partition(note.id)
         meta = self._meta({"time": time, "pid": note.pid})
         records = [partition.add(content, meta) for content in first]
-        self.restore(Container(note, secret, partition))
-        return records
+        note = note.model_copy(update={"slot": self._tree.take()})
+        self._index.add(Container(note, secret, partition))
+        return note, records
 
     def restore(self, container: Container) -> None:
-        """Take in a container with the records that it has already; its slot must be taken."""
-        number = container.note.registration
-        self._containers[number] = container
-        self._latest[container.note.id] = number
-        self._changed.add(number)
-        if container.note.state == "stopped":
-            self._ended.append(number)
-        else:
-            self._running[number] = container
+        """Take in a container with the slot and the records that it has already."""
+        self._tree.take(container.note.slot)
+        self._index.add(container)
 
-    def forget_ended(self, until: int) -> int:
-        """Drop the containers that had ended ``until`` then, return how many.
+    def ended_before(self, until: int) -> list[int]:
+        """Return the registrations that had ended ``until`` then.
 
         ``until`` is in nanoseconds since boot: a wall clock may jump.
         """
-        count = 0
-        while self._ended:
-            container = self._containers[self._ended[0]]
-            if (container.note.ended_ns or 0) > until:
-                break
-            self.forget(self._ended.popleft())
-            count += 1
-        return count
+        ended = self._index.states.all("stopped")
+        return [one.number for one in ended if (one.note.ended_ns or 0) <= until]
 
     def forget(self, registration: int) -> None:
         """Drop a container and give its slot back."""
-        container = self._containers.pop(registration)
-        self._running.pop(registration, None)
-        self._changed.discard(registration)
-        if self._latest.get(container.note.id) == registration:
-            del self._latest[container.note.id]
-        self._tree.free(container.note.slot)
+        self._tree.free(self._index.remove(registration).note.slot)
 
     def measure(self, event: Event, line: int | None, time: str) -> Record | None:
         """Measure what the sensor saw; None where the container has that file already.
@@ -183,7 +147,7 @@ class Core:
         Raises:
             CoreError: the container is not known, or has ended.
         """
-        container = self._containers.get(event.registration)
+        container = self._index.get(event.registration)
         if container is None:
             raise CoreError(f"an event of registration {event.registration}, which is not known")
         partition = container.partition
@@ -202,7 +166,7 @@ class Core:
         if reason := self._over_limit(container, event):
             container.full = True
             return self.lost(event.registration, None, reason, time)
-        self._changed.add(event.registration)
+        self._index.touch(event.registration)
         if file is None:
             return partition.add(_violation(event), self._meta(meta))
         return partition.add_file(*file, event.mntns, func, self._meta(meta))
@@ -222,31 +186,28 @@ class Core:
         Raises:
             RecordError: the content has no canonical form.
         """
-        partition = self._containers[registration].partition
-        record = partition.add(content, self._meta({"time": time}))
-        self._changed.add(registration)
+        record = self._index[registration].partition.add(content, self._meta({"time": time}))
+        self._index.touch(registration)
         return record
 
     def add_file(
         self, registration: int, digest: bytes, path: bytes, *, func: Func, line: int, time: str
     ) -> Record | None:
         """Record a file that the kernel's log has at ``line``; None where it is there already."""
-        container = self._containers[registration]
+        container = self._index[registration]
         if container.partition.has_file(digest, path, func):
             return None
-        self._changed.add(registration)
+        self._index.touch(registration)
         meta = self._meta({"time": time, "ima_line": line})
         return container.partition.add_file(digest, path, container.note.mntns, func, meta)
 
     def lost(self, registration: int, count: int | None, reason: str, time: str) -> Record:
         """Record that ``count`` events (None: nobody knows how many) never arrived."""
-        self._changed.add(registration)
-        content = contents.Lost(count=count, reason=reason)
-        return self._containers[registration].partition.add(content, self._meta({"time": time}))
+        return self.add(registration, contents.Lost(count=count, reason=reason), time)
 
     def dropped(self, registration: int, count: int, time: str) -> Record:
         """Record that the sensor dropped ``count`` more events of a container."""
-        self._containers[registration].dropped += count
+        self._index[registration].dropped += count
         return self.lost(registration, count, SENSOR_DROPPED, time)
 
     def end(self, registration: int, reason: str, time: str, since_boot: int) -> Record:
@@ -254,36 +215,28 @@ class Core:
 
         ``since_boot`` is the same time in nanoseconds since boot.
         """
-        self._changed.add(registration)
-        container = self._containers[registration]
-        record = container.partition.add(contents.Exit(reason=reason), self._meta({"time": time}))
-        changes = {"state": "stopped", "ended": time, "ended_ns": since_boot}
-        container.note = container.note.model_copy(update=changes)
-        self._running.pop(registration, None)
-        self._ended.append(registration)
+        record = self.add(registration, contents.Exit(reason=reason), time)
+        self._index.update(registration, state="stopped", ended=time, ended_ns=since_boot)
         return record
 
-    def set_state(self, registration: int, state: State) -> ContainerNote:
-        """Change the state of a container that goes on, and return its note."""
-        container = self._containers[registration]
-        container.note = container.note.model_copy(update={"state": state})
-        return container.note
+    def update(self, registration: int, **changes: Any) -> ContainerNote:
+        """Change fields of a container's note, and return the note."""
+        return self._index.update(registration, **changes)
 
     def next_bind(self, seq: int, history: bytes) -> Bind:
         """Bring the tree up to date and return the bind ``seq`` of its root."""
-        for registration in self._changed:
-            container = self._containers[registration]
+        for container in self._index.changed.values():
             partition = container.partition
             self._tree.set(
                 container.note.slot,
                 leaf_hash(container.secret, partition.cpcr, partition.count),
             )
-        self._changed.clear()
+        self._index.unchanged()
         return Bind(seq, self._tree.root, history)
 
     def bound(self, container: Container) -> BoundRegister:
         """Return the container's register and its place in the tree, after :meth:`next_bind`."""
-        if container.note.registration in self._changed:
+        if container.number in self._index.changed:
             raise ValueError("the register has changed since the last bind")
         partition, slot = container.partition, container.note.slot
         leaf = leaf_hash(container.secret, partition.cpcr, partition.count)

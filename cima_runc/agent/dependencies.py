@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from cima_runc.agent.core import Container, Core
-from cima_runc.agent.ledger import Ledger
+from cima_runc.agent.index import Container
+from cima_runc.agent.writer import Writer
 from cima_runc.base import clock
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
@@ -30,7 +31,7 @@ from cima_runc.measure.known_digests import KnownDigests
 from cima_runc.ml import contents
 from cima_runc.ml.contents import Content, ServicePath, ServicesRegister, Unmeasured
 from cima_runc.ml.records import CIMA, Record, digest_of
-from cima_runc.ml.store import ContainerNote, Store
+from cima_runc.ml.store import ContainerNote
 
 _log = logging.getLogger(__name__)
 
@@ -90,24 +91,21 @@ class Dependencies:
         *,
         boot_id: str,
         host_pcr: int,
-        core: Core,
-        store: Store,
-        ledger: Ledger,
+        writer: Writer,
+        digests: Path,
         kernel_log: KernelLog | None,
         new_number: Callable[[], int],
         new_secret: Callable[[], bytes],
     ) -> None:
         self._boot_id = boot_id
         self._host_pcr = host_pcr
-        self._core = core
-        self._store = store
-        self._ledger = ledger
+        self._writer = writer
         self._kernel_log = kernel_log
         self._new_number = new_number
         self._new_secret = new_secret
         self._finder = Finder()
         self._by_key: dict[_Known, _Kept] = {}
-        self._digests = KnownDigests(store.root / "digests.json", boot_id)
+        self._digests = KnownDigests(digests, boot_id)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dependencies")
         self._hashed: deque[_Hashed] = deque()
         self._running = 0
@@ -200,7 +198,7 @@ class Dependencies:
             self._look_up_again(kept)
 
     def collect(self) -> None:
-        """Make records of what was hashed meanwhile; :meth:`Ledger.write` makes them durable."""
+        """Make records of what was hashed meanwhile; :meth:`Writer.write` makes them durable."""
         if self._hashed and self._kernel_log is not None:
             # The service reports a log that cannot be read; for us it has no line then.
             with suppress(CimaError, OSError):
@@ -232,7 +230,6 @@ class Dependencies:
             pid=0,
             start_ticks=0,
             bundle="",
-            slot=self._core.take_slot(),
             started=now,
             state="running",
             kind="dependencies",
@@ -246,21 +243,9 @@ class Dependencies:
                 ServicePath(role=role, path_hex=path, path=printable(path))
                 for role, path in sorted(chain.key)
             ),
-            missing=self._core.missing,
+            missing=self._writer.missing,
         )
-        secret = self._new_secret()
-        try:
-            records = self._core.register(note, secret, [register], now)
-        except BaseException:
-            self._core.give_slot(note.slot)
-            raise
-        try:
-            self._store.create(note, secret)
-        except BaseException:
-            self._core.forget(number)
-            self._store.discard(number)
-            raise
-        self._ledger.add(number, records)
+        self._writer.begin(note, self._new_secret(), [register])
         kept = self._by_key[chain.key] = _Kept(number)
         _log.info("%s: %d services", note.id, len(chain.services))
         self._add(kept, _library())
@@ -340,11 +325,7 @@ class Dependencies:
             line = log.line_of(digest, path[1:], self._host_pcr)
         if line is None:
             return False
-        record = self._core.add_file(
-            kept.number, digest, path, func=func, line=line, time=clock.now()
-        )
-        if record is not None:
-            self._ledger.add(kept.number, [record])
+        self._writer.add_file(kept.number, digest, path, func=func, line=line)
         return True
 
     def _look_up_again(self, kept: _Kept) -> None:
@@ -364,7 +345,7 @@ class Dependencies:
         digest = digest_of(CIMA, content.to_json())
         if digest not in kept.contents:
             kept.contents.add(digest)
-            self._ledger.add(kept.number, [self._core.add(kept.number, content, clock.now())])
+            self._writer.add(kept.number, content)
 
 
 def failed(reason: str) -> Unmeasured:

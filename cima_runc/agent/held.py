@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cima_runc.base.text import printable
+from cima_runc.runtime.hook_state import parse_hook_state
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +33,15 @@ class Held:
 
     def __contains__(self, container: tuple[str, str]) -> bool:
         return container in self._held
+
+    def names(self, hook_state: bytes) -> bool:
+        """Whether the container that a hook names is held.
+
+        Raises:
+            CimaError: it is not a hook's state.
+        """
+        state = parse_hook_state(hook_state)
+        return (state.id, state.bundle) in self._held
 
     def begin(self) -> None:
         """Show hooks from now on what is held."""

@@ -64,6 +64,10 @@ class Ledger:
         if records:
             self._unwritten.setdefault(registration, []).extend(records)
 
+    def drop(self, registration: int) -> None:
+        """Forget what is queued of a container that is being removed."""
+        self._unwritten.pop(registration, None)
+
     def write(self) -> None:
         """Make every queued record durable.
 

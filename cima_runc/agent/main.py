@@ -1,4 +1,4 @@
-"""``cima-agent``: the process. Sockets, timers and signals around :class:`Service`."""
+"""``cima-agent``: the process. Sockets, timers and signals around the rooms."""
 
 import argparse
 import asyncio
@@ -13,26 +13,21 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from cima_runc.agent import enrolment, held
-from cima_runc.agent.attester import Attester
 from cima_runc.agent.bundles import BundleServer
-from cima_runc.agent.core import Core
-from cima_runc.agent.ledger import Ledger
 from cima_runc.agent.listener import Listener
 from cima_runc.agent.request import REQUEST_SECONDS, peer_uid, read_request, refusal
-from cima_runc.agent.service import Service
+from cima_runc.agent.rooms import Rooms, WriterThread, open_rooms
 from cima_runc.agent.sources import Sources, SourcesMissingError, open_sources
 from cima_runc.agent.users import UserServer
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.config import Settings, load_settings
-from cima_runc.cpcr.journal import Journal
-from cima_runc.cpcr.tree import Tree
 from cima_runc.evidence.enrolment import Challenge, parse
 from cima_runc.evidence.models import Request, parse_request
 from cima_runc.ml.listing import boot_id
@@ -46,7 +41,6 @@ if TYPE_CHECKING:
     from cima_runc.agent.https import HttpsEndpoint
 
 _log = logging.getLogger("cima-agent")
-_T = TypeVar("_T")
 
 _NOTICES = frozenset({"poststart", "poststop"})
 """Requests that tell of what has happened: they are answered before their records are durable.
@@ -77,48 +71,31 @@ class Agent:
         self._sources = sources
         self._hooks_dir = hooks_dir
         self._loop = asyncio.get_running_loop()
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
         self._lookers = ThreadPoolExecutor(max_workers=_LOOKERS, thread_name_prefix="looker")
         self._commit_due = False
         self._reading = False
         self._dying: set[int] = set()
         self._gathering = False
         self._answering: set[asyncio.Task[None]] = set()
-        boot = boot_id()
         store.prepare()
-        core = Core(Tree(), sources.missing, settings.limits)
-        self._ledger = Ledger(
-            core, store, Journal.open(store.journal_path(boot)), sources.tpm, settings.tpm.pcr
-        )
-        self.service = Service(
+        rooms, self._lobby = open_rooms(
             settings=settings,
-            boot_id=boot,
+            boot_id=boot_id(),
             hooks_dir=hooks_dir,
-            core=core,
             store=store,
-            ledger=self._ledger,
-            sensor=sources.sensor,
-            kernel_log=sources.kernel_log,
-            tpm=sources.tpm,
-            on_process=self._watch_process,
+            sources=sources,
             held_dir=Path(settings.shim.socket + held.SUFFIX),
+            on_process=self._watch_process,
             on_progress=lambda: _notify("WATCHDOG=1"),
         )
-        self.attester = Attester(
-            settings=settings,
-            core=core,
-            store=store,
-            ledger=self._ledger,
-            tpm=sources.tpm,
-            commit=lambda: self.service.commit(bind=False),
-        )
+        self._writer = WriterThread(rooms)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, stop.set)
-        await self._submit(self.service.take_over)
+        await self._writer.submit(Rooms.take_over)
         self._read_sensor()
         listener = Listener(self._settings.shim.socket)
         # Not start_unix_server: from 3.13 on that removes the socket's file, whose ever it is.
@@ -128,7 +105,7 @@ class Agent:
         https = self._open_https()
         bundles = BundleServer(self._settings.shim.socket, self._hooks_dir)
         bundles.start()
-        users = UserServer(self._settings, self.service, self._submit)
+        users = UserServer(self._settings, self._lobby.looker.seconds, self._writer.submit)
         await users.start()
         _notify("READY=1")
         _log.info("ready on %s", self._settings.shim.socket)
@@ -152,7 +129,7 @@ class Agent:
             await asyncio.wait_for(
                 asyncio.gather(*self._answering, return_exceptions=True), REQUEST_SECONDS
             )
-        await self._submit(lambda: self.service.commit(bind=True))
+        await self._writer.submit(lambda rooms: rooms.commit(bind=True))
         self._writer.shutdown()
 
     async def attest(self, request: Request, *, anybody: bool) -> bytes:
@@ -162,20 +139,20 @@ class Agent:
             CimaError, OSError: there is none.
         """
         await self._settle()
-        waiting = self.attester.ask(request, anybody=anybody)
+        waiting = self._lobby.attester.ask(request, anybody=anybody)
         if not self._gathering:
             self._gathering = True
             self._loop.call_later(_GATHER_SECONDS, self._serve_gathered)
         answer = await asyncio.wrap_future(waiting)
-        evidence = await self._loop.run_in_executor(None, self.attester.assemble, answer)
+        evidence = await self._loop.run_in_executor(None, self._lobby.attester.assemble, answer)
         number, records = answer.container.note.registration, answer.register.count
         with suppress(OSError):
-            await self._submit(lambda: self.service.attested(number, records))
+            await self._writer.submit(lambda rooms: rooms.lifecycle.attested(number, records))
         return evidence
 
     def _serve_gathered(self) -> None:
         self._gathering = False
-        self._loop.run_in_executor(self._writer, self.attester.serve)
+        self._start(self._writer.submit(lambda rooms: rooms.attester.serve()))
 
     def _open_https(self) -> "HttpsEndpoint | None":
         settings = self._settings.attestation.https
@@ -196,16 +173,13 @@ class Agent:
             return await self.attest(parse_request(body), anybody=True)
         if verb not in {"enrolment", "activate"}:
             raise CimaError(f"no such request: {verb}")
-        return await self._submit(lambda: self._handle(verb, body))
+        return await self._writer.submit(lambda rooms: self._handle(rooms, verb, body))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         """Do ``work`` beside all else; a stop of the agent waits for it."""
         task = self._loop.create_task(work)
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
-
-    async def _submit(self, work: Callable[[], _T]) -> _T:
-        return await self._loop.run_in_executor(self._writer, work)
 
     # -- the sensor and the clock -------------------------------------------------------------
 
@@ -235,7 +209,7 @@ class Agent:
     async def _commit(self) -> None:
         bind = self._settings.binding.mode != "quote"
         try:
-            await self._submit(lambda: self.service.commit(bind=bind))
+            await self._writer.submit(lambda rooms: rooms.commit(bind=bind))
         except (CimaError, OSError) as error:
             # Events wait in the sensor's buffer until the next tick looks again.
             _log.error("records wait, the next second tries again: %s", error)
@@ -246,7 +220,7 @@ class Agent:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             await self._commit()
-            await self._submit(self.service.forget_ended)
+            await self._writer.submit(Rooms.forget_ended)
             # The writer has worked since the last time; one that hangs is not told of.
             _notify("WATCHDOG=1")
             for registration in list(self._dying):
@@ -255,11 +229,13 @@ class Agent:
     async def _refresh(self) -> None:
         while True:
             await asyncio.sleep(_REFRESH_SECONDS)
-            dependencies = self.service.dependencies
-            pids = await self._submit(self.service.dependents)
-            looks = await self._loop.run_in_executor(self._lookers, dependencies.look_again, pids)
+            pids = await self._writer.submit(lambda rooms: rooms.lifecycle.dependents())
+            look_again = self._lobby.dependencies.look_again
+            looks = await self._loop.run_in_executor(self._lookers, look_again, pids)
             try:
-                await self._submit(lambda: dependencies.take_again(looks))  # noqa: B023 - awaited here
+                await self._writer.submit(
+                    lambda rooms: rooms.dependencies.take_again(looks)  # noqa: B023 - awaited here
+                )
             except (CimaError, OSError) as error:
                 _log.error("dependencies are not refreshed: %s", error)
 
@@ -267,13 +243,13 @@ class Agent:
         """Remove what is kept no longer."""
         while True:
             try:
-                await self._submit(self.service.retention.apply)
+                await self._writer.submit(lambda rooms: rooms.retention.apply())
             except OSError as error:
                 _log.error("old records are not removed: %s", printable(str(error)))
             await asyncio.sleep(_TIDY_SECONDS)
 
     async def _settle(self) -> None:
-        settle = self.service.dependencies.settle
+        settle = self._lobby.dependencies.settle
         if not await self._loop.run_in_executor(None, settle, _SETTLE_SECONDS):
             _log.warning("files of services are being hashed still")
 
@@ -295,13 +271,13 @@ class Agent:
 
     async def _process_died(self, registration: int) -> None:
         try:
-            await self._submit(lambda: self.service.process_died(registration))
+            await self._writer.submit(lambda rooms: rooms.lifecycle.process_died(registration))
         except CimaError as error:
             _log.error("a container is let go of later: %s", error)
 
     async def _process_ended(self, registration: int) -> None:
         try:
-            if await self._submit(lambda: self.service.process_ended(registration)):
+            if await self._writer.submit(lambda rooms: rooms.lifecycle.process_ended(registration)):
                 self._dying.discard(registration)
         except (CimaError, OSError) as error:
             _log.error("the end of a container waits, the next second tries again: %s", error)
@@ -334,9 +310,9 @@ class Agent:
             if verb == "attest":
                 return "ok", await self.attest(parse_request(body), anybody=False)
             if verb in _NOTICES:
-                if verb == "poststop" and self.service.holds(body):
-                    await self._submit(lambda: self.service.release(body))
-                self.service.note(verb, body)
+                if verb == "poststop" and self._lobby.held.names(body):
+                    await self._writer.submit(lambda rooms: rooms.lifecycle.release_deleted(body))
+                self._lobby.notices.add(verb, body)
                 self._commit_soon()
                 return "ok", b""
             if verb == "prestart":
@@ -344,24 +320,26 @@ class Agent:
                 return "ok", b""
             if verb == "log":
                 await self._settle()
-            answer = await self._submit(lambda: self._handle(verb, body))
+            answer = await self._writer.submit(lambda rooms: self._handle(rooms, verb, body))
         except (CimaError, OSError, asyncio.LimitOverrunError) as error:
             return refusal(verb, error)
         return "ok", answer
 
     async def _register(self, body: bytes) -> None:
-        candidate = await self._loop.run_in_executor(self._lookers, self.service.look_at, body)
-        await self._submit(lambda: self.service.register(candidate))
+        candidate = await self._loop.run_in_executor(
+            self._lookers, self._lobby.looker.look_at, body
+        )
+        await self._writer.submit(lambda rooms: rooms.registration.register(candidate))
 
-    def _handle(self, verb: str, body: bytes) -> bytes:
-        service = self.service
+    def _handle(self, rooms: Rooms, verb: str, body: bytes) -> bytes:
+        asked = rooms.questions
         questions: dict[str, Callable[[bytes], bytes]] = {
-            "ps": lambda _: _json(service.ps()),
-            "status": lambda _: _json(service.status()),
-            "log": service.log,
-            "enrolment": lambda _: _model(enrolment.request(self.attester)),
+            "ps": lambda _: _json(asked.ps()),
+            "status": lambda _: _json(asked.status()),
+            "log": asked.log,
+            "enrolment": lambda _: _model(enrolment.request(rooms.attester)),
             "activate": lambda body: _model(
-                enrolment.answer(self.attester, parse(Challenge, body, "the challenge"))
+                enrolment.answer(rooms.attester, parse(Challenge, body, "the challenge"))
             ),
         }
         if verb not in questions:
@@ -369,7 +347,7 @@ class Agent:
         # What has happened before the question belongs into the answer; where that cannot be
         # written down, the answer says so.
         try:
-            service.commit(bind=self._settings.binding.mode != "quote")
+            rooms.commit(bind=self._settings.binding.mode != "quote")
         except (TpmError, OSError) as error:
             _log.error("before an answer to %s: %s", verb, error)
         return questions[verb](body)

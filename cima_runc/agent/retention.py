@@ -5,7 +5,7 @@ import logging
 import time
 from dataclasses import dataclass
 
-from cima_runc.agent.core import Core
+from cima_runc.agent.writer import Writer
 from cima_runc.base import clock, limits
 from cima_runc.base.durable import AppendFile
 from cima_runc.config import StorageSettings
@@ -61,10 +61,12 @@ def to_remove(stored: list[Stored], *, quota: int, ended_before: str | None) -> 
 class Retention:
     """Keeps the state directory within what the settings say."""
 
-    def __init__(self, settings: StorageSettings, boot_id: str, core: Core, store: Store) -> None:
+    def __init__(
+        self, settings: StorageSettings, boot_id: str, writer: Writer, store: Store
+    ) -> None:
         self._settings = settings
         self._boot_id = boot_id
-        self._core = core
+        self._writer = writer
         self._store = store
         self._path = store.root / REMOVED
         self.size = 0
@@ -85,7 +87,8 @@ class Retention:
         Raises:
             OSError: something could not be removed or written down.
         """
-        stored = list(filter(None, map(self._look_at, self._store.registrations())))
+        found = filter(None, map(self._look_at, self._store.registrations()))
+        stored = sorted(found, key=lambda one: one.note.started)
         days = self._settings.keep_days
         before = clock.at(time.time_ns() - days * _DAY_NS) if days else None
         gone = to_remove(stored, quota=self._settings.quota_mib * limits.MIB, ended_before=before)
@@ -106,7 +109,6 @@ class Retention:
 
     def _remove(self, one: Stored) -> None:
         note = one.note
-        container = self._core.get(note.registration)
         records = sum(1 for _ in self._store.lines(note.registration))
         if note.kind == "container" and note.attested < records:
             line = {
@@ -127,6 +129,4 @@ class Retention:
                 "the records of container %s are removed, and no evidence was given of them all",
                 note.id,
             )
-        if container is not None:
-            self._core.forget(note.registration)
-        self._store.discard(note.registration)
+        self._writer.discard(note.registration)

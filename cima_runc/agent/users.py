@@ -11,13 +11,12 @@ import logging
 import os
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 from cima_runc.agent.request import peer_uid, read_request, refusal
+from cima_runc.agent.rooms import Rooms, Submit
 from cima_runc.agent.rootless import Looks
-from cima_runc.agent.service import Service
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.config import Settings
@@ -25,25 +24,20 @@ from cima_runc.runtime.agent_socket import HEADER, USERS_SUFFIX, frame
 from cima_runc.runtime.shim_settings import SettingsError
 
 _log = logging.getLogger("cima-agent")
-_T = TypeVar("_T")
-
-
-class Submit(Protocol):
-    """Has work done by the agent's one writer."""
-
-    def __call__(self, work: Callable[[], _T]) -> Awaitable[_T]:
-        """Return what ``work`` returns or raises."""
 
 
 class UserServer:
-    """Answers users; ``submit`` has work done by the agent's one writer."""
+    """Answers users."""
 
-    def __init__(self, settings: Settings, service: Service, submit: Submit) -> None:
+    def __init__(self, settings: Settings, look_seconds: float, submit: Submit) -> None:
+        """``look_seconds``: how long a container may be looked at before it is registered.
+
+        ``submit`` has work done by the agent's one writer.
+        """
         self._group = settings.users.group
         self._path = Path(settings.shim.socket + USERS_SUFFIX)
-        self._service = service
         self._submit = submit
-        self._looks = Looks(settings.rootfs.mode, service.look_seconds)
+        self._looks = Looks(settings.rootfs.mode, look_seconds)
         self._connected: Counter[int] = Counter()
         self._server: asyncio.Server | None = None
 
@@ -98,25 +92,24 @@ class UserServer:
             return refusal(what, error)
 
     async def _do(self, verb: str, body: bytes, uid: int) -> bytes:
-        service = self._service
         if verb == "prestart":
             candidate = await self._looks.look_at(body, uid)
-            await self._submit(lambda: service.register(candidate))
+            await self._submit(lambda rooms: rooms.registration.register(candidate))
             return b""
-        done: dict[str, Callable[[], None]] = {
-            "poststart": lambda: service.poststart(body, uid),
-            "poststop": lambda: service.poststop(body, uid),
+        done: dict[str, Callable[[Rooms], None]] = {
+            "poststart": lambda rooms: rooms.lifecycle.poststart(body, uid),
+            "poststop": lambda rooms: rooms.lifecycle.poststop(body, uid),
         }
         if verb in done:
             await self._submit(done[verb])
             return b""
-        asked: dict[str, Callable[[], bytes]] = {
-            "ps": lambda: json.dumps(service.ps(uid)).encode("ascii"),
-            "log": lambda: service.log(body, uid),
+        asked: dict[str, Callable[[Rooms], bytes]] = {
+            "ps": lambda rooms: json.dumps(rooms.questions.ps(uid)).encode("ascii"),
+            "log": lambda rooms: rooms.questions.log(body, uid),
         }
         if verb not in asked:
             raise CimaError(f"no such request of a user's: {verb}")
-        await self._submit(lambda: service.commit(bind=False))
+        await self._submit(lambda rooms: rooms.commit(bind=False))
         return await self._submit(asked[verb])
 
 

@@ -64,8 +64,8 @@ class ContainerNote(BaseModel):
     start_ticks: int
     """When that process started, in clock ticks since boot (proc(5), stat field 22)."""
     bundle: str
-    slot: int
-    """The slot of the container's leaf in the tree."""
+    slot: int = -1
+    """The slot of the container's leaf in the tree; -1 before it is given one."""
     started: str
     """When it was registered, RFC 3339."""
     state: State

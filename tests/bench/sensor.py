@@ -28,9 +28,9 @@ from typing import cast
 CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / "tests")]
 
-from simulated_host import BOOT_ID, simulated_host  # noqa: E402
+from simulated_host import simulated_host  # noqa: E402
 
-from cima_runc.agent.service import Service  # noqa: E402
+from cima_runc.agent.events import Events  # noqa: E402
 from cima_runc.sensor.events import HEADER, SHA256, Event, Func, parse  # noqa: E402
 from cima_runc.sensor.loader import Sensor  # noqa: E402
 from cima_runc.sensor.options import RING_BYTES  # noqa: E402
@@ -152,17 +152,11 @@ def replay(rate: int, seconds: float) -> tuple[int, float]:
         registration = host.start("replayed")
         buffer = Buffer(registration)
         sensor = Replayed(buffer)
-        service = Service(
-            settings=host.settings,
-            boot_id=BOOT_ID,
-            hooks_dir="/hooks",
-            core=host.core,
-            store=host.store,
-            ledger=host.ledger,
+        events = Events(
+            writer=host.writer,
             sensor=cast("Sensor", sensor),
             kernel_log=None,
-            tpm=host.tpm,
-            on_process=lambda *_: None,
+            on_progress=lambda: None,
         )
         before = host.core.get(registration).partition.count  # type: ignore[union-attr]
         forked = multiprocessing.get_context("fork")
@@ -171,7 +165,9 @@ def replay(rate: int, seconds: float) -> tuple[int, float]:
         filling.start()
         used = time.process_time()
         while filling.is_alive() or not sensor.empty:
-            service.commit(bind=True)
+            events.take()
+            events.count_lost()
+            host.writer.bind()
             time.sleep(host.settings.binding.group_ms / 1000)
         used = time.process_time() - used
         dropped = answer.recv()

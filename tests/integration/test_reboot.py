@@ -5,10 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-import pytest
 from simulated_host import simulated_host
 
-from cima_runc.agent import service
 from cima_runc.cpcr import register
 from cima_runc.ml.records import parse_line
 from cima_runc.tpm.swtpm import software_tpm
@@ -19,10 +17,7 @@ from tests.support.simulated_agent import SimulatedAgent, SimulatedKernel
 GOOD = Appraisal(lambda records, reference, policy, dependencies: [], None, b"r" * 32)
 
 
-def test_a_new_boot_begins_anew_and_earlier_partitions_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service, "examine", None)  # the simulated agent's, until the test's end
+def test_a_new_boot_begins_anew_and_earlier_partitions_stay(tmp_path: Path) -> None:
     asked = os.urandom(32)
     with simulated_host(tmp_path) as host:
         number = host.start("before")
@@ -35,15 +30,15 @@ def test_a_new_boot_begins_anew_and_earlier_partitions_stay(
     assert bound > 0
     with software_tpm() as tcti:
         agent = booted(tmp_path / "state", tcti)
-        agent.service.take_over()
+        agent.rooms.take_over()
         assert agent.registers() == {}
-        assert agent.service.ps() == []
+        assert agent.rooms.questions.ps() == []
         again = agent.start("after", 7)
         assert again > living
-        assert agent.journal.state.seq == 1
-        assert agent.journal.state.value == agent.tpm.read_pcrs([12])[12]
+        assert agent.writer.journal_state.seq == 1
+        assert agent.writer.journal_state.value == agent.tpm.read_pcrs([12])[12]
 
-        lines = agent.service.log(b'{"id":"before"}').splitlines()
+        lines = agent.rooms.questions.log(b'{"id":"before"}').splitlines()
         evidence = json.loads(raw)
         measured = [(one["content"], one["digests"]) for one in map(json.loads, lines)]
         shown = [(one["content"], one["digests"]) for one in evidence["owner"]["records"]]
@@ -53,8 +48,8 @@ def test_a_new_boot_begins_anew_and_earlier_partitions_stay(
             value = register.extend(value, parse_line(line).digest)
         assert value.hex() == evidence["owner"]["cpcr"]
         assert verify(raw, wanted, appraisal=GOOD).result.verdict == Verdict.TRUSTED
-        assert agent.service.log(b'{"id":"cut-off"}')
-        agent.service.retention.apply()
+        assert agent.rooms.questions.log(b'{"id":"cut-off"}')
+        agent.rooms.retention.apply()
         assert {number, living, again} <= set(agent.store.registrations())
         agent.tpm.close()
 

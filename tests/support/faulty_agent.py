@@ -136,15 +136,15 @@ def run(job: Job, kernel: Connection, tell: Connection) -> None:
         tell.send(("ack", what, agent.registers()))
         return True if result is None else result
 
-    if attempt("take over", agent.service.take_over):
+    if attempt("take over", agent.rooms.take_over):
         if job.recover:
-            attempt("commit", lambda: agent.service.commit(bind=True))
+            attempt("commit", lambda: agent.rooms.commit(bind=True))
         elif job.endless:
             _live_on(agent, attempt)
         else:
             _live(agent, attempt)
-    agent.ledger.settle() if job.recover else None
-    state = agent.journal.state
+    agent.writer.compare() if job.recover else None
+    state = agent.writer.journal_state
     pcr = agent.tpm.read_pcrs([12])[12].hex() if job.recover else ""
     tell.send(("end", faults.steps, (pcr, state.value.hex() if state.value else None, state.gaps)))
     os._exit(0)
@@ -154,7 +154,7 @@ def _live(agent: SimulatedAgent, attempt: Callable[[str, Callable[[], Any]], Any
     """Two containers, of which one ends."""
 
     def commit() -> None:
-        agent.service.commit(bind=True)
+        agent.rooms.commit(bind=True)
 
     first = attempt("start a", lambda: agent.start("a", 101))
     if first:
@@ -192,7 +192,7 @@ def _live_on(agent: SimulatedAgent, attempt: Callable[[str, Callable[[], Any]], 
                 for number, _ in running.values():
                     agent.kernel("execute", number, b"/bin/%d-%d" % (os.getpid(), turn))
             case "commit":
-                attempt("commit", lambda: agent.service.commit(bind=True))
+                attempt("commit", lambda: agent.rooms.commit(bind=True))
             case "stop" if running:
                 name = random.choice(list(running))
                 attempt("stop", lambda: agent.stop(name, running[name][1]))  # noqa: B023

@@ -12,16 +12,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from cima_runc.agent import service as service_module
 from cima_runc.agent.candidate import Candidate
-from cima_runc.agent.core import Core
 from cima_runc.agent.dependencies import Look
-from cima_runc.agent.ledger import Ledger
 from cima_runc.agent.process import ContainerProcess, ProcessError
-from cima_runc.agent.service import Service
+from cima_runc.agent.rooms import open_rooms
+from cima_runc.agent.sources import Sources
 from cima_runc.config import parse_settings
-from cima_runc.cpcr.journal import Journal
-from cima_runc.cpcr.tree import Tree
 from cima_runc.ml.store import Store
 from cima_runc.runtime.hook_state import HookState
 from cima_runc.sensor.events import Event
@@ -208,23 +204,18 @@ class SimulatedAgent:
         self.store = Store(self.root)
         self.store.lock()
         self.store.prepare()
-        self.core = Core(Tree())
-        self.journal = Journal.open(self.store.journal_path(self.boot_id))
-        self.ledger = Ledger(self.core, self.store, self.journal, self.tpm, settings.tpm.pcr)
-        service_module.examine = self._examine  # type: ignore[assignment]
-        self.service = Service(
+        self.rooms, _ = open_rooms(
             settings=settings,
             boot_id=self.boot_id,
             hooks_dir="/hooks",
-            core=self.core,
             store=self.store,
-            ledger=self.ledger,
-            sensor=SimulatedSensor(self.kernel),  # type: ignore[arg-type]
-            kernel_log=None,
-            tpm=self.tpm,
+            sources=Sources(None, SimulatedSensor(self.kernel), self.tpm),  # type: ignore[arg-type]
+            held_dir=None,
             on_process=lambda registration, pidfd: None,
             on_progress=lambda: None,
+            examine=self._examine,
         )
+        self.writer = self.rooms.writer
 
     def _examine(
         self, pid: int, container_id: str, cgroup: str | None, *, needs_cgroup: bool = True
@@ -251,19 +242,21 @@ class SimulatedAgent:
         config = {"process": {"args": ["/bin/sh"]}}
         rootfs = {"type": "rootfs", "mode": "off"}
         look = Look(error="not looked for")
-        self.service.register(Candidate(state, config, process, rootfs, look))
-        container = self.core.live(name, state.bundle)
+        self.rooms.registration.register(Candidate(state, config, process, rootfs, look))
+        container = self.writer.live(name, state.bundle)
         assert container is not None
         return container.note.registration
 
     def stop(self, name: str, pid: int) -> None:
         """A container's end, as its poststop hook tells of it."""
         self.kernel("exit", pid)
-        self.service.poststop(json.dumps({"id": name, "bundle": f"/bundles/{name}"}).encode())
+        self.rooms.lifecycle.poststop(
+            json.dumps({"id": name, "bundle": f"/bundles/{name}"}).encode()
+        )
 
     def registers(self) -> dict[int, tuple[int, str]]:
         """Count and cPCR of each container."""
         return {
             one.note.registration: (one.partition.count, one.partition.cpcr.hex())
-            for one in self.core.containers
+            for one in self.writer.containers
         }

@@ -38,12 +38,11 @@ def registered(core: Core, registration: int, container_id: str | None = None) -
         pid=3,
         start_ticks=4,
         bundle=f"/bundle{registration}",
-        slot=core.take_slot(),
         started="now",
         state="created",
     )
     contents = [{"type": "register"}, {"type": "config", "config": {}}]
-    return core.register(note, bytes([registration]) * 32, contents, "now")
+    return core.register(note, bytes([registration]) * 32, contents, "now")[1]
 
 
 def test_events_go_to_the_registration_that_they_name() -> None:

@@ -8,9 +8,11 @@ import pytest
 from support import process_tree as tree
 from support.ima_log import WrittenLog
 
-from cima_runc.agent.core import Container, Core
+from cima_runc.agent.core import Core
 from cima_runc.agent.dependencies import Dependencies
+from cima_runc.agent.index import Container
 from cima_runc.agent.ledger import Ledger
+from cima_runc.agent.writer import Writer
 from cima_runc.cpcr.journal import Journal
 from cima_runc.cpcr.tree import Tree
 from cima_runc.ima.template import Func, unpack_cima_ng
@@ -30,14 +32,14 @@ class Agent:
         self.store.prepare()
         self.core = Core(Tree())
         journal = Journal.open(self.store.journal_path("boot"))
-        self.ledger = Ledger(self.core, self.store, journal, None, 12)
+        ledger = Ledger(self.core, self.store, journal, None, 12)
+        self.writer = Writer(self.core, ledger, self.store, lambda registration: None)
         self._next = max(self.store.registrations(), default=0)
         self.dependencies = Dependencies(
             boot_id="boot",
             host_pcr=HOST,
-            core=self.core,
-            store=self.store,
-            ledger=self.ledger,
+            writer=self.writer,
+            digests=self.store.root / "digests.json",
             kernel_log=log.log if log else None,
             new_number=self._number,
             new_secret=lambda: os.urandom(32),
@@ -56,7 +58,7 @@ class Agent:
     def settle(self) -> None:
         assert self.dependencies.settle(60)
         self.dependencies.collect()
-        self.ledger.write()
+        self.writer.write()
 
     def look_again(self, number: int, pid: int) -> None:
         self.dependencies.take_again(self.dependencies.look_again({number: pid}))
@@ -67,8 +69,7 @@ class Agent:
             note = self.store.read_note(number)
             partition = Partition.restore(note.id, self.store.records(number))
             container = Container(note, self.store.read_secret(number), partition)
-            self.core.take_slot(note.slot)
-            self.core.restore(container)
+            self.writer.restore(container)
             self.dependencies.restore(container, self.store.records(number))
 
     def records(self, number: int) -> list[Record]:

@@ -1,10 +1,14 @@
 import json
 from pathlib import Path
 
-from cima_runc.agent.core import Container, Core
+from cima_runc.agent.core import Core
+from cima_runc.agent.index import Container
+from cima_runc.agent.ledger import Ledger
 from cima_runc.agent.retention import Retention, Stored, to_remove
+from cima_runc.agent.writer import Writer
 from cima_runc.base import clock
 from cima_runc.config import StorageSettings
+from cima_runc.cpcr.journal import Journal
 from cima_runc.cpcr.tree import Tree
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.store import ContainerNote, Store
@@ -74,6 +78,9 @@ class Host:
         self.store = Store(root)
         self.store.prepare()
         self.core = Core(Tree())
+        journal = Journal.open(self.store.journal_path("this"))
+        ledger = Ledger(self.core, self.store, journal, None, 12)
+        self.writer = Writer(self.core, ledger, self.store, lambda registration: None)
 
     def stored(self, note: ContainerNote, records: int = 4) -> None:
         self.store.create(note, bytes(32))
@@ -83,11 +90,10 @@ class Host:
         self.store.sync()
         self.store.close_partition(note.registration)
         if note.boot_id == "this":
-            self.core.take_slot(note.slot)
-            self.core.restore(Container(note, bytes(32), partition))
+            self.writer.restore(Container(note, bytes(32), partition))
 
     def apply(self, **settings: int) -> Retention:
-        made = Retention(StorageSettings(**settings), "this", self.core, self.store)
+        made = Retention(StorageSettings(**settings), "this", self.writer, self.store)
         made.apply()
         return made
 
@@ -132,3 +138,16 @@ def test_age(tmp_path: Path) -> None:
     assert host.store.registrations() == [1, 2]
     host.apply(keep_days=30)
     assert host.store.registrations() == [2]
+
+
+def test_what_is_removed_is_not_looked_for_later(tmp_path: Path) -> None:
+    host = Host(tmp_path / "state")
+    for number in range(1, 10):
+        host.stored(a_note(number, state="running", ended=None), records=1)
+        host.writer.end(number, "ended")
+    host.writer.write()
+    host.apply(quota_mib=1)
+    assert 0 < len(host.store.registrations()) < 9
+    host.writer.forget_ended(clock.since_boot())
+    host.writer.write()
+    assert list(host.core.containers) == []

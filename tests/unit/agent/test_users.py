@@ -1,6 +1,5 @@
 import asyncio
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -14,8 +13,7 @@ def start_and_stop(tmp_path: Path, **users: str) -> list[tuple[str, int]]:
 
     async def run() -> list[tuple[str, int]]:
         settings = parse_settings({"socket": f"{tmp_path}/agent.sock", "users": users})
-        service = SimpleNamespace(look_seconds=1)
-        server = UserServer(settings, service, None)  # type: ignore[arg-type]
+        server = UserServer(settings, 1, None)  # type: ignore[arg-type]
         await server.start()
         found = [(path.name, path.stat().st_mode & 0o777) for path in tmp_path.iterdir()]
         server.stop()

@@ -1,0 +1,187 @@
+"""Lifecycle: from a container's registration to its end, as hooks and the kernel tell of it."""
+
+import logging
+from collections.abc import Callable
+
+from cima_runc.agent.events import Events
+from cima_runc.agent.held import Held
+from cima_runc.agent.index import Container
+from cima_runc.agent.notices import Notices
+from cima_runc.agent.process import ContainerProcess
+from cima_runc.agent.writer import Writer
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
+from cima_runc.ml.store import ContainerNote
+from cima_runc.runtime.hook_state import parse_hook_state, qualified
+from cima_runc.sensor.loader import Sensor
+
+_log = logging.getLogger(__name__)
+
+
+class LifecycleError(CimaError):
+    """A container has not ended that is said to have."""
+
+
+class Lifecycle:
+    """Holds containers' first processes and records their ends; for the writer's thread."""
+
+    def __init__(
+        self,
+        *,
+        writer: Writer,
+        events: Events,
+        sensor: Sensor | None,
+        held: Held,
+        notices: Notices,
+        on_process: Callable[[int, int], None],
+    ) -> None:
+        """``on_process(registration, pidfd)`` is told of each container's first process."""
+        self._writer = writer
+        self._events = events
+        self._sensor = sensor
+        self._held = held
+        self._notices = notices
+        self._on_process = on_process
+        self._processes: dict[int, ContainerProcess] = {}
+        self._released: dict[int, int] = {}
+
+    # -- what hooks tell ----------------------------------------------------------------------
+
+    def take_notices(self) -> None:
+        """Heed what hooks have told of without waiting; what goes wrong with one is logged."""
+        while notice := self._notices.take():
+            verb, body = notice
+            try:
+                if verb == "poststart":
+                    self.poststart(body)
+                else:
+                    self.poststop(body)
+            except (CimaError, OSError) as error:
+                _log.error("%s failed: %s", verb, printable(str(error)))
+
+    def poststart(self, body: bytes, uid: int = 0) -> None:
+        """Note that the container, which is the user's, runs."""
+        container = self._of_hook(body, uid)
+        if container is not None and container.note.state == "created":
+            self._writer.update(container.number, state="running")
+
+    def release_deleted(self, body: bytes) -> None:
+        """Let go of a container that was deleted: its runtime goes on once its file systems can."""
+        container = self._of_hook(body)
+        if container is not None:
+            self._release(container)
+
+    def poststop(self, body: bytes, uid: int = 0) -> None:
+        """Record the end of the container, which is the user's, after everything that it did.
+
+        Raises:
+            LifecycleError: a user other than root says so of one that lives.
+        """
+        container = self._of_hook(body, uid)
+        if container is None:
+            return
+        if uid != 0 and self.lives(container):
+            raise LifecycleError(f"container {container.note.id} has not ended")
+        self.end(container, "deleted")
+
+    def _of_hook(self, body: bytes, uid: int = 0) -> Container | None:
+        state = parse_hook_state(body)
+        return self._writer.live(qualified(state.id, uid), state.bundle)
+
+    # -- what the kernel tells ----------------------------------------------------------------
+
+    def process_died(self, registration: int) -> None:
+        """A container's first process has just ended: where all others have, let go of it.
+
+        So a runtime that deletes it need not wait for that.
+        """
+        container = self._writer.get(registration)
+        process = self._processes.get(registration)
+        if container is None or process is None or not process.is_init:
+            return
+        if not process.cgroup_populated():
+            self._release(container)
+
+    def process_ended(self, registration: int) -> bool:
+        """A container's first process has ended: record its end, unless others live on in it.
+
+        Returns whether the end is recorded.
+        """
+        container = self._writer.get(registration)
+        if container is None or container.note.state == "stopped":
+            return True
+        if not self.is_empty(container):
+            return False
+        self.end(container, "its first process ended")
+        return True
+
+    # -- held, and ended ----------------------------------------------------------------------
+
+    def lives(self, container: Container) -> bool:
+        """Whether the container's first process lives, as far as it is held."""
+        process = self._processes.get(container.number)
+        return process is not None and process.alive()
+
+    def is_empty(self, container: Container) -> bool:
+        """Whether no process of the container is left, its first one having ended."""
+        process = self._processes.get(container.number)
+        return process is None or not (process.alive() or process.cgroup_populated())
+
+    def hold(self, note: ContainerNote, process: ContainerProcess) -> None:
+        """Hold the first process of a container that was registered or taken over."""
+        self._processes[note.registration] = process
+        self._held.add(note.id, note.bundle)
+        self._on_process(note.registration, process.pidfd)
+
+    @property
+    def held_registrations(self) -> frozenset[int]:
+        """The containers whose processes are held."""
+        return frozenset(self._processes)
+
+    def was_released(self, registration: int, lost: int) -> None:
+        """Heed that an earlier agent watched this container no more, and what the sensor lost."""
+        self._released[registration] = lost
+
+    def dependents(self) -> dict[int, int]:
+        """Return, for each partition of dependencies in use, a living first process that has it."""
+        found = {}
+        for number, process in self._processes.items():
+            container = self._writer.get(number)
+            if container is not None and container.note.dependencies is not None:
+                found[container.note.dependencies] = process.pid
+        return found
+
+    def attested(self, registration: int, records: int) -> None:
+        """Note that evidence of so many records was given, of a container that has ended."""
+        container = self._writer.get(registration)
+        if container is not None and container.note.state == "stopped":
+            self._writer.update(registration, attested=records)
+
+    def end(self, container: Container, reason: str, *, bind: bool = True) -> None:
+        """Record a container's end, after everything that it did.
+
+        Not ``bind``: a bind follows anyway.
+
+        Raises:
+            OSError, TpmError: its end is not recorded or not bound; the next commit does that.
+        """
+        number = container.number
+        self._release(container)
+        # What the container did is in the sensor's buffer still: first that, then its end.
+        self._events.take()
+        self._writer.dropped(number, self._released.pop(number, 0))
+        self._writer.end(number, reason)
+        self._writer.write()
+        if bind:
+            self._writer.bind()
+        _log.info("container %s ended: %s", container.note.id, reason)
+
+    def _release(self, container: Container) -> None:
+        """Watch the container no more, and hold its process and namespace no more."""
+        number = container.number
+        if self._sensor is not None and number in self._sensor.registrations():
+            self._released[number] = self._sensor.unwatch(number).total
+        process = self._processes.pop(number, None)
+        if process is not None:
+            process.close()
+        self._held.remove(container.note.id, container.note.bundle)

@@ -1,0 +1,150 @@
+"""Questions: what ``cima ps``, ``cima status`` and ``cima log`` show."""
+
+from dataclasses import asdict
+from typing import Any
+
+from cima_runc.agent.events import Events
+from cima_runc.agent.retention import Retention
+from cima_runc.agent.writer import Writer
+from cima_runc.base import limits
+from cima_runc.base.jsonio import load_object
+from cima_runc.config import Settings
+from cima_runc.ima.kernel_log import KernelLog
+from cima_runc.ml.listing import (
+    NoSuchContainerError,
+    container_row,
+    find_note,
+    stored_notes,
+    with_unmeasured,
+)
+from cima_runc.ml.store import Store
+from cima_runc.runtime.hook_state import qualified
+from cima_runc.sensor.loader import Sensor
+from cima_runc.tpm.device import Tpm, TpmError
+
+
+class Questions:
+    """Answers questions and changes nothing; for the writer's thread."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        boot_id: str,
+        writer: Writer,
+        store: Store,
+        events: Events,
+        retention: Retention,
+        sensor: Sensor | None,
+        kernel_log: KernelLog | None,
+        tpm: Tpm | None,
+    ) -> None:
+        self._settings = settings
+        self._boot_id = boot_id
+        self._writer = writer
+        self._store = store
+        self._events = events
+        self._retention = retention
+        self._sensor = sensor
+        self._kernel_log = kernel_log
+        self._tpm = tpm
+
+    def ps(self, uid: int = 0) -> list[dict[str, Any]]:
+        """Return what ``cima ps`` shows of this boot's containers: to root all, else the own."""
+        rows = [
+            container_row(container.note, container.partition)
+            for container in self._writer.containers
+            if uid in {0, container.note.uid}
+        ]
+        return rows if uid else with_unmeasured(rows, self._store)
+
+    def status(self) -> dict[str, Any]:
+        """Return what ``cima status`` shows."""
+        pcr = self._settings.tpm.pcr
+        ima = self._settings.ima
+        value = None
+        pcrs: dict[int, bytes] = {}
+        tpm = "missing"
+        if self._tpm is not None:
+            tpm = self._tpm.description
+            try:
+                self._writer.compare()
+                # The PCRs first, the log after: the log may lead, never lag.
+                pcrs = self._tpm.read_pcrs([pcr, ima.host_pcr, ima.container_pcr])
+                value = pcrs[pcr].hex()
+            except TpmError as error:
+                tpm = f"{tpm}: {error}"
+        journal = self._writer.journal_state
+        trouble = self._writer.trouble
+        containers = list(self._writer.containers)
+        return {
+            "pcr": pcr,
+            "pcr_value": value,
+            "expected_value": journal.value.hex() if journal.value else None,
+            "seq": journal.seq,
+            "root": journal.last.root.hex() if journal.last else None,
+            "history": journal.last.history.hex() if journal.last else None,
+            "foreign_extends": journal.foreign,
+            "tpm": tpm,
+            "sensor": self._sensor_status(),
+            "kernel_log": self._log_status(pcrs),
+            "lost": sum(one.dropped for one in containers),
+            "missing": list(self._writer.missing),
+            "boot_id": self._boot_id,
+            "containers": sum(one.note.kind == "container" for one in containers),
+            "unwritten_records": self._writer.backlog,
+            "trouble": asdict(trouble) if trouble else None,
+            "gaps": journal.gaps,
+            "storage": {
+                "mib": self._retention.size // limits.MIB,
+                "quota_mib": self._settings.storage.quota_mib,
+                "removed_unattested": self._retention.removed_unattested,
+            },
+        }
+
+    def _sensor_status(self) -> dict[str, Any] | str:
+        if self._sensor is None:
+            return "missing"
+        status = self._sensor.status()
+        return {
+            "programs": list(status.programs),
+            "watched": status.watched,
+            "nested": status.nested,
+            "ring_bytes": status.ring_bytes,
+            "dropped": status.dropped,
+            "missed": status.missed,
+            "orphans": self._events.orphans,
+        }
+
+    def _log_status(self, pcrs: dict[int, bytes]) -> dict[str, Any] | str:
+        if self._kernel_log is None:
+            return "missing"
+        self._events.read_kernel_log()
+        shown: dict[str, Any] = {"lines": self._kernel_log.count, "error": self._events.log_error}
+        for pcr in (self._settings.ima.host_pcr, self._settings.ima.container_pcr):
+            matches = None
+            if pcr in pcrs:
+                matches = self._kernel_log.explains(pcr, pcrs[pcr])
+            shown[f"pcr{pcr}"] = {
+                "lines": self._kernel_log.replay(pcr).lines,
+                "matches_tpm": matches,
+            }
+        return shown
+
+    def log(self, body: bytes, uid: int = 0) -> bytes:
+        """Return the stored records, a line each, of the container that ``{"id": ...}`` names.
+
+        Where this boot has none of that name, an earlier one's. A user other than root gets those
+        of his own only, and need not qualify the id.
+        """
+        wanted = str(load_object(body, what="the request", limit=limits.REQUEST).get("id"))
+        notes = [container.note for container in self._writer.containers]
+        if uid:
+            notes = [note for note in notes if note.uid == uid]
+            wanted = qualified(wanted.removeprefix(qualified("", uid)), uid)
+        try:
+            note = find_note(notes, wanted)
+        except NoSuchContainerError:
+            stored = stored_notes(self._store, None)
+            note = find_note((note for note in stored if uid in (0, note.uid)), wanted)
+        return b"".join(line + b"\n" for line in self._store.lines(note.registration))

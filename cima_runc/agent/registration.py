@@ -1,0 +1,216 @@
+"""Registration: a container that was looked at gets its partition, or does not start."""
+
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+
+from cima_runc.agent.candidate import Candidate
+from cima_runc.agent.dependencies import Dependencies, Look, failed
+from cima_runc.agent.enforcement import Allowlist, Enforcement
+from cima_runc.agent.events import Events
+from cima_runc.agent.fresh import Fresh
+from cima_runc.agent.index import Container
+from cima_runc.agent.lifecycle import Lifecycle
+from cima_runc.agent.writer import Writer
+from cima_runc.base import clock, limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
+from cima_runc.config import Settings
+from cima_runc.evidence.owner import owner_keys
+from cima_runc.measure.oci_config import measured_config
+from cima_runc.ml import contents
+from cima_runc.ml.store import ContainerNote
+from cima_runc.runtime.hook_state import HookState
+from cima_runc.sensor.loader import Sensor
+from cima_runc.tpm.device import TpmError
+
+_log = logging.getLogger(__name__)
+
+FIRST_RECORDS = 3
+"""Records that a registration writes at least: register, config, rootfs."""
+
+
+class RegistrationError(CimaError):
+    """The container cannot be registered."""
+
+
+class Registration:
+    """Registers containers; for the writer's thread."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        boot_id: str,
+        hooks_dir: str,
+        writer: Writer,
+        events: Events,
+        lifecycle: Lifecycle,
+        dependencies: Dependencies,
+        enforcement: Enforcement | None,
+        sensor: Sensor | None,
+        fresh: Fresh,
+    ) -> None:
+        self._settings = settings
+        self._boot_id = boot_id
+        self._hooks_dir = hooks_dir
+        self._writer = writer
+        self._events = events
+        self._lifecycle = lifecycle
+        self._dependencies = dependencies
+        self._enforcement = enforcement
+        self._sensor = sensor
+        self._fresh = fresh
+
+    def register(self, candidate: Candidate) -> None:
+        """Register a container; when this returns it may start.
+
+        Raises:
+            CimaError, OSError: it must not start; nothing of it is registered, or its end is.
+        """
+        with ExitStack() as undo:
+            undo.callback(candidate.close)
+            self._check_share(candidate.uid)
+            self._lifecycle.take_notices()
+            self._end_predecessors(candidate)
+            note = self._begin(candidate, undo)
+            self._writer.write()
+            self._bind_first()
+            undo.pop_all()
+        self._lifecycle.hold(note, candidate.process)
+        _log.info("container %s registered as %d, mnt:[%d]", note.id, note.registration, note.mntns)
+
+    # -- before -------------------------------------------------------------------------------
+
+    def _check_share(self, uid: int) -> None:
+        """No user but root may have more than so many containers."""
+        if uid == 0:
+            return
+        count = self._writer.count_of(uid)
+        if count >= limits.USER_CONTAINERS:
+            raise RegistrationError(
+                f"user {uid} has {count} containers, those that ended lately counted"
+            )
+
+    def _end_predecessors(self, candidate: Candidate) -> None:
+        """Record the ends of containers in whose place this one comes, if they have ended.
+
+        The previous run of a line (design, section 6) would be closed here too.
+        """
+        state = candidate.state
+        old = self._writer.live(state.id, state.bundle)
+        if old is not None:
+            self._end_previous(old, state)
+        other = self._writer.in_namespace(candidate.process.mntns)
+        # A container's namespace is let go of before its end is recorded, and the kernel gives
+        # the number to the next. One that is held is the namespace itself.
+        if other is not None and self._lifecycle.is_empty(other):
+            self._lifecycle.end(other, "its first process ended", bind=False)
+
+    def _end_previous(self, old: Container, state: HookState) -> None:
+        if not self._lifecycle.lives(old):
+            self._lifecycle.end(old, "its first process had ended", bind=False)
+        elif old.note.state == "created" and old.note.pid == state.pid:
+            # Its hook asks again: the agent that it asked first was killed before it could answer.
+            self._lifecycle.end(old, "registered again", bind=False)
+        else:
+            raise RegistrationError(f"container {state.id} is registered and alive")
+
+    # -- the partition ------------------------------------------------------------------------
+
+    def _begin(self, candidate: Candidate, undo: ExitStack) -> ContainerNote:
+        """Begin the container's partition and watch it; ``undo`` then records its end."""
+        state, process = candidate.state, candidate.process
+        owners = owner_keys(candidate.config, Path(self._settings.attestation.owners_dir))
+        allowlist = self._enforcement.allowlist(candidate.rootfs) if self._enforcement else None
+        dependencies, reason = self._dependencies_of(candidate.look)
+        missing = self._writer.missing
+        try:
+            secret = self._fresh.secret()
+        except TpmError as error:
+            secret = self._admitted(error)
+            missing = (*missing, "tpm")
+        note = ContainerNote(
+            registration=self._fresh.number(),
+            id=state.id,
+            boot_id=self._boot_id,
+            mntns=process.mntns,
+            cgroup=process.cgroup,
+            pid=process.pid,
+            start_ticks=process.start_ticks,
+            bundle=state.bundle,
+            started=clock.now(),
+            state="created",
+            owners=owners,
+            dependencies=dependencies,
+            uid=candidate.uid,
+        )
+        config = measured_config(candidate.config, secret=secret, hooks_dir=self._hooks_dir)
+        first: list[contents.Content] = [
+            _register_content(note, candidate, missing, allowlist),
+            contents.Config(config=config),
+            contents.parse_rootfs(candidate.rootfs),
+        ]
+        if reason:
+            first.append(failed(reason))
+        number = note.registration
+        with ExitStack() as unmake:
+            note = self._writer.begin(note, secret, first)
+            unmake.callback(self._writer.discard, number)
+            if self._sensor is not None:
+                unmake.callback(self._events.unwatch, number)
+                handle = allowlist.handle if allowlist else None
+                self._sensor.watch(process.mntns, number, process.cgroup_id, handle)
+            unmake.pop_all()
+        undo.callback(self._writer.end, number, "refused")
+        undo.callback(self._events.unwatch, number)
+        return note
+
+    def _dependencies_of(self, look: Look) -> tuple[int | None, str]:
+        """Return the registration of the partition of dependencies, or why there is none."""
+        try:
+            return self._dependencies.register(look), look.error
+        except (CimaError, OSError) as error:
+            # What is missing here is in the record, for the verifier to judge.
+            _log.error("no dependencies: %s", printable(str(error)))
+            return None, str(error)
+
+    # -- a TPM that fails ---------------------------------------------------------------------
+
+    def _admitted(self, error: TpmError) -> bytes:
+        """Return a secret of our own for a container that may start though the TPM fails."""
+        if self._settings.binding.on_tpm_failure != "admit":
+            raise error
+        _log.error("a container is admitted without the TPM: %s", error)
+        return self._fresh.own_secret()
+
+    def _bind_first(self) -> None:
+        try:
+            self._writer.bind()
+        except TpmError as error:
+            if self._settings.binding.on_tpm_failure != "admit":
+                raise
+            _log.error("a container is admitted, and bound when the TPM works again: %s", error)
+
+
+def _register_content(
+    note: ContainerNote,
+    candidate: Candidate,
+    missing: tuple[str, ...],
+    allowlist: Allowlist | None,
+) -> contents.RegisterV1:
+    """Return the content of a container's first record.
+
+    ``line``, ``run`` and ``previous`` (design, section 6) belong here and in the note.
+    """
+    return contents.RegisterV1(
+        id=note.id,
+        boot_id=note.boot_id,
+        registration=note.registration,
+        cgroup=note.cgroup,
+        namespaces=candidate.process.namespaces,
+        dependencies=note.dependencies,
+        missing=missing,
+        uid=note.uid or None,
+        enforced=allowlist.image if allowlist is not None else None,
+    )

@@ -1,0 +1,220 @@
+"""The agent's rooms, one duty each, and who may enter: :class:`Rooms` is the writer's thread's
+alone, :class:`Lobby` is open to every thread.
+
+Work for the writer is a function of the rooms, handed to :meth:`WriterThread.submit`: there is no
+other way to get hold of them.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from cima_runc.agent.attester import Attester
+from cima_runc.agent.candidate import Looker
+from cima_runc.agent.core import Core
+from cima_runc.agent.dependencies import Dependencies
+from cima_runc.agent.enforcement import Enforcement
+from cima_runc.agent.events import Events
+from cima_runc.agent.fresh import Fresh
+from cima_runc.agent.held import Held
+from cima_runc.agent.ledger import Ledger
+from cima_runc.agent.lifecycle import Lifecycle
+from cima_runc.agent.notices import Notices
+from cima_runc.agent.process import ContainerProcess, examine
+from cima_runc.agent.questions import Questions
+from cima_runc.agent.registration import Registration
+from cima_runc.agent.retention import Retention
+from cima_runc.agent.sources import Sources
+from cima_runc.agent.takeover import TakeOver
+from cima_runc.agent.writer import Writer
+from cima_runc.base import clock
+from cima_runc.config import Settings
+from cima_runc.cpcr.journal import Journal
+from cima_runc.cpcr.tree import Tree
+from cima_runc.measure.rootfs import Store as RootfsStore
+from cima_runc.ml.store import Store
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """What only the writer's thread works with."""
+
+    settings: Settings
+    writer: Writer
+    events: Events
+    lifecycle: Lifecycle
+    registration: Registration
+    takeover: TakeOver
+    questions: Questions
+    retention: Retention
+    dependencies: Dependencies
+    attester: Attester
+
+    def commit(self, *, bind: bool) -> None:
+        """Turn what has come into records, make them durable, and ``bind`` them if wanted.
+
+        Raises:
+            OSError, TpmError: nothing is lost, the next call tries again.
+        """
+        self.lifecycle.take_notices()
+        self.events.take()
+        self.events.count_lost()
+        self.dependencies.collect()
+        self.writer.write()
+        if bind:
+            self.writer.bind()
+
+    def take_over(self) -> None:
+        """Go on with the containers of an earlier agent.
+
+        Raises:
+            OSError, TpmError: as :meth:`TakeOver.run`.
+        """
+        self.takeover.run(self._retained())
+
+    def forget_ended(self) -> None:
+        """Let go of containers that ended so long ago that nobody may ask for them any more."""
+        self.writer.forget_ended(self._retained())
+
+    def _retained(self) -> int:
+        """Return the time since boot, in ns, whose ended containers have been kept long enough."""
+        return clock.since_boot() - self.settings.attestation.retention_seconds * 10**9
+
+
+@dataclass(frozen=True)
+class Lobby:
+    """What any thread may use: nothing in it changes a register."""
+
+    looker: Looker
+    held: Held
+    notices: Notices
+    dependencies: Dependencies
+    """Its methods say which are for any thread."""
+    attester: Attester
+    """Its methods say which are for any thread."""
+
+
+class Submit(Protocol):
+    """Has work done by the writer's thread."""
+
+    async def __call__(self, work: Callable[[Rooms], _T]) -> _T:
+        """Return what ``work`` returns or raises."""
+
+
+class WriterThread:
+    """The one thread that enters the rooms."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
+
+    async def submit(self, work: Callable[[Rooms], _T]) -> _T:
+        """Have ``work`` done after what was submitted before, and return what it returns."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, self._rooms)
+
+    def shutdown(self) -> None:
+        """Wait for what was submitted; after that nothing is taken."""
+        self._pool.shutdown()
+
+
+def open_rooms(
+    *,
+    settings: Settings,
+    boot_id: str,
+    hooks_dir: str,
+    store: Store,
+    sources: Sources,
+    held_dir: Path | None,
+    on_process: Callable[[int, int], None],
+    on_progress: Callable[[], None],
+    examine: Callable[..., ContainerProcess] = examine,
+) -> tuple[Rooms, Lobby]:
+    """Make the rooms of one agent over a ``store`` that is prepared.
+
+    Raises:
+        JournalError, OSError: this boot's journal cannot be used.
+    """
+    sensor, kernel_log, tpm = sources.sensor, sources.kernel_log, sources.tpm
+    core = Core(Tree(), sources.missing, settings.limits)
+    journal = Journal.open(store.journal_path(boot_id))
+    ledger = Ledger(core, store, journal, tpm, settings.tpm.pcr)
+    writer = Writer(core, ledger, store, sensor.forget if sensor is not None else lambda _: None)
+    fresh = Fresh(store, tpm)
+    held, notices = Held(held_dir), Notices()
+    enforcement = Enforcement(settings.enforcement, sensor) if sensor is not None else None
+    events = Events(writer=writer, sensor=sensor, kernel_log=kernel_log, on_progress=on_progress)
+    lifecycle = Lifecycle(
+        writer=writer,
+        events=events,
+        sensor=sensor,
+        held=held,
+        notices=notices,
+        on_process=on_process,
+    )
+    dependencies = Dependencies(
+        boot_id=boot_id,
+        host_pcr=settings.ima.host_pcr,
+        writer=writer,
+        digests=store.root / "digests.json",
+        kernel_log=kernel_log,
+        new_number=fresh.shared_number,
+        new_secret=fresh.secret,
+    )
+    retention = Retention(settings.storage, boot_id, writer, store)
+    rooms = Rooms(
+        settings=settings,
+        writer=writer,
+        events=events,
+        lifecycle=lifecycle,
+        registration=Registration(
+            settings=settings,
+            boot_id=boot_id,
+            hooks_dir=hooks_dir,
+            writer=writer,
+            events=events,
+            lifecycle=lifecycle,
+            dependencies=dependencies,
+            enforcement=enforcement,
+            sensor=sensor,
+            fresh=fresh,
+        ),
+        takeover=TakeOver(
+            boot_id=boot_id,
+            writer=writer,
+            store=store,
+            events=events,
+            lifecycle=lifecycle,
+            dependencies=dependencies,
+            enforcement=enforcement,
+            sensor=sensor,
+            held=held,
+            examine=examine,
+        ),
+        questions=Questions(
+            settings=settings,
+            boot_id=boot_id,
+            writer=writer,
+            store=store,
+            events=events,
+            retention=retention,
+            sensor=sensor,
+            kernel_log=kernel_log,
+            tpm=tpm,
+        ),
+        retention=retention,
+        dependencies=dependencies,
+        attester=Attester(
+            settings=settings,
+            writer=writer,
+            store=store,
+            tpm=tpm,
+            commit=lambda: rooms.commit(bind=False),
+        ),
+    )
+    looker = Looker(settings, RootfsStore.at(store.root / "rootfs"), dependencies)
+    return rooms, Lobby(looker, held, notices, dependencies, rooms.attester)

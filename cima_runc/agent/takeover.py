@@ -1,0 +1,192 @@
+"""Take-over: an agent that starts goes on with the containers that an earlier one registered."""
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from cima_runc.agent.core import dropped_in
+from cima_runc.agent.dependencies import Dependencies
+from cima_runc.agent.enforcement import Enforcement
+from cima_runc.agent.events import Events
+from cima_runc.agent.held import Held
+from cima_runc.agent.index import Container
+from cima_runc.agent.lifecycle import Lifecycle
+from cima_runc.agent.process import ContainerProcess, ProcessError
+from cima_runc.agent.registration import FIRST_RECORDS
+from cima_runc.agent.writer import Writer
+from cima_runc.base import clock
+from cima_runc.ml.partition import Partition
+from cima_runc.ml.records import Record, RecordError
+from cima_runc.ml.store import ContainerNote, Store, StoreError
+from cima_runc.sensor.loader import Sensor
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A container as an earlier agent left it on disk."""
+
+    container: Container
+    records: list[Record]
+    ending: bool
+    """Whether its last record says that it has ended, and its note did not."""
+
+
+class TakeOver:
+    """Takes over this boot's containers, once; for the writer's thread."""
+
+    def __init__(
+        self,
+        *,
+        boot_id: str,
+        writer: Writer,
+        store: Store,
+        events: Events,
+        lifecycle: Lifecycle,
+        dependencies: Dependencies,
+        enforcement: Enforcement | None,
+        sensor: Sensor | None,
+        held: Held,
+        examine: Callable[..., ContainerProcess],
+    ) -> None:
+        """``examine`` looks at a container's first process (:func:`.process.examine`)."""
+        self._boot_id = boot_id
+        self._writer = writer
+        self._store = store
+        self._events = events
+        self._lifecycle = lifecycle
+        self._dependencies = dependencies
+        self._enforcement = enforcement
+        self._sensor = sensor
+        self._held = held
+        self._examine = examine
+
+    def run(self, retained: int) -> None:
+        """Take in this boot's containers, but those that had ended by ``retained``.
+
+        That is in nanoseconds since boot. The sensor has watched them all the while. Where it has
+        not, since it was loaded anew, they are watched again, and that something ran in between is
+        recorded as lost.
+
+        Raises:
+            OSError, TpmError: it cannot be recorded that some have ended.
+        """
+        ended: dict[int, str] = {}
+        for found in self._stored(retained):
+            container = found.container
+            number, note = container.number, container.note
+            try:
+                self._writer.restore(container, ending=found.ending)
+            except ValueError as error:
+                _log.error("registration %d is damaged and left out: %s", number, error)
+                continue
+            if note.kind == "dependencies":
+                self._dependencies.restore(container, found.records)
+            elif note.state != "stopped":
+                ended[number] = self._readopt(container)
+        self._events.take()
+        for number, reason in ended.items():
+            gone = self._writer.get(number)
+            if reason and gone is not None:
+                self._lifecycle.end(gone, reason)
+        self._forget_strangers()
+        self._held.begin()
+        self._writer.write()
+        self._writer.bind()
+
+    def _stored(self, retained: int) -> Iterator[_Found]:
+        """Yield what is stored of this boot's containers, in order of registration."""
+        for note in self._notes(retained):
+            number = note.registration
+            try:
+                records = list(self._store.records(number))
+                partition = Partition.restore(note.id, records)
+                secret = self._store.read_secret(number)
+            except (StoreError, RecordError) as error:
+                _log.error("registration %d is damaged and left out: %s", number, error)
+                continue
+            if note.kind == "dependencies" and not records:
+                self._store.discard(number)
+                continue
+            container = Container(note, secret, partition, dropped_in(records))
+            last = records[-1] if records else None
+            ending = note.state != "stopped" and last is not None and _is_end(last)
+            if ending and last is not None:
+                when = {"ended": last.meta.get("time"), "ended_ns": clock.since_boot()}
+                container.note = note.model_copy(update={"state": "stopped", **when})
+            yield _Found(container, records, ending)
+
+    def _notes(self, retained: int) -> list[ContainerNote]:
+        found = []
+        for number in self._store.registrations():
+            try:
+                note = self._store.read_note(number)
+            except StoreError as error:
+                _log.error("registration %d is damaged and left out: %s", number, error)
+                continue
+            forgotten = note.ended and (note.ended_ns or 0) < retained
+            if note.boot_id == self._boot_id and not forgotten:
+                found.append(note)
+        return sorted(found, key=lambda note: note.started)
+
+    def _readopt(self, container: Container) -> str:
+        """Hold the container's process again; returns why it has ended, where it has."""
+        note = container.note
+        number = note.registration
+        if container.partition.count < FIRST_RECORDS:
+            # Its hook had no answer, so nothing of it has run. Should it ask again: a new one.
+            return "its registration was not completed"
+        unwatched = self._sensor.unwatched().get(number) if self._sensor is not None else None
+        if unwatched is not None:
+            # Its end was being recorded.
+            self._lifecycle.was_released(number, unwatched.total)
+            return "ended"
+        process = self._process_of(note)
+        if self._sensor is not None and number not in self._sensor.registrations():
+            self._writer.lost(number, None, "the sensor was not loaded")
+            if process is not None:
+                handle = self._allowlist_again(number)
+                self._sensor.watch(note.mntns, number, process.cgroup_id, handle)
+        if process is None:
+            return "ended while the agent was not running"
+        self._lifecycle.hold(note, process)
+        _log.info("container %s is taken over", note.id)
+        return ""
+
+    def _process_of(self, note: ContainerNote) -> ContainerProcess | None:
+        try:
+            process = self._examine(note.pid, note.id, note.cgroup, needs_cgroup=bool(note.cgroup))
+            if (process.start_ticks, process.mntns) != (note.start_ticks, note.mntns):
+                process.close()
+                raise ProcessError(f"process {note.pid} is another one now")
+        except ProcessError as error:
+            _log.info("container %s has ended: %s", note.id, error)
+            return None
+        return process
+
+    def _allowlist_again(self, number: int) -> int | None:
+        """Return the list that the container began with, None for one that may run anything."""
+        contents = {
+            record.content.get("type"): record.content
+            for record in itertools.islice(self._store.records(number), FIRST_RECORDS)
+        }
+        image = contents.get("register", {}).get("enforced")
+        if image is None or self._enforcement is None:
+            return None
+        return self._enforcement.again(image, contents.get("rootfs", {"layers": []})).handle
+
+    def _forget_strangers(self) -> None:
+        """Watch nothing that is not registered: its registration was never completed."""
+        if self._sensor is None:
+            return
+        for number in self._sensor.registrations() - self._lifecycle.held_registrations:
+            _log.info("registration %d came to nothing and is watched no more", number)
+            self._events.unwatch(number)
+        for number in self._sensor.unwatched():
+            self._sensor.forget(number)
+
+
+def _is_end(record: Record) -> bool:
+    return bool(record.content.get("type") == "exit")
