@@ -25,6 +25,17 @@ from cima_runc.sensor.loader import Lost
 from cima_runc.tpm.device import Tpm
 from tests.support.sensor_events import event_of
 
+NO_ROOTFS: dict[str, Any] = {
+    "type": "rootfs",
+    "mode": "off",
+    "format": "mtree",
+    "filesystem": "tree",
+    "reason": "",
+    "root": None,
+    "layers": [],
+}
+"""The ``rootfs`` record of a container whose root filesystem is not measured."""
+
 
 @dataclass
 class SimulatedKernel:
@@ -240,7 +251,7 @@ class SimulatedAgent:
         process = self._examine(pid, name, None)
         state = HookState(id=name, bundle=f"/bundles/{name}", pid=pid)
         config = {"process": {"args": ["/bin/sh"]}}
-        rootfs = {"type": "rootfs", "mode": "off"}
+        rootfs = NO_ROOTFS
         look = Look(error="not looked for")
         self.rooms.registration.register(Candidate(state, config, process, rootfs, look))
         container = self.writer.live(name, state.bundle)

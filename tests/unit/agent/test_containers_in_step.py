@@ -24,7 +24,12 @@ from cima_runc.config import StorageSettings, parse_settings
 from cima_runc.ml.records import parse_line, replay
 from cima_runc.ml.store import Store
 from cima_runc.runtime.hook_state import HookState
-from tests.support.simulated_agent import SimulatedKernel, SimulatedProcess, SimulatedSensor
+from tests.support.simulated_agent import (
+    NO_ROOTFS,
+    SimulatedKernel,
+    SimulatedProcess,
+    SimulatedSensor,
+)
 
 names = st.sampled_from(["a", "b"])
 bundles = st.sampled_from(["/x", "/y"])
@@ -129,7 +134,7 @@ class ContainersInStep(RuleBasedStateMachine):
             HookState(id=name, bundle=bundle, pid=pid),
             {"process": {"args": ["/bin/sh"]}},
             self.examine(pid),
-            {"type": "rootfs", "mode": "off"},
+            NO_ROOTFS,
             Look(error="not looked for"),
         )
         before = self.writer.live(name, bundle)
