@@ -29,10 +29,11 @@ make_packages() {
     compose "$build" "$CIMA_CACHE/$debtools/upper" "$CIMA_CACHE/$wheels/upper" "$CIMA_CACHE/$tools/upper" "$CIMA_CACHE/$tree"
     mkdir -p "$build/root/src/cima-runc" "$build/root/bundle/wheels"
     source_archive | tar -x -C "$build/root/src/cima-runc"
+    cp -R "$packaging" "$build/root/src/cima-runc/packaging"
     inside "$build" sh -c "cd /src/cima-runc && /opt/build/bin/hatchling build --target wheel"
     inside "$build" sh -c "$pip download --quiet --no-index --find-links /wheels --find-links /src/cima-runc/dist \
         --dest /bundle/wheels 'cima-runc[host,https]'"
-    cp -R "$packaging/debian" "$build/root/src/cima-runc/debian"
+    mv "$build/root/src/cima-runc/packaging/debian" "$build/root/src/cima-runc/debian"
     sed -e "s/@VERSION@/$version/; s/@RELEASE@/$release/; s/@DATE@/$(date --utc --rfc-email -d "@$source_date")/" \
         "$packaging/debian/changelog.in" >"$build/root/src/cima-runc/debian/changelog"
     rm "$build/root/src/cima-runc/debian/changelog.in"

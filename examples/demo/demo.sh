@@ -10,13 +10,6 @@ note() { printf '   %s\n' "$@"; }
 indent() { sed -u 's/^/     /'; }
 # A digest is recognised by its beginning; the rest would only fill the screen.
 shorten() { sed -E 's/([0-9a-f]{16})[0-9a-f]{20,}/\1.../g'; }
-# What `cima log` prints of each record, in columns: number, digest, and the kind of record or the file.
-columns() {
-    awk 'BEGIN { print "#   record        what        digest of file  file" }
-        $3 == "cima" { printf "%-2d  %.12s  %s\n", $1, $2, $4 }
-        $3 == "cima-ng" { printf "%-2d  %.12s  %s  %.12s    %s\n", $1, $2, $NF, substr($4, 8), $5 }'
-}
-
 heading "An image: a shell, a script, and a program with its libraries"
 mkdir -p $image/bin $image/tmp
 cp /bin/busybox $image/bin/busybox
@@ -51,11 +44,11 @@ indent </root/ps
 echo
 note "alice's: the configuration, the root filesystem, and each file that ran, with IMA's digest of it"
 note "$ cima log alice"
-cima log "$alice" | columns | indent
+cima log alice | indent
 echo
 note "bobby's: the same files again, and /tmp/tool, which came with no image"
 note "$ cima log bobby"
-cima log "$bobby" | columns | indent
+cima log bobby | indent
 echo
 note "The kernel's own log could not tell: it has $(grep -c ' /bin/id ' $records) line for /bin/id, which ran in both, and names no container."
 

@@ -128,9 +128,10 @@ def test_log_formats(host: SimulatedHost) -> None:
     # No agent there: what is stored is shown.
     shown = cima("--config", settings, "log", "plain", "--format", "cel-json")
     assert [record["recnum"] for record in json.loads(shown.stdout)] == [0, 1, 2]
-    assert (
-        "cima-ng sha256:"
-        in cima("--config", settings, "log", "plain", "--format", "ima-ascii").stdout
-    )
+    ascii_log = cima("--config", settings, "log", "plain", "--format", "ima-ascii").stdout
+    assert "cima-ng sha256:" in ascii_log
+    table = cima("--config", settings, "log", "plain").stdout.splitlines()
+    assert table[0].split()[:2] == ["#", "what"]
+    assert table[-1].split()[1] == "BPRM_CHECK" and table[-1].endswith("/bin/sh")
     tlv = cima("--config", settings, "log", "plain", "--format", "cel-tlv").stdout_bytes
     assert tlv.startswith(b"\0\0\0\0\x08" + bytes(8) + b"\xc0\0\0\0\x05plain")
