@@ -27,8 +27,8 @@ It could not be done, or could not be verified.
 _PROGRAMS = {
     "cima-runc": (
         "OCI runtime that measures every container",
-        "Takes the arguments of runc(8). Puts its hooks into the bundle that create, run or restore "
-        "names, and becomes runc or crun, whichever the settings name first. Engines call it: "
+        "Takes the arguments of runc(8). Puts its hooks into the bundle that create, run or restore"
+        " names, and becomes runc or crun, whichever the settings name first. Engines call it: "
         "docker run --runtime=cima-runc, podman --runtime=cima-runc, or a containerd handler that "
         "cima configure writes.",
     ),
@@ -48,7 +48,7 @@ def main() -> None:
     for words, found in commands(typer.main.get_command(app), ("cima",)):
         (directory / f"{'-'.join(words)}.1").write_text(page(words, found))
     for name, (what, text) in _PROGRAMS.items():
-        body = f'{_head(name, 8, what)}.SH SYNOPSIS\n.B {_roff(name)}\n.RI [ arguments ]\n'
+        body = f"{_head(name, 8, what)}.SH SYNOPSIS\n.B {_roff(name)}\n.RI [ arguments ]\n"
         (directory / f"{name}.8").write_text(f"{body}.SH DESCRIPTION\n{_roff(text)}\n{_SEE_ALSO}")
 
 
