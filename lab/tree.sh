@@ -13,7 +13,7 @@ esac
 
 packages="linux-image-cloud-amd64 systemd systemd-sysv dbus udev kmod procps util-linux iproute2
  docker.io containerd runc crun podman conmon netavark aardvark-dns iptables nftables apparmor
- docker-compose catatonit fuse-overlayfs uidmap dbus-user-session slirp4netns umoci
+ docker-compose catatonit fuse-overlayfs uidmap e2fsprogs xfsprogs btrfs-progs dbus-user-session slirp4netns umoci
  python3 python3-venv libbpf1 tpm2-tools busybox-static jq strace ca-certificates file $only"
 
 # The machine's own package sources, with the guest's release in place of the machine's.

@@ -1,0 +1,30 @@
+/*
+ * A program is changed while it runs: some kernels (6.11, 6.12) let it be opened for writing then.
+ * Must be seen: that a file which is in use was opened for writing.
+ */
+#include "attack.h"
+
+ATTACK(written_while_it_runs)
+{
+	size_t size = evil_program_end - evil_program;
+	char good[size], *argv_of[] = {PROGRAM, 0}, *none[] = {0};
+	int fd = opened(PROGRAM, O_RDWR);
+	pid_t child;
+
+	must(pread(fd, good, size, 0), "read");
+	/* Copied up, and closed: it may be executed. */
+	close(fd);
+	child = vfork();
+	if (!child) {
+		execve(PROGRAM, argv_of, none);
+		_exit(4);
+	}
+	fd = open(PROGRAM, O_RDWR);
+	if (fd < 0 && errno == ETXTBSY)
+		absent("writing to a program that runs");
+	must(fd, PROGRAM);
+	must(pwrite(fd, evil_program, size, 0), "pwrite");
+	waitpid(child, 0, 0);
+	must(pwrite(fd, good, size, 0), "pwrite");
+	return 0;
+}
