@@ -1,8 +1,8 @@
 #!/opt/cima-test/bin/python
 """The part of sensor.py that runs in a guest, with the arguments ROUNDS COUNT.
 
-Prints a line for each measurement: what was executed, the state, executions a second, and how many
-nanoseconds of an execution the kernel spent in the sensor's programs.
+Prints a line for each measurement: what was done, the state, how often a second, and how many
+nanoseconds of each time the kernel spent in the sensor's programs.
 """
 
 import hashlib
@@ -21,6 +21,16 @@ from cima_runc.sensor.loader import Sensor
 from tests.vm.test_sensor import drain, program
 
 PROGRAM = "known"
+WRITTEN = "written"
+WORK = (
+    ("known", "execute", PROGRAM, 1),
+    ("map", "map", PROGRAM, 5),
+    ("open", "open", PROGRAM, 20),
+    ("write", "write", WRITTEN, 20),
+    ("fork", "fork", PROGRAM, 2),
+)
+"""What is measured beside new files: its name, what is done, with which file, and how many times as
+often: what takes little time is done more often."""
 IMAGE_FILES = 10_000
 """Digests that an image's list has besides those that are executed."""
 
@@ -35,20 +45,22 @@ class Container:
             (directory / name).mkdir(parents=True)
         shutil.copy("/root/spawn", directory / "lower/spawn")
         install(directory / "lower" / PROGRAM, b"")
+        # Written to once, so that it is the container's own copy.
+        (directory / "upper" / WRITTEN).write_bytes(b"data")
         options = ",".join(f"{n}dir={directory / n}" for n in ("lower", "upper", "work"))
         command = ["mount", "-t", "overlay", "overlay", "-o", options, str(self.root)]
         subprocess.run(command, check=True)
         subprocess.run(["runc", "spec", "--bundle", str(directory)], check=True)
 
-    def execute(
-        self, count: int, files: list[str], watch: Callable[[int], None]
+    def do(
+        self, what: str, count: int, files: list[str], watch: Callable[[int], None]
     ) -> tuple[float, float]:
-        """Execute files; ``watch`` gets the pid of the container before it starts.
+        """Do something with files; ``watch`` gets the pid of the container before it starts.
 
-        Returns executions a second, and nanoseconds of each in the sensor's programs.
+        Returns how often a second, and nanoseconds of each time in the sensor's programs.
         """
         config = json.loads((self._bundle / "config.json").read_text())
-        config["process"] |= {"terminal": False, "args": ["/spawn", str(count), *files]}
+        config["process"] |= {"terminal": False, "args": ["/spawn", what, str(count), *files]}
         config["root"] = {"path": str(self.root), "readonly": False}
         (self._bundle / "config.json").write_text(json.dumps(config))
         read, write = os.pipe()
@@ -117,8 +129,9 @@ def measure_all(rounds: int, count: int) -> None:
             number += 1
             names.append(f"/new{number}")
             install(container.root / names[-1][1:], str(number).encode())
-        for kind, files in (("known", [f"/{PROGRAM}"]), ("new", names)):
-            rate, in_programs = container.execute(count, files, watch)
+        work = [(kind, what, [f"/{file}"], count * times) for kind, what, file, times in WORK]
+        for kind, what, files, often in (*work, ("new", "execute", names, count)):
+            rate, in_programs = container.do(what, often, files, watch)
             print(f"{kind}\t{state}\t{rate}\t{in_programs}", flush=True)
         for name in names:
             (container.root / name[1:]).unlink()
@@ -142,9 +155,10 @@ def measure_all(rounds: int, count: int) -> None:
 
 
 def check_events(sensor: Sensor, count: int) -> None:
-    """The spawner twice, the known program once, each new one."""
+    """Each new program once, beside the spawner and the known one."""
     events = drain(sensor)
-    assert len(events) == 1 + 1 + 1 + count, f"{len(events)} events of {count} new files"
+    new = [event for event in events if event.path.startswith(b"/new")]
+    assert len(new) == count, f"{len(new)} events of {count} new files"
     assert not any(event.denied for event in events)
     assert sensor.lost() == {}
 

@@ -1,6 +1,7 @@
 /*
  * The kernel has looked at a script when the interpreter starts, and the interpreter reads it later: the
  * one who executed it, and who goes on the moment the old program's memory is let go of, is faster.
+ * Argument: stopped, where the interpreter is held up for as long as he likes.
  * Must be seen: that the file was changed, or its new digest.
  */
 #include "attack.h"
@@ -28,7 +29,12 @@ ATTACK(changed_script)
 		execve(SCRIPT, argv_of, none);
 		_exit(4);
 	}
+	if (is_mode(argv, "stopped")) {
+		kill(child, SIGSTOP);
+		sleep(3);
+	}
 	overwrite(SCRIPT, evil_script, size);
+	kill(child, SIGCONT);
 	waitpid(child, 0, 0);
 	overwrite(SCRIPT, good, size);
 	return 0;

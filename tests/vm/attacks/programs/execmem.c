@@ -103,6 +103,22 @@ static void *read_implies_exec(void)
 	return filled(mapped(mmap(0, PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), "mmap"));
 }
 
+/* The 32-bit system call, which is another function of the kernel's. */
+static void *brk_of_old(void)
+{
+	char *heap;
+	long result;
+
+	__asm__ volatile("int $0x80" : "=a"(result) : "a"(136), "b"(READ_IMPLIES_EXEC) : "memory");
+	if (result < 0) {
+		errno = -result;
+		must(-1, "personality");
+	}
+	/* Past what is there: the heap that is had its rights before. */
+	heap = sbrk(64 * PAGE);
+	return filled((void *)(((uintptr_t)heap + 32 * PAGE) & -PAGE));
+}
+
 #define HUGE (2 << 20)
 
 static void *huge_anonymous(void) { return filled(mapped(mmap(0, HUGE, RWX, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0), "mmap MAP_HUGETLB")); }
@@ -131,7 +147,7 @@ static const struct {
 	{"dev_zero_shared", dev_zero_shared}, {"shmat", shmat_exec}, {"memfd", memfd_mapped},
 	{"memfd_shared", memfd_shared}, {"memfd_two_views", memfd_two_views}, {"memfd_secret", memfd_secret_mapped},
 	{"read_implies_exec", read_implies_exec}, {"file_private", file_private}, {"huge_anonymous", huge_anonymous}, {"huge_memfd", huge_memfd},
-	{"huge_shm", huge_shm},
+	{"huge_shm", huge_shm}, {"brk", brk_of_old},
 };
 
 ATTACK(execmem)

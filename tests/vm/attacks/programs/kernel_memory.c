@@ -1,13 +1,11 @@
 /*
- * Memory that a descriptor of the kernel's own lends, mapped executable: a packet socket's ring, the
- * ring of an io_uring, of perf, a BPF array. None of these is a file with a digest.
- * Argument: packet, io_uring, perf. Must be seen: a `memory` record, or a file that cannot be named.
+ * Memory that a descriptor of the kernel's own lends, mapped executable: a packet socket's ring, or
+ * that of an io_uring. Neither is a file with a digest. Argument: packet or io_uring. Must be seen: a `memory` record, or a file that cannot be named.
  */
 #include <arpa/inet.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
 #include <linux/io_uring.h>
-#include <linux/perf_event.h>
 #include <sys/socket.h>
 
 #include "attack.h"
@@ -31,18 +29,9 @@ static void *io_uring(void)
 	return mapped(mmap(0, PAGE, RWX, MAP_SHARED, ring, IORING_OFF_SQES), "mmap io_uring");
 }
 
-static void *perf(void)
-{
-	struct perf_event_attr attr = {.type = PERF_TYPE_SOFTWARE, .size = sizeof(attr), .config = PERF_COUNT_SW_DUMMY, .exclude_kernel = 1};
-	int fd = must(syscall(SYS_perf_event_open, &attr, 0, -1, -1, 0), "perf_event_open");
-	char *ring = mapped(mmap(0, 2 * PAGE, RWX, MAP_SHARED, fd, 0), "mmap perf");
-
-	return ring + PAGE;
-}
-
 ATTACK(kernel_memory)
 {
-	void *code = is_mode(argv, "packet") ? packet() : is_mode(argv, "io_uring") ? io_uring() : perf();
+	void *code = is_mode(argv, "packet") ? packet() : io_uring();
 
 	memcpy(code, evil_code, sizeof(evil_code));
 	call(code);

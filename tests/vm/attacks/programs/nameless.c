@@ -18,7 +18,7 @@ ATTACK(nameless)
 	if (is_mode(argv, "deleted"))
 		writer = opened("/tmp/deleted", O_RDWR | O_CREAT);
 	else if (is_mode(argv, "tmpfile"))
-		writer = must(open("/tmp", O_TMPFILE | O_RDWR, 0755), "O_TMPFILE");
+		writer = must(open("/dev/shm", O_TMPFILE | O_RDWR, 0755), "O_TMPFILE");
 	else if ((writer = memfd_create("evil", is_mode(argv, "memfd_exec") ? MFD_EXEC : 0)) < 0 && errno == EINVAL)
 		absent("MFD_EXEC");
 	must(write(writer, evil_program, size), "write");

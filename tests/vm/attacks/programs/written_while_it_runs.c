@@ -9,13 +9,19 @@ ATTACK(written_while_it_runs)
 	size_t size = evil_program_end - evil_program;
 	char good[size], *argv_of[] = {PROGRAM, 0}, *none[] = {0};
 	int fd = opened(PROGRAM, O_RDWR);
+	struct sched_param idle = {0};
+	cpu_set_t one;
 	pid_t child;
 
 	must(pread(fd, good, size, 0), "read");
 	/* Copied up, and closed: it may be executed. */
 	close(fd);
+	CPU_ZERO(&one);
+	CPU_SET(0, &one);
+	sched_setaffinity(0, sizeof(one), &one);
 	child = vfork();
 	if (!child) {
+		sched_setscheduler(0, SCHED_IDLE, &idle);
 		execve(PROGRAM, argv_of, none);
 		_exit(4);
 	}
