@@ -43,6 +43,8 @@ def image(
 
     key = load_private_key(read_limited(sign_key, limits.KEY_FILE)) if sign_key else None
     read = read_image(path, platform=platform, name=name)
+    for line in read.passed_over:
+        note(f"passed over: {printable(line)}")
     if manifests is not None:
         files.make_directory(manifests)
         for layer, manifest in zip(read.reference.layers, read.manifests, strict=True):
@@ -69,6 +71,10 @@ def host(
         Path | None,
         typer.Option(help="Keylime runtime policy to take the values from, not this host."),
     ] = None,
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(help="Key (PEM) that must have signed the policy; may repeat."),
+    ] = None,
     to_keylime: Annotated[
         Path | None, typer.Option(help="Keylime runtime policy to write the values into.")
     ] = None,
@@ -86,9 +92,11 @@ def host(
     from cima_runc.verifier.reference.dsse import load_private_key, sign
     from cima_runc.verifier.reference.file import format_reference, read_limited
 
-    key = load_private_key(read_limited(sign_key, limits.KEY_FILE)) if sign_key else None
+    own = load_private_key(read_limited(sign_key, limits.KEY_FILE)) if sign_key else None
     if from_keylime is not None:
-        converted = keylime.from_keylime(read_limited(from_keylime, limits.REFERENCE))
+        keys = [keylime.load_key(read_limited(one, limits.KEY_FILE)) for one in key or ()]
+        policy = read_limited(from_keylime, 2 * limits.REFERENCE)
+        converted = keylime.from_keylime(policy, keys)
         reference = converted.reference
         for line in converted.left_out:
             note(f"left out: {line}")
@@ -97,7 +105,7 @@ def host(
     if to_keylime is not None:
         files.write(to_keylime, keylime.to_keylime(reference))
     if output is not None or to_keylime is None:
-        written = sign(reference, key) if key else format_reference(reference)
+        written = sign(reference, own) if own else format_reference(reference)
         files.write(output or _STDOUT, written)
     note(f"a host: {len(reference.files)} paths")
 

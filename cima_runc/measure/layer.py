@@ -18,7 +18,7 @@ import stat
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,6 +28,12 @@ from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.measure.idmap import IDENTITY, IdMap
+from cima_runc.measure.metacopy import (
+    LowerData,
+    LowerDataError,
+    is_metacopy,
+    without_metacopy,
+)
 from cima_runc.measure.mtree import (
     HEADER,
     Entry,
@@ -95,6 +101,9 @@ class LayerScan:
     changed: list[str]
     """Escaped paths of what changed while it was measured; at most CHANGED_KEPT of them."""
     changed_count: int
+    borrows: bool = False
+    """Whether data of files came from layers below (metacopy), so that the layer's own tree does
+    not say whether it is unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,13 +274,17 @@ def scan(
     ids: IdMap,
     write: Callable[[bytes], object] = lambda _line: None,
     check: Check = no_check,
+    *,
+    below: Sequence[Path] = (),
 ) -> LayerScan:
     """Measure the layer in an open directory, and give its manifest to ``write`` in pieces.
 
-    ``check`` is called every few files, and every 16 MiB of a file, from any thread: it raises
-    what is to end the walk. Raises :class:`LayerError`, and whatever ``write`` and ``check`` raise.
+    ``below`` is the layers under it, topmost first: a file that overlayfs copied up without its
+    data (metacopy) has that of the first of them. ``check`` is called every few files, and every
+    16 MiB of a file, from any thread: it raises what is to end the walk.
+    Raises :class:`LayerError`, and whatever ``write`` and ``check`` raise.
     """
-    walk = _Walk(root, form, ids, write, check)
+    walk = _Walk(root, form, ids, write, check, lower=LowerData(root, below, form.overlay))
     threads = min(len(os.sched_getaffinity(0)), _THREADS)
     with ThreadPoolExecutor(threads, thread_name_prefix="cima-layer") as pool:
         try:
@@ -341,7 +354,12 @@ class _Walk:
         ids: IdMap,
         write: Callable[[bytes], object],
         check: Check,
+        *,
+        lower: LowerData,
     ) -> None:
+        self._lower = lower
+        self._linked = _Linked()
+        self._borrows = False
         self.form, self.ids, self.check = form, ids, check
         self.stopped = False
         self._write = write
@@ -364,6 +382,7 @@ class _Walk:
             self._bytes,
             self._changed,
             self._changed_count,
+            self._borrows,
         )
 
     def close(self) -> None:
@@ -571,41 +590,104 @@ class _Walk:
             ):
                 changed.append(job.path)
                 return "", 0, False
+            if (known := self._linked.get(before)) is not None:
+                return job.path + known[0], known[1], known[2]
             raw = self._read_xattrs(fd, job.path)
-            hasher = hashlib.sha256()
-            size, expected = 0, before.st_size
-            while size < expected and (count := os.readv(fd, (buffer,))):
-                hasher.update(buffer[:count])
-                size += count
-                if size % _CHECK_EVERY < count:
-                    self.check()
-                    if self.stopped:
-                        raise LayerError("the walk has ended")
-            after = os.fstat(fd)
+            borrowed = self._borrow(job, raw, before.st_size)
+            if borrowed is None:
+                digest, size, is_same = self._read_all(fd, before, buffer)
+            else:
+                raw = without_metacopy(raw, self.form.overlay)
+                try:
+                    digest, size, is_same = self._read_all(borrowed, os.fstat(borrowed), buffer)
+                finally:
+                    os.close(borrowed)
         except OSError as error:
             raise LayerError(f"{job.path}: {error.strerror}") from None
         finally:
             os.close(fd)
-        if (size, after.st_size, after.st_mtime_ns, after.st_ctime_ns) != (
+        if not is_same:
+            changed.append(job.path)
+        keywords, size, is_file = self._file_keywords(job, before, raw, size, digest)
+        if is_same and borrowed is None:
+            self._linked.put(before, (keywords, size, is_file))
+        return job.path + keywords, size, is_file
+
+    def _read_all(
+        self, fd: int, before: os.stat_result, buffer: memoryview
+    ) -> tuple[bytes, int, bool]:
+        """Return a file's SHA-256, its bytes, and whether it stayed as it was meanwhile."""
+        hasher = hashlib.sha256()
+        size, expected = 0, before.st_size
+        while size < expected and (count := os.readv(fd, (buffer,))):
+            hasher.update(buffer[:count])
+            size += count
+            if size % _CHECK_EVERY < count:
+                self.check()
+                if self.stopped:
+                    raise LayerError("the walk has ended")
+        after = os.fstat(fd)
+        is_same = (size, after.st_size, after.st_mtime_ns, after.st_ctime_ns) == (
             expected,
             expected,
             before.st_mtime_ns,
             before.st_ctime_ns,
-        ):
-            changed.append(job.path)
+        )
+        return hasher.digest(), size, is_same
+
+    def _borrow(self, job: _Job, raw: list[tuple[str, bytes]], size: int) -> int | None:
+        """Return the open file of a lower layer that has this one's data; None for its own."""
+        if not raw or self.form.wh_files or not is_metacopy(raw, self.form.overlay):
+            return None
+        self._borrows = True
+        try:
+            return self._lower.open(unescape(job.path), size)
+        except LowerDataError as error:
+            raise LayerError(f"{job.path}: {error.what}") from None
+
+    def _file_keywords(
+        self,
+        job: _Job,
+        before: os.stat_result,
+        raw: list[tuple[str, bytes]],
+        size: int,
+        digest: bytes,
+    ) -> tuple[str, int, bool]:
         if not raw:
             uid, gid = self.ids.uid(before.st_uid), self.ids.gid(before.st_gid)
             mode = format_mode(before.st_mode & 0o7777)
             line = (
-                f"{job.path} type=file mode={mode} uid={uid} gid={gid} size={size}"
-                f" sha256digest={hasher.hexdigest()}\n"
+                f" type=file mode={mode} uid={uid} gid={gid} size={size}"
+                f" sha256digest={digest.hex()}\n"
             )
             return line, size, True
         entry = self._describe("file", before, raw, job.path)
         if entry.type != "file":
-            return job.path + format_keywords(entry), 0, False
-        entry = replace(entry, size=size, sha256=hasher.digest())
-        return job.path + format_keywords(entry), size, True
+            return format_keywords(entry), 0, False
+        entry = replace(entry, size=size, sha256=digest)
+        return format_keywords(entry), size, True
+
+
+class _Linked:
+    """What files with several names were found to be, by inode: they are read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], tuple[str, int, bool]] = {}
+
+    def get(self, found: os.stat_result) -> tuple[str, int, bool] | None:
+        """Return what the inode was, if it has not changed since."""
+        return self._known.get(_inode_key(found)) if found.st_nlink > 1 else None
+
+    def put(self, found: os.stat_result, line: tuple[str, int, bool]) -> None:
+        """Remember an inode as it was both before and after it was read."""
+        if found.st_nlink > 1:
+            self._known[_inode_key(found)] = line
+
+
+def _inode_key(found: os.stat_result) -> tuple[int, ...]:
+    times = found.st_mtime_ns, found.st_ctime_ns
+    owner = found.st_mode, found.st_uid, found.st_gid
+    return (found.st_dev, found.st_ino, found.st_size, *times, *owner)
 
 
 def _find_override(root: int) -> str | None:

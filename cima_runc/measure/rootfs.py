@@ -20,9 +20,15 @@ from cima_runc.measure.store import CachedLayer, LayerCache, ManifestStore
 
 Mode = Literal["full", "layers-digest-only", "off"]
 
-_SETTLED_NS = 2_000_000_000
+_COARSE_NS = 2_000_000_000
 """How long ago a tree must have changed last for its fingerprint to stand for it: filesystems
 round times, up to 2 s, so that a later change could show the same ones."""
+_FINE_NS = 20_000_000
+"""The same where times are not rounded: the kernel takes them from a clock that stands still for a
+tick, 10 ms at most (ktime_get_coarse_real_ts64)."""
+_FINE_UNIT = 1_000_000
+"""Filesystems that round do so to a millisecond or more, but for some to 100 ns, which is less
+than a tick."""
 
 _SHOWN: frozenset[Role] = frozenset({"init", "upper"})
 """Layers of no image, whose entries a verifier must see to judge them."""
@@ -155,9 +161,13 @@ def measure(
     if mode != "off":
         root = _root_attributes(rootfs.path, ids)
         owners, keep = rootfs.ids or ids, mode == "full"
-        for directory in rootfs.layers:
-            work = partial(_measure_layer, store, directory, owners, keep=keep, use_cache=use_cache)
-            key = (directory, owners, keep, use_cache)
+        for number, directory in enumerate(rootfs.layers):
+            # Files that were copied up without their data have it in the layers below.
+            below = tuple(one.path for one in reversed(rootfs.layers[:number]))
+            work = partial(
+                _measure_layer, store, directory, below, owners, keep=keep, use_cache=use_cache
+            )
+            key = (directory, below, owners, keep, use_cache)
             layers.append(store.work.do(key, work, check) if store else work(check))
     return RootfsMeasurement(
         mode=mode, filesystem=rootfs.kind, reason=rootfs.reason, root=root, layers=tuple(layers)
@@ -179,18 +189,18 @@ def _root_attributes(path: Path, ids: IdMap) -> RootAttributes | None:
 def _measure_layer(
     store: Store | None,
     directory: LayerDirectory,
+    below: tuple[Path, ...],
     ids: IdMap,
     check: Check,
     *,
     keep: bool,
     use_cache: bool,
 ) -> LayerMeasurement:
-    started = time.time_ns()
     with open_layer(directory.path) as root:
         ids = ids_of(root, directory, ids)
         key = f"{directory.path}\0{directory.form}\0{ids}"
         if store is None or not use_cache:
-            return _scan(root, directory, ids, store if keep else None, check)
+            return _scan(root, directory, below, ids, store=store if keep else None, check=check)[0]
         before = fingerprint(root, check)
         known = store.cache.get(key, before.digest)
         is_shown = directory.role in _SHOWN
@@ -204,10 +214,13 @@ def _measure_layer(
                 manifest=_kept_manifest(store, known.digest) if is_shown else None,
                 is_cached=True,
             )
-        layer = _scan(root, directory, ids, store if keep else None, check)
+        started = _settled(before.newest)
+        layer, borrows = _scan(
+            root, directory, below, ids, store=store if keep else None, check=check
+        )
         if fingerprint(root, check) != before and not layer.changed_count:
             return layer.model_copy(update={"changed": (".",), "changed_count": 1})
-        if not layer.changed_count and before.newest < started - _SETTLED_NS:
+        if not layer.changed_count and not borrows and before.newest < started:
             store.cache.put(
                 key,
                 CachedLayer(
@@ -220,6 +233,19 @@ def _measure_layer(
                 ),
             )
         return layer
+
+
+def _settled(newest: int) -> int:
+    """Wait until the clock has left the tick of the latest change, if it is about to, and return
+    the time (nanoseconds since the epoch) before which changes are settled.
+
+    A tree that has just been unpacked is so remembered from its first measurement on.
+    """
+    rest = _FINE_NS if newest % _FINE_UNIT else _COARSE_NS
+    wait = newest + rest - time.time_ns()
+    if 0 <= wait <= _FINE_NS:
+        time.sleep((wait + 1_000_000) / 1e9)
+    return time.time_ns() - rest
 
 
 def _kept_manifest(store: Store, digest: str) -> str | None:
@@ -247,11 +273,18 @@ class _Shown:
 
 
 def _scan(
-    root: int, directory: LayerDirectory, ids: IdMap, store: Store | None, check: Check
-) -> LayerMeasurement:
+    root: int,
+    directory: LayerDirectory,
+    below: tuple[Path, ...],
+    ids: IdMap,
+    *,
+    store: Store | None,
+    check: Check,
+) -> tuple[LayerMeasurement, bool]:
+    """Return what a layer is, and whether it has data of the layers below."""
     shown = _Shown()
     if store is None:
-        found = scan(root, directory.form, ids, shown.write, check)
+        found = scan(root, directory.form, ids, shown.write, check, below=below)
     else:
         with store.manifests.new() as manifest:
 
@@ -259,9 +292,9 @@ def _scan(
                 manifest.write(data)
                 shown.write(data)
 
-            found = scan(root, directory.form, ids, write, check)
+            found = scan(root, directory.form, ids, write, check, below=below)
             manifest.keep(found.digest)
-    return LayerMeasurement(
+    layer = LayerMeasurement(
         kind=directory.role,
         digest=found.digest,
         entries=found.entries,
@@ -271,3 +304,4 @@ def _scan(
         changed_count=found.changed_count,
         manifest=shown.text if directory.role in _SHOWN else None,
     )
+    return layer, found.borrows

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 from cima_runc.verifier.reference.file import (
     HostReference,
     ImageReference,
@@ -73,14 +74,18 @@ def load_private_key(pem: bytes) -> PrivateKey:
     raise DsseError("a signing key must be of P-256 or Ed25519", hint=_KEY_HINT)
 
 
-def load_public_key(pem: bytes) -> PublicKey:
-    """Return a key to check signatures with, from a PEM file. Raises :class:`DsseError`."""
+def load_public_key(pem: bytes, curves: Sequence[type[ec.EllipticCurve]] = ()) -> PublicKey:
+    """Return a key to check signatures with, from a PEM file. Raises :class:`DsseError`.
+
+    ``curves`` are taken beside P-256.
+    """
     try:
         key = serialization.load_pem_public_key(pem[: limits.KEY_FILE])
     except (ValueError, UnsupportedAlgorithm):
         raise DsseError("not a public key in PEM form", hint=_KEY_HINT) from None
     if isinstance(key, Ed25519PublicKey) or (
-        isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)
+        isinstance(key, ec.EllipticCurvePublicKey)
+        and isinstance(key.curve, (ec.SECP256R1, *curves))
     ):
         return key
     raise DsseError("a key must be of P-256 or Ed25519", hint=_KEY_HINT)
@@ -124,6 +129,26 @@ def verify(envelope: bytes, keys: Sequence[PublicKey]) -> ImageReference | HostR
     Nothing of the payload is looked at before its signature is good.
     Raises :class:`DsseError`, or :class:`ReferenceFileError` for the predicate.
     """
+    payload = open_envelope(envelope, keys, PAYLOAD_TYPE)
+    if not keys:
+        raise DsseError("no signature of the envelope is by a key that was given", hint="give one")
+    return _read_statement(payload)
+
+
+def is_envelope(data: bytes) -> bool:
+    """Whether a file is meant to be a DSSE envelope."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and {"payload", "payloadType", "signatures"} <= value.keys()
+
+
+def open_envelope(envelope: bytes, keys: Sequence[PublicKey], payload_type: str) -> bytes:
+    """Return an envelope's payload, once one of ``keys`` is found to have signed it.
+
+    Without keys it is nobody's word. Raises :class:`DsseError`.
+    """
     if len(envelope) > 2 * limits.REFERENCE:
         raise DsseError(f"an envelope of more than {2 * limits.REFERENCE} bytes")
     try:
@@ -134,15 +159,17 @@ def verify(envelope: bytes, keys: Sequence[PublicKey]) -> ImageReference | HostR
         raise DsseError(
             "not a DSSE envelope", hint="sign reference values with `cima reference image`"
         ) from None
-    if outer.payload_type != PAYLOAD_TYPE:
-        raise DsseError(f"the envelope does not hold an in-toto statement ({PAYLOAD_TYPE})")
-    data = pae(PAYLOAD_TYPE.encode(), payload)
-    if not any(_is_signed(data, signature, key) for signature in signatures for key in keys):
+    if outer.payload_type != payload_type:
+        raise DsseError(
+            f"the envelope does not hold {payload_type} but {printable(outer.payload_type[:200])}"
+        )
+    data = pae(payload_type.encode(), payload)
+    if keys and not any(_is_signed(data, one, key) for one in signatures for key in keys):
         raise DsseError(
             "no signature of the envelope is by a key that was given",
             hint="check with the public key of the one who made the reference values",
         )
-    return _read_statement(payload)
+    return payload
 
 
 def _base64(text: str) -> bytes:

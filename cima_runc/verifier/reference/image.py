@@ -10,6 +10,7 @@ Docker's manifest schema 2 and image specification 1.2 (manifest.json in an arch
 """
 
 import base64
+import hashlib
 import io
 import os
 import tempfile
@@ -41,6 +42,7 @@ from cima_runc.verifier.reference.file import (
     ReferenceLayer,
 )
 from cima_runc.verifier.reference.flatten import Flattened
+from cima_runc.verifier.reference.platform import Platform, fitting, parse_platform
 from cima_runc.verifier.reference.tar import Member, Reader, TarError, read_tar
 
 
@@ -55,6 +57,8 @@ class Image:
     reference: ImageReference
     manifests: tuple[bytes, ...]
     """As Docker unpacks the layers, bottom to top."""
+    passed_over: tuple[str, ...] = ()
+    """A line for each image beside it that cannot be read."""
 
 
 # What is in the JSON files of an image, as far as it is used.
@@ -64,20 +68,11 @@ class _Json(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class _Platform(_Json):
-    os: str = ""
-    architecture: str = ""
-    variant: str = ""
-
-    def __str__(self) -> str:
-        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
-
-
 class _Descriptor(_Json):
     media_type: str = Field(alias="mediaType", default="")
     digest: str
     size: int = Field(ge=0)
-    platform: _Platform | None = None
+    platform: Platform | None = None
     annotations: dict[str, str] | None = None
 
 
@@ -87,7 +82,17 @@ class _Index(_Json):
 
 class _Manifest(_Json):
     config: _Descriptor
-    layers: tuple[_Descriptor, ...]
+    layers: tuple[_Descriptor, ...] | None = None
+
+
+class _DirectoryManifest(_Json):
+    """The manifest.json of skopeo's `dir:`: a manifest or an index."""
+
+    media_type: str = Field(alias="mediaType", default="")
+    schema_version: int = Field(alias="schemaVersion", default=2)
+    config: _Descriptor | None = None
+    layers: tuple[_Descriptor, ...] | None = None
+    manifests: tuple[_Descriptor, ...] | None = None
 
 
 class _Process(_Json):
@@ -100,10 +105,10 @@ class _Process(_Json):
 
 class _RootFs(_Json):
     type: str = "layers"
-    diff_ids: tuple[str, ...]
+    diff_ids: tuple[str, ...] | None = None
 
 
-class _Config(_Platform):
+class _Config(Platform):
     config: _Process | None = None
     rootfs: _RootFs
 
@@ -111,7 +116,7 @@ class _Config(_Platform):
 class _Saved(_Json):
     config: str = Field(alias="Config")
     tags: tuple[str, ...] | None = Field(alias="RepoTags", default=None)
-    layers: tuple[str, ...] = Field(alias="Layers")
+    layers: tuple[str, ...] | None = Field(alias="Layers", default=None)
 
 
 class _SavedList(RootModel[tuple[_Saved, ...]]):
@@ -149,10 +154,12 @@ class _Directory:
         self._path = path
 
     def has(self, name: str) -> bool:
-        return (self._path / name).is_file()
+        return _is_inside(name) and (self._path / name).is_file()
 
     @contextmanager
     def open(self, name: str) -> Iterator[Reader]:
+        if not _is_inside(name):
+            raise ImageError(f"the image does not have {printable(name)}")
         try:
             fd = os.open(self._path / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
@@ -161,6 +168,11 @@ class _Directory:
             if not self.has(name):
                 raise ImageError(f"{printable(name)} of the image is not a regular file")
             yield file
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name that an image chose stays below its directory."""
+    return not name.startswith("/") and ".." not in name.split("/") and "\0" not in name
 
 
 class _Archive:
@@ -185,8 +197,23 @@ class _Archive:
             found = self._file.tell(), member.size
         else:
             return
-        if self._members.setdefault(name, found) != found:
-            raise ImageError(f"the archive has {printable(name)} twice")
+        before = self._members.setdefault(name, found)
+        if before != found and not self._same(before, found):
+            raise ImageError(f"the archive has {printable(name)} twice, with different content")
+
+    def _same(self, one: tuple[int, int] | str, other: tuple[int, int] | str) -> bool:
+        """Whether two members have the same content, as tools write blobs that images share."""
+        if isinstance(one, str) or isinstance(other, str) or one[1] != other[1]:
+            return False
+        at = self._file.tell()
+        first, second = _Part(self._file, *one), _Part(self._file, *other)
+        try:
+            while piece := first.read(limits.MIB):
+                if piece != second.read(limits.MIB):
+                    return False
+        finally:
+            self._file.seek(at)
+        return True
 
     def _find(self, name: str) -> tuple[int, int] | None:
         for _ in range(8):
@@ -293,23 +320,37 @@ class _Found:
     name: str | None
     manifest: str | None
     image_id: str
+    platform: Platform
+    """As the index and the configuration together say."""
     config: _Config
     layers: tuple[_Layer, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """Something beside the images that is none, or is none that can be read."""
+
+    name: str | None
+    manifest: str | None
+    platform: Platform | None
+    error: CimaError
+
+
 def read_image(path: Path, *, platform: str | None = None, name: str | None = None) -> Image:
-    """Read an image: an OCI layout (directory or tar), or an archive of docker or podman save.
+    """Read an image: an OCI layout (directory or tar), or what docker or podman save, crane, ko,
+    kaniko, jib and skopeo write.
 
     ``platform`` (as `linux/arm64`, perhaps with a variant) and ``name`` (a tag) say which one,
-    where there are several. Raises :class:`ImageError`, :class:`ImageLayerError`,
+    where there are several. What cannot be read and was not asked for is passed over, and named in
+    the result. Raises :class:`ImageError`, :class:`ImageLayerError`,
     :class:`BlobError` and :class:`TarError`.
     """
     with _open_source(path) as source:
-        found = _select(list(_images(source, platform)), platform, name)
-        if len(found.layers) != len(found.config.rootfs.diff_ids):
+        found, passed_over = _select(list(_images(source)), platform, name)
+        diff_ids = found.config.rootfs.diff_ids or ()
+        if len(found.layers) != len(diff_ids):
             raise ImageError(
-                f"the image has {len(found.layers)} layers and {len(found.config.rootfs.diff_ids)}"
-                " diff_ids",
+                f"the image has {len(found.layers)} layers and {len(diff_ids)} diff_ids",
                 hint="the image is damaged or was changed",
             )
         if len(found.layers) > limits.LAYERS:
@@ -318,7 +359,7 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
         below: dict[_Other, list[dict[bytes, Entry]]] = {engine: [] for engine in _OTHERS}
         layers: list[ReferenceLayer] = []
         manifests: list[bytes] = []
-        for each, diff_id in zip(found.layers, found.config.rootfs.diff_ids, strict=True):
+        for each, diff_id in zip(found.layers, diff_ids, strict=True):
             tree = _read_layer(source, each, diff_id)
             entries = image_layer.entries(tree)
             manifests.append(format_manifest(entries))
@@ -342,7 +383,7 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
             flattened.add(entries)
     reference = ImageReference(
         name=found.name,
-        platform=str(found.config),
+        platform=str(found.platform),
         manifest=found.manifest,
         image_id=found.image_id,
         config=_reference_config(found.config.config or _Process()),
@@ -351,18 +392,21 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
             "/" + escape(entry.path): _reference_file(entry, number) for entry, number in flattened
         },
     )
-    return Image(reference, tuple(manifests))
+    return Image(reference, tuple(manifests), passed_over)
 
 
-def _images(source: _Source, platform: str | None) -> Iterator[_Found]:
-    """Yield the images in a source that may be for ``platform``."""
+def _images(source: _Source) -> Iterator[_Found | _Unreadable]:
+    """Yield what is in a source."""
     if source.has("index.json"):
         index = _parse(_Index, _read_file(source, "index.json"), "index.json")
-        yield from _images_of_index(source, index, platform, None, limits.IMAGE_INDEX_DEPTH)
+        yield from _images_of_index(source, index, None, limits.IMAGE_INDEX_DEPTH)
     elif source.has("manifest.json"):
-        saved = _parse(_SavedList, _read_file(source, "manifest.json"), "manifest.json")
-        for image in saved.root:
-            yield from _saved_images(source, image, platform)
+        data = _read_file(source, "manifest.json")
+        if data.lstrip()[:1] == b"{":
+            yield from _images_of_directory(source, data)
+            return
+        for image in _parse(_SavedList, data, "manifest.json").root:
+            yield from _saved_images(source, image)
     else:
         raise ImageError(
             "neither an OCI layout (index.json) nor an archive of docker save (manifest.json)",
@@ -401,88 +445,142 @@ _NAMES = ("org.opencontainers.image.ref.name", "io.containerd.image.name")
 
 
 def _images_of_index(
-    source: _Source, index: _Index, platform: str | None, name: str | None, depth: int
-) -> Iterator[_Found]:
+    source: _Source, index: _Index, name: str | None, depth: int
+) -> Iterator[_Found | _Unreadable]:
     if not depth:
         raise ImageError(f"indexes in indexes, more than {limits.IMAGE_INDEX_DEPTH} of them")
     for descriptor in index.manifests:
         annotations = descriptor.annotations or {}
         if "vnd.docker.reference.type" in annotations:
             continue  # an attestation that BuildKit put beside the image
-        if not source.has(_blob_name(descriptor)):
+        if not source.has(_blob_name(source, descriptor)):
             continue  # of a platform that was not fetched
         known = name or next((annotations[key] for key in _NAMES if key in annotations), None)
         if descriptor.media_type in _INDEXES:
             data = _read_blob(source, descriptor)
             inner = _parse(_Index, data, "an index of the image")
-            yield from _images_of_index(source, inner, platform, known, depth - 1)
-        elif descriptor.media_type in _MANIFESTS:
-            if not _is_for(descriptor.platform, platform):
-                continue
-            if (image := _image_of_manifest(source, descriptor, known)) is not None:
-                yield image
+            yield from _images_of_index(source, inner, known, depth - 1)
+        elif descriptor.media_type in _MANIFESTS or not descriptor.media_type:
+            yield from _image_of_descriptor(source, descriptor, known)
 
 
-def _image_of_manifest(source: _Source, descriptor: _Descriptor, name: str | None) -> _Found | None:
-    """Return the image of a manifest, or None where it is of something else (an artifact)."""
-    manifest = _parse(_Manifest, _read_blob(source, descriptor), "a manifest of the image")
-    if manifest.config.media_type not in _CONFIGS:
-        return None
-    for each in manifest.layers:
+def _image_of_descriptor(
+    source: _Source, descriptor: _Descriptor, name: str | None
+) -> Iterator[_Found | _Unreadable]:
+    try:
+        data = _read_blob(source, descriptor)
+        manifest = _parse(_Manifest, data, "a manifest of the image")
+        if manifest.config.media_type not in _CONFIGS:
+            return  # an artifact
+        yield _image_of_manifest(
+            source, manifest, name, manifest_digest=descriptor.digest, platform=descriptor.platform
+        )
+    except CimaError as error:
+        yield _Unreadable(name, descriptor.digest, descriptor.platform, error)
+
+
+def _image_of_manifest(
+    source: _Source,
+    manifest: _Manifest,
+    name: str | None,
+    *,
+    manifest_digest: str | None,
+    platform: Platform | None,
+) -> _Found:
+    layers = manifest.layers or ()
+    for each in layers:
         if not each.media_type.startswith(_LAYERS) or "encrypted" in each.media_type:
             raise ImageError(f"a layer of the type {printable(each.media_type)} cannot be read")
+    config = _parse(_Config, _read_blob(source, manifest.config), "the image's configuration")
     return _Found(
         name,
-        descriptor.digest,
+        manifest_digest,
         manifest.config.digest,
-        _parse(_Config, _read_blob(source, manifest.config), "the image's configuration"),
-        tuple(_Layer(_blob_name(each), each.digest, each.size) for each in manifest.layers),
+        config.completed(platform),
+        config,
+        tuple(_Layer(_blob_name(source, each), each.digest, each.size) for each in layers),
     )
 
 
-def _saved_images(source: _Source, image: _Saved, platform: str | None) -> Iterator[_Found]:
-    stem = os.path.basename(image.config).removesuffix(".json")
-    image_id = check_digest(f"sha256:{stem}")
-    with source.open(image.config) as stream:
-        data = read_blob(stream, image_id, None, limits.IMAGE_JSON)
-    config = _parse(_Config, data, "the image's configuration")
-    layers = tuple(_Layer(name, None, None) for name in image.layers)
-    if _is_for(config, platform):
-        for tag in image.tags or (None,):
-            yield _Found(tag, None, image_id, config, layers)
+def _images_of_directory(source: _Source, data: bytes) -> Iterator[_Found | _Unreadable]:
+    """Yield the images of skopeo's `dir:` and `podman save --format docker-dir`."""
+    outer = _parse(_DirectoryManifest, data, "manifest.json")
+    own = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    if outer.manifests is not None:
+        index = _Index(manifests=outer.manifests)
+        yield from _images_of_index(source, index, None, limits.IMAGE_INDEX_DEPTH)
+    elif outer.config is not None:
+        manifest = _Manifest(config=outer.config, layers=outer.layers)
+        yield _image_of_manifest(source, manifest, None, manifest_digest=own, platform=None)
+    else:
+        raise ImageError(
+            "manifest.json is neither a manifest nor an index of version 2",
+            hint="copy the image with `skopeo copy`, which converts older manifests",
+        )
 
 
-def _is_for(found: _Platform | None, wanted: str | None) -> bool:
-    """Whether what is said of an image's platform allows that it is the one wanted."""
-    if wanted is None or found is None:
-        return True
-    parts = wanted.split("/")
-    return [found.os, found.architecture, found.variant][: len(parts)] == parts
+def _saved_images(source: _Source, image: _Saved) -> Iterator[_Found | _Unreadable]:
+    tags = image.tags or (None,)
+    try:
+        with source.open(image.config) as stream:
+            data = read_blob(stream, None, None, limits.IMAGE_JSON)
+        config = _parse(_Config, data, "the image's configuration")
+    except CimaError as error:
+        yield from (_Unreadable(tag, None, None, error) for tag in tags)
+        return
+    # Not the file's name: each tool has another.
+    image_id = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    layers = tuple(_Layer(name, None, None) for name in image.layers or ())
+    for tag in tags:
+        yield _Found(tag, None, image_id, config.completed(None), config, layers)
 
 
-def _select(images: list[_Found], platform: str | None, name: str | None) -> _Found:
-    fitting = [
-        image
-        for image in images
-        if _is_for(image.config, platform) and (name is None or _is_named(image.name, name))
-    ]
-    if len({(image.image_id, image.manifest) for image in fitting}) == 1:
-        return fitting[0]
-    choice = ", ".join(
-        sorted({f"{image.name or 'no name'} ({image.config})" for image in fitting or images})
-    )
+def _select(
+    images: list[_Found | _Unreadable], platform: str | None, name: str | None
+) -> tuple[_Found, tuple[str, ...]]:
+    """Return the one image that is asked for, and what else cannot be read."""
+    wanted = parse_platform(platform) if platform is not None else None
+    named = [one for one in images if name is None or _is_named(one.name, name)]
+    readable = [one for one in named if isinstance(one, _Found)]
+    unreadable = [one for one in images if isinstance(one, _Unreadable)]
+    fits = fitting([(one.platform, one) for one in readable], wanted)
+    if len({(one.image_id, one.manifest) for one in fits}) == 1:
+        return fits[0], tuple(_passed_over(one) for one in unreadable)
+    if not fits and (broken := [one for one in named if isinstance(one, _Unreadable)]):
+        asked = fitting([(one.platform or Platform(), one) for one in broken], wanted) or (
+            [] if readable else broken
+        )
+        if asked:
+            raise asked[0].error
+    known = [one for one in images if isinstance(one, _Found)]
+    choice = "; ".join(sorted({_option(one) for one in fits or known}))
     raise ImageError(
-        f"{len(fitting)} images fit; there are: {printable(choice[:1000])}",
-        hint="choose one with --platform or --name",
+        f"{len(fits)} images fit; there are: {printable(choice[:2000]) or 'none'}",
+        hint="choose one with the options that stand behind it" if known else "",
     )
+
+
+def _option(one: _Found) -> str:
+    """Return an image and the options that choose it."""
+    named = f"--name {one.name} " if one.name else ""
+    return f"{one.name or 'no name'} ({one.platform}): {named}--platform {one.platform}"
+
+
+def _passed_over(one: _Unreadable) -> str:
+    what = one.name or one.manifest or "an image"
+    return f"{printable(what)}: {one.error.what}"
 
 
 def _is_named(found: str | None, wanted: str) -> bool:
     return found is not None and (found == wanted or found.endswith(("/" + wanted, ":" + wanted)))
 
 
-def _blob_name(descriptor: _Descriptor) -> str:
+def _blob_name(source: _Source, descriptor: _Descriptor) -> str:
     algorithm, _, encoded = check_digest(descriptor.digest).partition(":")
+    # skopeo's `dir:` has blobs by their hexadecimal alone, and the manifests of an index so named.
+    for name in (encoded, f"{encoded}.manifest.json", f"{algorithm}-{encoded}"):
+        if not source.has("index.json") and source.has(name):
+            return name
     return f"blobs/{algorithm}/{encoded}"
 
 
@@ -492,7 +590,7 @@ def _read_file(source: _Source, name: str) -> bytes:
 
 
 def _read_blob(source: _Source, descriptor: _Descriptor) -> bytes:
-    with source.open(_blob_name(descriptor)) as stream:
+    with source.open(_blob_name(source, descriptor)) as stream:
         return read_blob(stream, descriptor.digest, descriptor.size, limits.IMAGE_JSON)
 
 

@@ -11,15 +11,23 @@ Source: https://github.com/keylime/keylime (keylime/ima/ima.py, RUNTIME_POLICY_S
 import json
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.measure.mtree import escape, unescape
+from cima_runc.verifier.reference.dsse import (
+    PublicKey,
+    is_envelope,
+    load_public_key,
+    open_envelope,
+)
 from cima_runc.verifier.reference.file import HostReference, ImageReference
 
 
@@ -33,6 +41,12 @@ class _Meta(BaseModel):
     version: int
 
 
+class _Ima(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    log_hash_alg: str = "sha1"
+
+
 class _Policy(BaseModel):
     model_config = ConfigDict(frozen=True)
 
@@ -40,6 +54,7 @@ class _Policy(BaseModel):
     digests: dict[str, tuple[str, ...]]
     excludes: tuple[str, ...] = ()
     keyrings: dict[str, Any] = {}
+    ima: _Ima = _Ima()
     ima_buf: dict[str, Any] = Field(alias="ima-buf", default={})
     verification_keys: str = Field(alias="verification-keys", default="")
 
@@ -53,10 +68,38 @@ class Converted:
     """What the policy also says and reference values cannot, one line each."""
 
 
-def from_keylime(policy: bytes) -> Converted:
-    """Return the reference values in a runtime policy. Raises :class:`KeylimeError`."""
-    if len(policy) > limits.REFERENCE:
-        raise KeylimeError(f"a policy of more than {limits.REFERENCE} bytes")
+_PAYLOAD_TYPE = "application/vnd.keylime+json"
+"""Of a signed runtime policy, a DSSE envelope (keylime/dsse/dsse.py)."""
+
+_NOT_SHA256 = frozenset({"sm3", "sm3_256", "sha3-256", "sha3_256", "streebog256", "blake2s"})
+"""Other hashes of 32 bytes: their digests look like SHA-256 and are not."""
+
+
+def from_keylime(policy: bytes, keys: Sequence[PublicKey] = ()) -> Converted:
+    """Return the reference values in a runtime policy, signed or not.
+
+    Of a signed one the signature is checked where ``keys`` are given, and needed then.
+    Raises :class:`KeylimeError` and :class:`DsseError`.
+    """
+    if len(policy) > 2 * limits.REFERENCE:
+        raise KeylimeError(f"a policy of more than {2 * limits.REFERENCE} bytes")
+    notes: list[str] = []
+    if is_envelope(policy):
+        if not keys:
+            notes.append("the policy's signature, which is not checked: give its key with --key")
+        policy = open_envelope(policy, keys, _PAYLOAD_TYPE)
+    elif keys:
+        raise KeylimeError("the policy is not signed", hint="leave --key out to take it as it is")
+    converted = _convert(policy)
+    return replace(converted, left_out=(*notes, *converted.left_out))
+
+
+def load_key(pem: bytes) -> PublicKey:
+    """Return a key that signs policies: Keylime makes them of P-521. Raises :class:`DsseError`."""
+    return load_public_key(pem, (ec.SECP384R1, ec.SECP521R1))
+
+
+def _convert(policy: bytes) -> Converted:
     try:
         read = _Policy.model_validate_json(policy)
     except ValidationError as error:
@@ -69,6 +112,12 @@ def from_keylime(policy: bytes) -> Converted:
     if read.meta.version != 1:
         raise KeylimeError(f"a runtime policy of version {read.meta.version}; this reads version 1")
     files: dict[str, tuple[str, ...]] = {}
+    algorithm = read.ima.log_hash_alg.lower()
+    if algorithm in _NOT_SHA256:
+        raise KeylimeError(
+            f"the policy's digests are of {printable(algorithm)}, not of SHA-256",
+            hint="make a policy with the algorithm sha256",
+        )
     left_out = [f"excluded paths: {printable(each)}" for each in read.excludes]
     for name in ("keyrings", "ima_buf", "verification_keys"):
         if getattr(read, name):

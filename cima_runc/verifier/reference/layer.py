@@ -155,7 +155,8 @@ class LayerTree:
         """Apply any other member."""
         xattrs = {key: value for key, value in member.xattrs.items() if key in SECURITY}
         for key in member.xattrs:
-            if key.startswith(("trusted.overlay.", "user.overlay.")):
+            # What a mount with `userxattr` would obey, user.overlay.*, is the user's own here.
+            if key.startswith("trusted.overlay."):
                 raise ImageLayerError(f"it sets overlayfs's own attribute {printable(key[:200])}")
         if max(member.uid, member.gid) > _MAX_ID:
             raise ImageLayerError(f"an owner of {member.uid}:{member.gid}")

@@ -1,14 +1,19 @@
+import base64
 import json
+from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from cima_runc.verifier.reference.dsse import DsseError, pae
 from cima_runc.verifier.reference.file import (
     HostReference,
     ImageReference,
     ReferenceConfig,
     ReferenceFile,
 )
-from cima_runc.verifier.reference.keylime import KeylimeError, from_keylime, to_keylime
+from cima_runc.verifier.reference.keylime import KeylimeError, from_keylime, load_key, to_keylime
 
 POLICY = {
     "meta": {"version": 1, "generator": 2, "timestamp": "2024-01-01 00:00:00"},
@@ -94,3 +99,58 @@ def test_what_json_cannot_hold() -> None:
 def test_not_a_policy(data: bytes) -> None:
     with pytest.raises(KeylimeError):
         from_keylime(data)
+
+
+SIGNED = Path(__file__).parents[5] / "shared/cases/keylime-signed-policy/policy.json"
+
+
+def test_a_signed_policy() -> None:
+    if not SIGNED.exists():
+        pytest.skip("no ../shared")
+    converted = from_keylime(SIGNED.read_bytes())
+    assert converted.reference.files == {"/usr/bin/example": ("1" * 64,)}
+    assert "not checked" in converted.left_out[0]
+    with pytest.raises(DsseError, match="no signature"):
+        from_keylime(SIGNED.read_bytes(), [ec.generate_private_key(ec.SECP521R1()).public_key()])
+
+
+@pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()])
+def test_a_signature_is_checked(curve: ec.EllipticCurve) -> None:
+    key = ec.generate_private_key(curve)
+    kind, payload = "application/vnd.keylime+json", policy_of("sha1")
+    signature = key.sign(pae(kind.encode(), payload), ec.ECDSA(hashes.SHA256()))
+    text = {
+        "payload": base64.b64encode(payload).decode(),
+        "payloadType": kind,
+        "signatures": [{"keyid": "x", "sig": base64.b64encode(signature).decode()}],
+    }
+    signed = json.dumps(text).encode()
+    pem = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    assert len(from_keylime(signed, [load_key(pem)]).reference.files) == 1
+    with pytest.raises(DsseError, match="no signature"):
+        from_keylime(signed, [ec.generate_private_key(curve).public_key()])
+    with pytest.raises(KeylimeError, match="not signed"):
+        from_keylime(payload, [load_key(pem)])
+    other = json.dumps(text | {"payloadType": "text/plain"}).encode()
+    with pytest.raises(DsseError, match="but text/plain"):
+        from_keylime(other)
+
+
+def policy_of(algorithm: str) -> bytes:
+    return json.dumps(
+        {
+            "meta": {"version": 1},
+            "digests": {"/bin/a": ["a" * 64]},
+            "ima": {"log_hash_alg": algorithm},
+        }
+    ).encode()
+
+
+@pytest.mark.parametrize("algorithm", ["sm3", "sm3_256", "SM3_256", "sha3-256"])
+def test_digests_of_another_hash_are_not_taken(algorithm: str) -> None:
+    with pytest.raises(KeylimeError, match="not of SHA-256"):
+        from_keylime(policy_of(algorithm))
+    for usual in ("sha1", "sha256", "sha512"):
+        assert from_keylime(policy_of(usual)).reference.files == {"/bin/a": ("a" * 64,)}
