@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from cima_runc.base import limits
+from cima_runc.base.text import printable
 from cima_runc.runtime.shim_settings import (
     SETTINGS_FILE,
     SettingsError,
@@ -22,6 +23,7 @@ from cima_runc.runtime.shim_settings import (
     read_settings_file,
     shim_settings_of,
 )
+from cima_runc.validation import first_of
 
 NamePattern = Annotated[
     str, StringConstraints(pattern=r"\A(\*[!-)+-.0-~]{0,29}|[!-)+-.0-~]{1,29}\*?)\z")
@@ -237,8 +239,8 @@ def parse_settings(values: dict[str, Any]) -> Settings:
             section = Settings.model_fields[str(first["loc"][0])].annotation
             allowed = section.model_fields.keys() if section is not None else ()
             raise SettingsError(f"{key} is no setting: allowed are {_names(allowed)}") from error
-        value = first["input"]
-        raise SettingsError(f"{key} = {value!r} is not allowed: {first['msg']}") from error
+        value = printable(repr(first["input"])[:200])
+        raise SettingsError(f"{key} = {value} is not allowed: {first_of(error)}") from error
 
 
 def load_settings(path: str = SETTINGS_FILE) -> Settings:

@@ -2,11 +2,16 @@
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from cima_runc.base import limits
 from cima_runc.base.bounded import read_bounded
 from cima_runc.base.errors import CimaError
+
+T = TypeVar("T")
 
 
 class FileError(CimaError):
@@ -25,6 +30,32 @@ def read(path: Path, *, limit: int = limits.VERIFIER_INPUT) -> bytes:
         return read_bounded(path, limit)
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def parsed(path: Path, parse: Callable[[bytes], T], *, limit: int = limits.VERIFIER_INPUT) -> T:
+    """Return what ``parse`` makes of a file's bytes.
+
+    Raises:
+        FileError: it cannot be read, or ``parse`` refuses it; the line names the file.
+    """
+    with about(path):
+        return parse(read(path, limit=limit))
+
+
+@contextmanager
+def about(path: Path) -> Iterator[None]:
+    """Name the file in errors that tell only what is wrong with what it holds.
+
+    Raises:
+        FileError: in place of them.
+    """
+    name = "standard input" if str(path) == "-" else str(path)
+    try:
+        yield
+    except CimaError as error:
+        if name in error.what:
+            raise
+        raise FileError(f"{name}: {error.what}", hint=error.hint) from error
 
 
 def write(path: Path, data: bytes, *, private: bool = False) -> None:

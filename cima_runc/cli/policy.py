@@ -79,4 +79,5 @@ def _read_records(path: Path) -> list[Record]:
     raw = files.read(path, limit=limits.EVIDENCE)
     if len(raw) > limits.EVIDENCE:
         raise SuggestError(f"{path} has more than {limits.EVIDENCE} bytes")
-    return [parse_line(line) for line in raw.splitlines()]
+    with files.about(path):
+        return [parse_line(line) for line in raw.splitlines()]

@@ -1,9 +1,16 @@
 """What is wrong with evidence that cannot be read."""
 
-from pydantic import ValidationError
-
 from cima_runc.base.errors import CimaError
-from cima_runc.base.text import printable
+from cima_runc.validation import first_of
+
+__all__ = [
+    "EvidenceError",
+    "EvidenceFormatError",
+    "EvidenceTooDeepError",
+    "EvidenceTooLargeError",
+    "EvidenceVersionError",
+    "first_of",
+]
 
 
 class EvidenceError(CimaError):
@@ -24,10 +31,3 @@ class EvidenceFormatError(EvidenceError):
 
 class EvidenceVersionError(EvidenceError):
     """The evidence is of a version that this program does not know."""
-
-
-def first_of(error: ValidationError) -> str:
-    """Return the first thing that is wrong, in one line."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return printable(f"{place}: {first['msg']}"[:400])

@@ -18,6 +18,7 @@ from cima_runc.base.text import printable
 from cima_runc.evidence.fields import Base64, Digest, Hex, Model
 from cima_runc.ima.template import Func, TemplateError, unpack_cima_ng
 from cima_runc.ml.records import CIMA, IMA_TEMPLATE, Record, RecordError, template_data
+from cima_runc.validation import first_of
 
 Hook = Literal["BPRM_CHECK", "MMAP_CHECK", "FILE_CHECK"]
 """The kernel's check that saw a file, as in an IMA policy."""
@@ -421,10 +422,8 @@ def parse(value: Mapping[str, Any]) -> Content:
             raise UnknownTypeError(
                 f"a record of an unknown type: {kind}", hint="use the host's version of cima"
             ) from error
-        place = ".".join(str(one) for one in first["loc"])
         raise ShapeError(
-            f"a record of the type {kind} is not well formed: "
-            f"{printable(place[:200])}: {printable(first['msg'][:200])}"
+            f"a record of the type {kind} is not well formed: {first_of(error)}"
         ) from error
     if content.to_json() != value:
         kind = printable(repr(value.get("type"))[:60])

@@ -14,6 +14,7 @@ from cima_runc.base import limits
 from cima_runc.base.bounded import read_bounded
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
+from cima_runc.validation import first_of
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
 Digest = Annotated[
@@ -139,10 +140,8 @@ def parse_reference(data: bytes) -> ImageReference | HostReference:
     try:
         return _READER.validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
         raise ReferenceFileError(
-            f"not a file of reference values: {printable(where)}: {printable(first['msg'])}",
+            f"not a file of reference values: {first_of(error)}",
             hint="make it with `cima reference image`",
         ) from None
 

@@ -26,6 +26,7 @@ from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.measure.mtree import Entry, digest, escape, format_manifest, format_mode
+from cima_runc.validation import first_of
 from cima_runc.verifier.reference import layer as image_layer
 from cima_runc.verifier.reference.blob import (
     BlobReader,
@@ -130,11 +131,7 @@ def _parse(model: type[_M], data: bytes, what: str) -> _M:
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ImageError(
-            f"{what} is not of its form: {printable(where)}: {printable(first['msg'])}"
-        ) from None
+        raise ImageError(f"{what} is not of its form: {first_of(error)}") from None
 
 
 # Where an image's files are.

@@ -22,6 +22,7 @@ from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.measure.mtree import escape, unescape
+from cima_runc.validation import first_of
 from cima_runc.verifier.reference.dsse import (
     PublicKey,
     is_envelope,
@@ -103,10 +104,8 @@ def _convert(policy: bytes) -> Converted:
     try:
         read = _Policy.model_validate_json(policy)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
         raise KeylimeError(
-            f"not a Keylime runtime policy: {printable(where)}: {printable(first['msg'])}",
+            f"not a Keylime runtime policy: {first_of(error)}",
             hint="convert an older allowlist with `keylime-policy` first",
         ) from None
     if read.meta.version != 1:
