@@ -6,6 +6,7 @@ from collections.abc import Callable
 from cima_runc.agent.events import Events
 from cima_runc.agent.held import Held
 from cima_runc.agent.index import Container
+from cima_runc.agent.journald import about
 from cima_runc.agent.notices import Notices
 from cima_runc.agent.process import ContainerProcess
 from cima_runc.agent.writer import Writer
@@ -174,7 +175,12 @@ class Lifecycle:
         self._writer.write()
         if bind:
             self._writer.bind()
-        _log.info("container %s ended: %s", container.note.id, reason)
+        ended = about(
+            "container-ended",
+            container=container.note.id,
+            registration=container.note.registration,
+        )
+        _log.info("container %s ended: %s", container.note.id, reason, extra=ended)
 
     def _release(self, container: Container) -> None:
         """Watch the container no more, and hold its process and namespace no more."""

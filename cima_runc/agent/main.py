@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from cima_runc.agent import enrolment, held
+from cima_runc.agent import enrolment, held, journald
 from cima_runc.agent.bundles import BundleServer
+from cima_runc.agent.journald import about
 from cima_runc.agent.listener import Listener
 from cima_runc.agent.request import REQUEST_SECONDS, peer_uid, read_request, refusal
 from cima_runc.agent.rooms import Rooms, WriterThread, open_rooms
@@ -108,7 +109,7 @@ class Agent:
         users = UserServer(self._settings, self._lobby.looker.seconds, self._writer.submit)
         await users.start()
         _notify("READY=1")
-        _log.info("ready on %s", self._settings.shim.socket)
+        _log.info("ready on %s", self._settings.shim.socket, extra=about("ready"))
         working = [self._loop.create_task(w) for w in (self._tick(), self._refresh(), self._tidy())]
         stopping = self._loop.create_task(stop.wait())
         await asyncio.wait([stopping, *working], return_when=asyncio.FIRST_COMPLETED)
@@ -212,7 +213,8 @@ class Agent:
             await self._writer.submit(lambda rooms: rooms.commit(bind=bind))
         except (CimaError, OSError) as error:
             # Events wait in the sensor's buffer until the next tick looks again.
-            _log.error("records wait, the next second tries again: %s", error)
+            waiting = "records wait, the next second tries again: %s"
+            _log.error(waiting, error, extra=about("records-wait"))
         else:
             self._read_sensor()
 
@@ -380,9 +382,7 @@ def main() -> int:
     parser.add_argument("--config", default=SETTINGS_FILE, help="settings file (%(default)s)")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning"])
     arguments = parser.parse_args()
-    logging.basicConfig(
-        level=arguments.log_level.upper(), format="%(levelname)s %(message)s", stream=sys.stderr
-    )
+    journald.set_up(arguments.log_level.upper())
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:

@@ -10,6 +10,7 @@ from cima_runc.agent.enforcement import Allowlist, Enforcement
 from cima_runc.agent.events import Events
 from cima_runc.agent.fresh import Fresh
 from cima_runc.agent.index import Container
+from cima_runc.agent.journald import about
 from cima_runc.agent.lifecycle import Lifecycle
 from cima_runc.agent.writer import Writer
 from cima_runc.base import clock, limits
@@ -78,7 +79,10 @@ class Registration:
             self._bind_first()
             undo.pop_all()
         self._lifecycle.hold(note, candidate.process)
-        _log.info("container %s registered as %d, mnt:[%d]", note.id, note.registration, note.mntns)
+        _log.info(
+            *("container %s registered as %d, mnt:[%d]", note.id, note.registration, note.mntns),
+            extra=about("container-registered", container=note.id, registration=note.registration),
+        )
 
     # -- before -------------------------------------------------------------------------------
 
@@ -181,7 +185,7 @@ class Registration:
         """Return a secret of our own for a container that may start though the TPM fails."""
         if self._settings.binding.on_tpm_failure != "admit":
             raise error
-        _log.error("a container is admitted without the TPM: %s", error)
+        _log.error("a container is admitted without the TPM: %s", error, extra=about("tpm-failed"))
         return self._fresh.own_secret()
 
     def _bind_first(self) -> None:

@@ -5,6 +5,7 @@ import logging
 import time
 from dataclasses import dataclass
 
+from cima_runc.agent.journald import about
 from cima_runc.agent.writer import Writer
 from cima_runc.base import clock, limits
 from cima_runc.base.durable import AppendFile
@@ -128,5 +129,6 @@ class Retention:
             _log.warning(
                 "the records of container %s are removed, and no evidence was given of them all",
                 note.id,
+                extra=about("records-removed", container=note.id, registration=note.registration),
             )
         self._writer.discard(note.registration)

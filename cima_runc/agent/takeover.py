@@ -11,6 +11,7 @@ from cima_runc.agent.enforcement import Enforcement
 from cima_runc.agent.events import Events
 from cima_runc.agent.held import Held
 from cima_runc.agent.index import Container
+from cima_runc.agent.journald import about
 from cima_runc.agent.lifecycle import Lifecycle
 from cima_runc.agent.process import ContainerProcess, ProcessError
 from cima_runc.agent.registration import FIRST_RECORDS
@@ -152,7 +153,8 @@ class TakeOver:
         if process is None:
             return "ended while the agent was not running"
         self._lifecycle.hold(note, process)
-        _log.info("container %s is taken over", note.id)
+        taken = about("container-taken-over", container=note.id, registration=note.registration)
+        _log.info("container %s is taken over", note.id, extra=taken)
         return ""
 
     def _process_of(self, note: ContainerNote) -> ContainerProcess | None:

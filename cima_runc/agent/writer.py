@@ -10,6 +10,7 @@ from typing import Any
 
 from cima_runc.agent.core import BoundRegister, Core
 from cima_runc.agent.index import Container
+from cima_runc.agent.journald import about
 from cima_runc.agent.ledger import Ledger, Trouble
 from cima_runc.base import clock
 from cima_runc.cpcr.binding import Bind
@@ -189,7 +190,8 @@ class Writer:
         if new <= 0:
             return
         self._ledger.add(registration, [self._core.dropped(registration, new, clock.now())])
-        _log.warning("container %s: the sensor lost %d events", container.note.id, new)
+        lost = about("events-lost", container=container.note.id, registration=registration)
+        _log.warning("container %s: the sensor lost %d events", container.note.id, new, extra=lost)
 
     # -- durable, and bound -------------------------------------------------------------------
 
