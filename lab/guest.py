@@ -1,4 +1,4 @@
-"""A throw-away guest: QEMU with a TPM 2.0, on a snapshot of a cached disk."""
+"""A throw-away guest: QEMU with a TPM 2.0, on a snapshot of a disk."""
 
 import os
 import socket
@@ -7,43 +7,27 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-LAB = Path(__file__).resolve().parent
-ACCELERATION = os.environ.get("CIMA_VM_ACCEL", "tcg,thread=multi")
-CPU = "max,la57=off,avx=off,avx2=off"
-"""Five-level page tables and AVX only cost time where they are emulated."""
+from acceleration import acceleration
+from machine import CPU, LAB, GuestError, Machine
+from qmp import Monitor
+
 PORTS = ("out", "err", "files", "control")
 CONSOLE_LINES = 60
 
 
-class GuestError(Exception):
-    """The guest could not do its part; the message says what happened."""
-
-
 @dataclass(frozen=True)
-class Machine:
-    """What a guest is started with.
+class Storage:
+    """Where the guest's disk and memory are.
 
-    `memory` is in MiB, `append` holds more kernel arguments. Without `agent` the unit cima-agent is
-    masked, without `policy` the kernel gets no IMA policy, without `tpm` there is no TPM.
-    `kernel` is `release` for the release's own, or `backports` for the newest that there is for it.
+    What it writes to a disk that is not `kept` goes with it. Without a file its memory is QEMU's
+    own; with `memory_kept` what it writes to the file's memory is written to the file.
     """
 
-    release: str
-    kernel: str
-    agent: bool
-    policy: bool
-    tpm: bool
-    memory: int
-    append: str
-
-
-def image(release: str, kernel: str) -> Path:
-    """Return the directory with the guest's disk and kernel, made first if need be."""
-    command = [str(LAB / "image.sh"), release, kernel]
-    made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if made.returncode:
-        raise GuestError(f"the Debian {release} guest could not be built")
-    return Path(made.stdout.strip())
+    disk: Path
+    format: str = "raw"
+    kept: bool = False
+    memory: Path | None = None
+    memory_kept: bool = False
 
 
 class Guest:
@@ -53,51 +37,50 @@ class Guest:
         self.ports: dict[str, socket.socket] = {}
         self.console = directory / "console"
         self._directory = directory
+        self._tpm_state = directory / "tpm"
         self._tpm_control = directory / "tpm.sock"
+        self._monitor: socket.socket | None = None
         self._children: list[subprocess.Popen[bytes]] = []
 
-    def start_tpm(self) -> Path:
-        """Make a new TPM and start it; return the certificates of those who vouch for its keys."""
-        state = self._directory / "tpm"
-        subprocess.run([str(LAB / "tpm.sh"), str(state)], check=True)
-        self._spawn(
-            "swtpm",
-            ["swtpm", "socket", "--tpm2", "--terminate", "--tpmstate", f"dir={state}",
-             "--ctrl", f"type=unixio,path={self._tpm_control}"],
-        )  # fmt: skip
-        while not self._tpm_control.exists():
-            if self._children[-1].poll() is not None:
-                raise GuestError(f"swtpm ended at once: {self._said('swtpm')}")
-            time.sleep(0.01)
-        return state / "ca.pem"
+    def make_tpm(self) -> Path:
+        """Make a new TPM; return the certificates of those who vouch for its keys."""
+        subprocess.run([str(LAB / "tpm.sh"), str(self._tpm_state)], check=True)
+        return self._tpm_state / "ca.pem"
 
-    def start(self, machine: Machine, image: Path, job: Path) -> None:
-        """Start it on the disk and kernel in `image`, with the archive `job` as its second disk.
+    def start(
+        self, machine: Machine, image: Path, job: Path, storage: Storage, *, frozen: bool = False
+    ) -> None:
+        """Start it with the kernel in `image` and the archive `job` as its first disk.
 
-        A machine with a TPM needs `start_tpm` first.
+        A `frozen` one waits for its state, and its TPM for what it knew; another machine with a TPM
+        needs `make_tpm` first.
         """
-        kernel = [
-            "root=/dev/nvme0n1 rw console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off",
-            "systemd.show_status=0 net.ifnames=0",
-            # At the same addresses, code is translated once and not again for each process.
-            "norandmaps init_on_alloc=0",
-            "" if machine.agent else "systemd.mask=cima-agent.service",
-            "" if machine.policy else "init=/usr/libexec/cima-lab-no-policy",
-            machine.append,
-        ]
+        if machine.tpm:
+            self._start_tpm()
+        drive = f"file={storage.disk},format={storage.format},if=none,id=root,cache=unsafe"
         command = [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
-            "-accel", ACCELERATION, "-cpu", CPU, "-smp", "2", "-m", str(machine.memory),
-            "-kernel", f"{image}/vmlinuz", "-append", " ".join(filter(None, kernel)),
-            "-no-reboot", "-serial", f"file:{self.console}",
-            "-drive", f"file={image}/root.ext4,snapshot=on,format=raw,if=none,id=root",
-            "-device", "nvme,serial=lab,drive=root",
+            "-machine", "pc" + (",memory-backend=memory" if storage.memory else ""),
+            "-accel", acceleration(image), "-cpu", CPU, "-smp", "2", "-m", str(machine.memory),
+            "-kernel", f"{image}/vmlinuz", "-initrd", f"{image}/initramfs",
+            "-append", machine.kernel_arguments, "-no-reboot", "-serial", f"file:{self.console}",
             "-drive", f"file={job},readonly=on,format=raw,if=none,id=job",
             "-device", "virtio-blk-pci,drive=job",
+            "-drive", drive + ("" if storage.kept else ",snapshot=on"),
+            "-device", "virtio-blk-pci,drive=root",
             "-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net,romfile=",
             "-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
         ]  # fmt: skip
-        far_ends = []
+        if storage.memory:
+            share = "on" if storage.memory_kept else "off"
+            command += ["-object", f"memory-backend-file,id=memory,size={machine.memory}M,"
+                        f"mem-path={storage.memory},share={share}"]  # fmt: skip
+        if frozen:
+            command += ["-incoming", "defer"]
+        self._monitor, far = socket.socketpair()
+        far_ends = [far]
+        command += ["-chardev", f"socket,id=monitor,fd={far.fileno()}"]
+        command += ["-mon", "chardev=monitor,mode=control"]
         for name in PORTS:
             self.ports[name], far = socket.socketpair()
             far_ends.append(far)
@@ -109,6 +92,24 @@ class Guest:
         self._spawn("qemu", command, [far.fileno() for far in far_ends])
         for far in far_ends:
             far.close()
+
+    def monitor(self) -> Monitor:
+        """Return a conversation with QEMU itself; there is one for each guest."""
+        assert self._monitor is not None
+        return Monitor(self._monitor)
+
+    def processor_seconds(self) -> float:
+        """Return how long processors have worked for the guest."""
+        try:
+            text = Path(f"/proc/{self._children[-1].pid}/stat").read_text()
+        except (OSError, IndexError):
+            return 0.0
+        fields = text.rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def wait(self, seconds: float) -> None:
+        """Wait for QEMU to end by itself."""
+        self._children[-1].wait(seconds)
 
     def last_words(self) -> str:
         """Return the end of the kernel's messages and what QEMU itself printed."""
@@ -122,8 +123,21 @@ class Guest:
         for child in reversed(self._children):
             child.kill()
             child.wait()
-        for port in self.ports.values():
-            port.close()
+        for port in (*self.ports.values(), self._monitor):
+            if port is not None:
+                port.close()
+
+    def _start_tpm(self) -> None:
+        self._tpm_state.mkdir(exist_ok=True)
+        self._spawn(
+            "swtpm",
+            ["swtpm", "socket", "--tpm2", "--terminate", "--tpmstate", f"dir={self._tpm_state}",
+             "--ctrl", f"type=unixio,path={self._tpm_control}"],
+        )  # fmt: skip
+        while not self._tpm_control.exists():
+            if self._children[-1].poll() is not None:
+                raise GuestError(f"swtpm ended at once: {self._said('swtpm')}")
+            time.sleep(0.01)
 
     def _spawn(self, name: str, command: list[str], fds: list[int] | None = None) -> None:
         """Start a child with a log of its own; the kernel ends it if this process is killed."""

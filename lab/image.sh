@@ -1,7 +1,7 @@
 #!/bin/bash
-# image.sh 12|13 release|backports: prints the directory with the disk (root.ext4) and the kernel (vmlinuz)
-# of a Debian guest in which this checkout is installed; the kernel is the release's own, or the newest
-# that there is for it. Over the layers of layers.sh lie
+# image.sh RELEASE release|backports: prints the directory with the disk (root.ext4), the kernel (vmlinuz) and
+# the initramfs of a Debian guest in which this checkout is installed. The release is one of those in the
+# file releases, the kernel its own, or the newest that there is for it. Over the layers of layers.sh lie
 #   kernel   over tree: the backported kernel, where that is wanted
 #   deps     over tree: install.sh has run once, so the dependencies are there
 #   image    over deps: install.sh has run with this checkout; made into a disk
@@ -12,12 +12,12 @@ release=$1 kernel=$2
 . "$lab/layers.sh"
 
 make_kernel() {
-    local list=etc/apt/sources.list suite
+    local list=etc/apt/sources.list pocket
     compose "$1" "$CIMA_CACHE/$tree"
     reach_out "$1"
     sed -n 's/^\(deb [^ ]* \)\([a-z]*\) main$/\1\2-backports main/p' "$1/root/$list" >"$1/root/$list.d/backports.list"
-    suite=$(sed -n 's/^deb [^ ]* \([a-z]*-backports\) main$/\1/p' "$1/root/$list.d/backports.list")
-    install_packages "$1" linux-image-cloud-amd64/"$suite"
+    pocket=$(sed -n 's/^deb [^ ]* \([a-z]*-backports\) main$/\1/p' "$1/root/$list.d/backports.list")
+    install_packages "$1" linux-image-cloud-amd64/"$pocket"
     decompose "$1"
 }
 
@@ -54,7 +54,7 @@ make_deps() {
 }
 
 make_image() {
-    local etc=$1/root/etc
+    local etc=$1/root/etc kernel
     compose "$1" "$CIMA_CACHE/$deps/upper" ${newer:+"$CIMA_CACHE/$newer/upper"} "$CIMA_CACHE/$tree"
     build_wheel "$1"
     install_wheel "$1"
@@ -69,7 +69,9 @@ make_image() {
     umount --recursive "$1/root/proc" "$1/root/dev"
     # As after an update: systemd rebuilds no caches at boot.
     touch "$1"/root/{etc,var}/.updated
-    cp "$(printf '%s\n' "$1"/root/boot/vmlinuz-* | sort -V | tail -n 1)" "$1/vmlinuz"
+    kernel=$(printf '%s\n' "$1"/root/boot/vmlinuz-* | sort -V | tail -n 1)
+    cp "$kernel" "$1/vmlinuz"
+    "$lab/initramfs.sh" "$1/root" "${kernel##*/vmlinuz-}" "$1/initramfs"
     # No journal: the disk is never written to, a guest writes to a snapshot that goes with it.
     mke2fs -q -t ext4 -O ^has_journal -E lazy_itable_init=1 -d "$1/root" "$1/root.ext4" 8G
     umount "$1/root"
@@ -79,7 +81,7 @@ make_image() {
 deps=deps-$release-$({ echo "$wheels"; cat "$checkout/examples/install.sh"; } | key)
 newer=
 [ "$kernel" = release ] || newer=kernel-$release-$({ echo "$tree"; declare -f make_kernel; } | key)
-image=image-$release-$({ echo "$deps $newer"; cat "$lab/image.sh" "$lab/layers.sh"; source_archive; tar_of "$lab" rootfs; } | key)
+image=image-$release-$({ echo "$deps $newer"; cat "$lab/image.sh" "$lab/layers.sh" "$lab/initramfs.sh"; source_archive; tar_of "$lab" rootfs; } | key)
 
 make_base_layers
 layer "$deps" "installing the dependencies (about 10 s)" make_deps

@@ -137,7 +137,7 @@ tar_of() {
 }
 
 # grpcio: containerd's CRI is spoken to directly, Debian has no crictl.
-test_packages="pytest hypothesis grpcio"
+test_packages="pytest hypothesis grpcio coverage"
 requirements=$(cd "$checkout" && "$python" - <<END
 import tomllib
 file = tomllib.load(open("pyproject.toml", "rb"))
@@ -148,14 +148,17 @@ END
 )
 build_packages="gcc libc6-dev musl-tools pkg-config python3-dev libtss2-dev clang libbpf-dev"
 
-tree=tree-$release-$(key <"$lab/tree.sh")
+known=$(sed -n "s/^$release  *//p" "$lab/releases")
+[ -n "$known" ] || { say "there is no such guest; $lab/releases lists those that there are"; exit 2; }
+read -r suite only <<<"$known"
+tree=tree-$release-$({ cat "$lab/tree.sh"; echo "$known"; } | key)
 tools=tools-$release-$(echo "$tree $build_packages" | key)
 wheels=wheels-$release-$(echo "$tools $requirements" | key)
 
 # The layers that all others lie over.
 make_base_layers() {
     layer "$tree" "unpacking Debian $release with kernel, Docker, containerd and Podman (about 40 s)" \
-        "$lab/tree.sh" "$release"
+        "$lab/tree.sh" "$suite" "$only"
     layer "$tools" "installing compilers beside it (about 20 s)" make_tools
     layer "$wheels" "building the dependencies (about 30 s)" make_wheels
 }

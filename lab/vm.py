@@ -7,29 +7,28 @@ guest is left afterwards.
 """
 
 import argparse
-import io
 import json
 import os
-import selectors
 import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
 
-from guest import Guest, GuestError, Machine, image
+from frozen import Frozen, NotThawedError, freeze
+from guest import Guest, Storage
+from job import CERTIFICATES, Conversation, Job
+from machine import GuestError, Machine, image
+from releases import releases
 
-CHECKOUT = Path(__file__).resolve().parent.parent
-BOOT_SECONDS = 600
-GRACE_SECONDS = 120
 GUEST_FAILED = 125
-CHUNK = 1 << 16
+USAGE_SECONDS = 0.5
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -37,9 +36,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     """Parse the command line of `./dev vm`."""
     parser = argparse.ArgumentParser(
         prog="./dev vm",
-        description="""Run SCRIPT as root in a fresh guest in which this checkout is installed, the
-        IMA policy is loaded and the agent runs. Output and exit status are the script's own; 124
-        means that --timeout passed, 125 that the guest failed.""",
+        description="""Run SCRIPT as root in a guest of its own in which this checkout is installed,
+        the IMA policy is loaded and the agent runs. Where a guest with no other options was frozen
+        before, by the tests, a copy of that is thawed; otherwise one is booted. Output and exit
+        status are the script's own; 124 means that --timeout passed, 125 that the guest failed.""",
     )
 
     def pair(text: str) -> tuple[str, str]:
@@ -50,7 +50,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
     add = parser.add_argument
     add_copies = partial(add, type=pair, action="append", default=[])
-    add("--debian", choices=["12", "13"], default="12", help="the guest's release (default: 12)")
+    add("--debian", choices=releases(), default="12", help="the guest's release (default: 12)")
     add("--kernel", choices=["release", "backports"], default="release", help="the release's own "
         "kernel (default), or the newest that there is for it")  # fmt: skip
     add_copies("--put", metavar="LOCAL:GUEST", help="copy a file or directory in, to this path")
@@ -60,111 +60,33 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--no-tpm", action="store_true", help="a guest without a TPM")
     add("--append", default="", metavar="ARGS", help="more kernel arguments")
     add("--memory", type=int, default=3072, metavar="MIB", help="memory (default: 3072)")
+    add("--fresh", action="store_true", help="boot a guest, also where one could be thawed")
+    add("--frozen", action="store_true", help="freeze a guest first where there is none to thaw")
     add("--timeout", type=float, metavar="SECONDS", help="kill the script after that")
     add("--keep-console", type=Path, metavar="FILE", help="keep the kernel's messages in FILE")
+    add(
+        "--usage",
+        type=Path,
+        metavar="FILE",
+        help="write the processor time that the guest used to FILE",
+    )
     add("--verbose", action="store_true", help="say on stderr how long each step took")
     add("script", metavar="SCRIPT", help="a script or an executable on this machine")
     add("args", nargs=argparse.REMAINDER, metavar="ARG", help="its arguments")
     return parser.parse_args(argv)
 
 
-def write_job(disk: Path, options: argparse.Namespace) -> None:
-    """Write the tar archive that the guest extracts over its `/`."""
-    script = f"root/{Path(options.script).name}"
-    job = {
-        "script": f"/{script}",
-        "args": options.args,
-        "agent": not options.no_agent,
-        "timeout": options.timeout,
-        "get": [guest for guest, _ in options.get],
-    }
-
-    def of_root(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        member.uid = member.gid = 0
-        member.uname = member.gname = "root"
-        return None if Path(member.name).name == "__pycache__" else member
-
-    def of_root_executable(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        member.mode = 0o755
-        return of_root(member)
-
-    with tarfile.open(disk, "w") as archive:
-        for part in ("examples", "tests", "pyproject.toml"):
-            if (CHECKOUT / part).exists():
-                archive.add(CHECKOUT / part, f"opt/cima-test/{part}", filter=of_root)
-        for local, guest in options.put:
-            name = f"{guest}{Path(local).resolve().name}" if guest.endswith("/") else guest
-            archive.add(local, name.lstrip("/"), filter=of_root)
-        archive.add(Path(options.script).resolve(), script, filter=of_root_executable)
-        text = json.dumps(job).encode()
-        member = tarfile.TarInfo("run/cima-lab/job.json")
-        member.size = len(text)
-        archive.addfile(member, io.BytesIO(text))
-
-
-class Job:
-    """The conversation with the guest about its job.
-
-    `sinks` are where the streams `out`, `err` and `files` go; `on_start` is called when the script
-    starts. `limit` is how long it may run (seconds); the guest itself keeps to it, and what does
-    not end `GRACE_SECONDS` later is a guest that hangs.
-    """
-
-    def __init__(
-        self,
-        guest: Guest,
-        sinks: dict[str, BinaryIO],
-        limit: float | None,
-        on_start: Callable[[], None],
-    ) -> None:
-        self._guest = guest
-        self._sinks = sinks
-        self._limit = limit
-        self._on_start = on_start
-        self._deadline: float | None = time.monotonic() + BOOT_SECONDS
-        self._late = f"the guest started no script within {BOOT_SECONDS} s"
-        self._received = dict.fromkeys(sinks, 0)
-        self._result: dict[str, Any] | None = None
-        self._pending = b""
-
-    def run(self) -> dict[str, Any]:
-        """Pass the streams on until the job is done and return what the guest says of it."""
-        with selectors.DefaultSelector() as selector:
-            for name, port in self._guest.ports.items():
-                selector.register(port, selectors.EVENT_READ, name)
-            while self._result is None or self._received != self._result["sent"]:
-                for key, _ in selector.select(1):
-                    self._receive(key.data)
-                if self._deadline and time.monotonic() > self._deadline:
-                    raise GuestError(self._late)
-        return self._result
-
-    def _receive(self, port: str) -> None:
-        data = self._guest.ports[port].recv(CHUNK)
-        if not data:
-            raise GuestError("the guest died")
-        if port == "control":
-            *lines, self._pending = (self._pending + data).split(b"\n")
-            for line in lines:
-                self._heard(json.loads(line))
-            return
-        self._sinks[port].write(data)
-        self._sinks[port].flush()
-        self._received[port] += len(data)
-
-    def _heard(self, message: dict[str, Any]) -> None:
-        """Take in a message of the guest's."""
-        match message["event"]:
-            case "refused":
-                raise GuestError(message["why"])
-            case "note":
-                say(message["what"])
-            case "started":
-                self._deadline = self._limit and time.monotonic() + self._limit + GRACE_SECONDS
-                self._late = f"the guest did not end the script {GRACE_SECONDS} s after its time"
-                self._on_start()
-            case "done":
-                self._result = message
+def machine_of(options: argparse.Namespace) -> Machine:
+    """Return the machine that the options ask for."""
+    return Machine(
+        release=options.debian,
+        kernel=options.kernel,
+        agent=not options.no_agent,
+        policy=not options.no_policy,
+        tpm=not options.no_tpm,
+        memory=options.memory,
+        append=options.append,
+    )
 
 
 def say(text: str) -> None:
@@ -195,43 +117,123 @@ def unpack(archive: Path, places: list[tuple[str, str]], scratch: Path) -> None:
             shutil.copy2(source, target, follow_symlinks=False)
 
 
+class Usage:
+    """How much processor time a guest has used by when, for `--usage`."""
+
+    def __init__(self) -> None:
+        self.guest: Guest | None = None
+        self._samples: list[tuple[float, float]] = []
+
+    def sample(self) -> None:
+        """Take a sample, not more often than twice a second."""
+        now = time.time()
+        if self.guest and (not self._samples or now - self._samples[-1][0] > USAGE_SECONDS):
+            self._samples.append((now, self.guest.processor_seconds()))
+
+    def write(self, file: Path) -> None:
+        """Write [seconds since 1970, seconds used] pairs as JSON."""
+        file.write_text(json.dumps(self._samples))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One job in one guest."""
+
+    options: argparse.Namespace
+    machine: Machine
+    job: Job
+    disk: Path
+    directory: Path
+    talk: Callable[[Guest], Conversation]
+
+    def start(self, stack: ExitStack) -> tuple[Guest, Conversation]:
+        """Thaw a guest or boot one; the stack stops it."""
+        if frozen := self._frozen():
+            try:
+                with ExitStack() as attempt:
+                    guest = self._guest(attempt, "thawed")
+                    conversation = self.talk(guest)
+                    self.job.write(self._job_disk)
+                    frozen.thaw(guest, conversation, self.machine, self.disk, self._job_disk)
+                    stack.push(attempt.pop_all())
+                    return guest, conversation
+            except NotThawedError as error:
+                say(f"{error}; booting another guest")
+                frozen.discard()
+        guest = self._guest(stack, "booted")
+        more = [(str(guest.make_tpm()), CERTIFICATES)] if self.machine.tpm else []
+        self.job.write(self._job_disk, *more)
+        guest.start(self.machine, self.disk, self._job_disk, Storage(self.disk / "root.ext4"))
+        return guest, self.talk(guest)
+
+    @property
+    def _job_disk(self) -> Path:
+        return self.directory / "job.tar"
+
+    def _guest(self, stack: ExitStack, name: str) -> Guest:
+        (self.directory / name).mkdir()
+        guest = Guest(self.directory / name)
+        stack.callback(guest.stop)
+        return guest
+
+    def _frozen(self) -> Frozen | None:
+        """The frozen guest to use: one that is there, or with --frozen one that is made now."""
+        if self.options.fresh or not self.machine.is_default or not self.job.agent:
+            return None
+        if not self.options.frozen:
+            return Frozen.existing(self.machine, self.disk)
+        (self.directory / "freezing").mkdir()
+        try:
+            return freeze(self.machine, self.disk, self.directory / "freezing")
+        except GuestError as error:
+            say(f"{error}; booting a guest instead")
+            return None
+
+
 def run(options: argparse.Namespace, directory: Path) -> int:
-    """Boot a guest, run the job in it and return the exit status."""
+    """Run the job in a guest and return the exit status."""
     begun, steps = time.monotonic(), []
 
     def step(name: str) -> None:
         steps.append(f"{name} {time.monotonic() - begun:.1f} s")
 
-    machine = Machine(
-        release=options.debian,
-        kernel=options.kernel,
-        agent=not options.no_agent,
-        policy=not options.no_policy,
-        tpm=not options.no_tpm,
-        memory=options.memory,
-        append=options.append,
-    )
+    machine = machine_of(options)
     disk = image(machine.release, machine.kernel)
     step("disk ready")
-    job, archive = directory / "job.tar", directory / "files.tar"
-    guest = Guest(directory)
-    try:
-        if machine.tpm:
-            certificates = (str(guest.start_tpm()), "/opt/cima-test/tpm-ca.pem")
-            options.put = [*options.put, certificates]
-        write_job(job, options)
-        guest.start(machine, disk, job)
-        with archive.open("wb") as files:
-            sinks = {"out": sys.stdout.buffer, "err": sys.stderr.buffer, "files": files}
-            talk = Job(guest, sinks, options.timeout, lambda: step("script started"))
-            result = talk.run()
-        step("ended")
-    except GuestError as error:
-        raise GuestError(f"{error}\n{guest.last_words()}".strip()) from None
-    finally:
-        guest.stop()
-        if options.keep_console and guest.console.exists():
-            shutil.copyfile(guest.console, options.keep_console)
+    job = Job(
+        script=Path(options.script),
+        args=options.args,
+        put=options.put,
+        get=options.get,
+        agent=machine.agent,
+        limit=options.timeout,
+    )
+    archive, usage = directory / "files.tar", Usage()
+    with archive.open("wb") as files, ExitStack() as stack:
+        sinks = {"out": sys.stdout.buffer, "err": sys.stderr.buffer, "files": files}
+
+        def talk(guest: Guest) -> Conversation:
+            usage.guest = guest
+            return Conversation(
+                guest,
+                sinks,
+                job.limit,
+                on_start=lambda: step("script started"),
+                note=say,
+                on_tick=usage.sample,
+            )
+
+        guest, conversation = Run(options, machine, job, disk, directory, talk).start(stack)
+        try:
+            result = conversation.run()
+        except GuestError as error:
+            raise GuestError(f"{error}\n{guest.last_words()}".strip()) from None
+        finally:
+            step(f"ended, {guest.processor_seconds():.0f} s of processor time,")
+            if options.keep_console and guest.console.exists():
+                shutil.copyfile(guest.console, options.keep_console)
+            if options.usage:
+                usage.write(options.usage)
     if options.verbose:
         say(", ".join(steps))
     if options.get:

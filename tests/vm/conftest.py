@@ -1,13 +1,21 @@
-"""What all guest tests share, and which of them one release is enough for."""
+"""What all guest tests share, which of them one release is enough for, and what is said of them."""
 
+import json
 import platform
-import subprocess
-from collections.abc import Iterator
+import shlex
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
 from cima_runc.sensor.loader import Sensor
 from tests.vm import guest
+
+REPORT = Path("/run/cima-lab/tests.json")
+"""[test, begun, ended] of each, in seconds since 1970, for whoever started the guest."""
+
+_ran: list[tuple[str, float, float]] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,11 +28,48 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out tests that the guest of the other release runs."""
     if config.getoption("--everything"):
         return
-    here = platform.freedesktop_os_release()["VERSION_ID"]
+    here = release()
     marks = {item: item.get_closest_marker("debian") for item in items}
     elsewhere = [item for item, mark in marks.items() if mark and here not in mark.args]
     config.hook.pytest_deselected(items=elsewhere)
     items[:] = [item for item in items if item not in elsewhere]
+
+
+def release() -> str:
+    """What the lab calls this guest's release; testing has no number yet."""
+    about = platform.freedesktop_os_release()
+    return about.get("VERSION_ID", about["VERSION_CODENAME"])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Note when each test began and ended."""
+    begun = time.time()
+    try:
+        return (yield)
+    finally:
+        _ran.append((item.nodeid, begun, time.time()))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what the agent logged while a test failed, and how to run that test again."""
+    report = yield
+    if report.failed:
+        command = ["journalctl", "--no-pager", "-o", "short-precise", "-u", "cima-agent"]
+        log = guest.run(*command, f"--since=@{call.start - 1:.0f}", f"--until=@{call.stop + 1:.0f}")
+        report.sections.append(("the agent's log of its time", log.out or log.err))
+        again = f"./dev test --debian {release()} {shlex.quote(item.nodeid)}"
+        report.sections.append(("the command that runs it again, alone", again))
+    return report
+
+
+def pytest_sessionfinish() -> None:
+    """Leave the report."""
+    if REPORT.parent.is_dir():
+        REPORT.write_text(json.dumps(_ran))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,12 +96,5 @@ def agent_restarted_after() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def image() -> str:
     """The image in Docker, Podman and containerd."""
-    tree = guest.make_tree()
-    archive = subprocess.run(
-        ["tar", "-C", tree, "-c", "."], stdout=subprocess.PIPE, check=True
-    ).stdout
-    guest.ok("docker", "import", "-", guest.IMAGE, stdin=archive)
-    guest.ok("podman", "import", "-", guest.IMAGE, stdin=archive)
-    guest.ok("sh", "-c", f"docker save {guest.IMAGE} -o /root/image.tar")
-    guest.ok("ctr", "image", "import", "/root/image.tar")
+    guest.load_image()
     return guest.IMAGE

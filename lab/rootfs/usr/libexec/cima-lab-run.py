@@ -1,14 +1,18 @@
 """Runs one job in the guest: puts files in place, runs the script, streams what it prints.
 
-The job arrives as a tar archive on the second disk and is extracted over `/`: the script, the files
+The job arrives as a tar archive on the first disk and is extracted over `/`: the script, the files
 to put, and `run/cima-lab/job.json`. Four virtio-serial ports lead out of the guest: `out` and `err`
 carry the script's stdout and stderr byte for byte, `files` a tar archive of what the caller wants
 back, and `control` one JSON object a line about the job itself.
+
+A job may ask to be frozen at its end: the host then stops the guest, and each time that it is
+thawed gives it the time and another job.
 """
 
 import json
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import tarfile
@@ -19,10 +23,10 @@ CHUNK = 1 << 16
 
 
 def open_port(name):
-    """Open the virtio-serial port `name` for writing."""
+    """Open the virtio-serial port `name`."""
     for entry in Path("/sys/class/virtio-ports").iterdir():
         if (entry / "name").read_text().strip() == name:
-            return os.open(f"/dev/{entry.name}", os.O_WRONLY)
+            return os.open(f"/dev/{entry.name}", os.O_RDWR)
     raise SystemExit(f"cima-lab: the guest has no virtio-serial port named {name}")
 
 
@@ -124,6 +128,8 @@ def run(job, started):
     for name in sent:
         while name in reads and pump(name):
             pass
+    for sink in sinks.values():
+        os.close(sink)
     code = process.returncode
     return 124 if timed_out else 128 - code if code < 0 else code, sent
 
@@ -137,26 +143,62 @@ def send_files(paths):
                 archive.add(path, arcname=str(index))
             except OSError as error:
                 missing.append(f"{path}: {error.strerror}")
+    os.close(port.fd)
     return port.sent, missing
 
 
+def receive_job():
+    """Take the job from the disk; what an earlier one brought of the checkout goes."""
+    for part in ("tests", "examples"):
+        shutil.rmtree(Path("/opt/cima-test", part), ignore_errors=True)
+    subprocess.run(["tar", "-xf", "/dev/vda", "-C", "/"], check=True)
+    return json.loads(Path("/run/cima-lab/job.json").read_text())
+
+
+def read_line(fd):
+    """Return one line that the host sends, without anything after it."""
+    line = b""
+    while not line.endswith(b"\n"):
+        line += os.read(fd, 1)
+    return line
+
+
+def binding_pcr():
+    """Return the value of PCR 12 as the kernel shows it."""
+    try:
+        return Path("/sys/class/tpm/tpm0/pcr-sha256/12").read_text().strip()
+    except OSError:
+        return ""
+
+
+def work(job, send):
+    """Run one job; return whether it is done and wants to be frozen."""
+    trouble = agent_trouble(send) if job["agent"] else None
+    if trouble:
+        send(event="refused", why=trouble)
+        return False
+    status, sent = run(job, lambda: send(event="started"))
+    sent["files"], missing = send_files(job["get"]) if job["get"] else (0, [])
+    freeze = job["freeze"] and status == 0
+    pcr = binding_pcr() if freeze else None
+    send(event="done", status=status, sent=sent, missing=missing, pcr=pcr)
+    return freeze
+
+
 def main():
-    """Run the job on the second disk."""
+    """Run the job on the first disk."""
     control = open_port("control")
 
     def send(**message):
         write_all(control, json.dumps(message).encode() + b"\n")
 
     try:
-        subprocess.run(["tar", "-xf", "/dev/vda", "-C", "/"], check=True)
-        job = json.loads(Path("/run/cima-lab/job.json").read_text())
-        trouble = agent_trouble(send) if job["agent"] else None
-        if trouble:
-            send(event="refused", why=trouble)
-            return
-        status, sent = run(job, lambda: send(event="started"))
-        sent["files"], missing = send_files(job["get"]) if job["get"] else (0, [])
-        send(event="done", status=status, sent=sent, missing=missing)
+        job = receive_job()
+        while work(job, send):
+            now = json.loads(read_line(control))["time"]
+            time.clock_settime(time.CLOCK_REALTIME, now)
+            send(event="awake", pcr=binding_pcr())
+            job = receive_job()
     except Exception as error:  # whatever it is, the host must hear of it
         send(event="refused", why=f"the guest's job failed: {error!r}")
         raise

@@ -1,0 +1,61 @@
+"""What a guest is made of: the machine that QEMU shows it, and the image that it boots."""
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+LAB = Path(__file__).resolve().parent
+CPU = "max,la57=off,avx=off,avx2=off"
+"""Five-level page tables and AVX only cost time where they are emulated."""
+JOB_DISK = 128 << 20
+"""Bytes of the disk with the job; a frozen guest has seen how large it is."""
+
+
+class GuestError(Exception):
+    """The guest could not do its part; the message says what happened."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a guest is started with.
+
+    `memory` is in MiB, `append` holds more kernel arguments. Without `agent` the unit cima-agent is
+    masked, without `policy` the kernel gets no IMA policy, without `tpm` there is no TPM.
+    `kernel` is `release` for the release's own, or `backports` for the newest that there is for it.
+    """
+
+    release: str
+    kernel: str = "release"
+    agent: bool = True
+    policy: bool = True
+    tpm: bool = True
+    memory: int = 3072
+    append: str = ""
+
+    @property
+    def is_default(self) -> bool:
+        """Whether nothing but the release was chosen."""
+        return self == Machine(self.release)
+
+    @property
+    def kernel_arguments(self) -> str:
+        """The kernel's command line."""
+        words = [
+            "rw console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off",
+            "systemd.show_status=0 net.ifnames=0",
+            # At the same addresses, code is translated once and not again for each process.
+            "norandmaps init_on_alloc=0",
+            "" if self.agent else "systemd.mask=cima-agent.service",
+            "" if self.policy else "init=/usr/libexec/cima-lab-no-policy",
+            self.append,
+        ]
+        return " ".join(filter(None, words))
+
+
+def image(release: str, kernel: str) -> Path:
+    """Return the directory with the guest's disk and kernel, made first if need be."""
+    command = [str(LAB / "image.sh"), release, kernel]
+    made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if made.returncode:
+        raise GuestError(f"the Debian {release} guest could not be built")
+    return Path(made.stdout.strip())
