@@ -108,7 +108,7 @@ class Plan:
             )
         ]
         wanted = self.options.debian or releases()
-        prepare(tests)
+        prepare()
         shards = divide(tests, wanted, self.options.everything, recorded())
         ready = {release: self._freeze(release, shards) for release in wanted}
         tasks = [task for task in ready.values() if task]
@@ -158,11 +158,10 @@ class Plan:
         )
 
 
-def prepare(tests: list[str]) -> None:
-    """Build on this machine what suites want built, with their `prepare`: guests have no compiler."""
-    for program in sorted({CHECKOUT / Path(test).parent / "prepare" for test in tests}):
-        if program.is_file():
-            subprocess.run([str(program)], check=True)
+def prepare() -> None:
+    """Build here what suites want built, with the `prepare` of each: guests have no compiler."""
+    for program in sorted((CHECKOUT / "tests/vm").glob("*/prepare")):
+        subprocess.run([str(program)], check=True)
 
 
 def new_directory() -> Path:
