@@ -20,10 +20,12 @@ from cima_runc.measure.bundle import (
     read_config,
     root_of,
 )
+from cima_runc.measure.engine import EngineFinder
 from cima_runc.measure.idmap import parse_id_maps
 from cima_runc.measure.overlay import RootFilesystem, fuse_overlayfs_commands, read_rootfs
 from cima_runc.measure.rootfs import Store as RootfsStore
 from cima_runc.measure.rootfs import deadline, measure
+from cima_runc.ml.contents import Engine
 from cima_runc.runtime.hook_state import HookState, parse_hook_state
 
 _REGISTER_SECONDS = 5
@@ -42,6 +44,8 @@ class Candidate:
     """Content of the ``rootfs`` record."""
     look: Look
     """What it relies on."""
+    engine: Engine
+    """What called the runtime."""
     uid: int = 0
     """Whose container it is."""
 
@@ -58,6 +62,7 @@ class Looker:
         self._settings = settings
         self._store = store
         self._dependencies = dependencies
+        self._engines = EngineFinder()
 
     @property
     def seconds(self) -> float:
@@ -71,15 +76,22 @@ class Looker:
             CimaError: it is not what the hook says, or cannot be measured; it must not start.
         """
         return look_at(
-            hook_state, self._settings.rootfs, self._store, self._dependencies, self.seconds
+            hook_state,
+            self._settings.rootfs,
+            store=self._store,
+            dependencies=self._dependencies,
+            engines=self._engines,
+            seconds=self.seconds,
         )
 
 
 def look_at(
     hook_state: bytes,
     settings: RootfsSettings,
+    *,
     store: RootfsStore,
     dependencies: Dependencies,
+    engines: EngineFinder,
     seconds: float,
 ) -> Candidate:
     """Check the container's process and measure its root filesystem, in at most ``seconds``.
@@ -100,7 +112,8 @@ def look_at(
         except BaseException:
             process.close()
             raise
-        return Candidate(state, config, process, rootfs, dependencies.look_at(process.pid))
+        engine = engines.find(process.pid, state.bundle, config)
+        return Candidate(state, config, process, rootfs, dependencies.look_at(process.pid), engine)
 
 
 def _measure_rootfs(

@@ -215,6 +215,7 @@ def _register_content(
         namespaces=candidate.process.namespaces,
         dependencies=note.dependencies,
         missing=missing,
+        engine=candidate.engine,
         uid=note.uid or None,
         enforced=allowlist.image if allowlist is not None else None,
     )

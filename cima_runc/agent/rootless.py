@@ -21,6 +21,7 @@ from cima_runc.agent.process import PROC, ContainerProcess, examine, has_ended
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.measure.bundle import cgroups_path, parse_config
+from cima_runc.measure.engine import EngineFinder
 from cima_runc.measure.rootfs import Mode
 from cima_runc.runtime.hook_state import HookState, parse_hook_state, qualified
 
@@ -38,6 +39,7 @@ class Looks:
         # Layers' manifests are kept for root's containers only: a user must not fill the store.
         self._mode: Mode = "layers-digest-only" if mode == "full" else mode
         self._seconds = seconds
+        self._engines = EngineFinder()
         self._places: dict[int, asyncio.Semaphore] = {}
 
     async def look_at(self, hook_state: bytes, uid: int) -> Candidate:
@@ -86,9 +88,11 @@ class Looks:
             if not _is_same(process, pidfd, mount_namespace):
                 process.close()
                 raise RootlessError(f"process {state.pid} is another one now")
+        find = self._engines.find
+        engine = await loop.run_in_executor(None, find, process.pid, state.bundle, config, uid)
         state = state.model_copy(update={"id": qualified(state.id, uid)})
         look = Look(error=_NO_DEPENDENCIES)
-        return Candidate(state, config, process, answer.rootfs, look, uid)
+        return Candidate(state, config, process, answer.rootfs, look, engine, uid)
 
 
 def _open_namespaces(pid: int, uid: int, held: ExitStack) -> tuple[int, int, int]:

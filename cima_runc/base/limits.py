@@ -186,6 +186,9 @@ VERIFIER_INPUT = 1 * MIB
 PROC_MAPS = 16 * MIB
 """Bytes of one process's maps: 65530 mappings (vm.max_map_count) of 256 bytes."""
 
+ENGINE_ANSWER = 1 * MIB
+"""Bytes of dockerd's answer to GET /info; some 5 KiB on a host with many plugins."""
+
 PROC_NET_UNIX = 64 * MIB
 """Bytes of /proc/net/unix: some 500,000 sockets."""
 

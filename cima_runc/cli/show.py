@@ -21,6 +21,7 @@ from cima_runc.measure.config_summary import ConfigSummary, Mount, Resources, su
 from cima_runc.measure.oci_config import hidden_value
 from cima_runc.ml.records import IMA_TEMPLATE, Record, parse_line
 from cima_runc.ml.store import Store
+from cima_runc.verifier.rules.mounts import EngineMounts
 
 
 class ShowError(CimaError):
@@ -65,7 +66,7 @@ def show(
     else:
         pairs = [
             ("container", f"{register['id']}, registration {register['registration']}"),
-            *config_lines(summary),
+            *config_lines(summary, EngineMounts(register, summary)),
             *rootfs_lines(found.get("rootfs")),
             *_dependency_lines(relied_on),
             *_env_lines(summary, values),
@@ -81,7 +82,7 @@ def show(
 # -- the configuration ---------------------------------------------------------------------------
 
 
-def config_lines(summary: ConfigSummary) -> Iterator[tuple[str, str]]:
+def config_lines(summary: ConfigSummary, engine: EngineMounts) -> Iterator[tuple[str, str]]:
     """Yield (heading, text), not yet printable; a heading comes again for each line under it."""
     if summary.misspelt:
         yield "misspelt keys", f"{_list(summary.misspelt)}: what follows may not be what holds"
@@ -112,7 +113,7 @@ def config_lines(summary: ConfigSummary) -> Iterator[tuple[str, str]]:
     yield "masked paths", str(len(summary.masked_paths)) if summary.masked_paths else "NONE"
     yield "read-only paths", str(len(summary.read_only_paths) or "none")
     for mount in summary.mounts:
-        yield "mounts", _mount(mount)
+        yield "mounts", _mount(mount, engine)
     yield "devices", "ALL of the host's" if summary.all_devices else "none but the usual"
     for device in summary.devices:
         yield "devices", f"{device.path} {device.type} {device.major}:{device.minor}"
@@ -123,11 +124,11 @@ def config_lines(summary: ConfigSummary) -> Iterator[tuple[str, str]]:
     yield "limits", _resources(summary.resources)
 
 
-def _mount(mount: Mount) -> str:
+def _mount(mount: Mount, engine: EngineMounts) -> str:
     access = "ro" if mount.read_only else "rw"
     if not mount.from_host:
         return f"{mount.destination} {mount.type} {access}"
-    whose = "of the engine" if mount.of_engine else "FROM THE HOST"
+    whose = "of the engine" if engine.makes(mount) else "FROM THE HOST"
     return f"{mount.destination} {access} {whose}: {mount.source}"
 
 

@@ -42,27 +42,6 @@ _INITIAL_NAMESPACES = {
 }
 """Inode numbers of the host's namespaces, the same on every host (include/linux/proc_ns.h)."""
 
-_ENGINE_FILES = frozenset(
-    {
-        "/dev/shm",  # noqa: S108 - as it is called in the container
-        "/etc/hostname",
-        "/etc/hosts",
-        "/etc/resolv.conf",
-        "/run/.containerenv",
-        "/run/secrets",
-        "/var/run/.containerenv",
-    }
-)
-_ENGINE_DIRECTORIES = (
-    "/var/lib/docker/containers/",
-    "/run/docker/",
-    "/var/lib/containers/storage/",
-    "/run/containers/storage/",
-    "/var/run/containers/storage/",
-    "/var/lib/containerd/",
-    "/run/containerd/",
-)
-
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -109,8 +88,6 @@ class Mount(_Model):
     options: tuple[str, ...] = ()
     from_host: bool = False
     """Whether a file or directory of the host is bound there."""
-    of_engine: bool = False
-    """Whether it is one that every container gets of its engine, such as /etc/hosts."""
 
     @property
     def read_only(self) -> bool:
@@ -185,6 +162,8 @@ class ConfigSummary(_Model):
     sysctl: tuple[tuple[str, str], ...] = ()
     hooks: tuple[Hook, ...] = ()
     resources: Resources = Resources()
+    kubernetes: tuple[tuple[str, str], ...] = ()
+    """Annotations of Kubernetes, by which engines name the pod."""
     misspelt: tuple[str, ...] = ()
     """Keys that differ in upper and lower case only from ones that are summed up here: runtimes
     in Go read them all the same, so what is said here may not be what holds."""
@@ -237,6 +216,13 @@ def summarize(
         sysctl=tuple(sorted((key, str(value)) for key, value in _object(linux, "sysctl").items())),
         hooks=tuple(_hooks(_object(config, "hooks"))),
         resources=_resources(resources),
+        kubernetes=tuple(
+            sorted(
+                (key, value)
+                for key, value in _object(config, "annotations").items()
+                if key.startswith("io.kubernetes.") and isinstance(value, str)
+            )
+        ),
         misspelt=tuple(sorted(_misspelt(config))),
     )
 
@@ -307,17 +293,12 @@ def _mount(mount: Mapping[str, Any]) -> Mount:
     destination, source = _string(mount, "destination"), _string(mount, "source")
     options = _strings(mount, "options")
     bound = _string(mount, "type") == "bind" or not {"bind", "rbind"}.isdisjoint(options)
-    clean = "/../" not in f"{source}/"
     return Mount(
         destination=destination,
         source=source,
         type=_string(mount, "type"),
         options=options,
         from_host=bound,
-        of_engine=bound
-        and clean
-        and destination in _ENGINE_FILES
-        and source.startswith(_ENGINE_DIRECTORIES),
     )
 
 

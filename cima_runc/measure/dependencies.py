@@ -34,10 +34,11 @@ Role = Literal[
     "runtime", "shim", "conmon", "podman", "containerd", "dockerd", "init", "ancestor", "agent"
 ]
 
-_PROC = b"/proc"
+PROC = b"/proc"
 _DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
 """What dockerd uses without ``--containerd``, where it is there."""
-_DOCKER_NAMESPACE = "moby"
+DOCKER_NAMESPACE = "moby"
+"""The namespace that Docker uses in containerd."""
 _WALK_AGAIN_SECONDS = 60.0
 """How old what was seen of a long-lived service may be."""
 
@@ -156,13 +157,13 @@ class _Search:
             self._not_found.append(NotFound(role, f"it cannot be looked at: {error}"))
 
     def _ancestors(self, pid: int, runs: bool) -> None:
-        for number, ancestor in enumerate(_ancestors_of(pid)):
+        for number, ancestor in enumerate(ancestors_of(pid)):
             self._ancestor(ancestor, is_runtime=number == 0 and not runs)
 
     def _ancestor(self, pid: int, *, is_runtime: bool) -> None:
         name = b""
         with suppress(OSError):
-            name = os.path.basename(_executable(pid))
+            name = os.path.basename(executable(pid))
         if pid == 1:
             self._attempt("init", lambda: [self._long_lived("init", pid)])
         elif is_runtime:
@@ -187,7 +188,9 @@ class _Search:
             return
         address = (flag_value(argv, "address") or "").removeprefix("unix://")
         self._attempt("containerd", lambda: self._containerd(address))
-        if flag_value(argv, "namespace") == _DOCKER_NAMESPACE:
+        namespace = flag_value(argv, "namespace") or ""
+        # With userns-remap there follows -UID.GID.
+        if namespace.partition("-")[0] == DOCKER_NAMESPACE:
             self._attempt("dockerd", lambda: self._dockerd(address))
 
     def _containerd(self, address: str) -> list[Service]:
@@ -199,7 +202,7 @@ class _Search:
         return found
 
     def _dockerd(self, address: str) -> list[Service]:
-        found = self._daemon("dockerd", address, lambda: _dockerds(address))
+        found = self._daemon("dockerd", address, lambda: dockerds(address))
         if not found:
             raise DependencyError(f"no dockerd uses the containerd at {address}")
         return found
@@ -226,7 +229,7 @@ class _Search:
         path = flag_value(conmon.cmdline(), "exit-command")
         if path is None:
             raise DependencyError("conmon was given no --exit-command: which engine is it of?")
-        program = b"%s/%d/root%s" % (_PROC, conmon.pid, os.fsencode(path))
+        program = b"%s/%d/root%s" % (PROC, conmon.pid, os.fsencode(path))
         identity = identity_of(program)
         known = self._memory.podman.get(identity)
         if known is None or time.monotonic() - known[0] > _WALK_AGAIN_SECONDS:
@@ -237,8 +240,8 @@ class _Search:
     def _podman(self, path: bytes, program: bytes, identity: Identity) -> Service:
         for pid in psutil.pids():
             with suppress(OSError, CimaError):
-                is_podman = identity_of(b"%s/%d/exe" % (_PROC, pid)) == identity
-                if is_podman and _in_our_pid_namespace(pid):
+                is_podman = identity_of(b"%s/%d/exe" % (PROC, pid)) == identity
+                if is_podman and in_our_pid_namespace(pid):
                     return walk("podman", pid)
         real = os.path.realpath(path)
         return Service("podman", 0, 0, (ServiceFile(real, Func.BPRM_CHECK, program, identity),))
@@ -253,8 +256,8 @@ def walk(role: Role, pid: int, more: tuple[ServiceFile, ...] = ()) -> Service:
     """
     started = start_ticks(pid)
     try:
-        path = _executable(pid)
-        files = [_file(path, Func.BPRM_CHECK, b"%s/%d/exe" % (_PROC, pid))]
+        path = executable(pid)
+        files = [_file(path, Func.BPRM_CHECK, b"%s/%d/exe" % (PROC, pid))]
         files += _mapped(pid, files[0])
     except (FileNotFoundError, ProcessLookupError) as error:
         raise DependencyError(f"process {pid} ended while it was looked at") from error
@@ -291,14 +294,14 @@ def start_ticks(pid: int) -> int:
 def _parent_and_start(pid: int) -> tuple[int, int]:
     """Return fields 4 and 22 of proc(5) stat. Raises as :func:`start_ticks`."""
     try:
-        text = read_bounded(b"%s/%d/stat" % (_PROC, pid), limits.READ_SOON)
+        text = read_bounded(b"%s/%d/stat" % (PROC, pid), limits.READ_SOON)
         fields = text.rpartition(b")")[2].split()
         return int(fields[1]), int(fields[19])
     except (OSError, IndexError, ValueError) as error:
         raise DependencyError(f"process {pid} has ended") from error
 
 
-def _ancestors_of(pid: int) -> Iterator[int]:
+def ancestors_of(pid: int) -> Iterator[int]:
     """Yield the ancestors of a process, its parent first. Raises as :func:`start_ticks`."""
     parent, started = _parent_and_start(pid)
     while parent:
@@ -324,23 +327,24 @@ def _lives(pid: int, started: int) -> bool:
         return False
 
 
-def _executable(pid: int) -> bytes:
-    return without_deleted(os.readlink(b"%s/%d/exe" % (_PROC, pid)))
+def executable(pid: int) -> bytes:
+    """Return the path of what a process runs. Raises :class:`OSError`: it is gone."""
+    return without_deleted(os.readlink(b"%s/%d/exe" % (PROC, pid)))
 
 
 def _mapped(pid: int, executable: ServiceFile) -> Iterator[ServiceFile]:
-    maps = read_bounded(b"%s/%d/maps" % (_PROC, pid), limits.PROC_MAPS)
+    maps = read_bounded(b"%s/%d/maps" % (PROC, pid), limits.PROC_MAPS)
     if len(maps) > limits.PROC_MAPS:
         raise ProcfsError(f"its maps have more than {limits.PROC_MAPS} bytes")
     for mapping in parse_maps(maps):
-        link = b"%s/%d/map_files/%s" % (_PROC, pid, mapping.name.encode("ascii"))
+        link = b"%s/%d/map_files/%s" % (PROC, pid, mapping.name.encode("ascii"))
         path = mapping.path
         try:
             path = without_deleted(os.readlink(link))
             file = _file(path, Func.MMAP_CHECK, link)
         except OSError:
             # Not allowed to everybody who may read maps, or unmapped just now.
-            link = b"%s/%d/root%s" % (_PROC, pid, path)
+            link = b"%s/%d/root%s" % (PROC, pid, path)
             file = _file(path, Func.MMAP_CHECK, link)
             if file.identity is not None and file.identity.inode != mapping.inode:
                 error = "it was replaced, and what is mapped cannot be opened"
@@ -356,21 +360,23 @@ def _file(path: bytes, func: Func, open_as: bytes) -> ServiceFile:
         return ServiceFile(path, func, open_as, None, error.strerror or "it cannot be looked at")
 
 
-def _listeners(path: bytes) -> list[int]:
+def _listeners(path: bytes, seen_by: bytes = b"self") -> list[int]:
     """Return the processes, outside of containers, that hold a socket listening on ``path``.
 
-    A container on the host's network can have a socket of that name too.
+    ``seen_by`` is a process in the same network namespace. A container on the host's network can
+    have a socket of that name too.
     """
-    inodes = parse_unix_listeners(read_bounded(b"%s/net/unix" % _PROC, limits.PROC_NET_UNIX), path)
+    text = read_bounded(b"%s/%s/net/unix" % (PROC, seen_by), limits.PROC_NET_UNIX)
+    inodes = parse_unix_listeners(text, path)
     if not inodes:
         return []
-    found = (pid for pid in psutil.pids() if pid != 1 and not inodes.isdisjoint(_sockets(pid)))
-    return [pid for pid in found if _in_our_pid_namespace(pid)]
+    found = (pid for pid in psutil.pids() if pid != 1 and not inodes.isdisjoint(open_sockets(pid)))
+    return [pid for pid in found if in_our_pid_namespace(pid)]
 
 
-def _sockets(pid: int) -> Iterator[int]:
-    """Yield the inode numbers of a process's open sockets."""
-    directory = b"%s/%d/fd" % (_PROC, pid)
+def open_sockets(pid: int) -> Iterator[int]:
+    """Yield the inode numbers of a process's open sockets; none where they may not be seen."""
+    directory = b"%s/%d/fd" % (PROC, pid)
     with suppress(OSError):
         for name in os.listdir(directory):
             with suppress(OSError):
@@ -379,22 +385,31 @@ def _sockets(pid: int) -> Iterator[int]:
                     yield int(target[8:-1])
 
 
-def _dockerds(address: str) -> list[int]:
-    """Return the processes of dockerd, outside of containers, that use this containerd."""
-    containerds = _listeners(os.fsencode(address))
+def dockerds(address: str, *, seen_by: int | None = None, uid: int = 0) -> list[int]:
+    """Return the processes of dockerd, outside of containers, that use this containerd.
+
+    ``seen_by`` is a process in the containerd's network namespace, if that is not ours; ``uid``
+    is the user, root or one with a rootless Docker, whose the dockerd must be.
+    """
+    namespace = b"self" if seen_by is None else b"%d" % seen_by
+    containerds = _listeners(os.fsencode(address), namespace)
     found = []
     for pid in psutil.pids():
         with suppress(OSError, psutil.Error):
-            if os.path.basename(_executable(pid)) != b"dockerd" or not _in_our_pid_namespace(pid):
+            if os.path.basename(executable(pid)) != b"dockerd" or not in_our_pid_namespace(pid):
                 continue
-            given = flag_value(psutil.Process(pid).cmdline(), "containerd") or _DEFAULT_ADDRESS
+            process = psutil.Process(pid)
+            if process.uids().real != uid:
+                continue
+            given = flag_value(process.cmdline(), "containerd") or _DEFAULT_ADDRESS
             is_parent = any(psutil.Process(each).ppid() == pid for each in containerds)
             if is_parent or given.removeprefix("unix://") == address:
                 found.append(pid)
     return found
 
 
-def _in_our_pid_namespace(pid: int) -> bool:
+def in_our_pid_namespace(pid: int) -> bool:
+    """Return whether a process is outside of containers, which have pid namespaces of their own."""
     own = os.stat("/proc/self/ns/pid").st_ino
     try:
         return os.stat(f"/proc/{pid}/ns/pid").st_ino == own

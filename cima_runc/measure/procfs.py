@@ -72,29 +72,47 @@ def without_deleted(path: bytes) -> bytes:
     return path.removesuffix(DELETED)
 
 
-def parse_unix_listeners(text: bytes, path: bytes) -> set[int]:
-    """Return the inode numbers of the sockets in /proc/net/unix that listen on ``path``."""
-    found = set()
+def parse_unix_listening(text: bytes) -> list[tuple[int, bytes]]:
+    """Return (inode number, path) of the sockets in /proc/net/unix that listen."""
+    found = []
     for line in text.split(b"\n"):
         # Num RefCount Protocol Flags Type St Inode Path
         fields = line.split(maxsplit=_UNIX_FIELDS)
-        if len(fields) <= _UNIX_FIELDS or fields[_UNIX_FIELDS] != path:
+        if len(fields) <= _UNIX_FIELDS:
             continue
         try:
             if int(fields[3], 16) & _ACCEPTS:
-                found.add(int(fields[6]))
+                found.append((int(fields[6]), fields[_UNIX_FIELDS]))
         except ValueError:
             continue
     return found
 
 
+def parse_unix_listeners(text: bytes, path: bytes) -> set[int]:
+    """Return the inode numbers of the sockets in /proc/net/unix that listen on ``path``."""
+    return {inode for inode, each in parse_unix_listening(text) if each == path}
+
+
 def flag_value(argv: Sequence[str], name: str) -> str | None:
-    """Return the value of a flag as Go and GNU programs take it: ``-name V``, ``--name=V``."""
-    for at, word in enumerate(argv):
+    """Return the value of a flag as Go and GNU programs take it: ``-name V``, ``--name=V``.
+
+    Given several times, the last one counts.
+    """
+    return next(reversed(flag_values(argv, name)), None)
+
+
+def flag_values(argv: Sequence[str], name: str) -> list[str]:
+    """Return the values of a flag that may be given several times, in their order.
+
+    A value is never looked at as a flag: conmon is told another program's flags as values.
+    """
+    found = []
+    words = iter(argv)
+    for word in words:
         bare, equals, value = word.partition("=")
         if bare not in {f"-{name}", f"--{name}"}:
             continue
-        if equals:
-            return value
-        return argv[at + 1] if at + 1 < len(argv) else None
-    return None
+        following = value if equals else next(words, None)
+        if following is not None:
+            found.append(following)
+    return found

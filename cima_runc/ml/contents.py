@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 
+from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.evidence.fields import Base64, Digest, Hex, Model
@@ -81,6 +82,31 @@ class Previous(Model):
     """Why it ended."""
 
 
+_Path = Annotated[str, Field(max_length=limits.PATH, pattern=r"(?s)^/.")]
+_Paths = Annotated[tuple[_Path, ...], _List]
+_Id = Annotated[str, Field(max_length=limits.CONTAINER_ID, pattern=r"^[A-Za-z0-9_+,.-]+$")]
+
+
+class Engine(Model):
+    """The engine that made a container, and where on its host it keeps things."""
+
+    name: Literal["docker", "containerd", "cri-o", "podman"] | None
+    """None: the runtime was called by none that we know, as by hand."""
+    cri: bool = False
+    """Whether it made the container for a pod of Kubernetes."""
+    roots: _Paths = ()
+    """Absolute directories that it keeps containers' data in, as it spells them; sorted."""
+    states: _Paths = ()
+    """The same for what lasts until the next boot."""
+    kubelets: _Paths = ()
+    """Root directories of this host's kubelets, for ``cri``."""
+    shares: Annotated[tuple[_Id, ...], _List] = ()
+    """Ids of this engine's containers whose network, ipc or uts namespace the container shares."""
+    redirected: _Paths = ()
+    """Destinations of mounts whose source is in those directories by name only: a symbolic link
+    leads elsewhere."""
+
+
 class RegisterV1(Content):
     """A container's first record, as the agent of version 1 wrote it."""
 
@@ -99,6 +125,8 @@ class RegisterV1(Content):
     """Registration of the partition of the host services that it relies on; None: not found."""
     missing: Annotated[tuple[str, ...], _List]
     """Sources of measurement that the agent ran without: ``ima``, ``sensor``."""
+    engine: Engine | None = None
+    """What called the runtime; None: the first agents did not look."""
     uid: Annotated[_Number, Field(ge=1)] | None = None
     """The host's user whose container it is; None: root."""
     enforced: str | None = None

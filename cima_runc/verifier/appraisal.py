@@ -17,7 +17,7 @@ dependency.*        :mod:`.rules.dependencies`
 Source: design, sections 5 and 8; RFC 9334 for the words.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,7 @@ from cima_runc.verifier.rules.config import ConfigRule
 from cima_runc.verifier.rules.dependencies import check_dependencies
 from cima_runc.verifier.rules.files import check_file
 from cima_runc.verifier.rules.image_files import ImageFiles
+from cima_runc.verifier.rules.mounts import EngineMounts
 from cima_runc.verifier.rules.rootfs import RootfsRule
 
 _ONCE = ("register", "config", "rootfs")
@@ -111,6 +112,7 @@ class _Run:
     _image: ImageFiles | None = field(init=False)
     _config: ConfigSummary | None = None
     _namespaces: dict[str, Any] = field(default_factory=dict)
+    _register: Mapping[str, Any] = field(default_factory=dict)
     _layers_are_the_images: bool = False
 
     def __post_init__(self) -> None:
@@ -157,11 +159,14 @@ class _Run:
                 namespaces = content.get("namespaces")
                 self._namespaces = namespaces if isinstance(namespaces, dict) else {}
                 self.relies_on = content.get("dependencies")
+                self._register = content
             case "config":
                 config = content.get("config")
                 config = config if isinstance(config, dict) else {}
                 self._config = summarize(config, self._namespaces)
-                rule = ConfigRule(self._config, image.config, self.policy.config, record.recnum)
+                mounts = EngineMounts(self._register, self._config, files)
+                policy = self.policy.config
+                rule = ConfigRule(self._config, image.config, policy, record.recnum, mounts)
                 yield from rule.check()
             case "rootfs":
                 layers = RootfsRule(image, files, self._config, self.policy.rootfs, record.recnum)

@@ -3,7 +3,8 @@
 Every line of the file is explained, so that a person can decide on each.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from cima_runc.base.text import printable
 from cima_runc.ima.template import unpack_cima_ng
@@ -15,7 +16,8 @@ from cima_runc.verifier.pattern import exactly
 from cima_runc.verifier.policy import ConfigPolicy, Policy
 from cima_runc.verifier.reference.file import ImageReference, ReferenceConfig
 from cima_runc.verifier.rules.config import capability_names, command_of, shared_with_host
-from cima_runc.verifier.rules.mounts import is_engines
+from cima_runc.verifier.rules.image_files import ImageFiles
+from cima_runc.verifier.rules.mounts import EngineMounts
 from cima_runc.verifier.toml import array, quoted
 
 _HEAD = """\
@@ -46,15 +48,15 @@ def suggest(records: Sequence[Record], references: References) -> str:
     known = References(image, references.host)
     found = appraise(records, known, Policy()).findings
     rules = {finding.rule for finding in found if finding.severity == "fail"}
-    config = _config_of(records)
+    config, mounts = _config_of(records, ImageFiles(image))
     lines = [_HEAD]
     for rule, key, why in _TOP:
         if rule in rules:
             lines.append(f"# {why}\n{key}\n")
     lines += _rootfs(records, rules, {x.path for x in found if x.rule == "rootfs.written"})
-    if config is not None:
+    if config is not None and mounts is not None:
         loading = {finding.got for finding in found if finding.rule == "config.env"}
-        lines += _config(config, image.config, rules, loading)
+        lines += _config(config, image.config, mounts, rules, loading)
     wanted = {
         finding.record
         for finding in found
@@ -112,7 +114,11 @@ def _written(records: Sequence[Record]) -> Iterator[bytes]:
 
 
 def _config(
-    config: ConfigSummary, image: ReferenceConfig, rules: set[str], loading: set[str]
+    config: ConfigSummary,
+    image: ReferenceConfig,
+    engine: EngineMounts,
+    rules: set[str],
+    loading: set[str],
 ) -> Iterator[str]:
     keys = []
     defaults = ConfigPolicy()
@@ -129,12 +135,13 @@ def _config(
             "# All capabilities that it may have; engines' default is there without this line."
             f"\ncapabilities = {array(sorted(capability_names(config)))}"
         )
-    mounts = [mount for mount in config.mounts if not is_engines(mount)]
+    mounts = [mount for mount in config.mounts if not engine.makes(mount)]
     if mounts:
-        body = "".join(f"  {_mount(mount)},\n" for mount in mounts)
+        body = "".join(f"  {each},\n" for each in dict.fromkeys(_mount(m, engine) for m in mounts))
         keys.append(
             "# Mounts beside those that engines make. What is in them is not measured, but for the"
-            f"\n# files that run.\nmounts = [\n{body}]"
+            "\n# files that run. `*` stands for ids of this container, which the next has not."
+            f"\nmounts = [\n{body}]"
         )
     if "config.device" in rules:
         devices = [exactly(device.path.encode()) for device in config.devices]
@@ -162,10 +169,10 @@ def _config(
         yield "[config]\n" + "\n".join(keys) + "\n"
 
 
-def _mount(mount: Mount) -> str:
+def _mount(mount: Mount, engine: EngineMounts) -> str:
     parts = [f"destination = {quoted(exactly(_raw(mount.destination)))}"]
     if mount.from_host:
-        parts.append(f"source = {quoted(exactly(_raw(mount.source)))}")
+        parts.append(f"source = {quoted(engine.for_the_next(mount.source))}")
     if mount.read_only:
         parts.append("read_only = true")
     return "{" + ", ".join(parts) + "}"
@@ -190,15 +197,18 @@ def _files(records: Sequence[Record], wanted: set[int | None]) -> Iterator[str]:
         )
 
 
-def _config_of(records: Sequence[Record]) -> ConfigSummary | None:
-    namespaces = None
+def _config_of(
+    records: Sequence[Record], image: ImageFiles
+) -> tuple[ConfigSummary | None, EngineMounts | None]:
+    register: Mapping[str, Any] = {}
     for record in records:
         content = record.content
         if content.get("type") == "register":
-            namespaces = content.get("namespaces")
+            register = content
         if content.get("type") == "config" and isinstance(content.get("config"), dict):
-            return summarize(content["config"], namespaces)
-    return None
+            config = summarize(content["config"], register.get("namespaces"))
+            return config, EngineMounts(register, config, image)
+    return None, None
 
 
 def _raw(path: str) -> bytes:

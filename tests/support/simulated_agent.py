@@ -18,6 +18,7 @@ from cima_runc.agent.process import ContainerProcess, ProcessError
 from cima_runc.agent.rooms import open_rooms
 from cima_runc.agent.sources import Sources
 from cima_runc.config import parse_settings
+from cima_runc.ml.contents import Engine
 from cima_runc.ml.store import Store
 from cima_runc.runtime.hook_state import HookState
 from cima_runc.sensor.events import Event
@@ -253,7 +254,9 @@ class SimulatedAgent:
         config = {"process": {"args": ["/bin/sh"]}}
         rootfs = NO_ROOTFS
         look = Look(error="not looked for")
-        self.rooms.registration.register(Candidate(state, config, process, rootfs, look))
+        self.rooms.registration.register(
+            Candidate(state, config, process, rootfs, look, Engine(name=None))
+        )
         container = self.writer.live(name, state.bundle)
         assert container is not None
         return container.note.registration

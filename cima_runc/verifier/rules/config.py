@@ -4,14 +4,15 @@ from collections.abc import Iterator
 from functools import partial
 
 from cima_runc.base.text import printable
-from cima_runc.measure.config_summary import ConfigSummary
+from cima_runc.measure.config_summary import ConfigSummary, Mount
+from cima_runc.verifier.pattern import exactly
 from cima_runc.verifier.policy import ConfigPolicy
 from cima_runc.verifier.reference.file import ReferenceConfig
 from cima_runc.verifier.result import Finding
 from cima_runc.verifier.rules import engines
 from cima_runc.verifier.rules.mounts import (
+    EngineMounts,
     allows,
-    is_engines,
     is_engines_init,
     kind,
     matches_any,
@@ -54,8 +55,11 @@ class ConfigRule:
         image: ReferenceConfig,
         policy: ConfigPolicy,
         record: int,
+        mounts: EngineMounts | None = None,
     ) -> None:
+        """``mounts``: those that this container's engine makes; None as for version 1."""
         self._config = config
+        self._engine = mounts or EngineMounts({}, config)
         self._image = image
         self._policy = policy
         self._record = record
@@ -154,7 +158,7 @@ class ConfigRule:
     def _mounts(self) -> Iterator[Finding]:
         for mount in self._config.mounts:
             by = next((each for each in self._policy.mounts if allows(each, mount)), None)
-            if by is None and is_engines(mount):
+            if by is None and self._engine.makes(mount):
                 continue
             source = f" of {mount.source}" if mount.from_host else f" ({mount.type})"
             access = "read-only" if mount.read_only else "writable"
@@ -168,7 +172,7 @@ class ConfigRule:
                     path=at,
                 )
                 continue
-            key = f"{{destination = {quoted(at)}, source = {quoted(printable(mount.source))}}}"
+            key = self._allowing(mount)
             yield self._finding(
                 False,
                 "config.mount",
@@ -178,6 +182,13 @@ class ConfigRule:
                 expected="only mounts that engines make",
                 next_=f"start it without; in the policy: [config] mounts = [{key}]",
             )
+
+    def _allowing(self, mount: Mount) -> str:
+        at = exactly(mount.destination.encode("utf-8", "surrogatepass"))
+        key = f"destination = {quoted(at)}"
+        if mount.from_host:
+            key += f", source = {quoted(self._engine.for_the_next(mount.source))}"
+        return f"{{{key}}}"
 
     def _devices(self) -> Iterator[Finding]:
         if self._config.all_devices:

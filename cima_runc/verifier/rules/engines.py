@@ -1,7 +1,9 @@
 """What engines add to every container: mounts, mount points, and an init program.
 
-Sources: Docker's daemon/initlayer/setup_unix.go and oci_linux.go; containerd's oci/mounts.go and
-pkg/cri; Podman's libpod/container_internal_linux.go and pkg/specgen/generate.
+Sources: Docker's daemon/initlayer/setup_unix.go, oci_linux.go and container_unix.go; containerd's
+oci/mounts.go and pkg/cri; Podman's libpod/container_internal_linux.go and pkg/specgen/generate;
+CRI-O's server/sandbox_run_linux.go; kubelet's kubelet_pods.go and pkg/volume. Who controls these
+paths: docs/adr/0092-mounts-that-engines-make.md.
 """
 
 # ruff: noqa: S108 - these are names in a container; nothing is written there
@@ -17,18 +19,34 @@ class EngineMount:
     destinations: tuple[str, ...]
     """Patterns (:mod:`cima_runc.verifier.pattern`)."""
     sources: tuple[str, ...] = ("**",)
+    """Patterns of what is bound there. Names in braces stand for what was measured of this
+    container and its engine: :class:`cima_runc.verifier.rules.mounts.EngineMounts`."""
+    engines: tuple[str, ...] = ()
+    """The engines that make it; any, where none is named."""
+    own_place: bool = False
+    """Whether it counts only at a place that hides nothing and that no program looks at by itself:
+    what is in it was chosen by whoever started the container."""
 
 
 _NAME_FILES = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
-_DOCKER = "/var/lib/docker/containers/*"
-_PODMAN = (
-    "/var/lib/containers/storage/overlay-containers/*/userdata",
-    "/run/containers/storage/overlay-containers/*/userdata",
+_USERDATA = ("{root}/*-containers/{id}/userdata", "{state}/*-containers/{id}/userdata")
+_SANDBOX = (
+    "{root}/io.containerd.grpc.v1.cri/sandboxes/{sandbox}",
+    "{state}/io.containerd.grpc.v1.cri/sandboxes/{sandbox}",
 )
-_CRI = (
-    "/var/lib/containerd/io.containerd.grpc.v1.cri/sandboxes/*",
-    "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/*",
+_CRIO_SANDBOX = ("{state}/*-containers/{sandbox}/userdata",)
+_CONTAINERENV = ("/run/.containerenv", "/var/run/.containerenv")
+_POD = "{kubelet}/pods/{pod}"
+_TOKENS = (
+    "/var/run/secrets/kubernetes.io/serviceaccount",
+    "/run/secrets/kubernetes.io/serviceaccount",
 )
+
+
+def _in(directories: tuple[str, ...], *names: str) -> tuple[str, ...]:
+    return tuple(f"{directory}/{name}" for directory in directories for name in names)
+
+
 _INITS = (
     "/usr/bin/docker-init",
     "/usr/sbin/docker-init",
@@ -50,6 +68,9 @@ INIT_PROGRAMS: dict[str, tuple[str, ...]] = {
 }
 """Where an engine mounts its init program (``--init``), and from where on the host."""
 
+CRI = ("containerd", "cri-o")
+"""The engines that Kubernetes has; the paths of a kubelet are known of those only."""
+
 MOUNTS: tuple[EngineMount, ...] = (
     EngineMount("proc", ("/proc",)),
     EngineMount("sysfs", ("/sys",)),
@@ -58,16 +79,69 @@ MOUNTS: tuple[EngineMount, ...] = (
     EngineMount("devpts", ("/dev/pts",)),
     EngineMount("mqueue", ("/dev/mqueue",)),
     EngineMount("tmpfs", ("/dev", "/dev/shm", "/run", "/run/lock", "/tmp", "/var/tmp")),
-    EngineMount("bind", ("/etc/hosts",), (f"{_DOCKER}/hosts", *(f"{p}/hosts" for p in _PODMAN))),
-    EngineMount("bind", ("/etc/hosts",), ("/var/lib/kubelet/pods/*/etc-hosts",)),
-    EngineMount("bind", ("/etc/hostname",), (f"{_DOCKER}/hostname",)),
-    EngineMount("bind", ("/etc/resolv.conf",), (f"{_DOCKER}/resolv.conf",)),
+    *(
+        EngineMount("bind", (at,), (f"{{root}}/containers/{{id}}/{name}",), ("docker",))
+        for at, name in (
+            ("/etc/hosts", "hosts"),
+            ("/etc/hostname", "hostname"),
+            ("/etc/resolv.conf", "resolv.conf"),
+            ("/dev/shm", "mounts/shm"),
+        )
+    ),
+    EngineMount(
+        "bind", ("/**",), ("{root}/containers/{id}/mounts/secrets/*",), ("docker",), own_place=True
+    ),
+    *(
+        EngineMount("bind", destinations, _in(_USERDATA, name), ("podman",))
+        for destinations, name in (
+            (("/etc/hosts",), "hosts"),
+            (("/etc/hostname",), "hostname"),
+            (("/etc/resolv.conf",), "resolv.conf"),
+            (_CONTAINERENV, ".containerenv"),
+            (("/dev/shm",), "shm"),
+        )
+    ),
+    EngineMount("bind", ("/**",), _in(_USERDATA, "secrets/*"), ("podman",), own_place=True),
+    *(
+        EngineMount("bind", (at,), _in(_SANDBOX, name), ("containerd",))
+        for at, name in (
+            ("/etc/hosts", "hosts"),
+            ("/etc/hostname", "hostname"),
+            ("/etc/resolv.conf", "resolv.conf"),
+            ("/dev/shm", "shm"),
+        )
+    ),
+    *(
+        EngineMount("bind", destinations, _in(_CRIO_SANDBOX, name), ("cri-o",))
+        for destinations, name in (
+            (("/etc/hosts",), "hosts"),
+            (("/etc/hostname",), "hostname"),
+            (("/etc/resolv.conf",), "resolv.conf"),
+            (_CONTAINERENV, ".containerenv"),
+            (("/dev/shm",), "shm"),
+        )
+    ),
+    EngineMount("bind", ("/etc/hosts",), (f"{_POD}/etc-hosts",), CRI),
+    EngineMount("bind", ("/dev/termination-log",), (f"{_POD}/containers/{{container}}/*",), CRI),
     EngineMount(
         "bind",
-        (*_NAME_FILES, "/dev/shm", "/run/.containerenv", "/var/run/.containerenv"),
-        tuple(f"{directory}/*" for directory in (*_PODMAN, *_CRI)),
+        _TOKENS,
+        (
+            f"{_POD}/volumes/kubernetes.io~projected/kube-api-access-*",
+            f"{_POD}/volumes/kubernetes.io~secret/*-token-*",
+        ),
+        CRI,
     ),
-    EngineMount("bind", ("/dev/shm",), (f"{_DOCKER}/mounts/shm", "/var/lib/containers/**/shm")),
+    EngineMount(
+        "bind",
+        ("/**",),
+        tuple(
+            f"{_POD}/volumes/kubernetes.io~{kind}/*"
+            for kind in ("projected", "downward-api", "configmap", "secret")
+        ),
+        CRI,
+        own_place=True,
+    ),
     *(EngineMount("bind", (at,), sources) for at, sources in INIT_PROGRAMS.items()),
 )
 """A ``tmpfs`` is empty when the container starts."""
@@ -90,6 +164,7 @@ EMPTY_FILES = (
     "/.dockerenv",
     "/dev/console",
     "/run/.containerenv",
+    "/dev/termination-log",
     *_NAME_FILES,
     *INIT_PROGRAMS,
 )

@@ -52,6 +52,16 @@ class ImageFiles:
             todo += found.link.split("/")[::-1]
         return "/" + "/".join(at)
 
+    def has_below(self, path: str) -> bool:
+        """Whether the image has anything at a path that a mount there would hide.
+
+        An empty directory is nothing: it is made to be mounted on.
+        """
+        found = self._files.get(path)
+        if path == "/" or (found is not None and found.type != "dir"):
+            return True
+        return any(each.startswith(f"{path}/") for each in self._files)
+
     def with_content(self, sha256: str) -> str | None:
         """Return the first path of a file with this content (hex SHA-256); None for none."""
         return self._by_content.get(sha256)

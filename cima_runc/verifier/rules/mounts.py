@@ -1,11 +1,236 @@
 """Which mount a path lies on, and which mounts are allowed."""
 
-from collections.abc import Iterable
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
 
-from cima_runc.measure.config_summary import Mount
-from cima_runc.verifier.pattern import matches
+from pydantic import ValidationError
+
+from cima_runc.measure.config_summary import ConfigSummary, Mount
+from cima_runc.measure.mtree import escape
+from cima_runc.ml.contents import Engine
+from cima_runc.verifier.pattern import exactly, matches
 from cima_runc.verifier.policy import AllowedMount
 from cima_runc.verifier.rules import engines
+from cima_runc.verifier.rules.image_files import ImageFiles
+
+_NAME = re.compile(r"\{([a-z]+)\}")
+_BEFORE_VERSION_2 = {
+    "docker": Engine(name="docker", roots=("/var/lib/docker",)),
+    "podman": Engine(
+        name="podman",
+        roots=("/var/lib/containers/storage",),
+        states=("/run/containers/storage", "/var/run/containers/storage"),
+    ),
+    "containerd": Engine(
+        name="containerd",
+        cri=True,
+        roots=("/var/lib/containerd",),
+        states=("/run/containerd",),
+        kubelets=("/var/lib/kubelet",),
+    ),
+}
+"""What counts for records of version 1, which do not say where engines keep their things."""
+_PROGRAMS = frozenset(
+    {
+        *("bin", "boot", "dev", "etc", "home", "lib", "lib32", "lib64", "libx32", "media", "mnt"),
+        *("opt", "proc", "root", "run", "sbin", "srv", "sys", "tmp", "usr", "var"),
+    }
+)
+"""Directories below which programs look for code and settings by themselves."""
+_OWN_PLACES = ("/run/secrets/**", "/var/run/secrets/**", "/etc/podinfo", "/etc/podinfo/**")
+
+
+_ANNOTATIONS = {
+    "containerd": (
+        "io.kubernetes.cri.sandbox-uid",
+        "io.kubernetes.cri.sandbox-id",
+        "io.kubernetes.cri.container-name",
+    ),
+    "cri-o": (
+        "io.kubernetes.pod.uid",
+        "io.kubernetes.cri-o.SandboxID",
+        "io.kubernetes.container.name",
+    ),
+}
+"""Where an engine writes a pod's uid, its sandbox's id and the container's name.
+Sources: containerd pkg/cri/annotations; CRI-O pkg/annotations."""
+
+
+class _Pod(NamedTuple):
+    uid: str = ""
+    sandbox: str = ""
+    container: str = ""
+
+
+class EngineMounts:
+    """The mounts that the engine of one container makes by itself.
+
+    What a source may be refers to what was measured of the engine and to the container's own
+    names, so that no other container's directory, nor any other path, is taken for the engine's:
+
+    =================  ==========================================================================
+    ``{root}``         a directory that the engine keeps data in (``register``, ``engine.roots``)
+    ``{state}``        the same for what lasts until the next boot (``engine.states``)
+    ``{id}``           the container's id, or that of one whose namespaces it shares
+    ``{sandbox}``      the id of its pod's sandbox, as the engine wrote into the configuration
+    ``{kubelet}``      kubelet's root directory (``engine.kubelets``)
+    ``{pod}``          the pod's uid, ``{container}`` the container's name there
+    =================  ==========================================================================
+    """
+
+    def __init__(
+        self,
+        register: Mapping[str, Any],
+        config: ConfigSummary,
+        image: ImageFiles | None = None,
+    ) -> None:
+        """``register`` is the content of that record; ``image`` shows what a mount would hide."""
+        self._config = config
+        self._image = image
+        found = register.get("engine")
+        is_known = found is not None or "line" in register
+        self._engines = (_read(found),) if is_known else tuple(_BEFORE_VERSION_2.values())
+        # A user's container is registered as UID/ID.
+        own = str(register.get("id", "*")).rpartition("/")[2]
+        self._own = exactly(own.encode("utf-8", "surrogatepass")) if is_known else "*"
+
+    def makes(self, mount: Mount) -> bool:
+        """Return whether it is one of them."""
+        return any(
+            kind(mount) == each.type
+            and matches_any(each.destinations, mount.destination)
+            and (each.type != "bind" or self._is_source(each, mount))
+            and (not each.own_place or self._is_own_place(mount.destination))
+            for each in engines.MOUNTS
+        )
+
+    def for_the_next(self, source: str) -> str:
+        """Return a pattern of a mount's source that holds for the next container of its kind.
+
+        Ids of this container, its pod and those that it shares namespaces with become ``*``, as
+        does what engines name at random: the 64 hex digits of a volume without a name.
+        """
+        directories = [
+            directory
+            for engine in self._engines
+            for directory in (*engine.roots, *engine.states, *engine.kubelets)
+        ]
+        inside = any(source.startswith(each + "/") for each in directories)
+        parts = []
+        for part in source.split("/"):
+            is_random = inside and any(each.fullmatch(part) for each in _RANDOM)
+            parts.append("*" if is_random else self._without_ids(part))
+        if inside and "/containers/" in source and "/pods/" in source:
+            parts[-1] = "*"  # a termination log, named at random
+        return "/".join(parts)
+
+    def _without_ids(self, part: str) -> str:
+        ids = "|".join(map(re.escape, sorted(self._ids, key=len, reverse=True)))
+        pieces = re.split(ids, part) if ids else [part]
+        return "*".join(exactly(_raw(piece)) for piece in pieces)
+
+    @cached_property
+    def _ids(self) -> frozenset[str]:
+        found = {self._own}
+        for engine in self._engines:
+            pod = self._pod(engine)
+            found |= {pod.uid, pod.sandbox, *engine.shares}
+        return frozenset(each for each in found if len(each) >= _ID_LENGTH)
+
+    def _is_source(self, of: engines.EngineMount, mount: Mount) -> bool:
+        if not {"", ".", ".."}.isdisjoint(mount.source.split("/")[1:]):
+            return "**" in of.sources
+        return any(
+            (not of.engines or engine.name in of.engines)
+            and mount.destination not in engine.redirected
+            and matches_any(self._patterns(of, engine), mount.source)
+            for engine in self._engines
+        )
+
+    def _patterns(self, of: engines.EngineMount, engine: Engine) -> Iterable[str]:
+        if "**" in of.sources:
+            return of.sources
+        pod = self._pod(engine)
+        known: dict[str, tuple[str, ...]] = {
+            "root": _exact(engine.roots),
+            "state": _exact(engine.states),
+            "kubelet": _exact(engine.kubelets) if engine.cri else (),
+            "id": (self._own, *_exact(engine.shares)),
+            "sandbox": _exact((pod.sandbox,)),
+            "pod": _exact((pod.uid,)),
+            "container": _exact((pod.container,)),
+        }
+        if self._own == "*":
+            known |= {"sandbox": ("*",), "pod": ("*",), "container": ("*",)}
+        return (pattern for source in of.sources for pattern in _filled(source, known))
+
+    def _pod(self, engine: Engine) -> "_Pod":
+        """Return what the engine itself wrote of the pod, after what a tenant had it write."""
+        if engine.name not in _ANNOTATIONS:
+            return _Pod()
+        written = dict(self._config.kubernetes)
+        uid, sandbox, container = (written.get(name, "") for name in _ANNOTATIONS[engine.name])
+        return _Pod(uid or self._only_pod(engine), sandbox, container)
+
+    def _only_pod(self, engine: Engine) -> str:
+        """Return the uid of the one pod that mounts name; containerd 1.6 does not tell it."""
+        found = {
+            rest.partition("/")[0]
+            for mount in self._config.mounts
+            for kubelet in engine.kubelets
+            if (rest := mount.source.removeprefix(f"{kubelet}/pods/")) != mount.source
+        }
+        return found.pop() if len(found) == 1 else ""
+
+    def _is_own_place(self, destination: str) -> bool:
+        """Whether a mount there hides nothing, and is where no program looks by itself."""
+        if self._image is None or matches_any(("/**/..", "/**/.", "**//**"), destination):
+            return False
+        real = self._image.real(escape(_raw(destination)))
+        if self._image.has_below(real):
+            return False
+        cwd = self._image.real(escape(_raw(self._config.cwd)))
+        if cwd != "/" and f"{real}/".startswith(f"{cwd}/"):
+            return False
+        first = real.split("/")[1]
+        return matches_any(_OWN_PLACES, real) or (
+            first not in _PROGRAMS and self._image.at(f"/{first}") is None
+        )
+
+
+_ID_LENGTH = 8
+"""Shorter ids are names that a person gave, and may be a part of any path."""
+_RANDOM = (
+    re.compile(r"[0-9a-f]{64}"),
+    re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
+    re.compile(r"kube-api-access-[a-z0-9]{5}"),
+)
+
+
+def _read(found: object) -> Engine:
+    try:
+        return Engine.model_validate(found)
+    except ValidationError:
+        return Engine(name=None)  # of which no mount is
+
+
+def _filled(source: str, known: Mapping[str, tuple[str, ...]]) -> Iterable[str]:
+    names = list(dict.fromkeys(_NAME.findall(source)))
+    for values in itertools.product(*(known[name] for name in names)):
+        if "" not in values:
+            of = dict(zip(names, values, strict=True))
+            yield _NAME.sub(lambda match: of[match[1]], source)  # noqa: B023 - used at once
+
+
+def _exact(paths: Iterable[str]) -> tuple[str, ...]:
+    return tuple(exactly(_raw(path)) for path in paths)
+
+
+def _raw(path: str) -> bytes:
+    return path.encode("utf-8", "surrogatepass")
 
 
 def mount_over(mounts: Iterable[Mount], path: str) -> Mount | None:
@@ -22,16 +247,6 @@ def mount_over(mounts: Iterable[Mount], path: str) -> Mount | None:
 def kind(mount: Mount) -> str:
     """Return the filesystem's type; ``bind`` for a file or directory of the host."""
     return "bind" if mount.from_host else mount.type
-
-
-def is_engines(mount: Mount) -> bool:
-    """Return whether it is one that engines make by themselves."""
-    return any(
-        kind(mount) == each.type
-        and matches_any(each.destinations, mount.destination)
-        and (each.type != "bind" or matches_any(each.sources, mount.source))
-        for each in engines.MOUNTS
-    )
 
 
 def is_engines_init(mount: Mount, path: str) -> bool:

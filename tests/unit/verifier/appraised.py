@@ -103,6 +103,8 @@ class Box:
     more: list[dict[str, Any]] = field(default_factory=list)
     namespaces: dict[str, int] = field(default_factory=lambda: dict(NAMESPACES))
     missing: list[str] = field(default_factory=list)
+    register: dict[str, Any] = field(default_factory=dict)
+    """More of the ``register`` record."""
     relies_on: int | None = None
     host: HostReference | None = None
     dependencies: list[Record] = field(default_factory=list)
@@ -152,6 +154,7 @@ class Box:
             "namespaces": self.namespaces,
             "dependencies": self.relies_on,
             "missing": self.missing,
+            **self.register,
         }
         contents = [register, {"type": "config", "config": self.config}, self.rootfs]
         records = [partition.add(content, meta) for content in contents]

@@ -1,0 +1,325 @@
+"""Which engine called, and where on this host it keeps what it mounts into every container.
+
+The engine is known by the container's ancestors, which are measured as host services: a containerd
+shim or a conmon. Where it keeps its things is read from what that process was given or has open,
+or asked of the daemon behind it, never guessed from where a distribution puts it:
+
+===========  ======================================================================================
+Docker       dockerd's own answer (``GET /info``: DockerRootDir, userns-remap's directory with it);
+             else its ``--data-root`` or daemon.json
+containerd   the bundle is ``STATE/io.containerd.runtime.v2.task/NAMESPACE/ID``, and ``work`` in it
+             leads to the same below ROOT: so too for k3s, microk8s, k0s, RKE2 and snaps
+Podman       conmon is told ``--exit-command-arg --root`` and ``--runroot``
+CRI-O        the bundle is ``RUNROOT/overlay-containers/ID/userdata``
+kubelet      ``--root-dir``, and the socket ``ROOT/pod-resources/kubelet.sock`` that it listens on
+===========  ======================================================================================
+
+Who controls these paths is the subject of docs/adr/0092-mounts-that-engines-make.md.
+Sources: containerd runtime/v2/bundle.go; moby daemon/daemon.go, cmd/dockerd/daemon.go
+(containerd's namespace under userns-remap); Podman pkg/specgenutil (CreateExitCommandArgs);
+kubelet pkg/kubelet/kubelet.go (getPodResourcesDir).
+"""
+
+import json
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from http.client import HTTPConnection, HTTPException
+from typing import Any
+
+import psutil
+
+from cima_runc.base import limits
+from cima_runc.base.bounded import read_bounded
+from cima_runc.base.errors import CimaError
+from cima_runc.measure.dependencies import (
+    DOCKER_NAMESPACE,
+    PROC,
+    ancestors_of,
+    dockerds,
+    executable,
+    in_our_pid_namespace,
+    open_sockets,
+    start_ticks,
+)
+from cima_runc.measure.procfs import flag_value, flag_values, parse_unix_listening
+from cima_runc.ml.contents import Engine
+
+_ASK_SECONDS = 2.0
+_LOOK_AGAIN_SECONDS = 60.0
+_NEAREST = 3
+"""The shim or conmon is the parent of the runtime, or of a runtime that called ours."""
+_CRI_NAMESPACE = "k8s.io"
+_KUBELETS = frozenset({b"kubelet", b"kubelite", b"hyperkube", b"k3s", b"rke2"})
+_DEFAULT_KUBELET = "/var/lib/kubelet"
+_POD_RESOURCES = b"/pod-resources/kubelet.sock"
+_TASK = re.compile(r"(/.+)/io\.containerd\.runtime\.v[12]\.(?:task|linux)/([^/]+)/([^/]+)")
+_USERDATA = re.compile(r"(/.+)/[a-z0-9]+-containers/([^/]+)/userdata")
+_OF_CONTAINER = re.compile(r"/(?:containers|[a-z0-9]+-containers)/([A-Za-z0-9_.-]+)(?:/.*)?")
+
+
+class EngineFinder:
+    """Finds engines and remembers what their daemons said. May be used by several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._docker: dict[tuple[int, int], str] = {}
+        self._kubelets: tuple[float, tuple[str, ...]] | None = None
+
+    def find(self, pid: int, bundle: str, config: Mapping[str, Any], uid: int = 0) -> Engine:
+        """Return the engine that made the container with the first process ``pid``.
+
+        ``uid``: whose container it is. Of a user's engine nothing is read but what the kernel shows
+        of its processes: the files are the user's. Never raises: what is not known is not there,
+        and then no mount is taken for the engine's.
+        """
+        try:
+            with self._lock:
+                found = self._find(pid, bundle, uid)
+            return _with_mounts(found, pid, bundle, config, uid)
+        except (CimaError, OSError, psutil.Error, ValueError):
+            return Engine(name=None)
+
+    def _find(self, pid: int, bundle: str, uid: int) -> Engine:
+        for number, ancestor in enumerate(ancestors_of(pid)):
+            if number >= _NEAREST:
+                break
+            name = os.path.basename(executable(ancestor))
+            if not in_our_pid_namespace(ancestor):
+                break
+            if name.startswith(b"containerd-shim"):
+                return self._behind_shim(ancestor, bundle, uid)
+            if name == b"conmon":
+                return self._behind_conmon(ancestor, bundle, uid)
+        return Engine(name=None)
+
+    def _behind_conmon(self, conmon: int, bundle: str, uid: int) -> Engine:
+        argv = psutil.Process(conmon).cmdline()
+        given = flag_values(argv, "exit-command-arg")
+        match = _USERDATA.fullmatch(bundle)
+        if given:
+            roots = _spellings(flag_value(given, "root"), uid)
+            states = _spellings(flag_value(given, "runroot"), uid)
+            return Engine(name="podman", roots=roots, states=states)
+        if match is None:
+            return Engine(name=None)
+        return Engine(
+            name="cri-o", cri=True, states=_spellings(match[1], uid), kubelets=self._kubelet_roots()
+        )
+
+    def _behind_shim(self, shim: int, bundle: str, uid: int) -> Engine:
+        argv = psutil.Process(shim).cmdline()
+        namespace = flag_value(argv, "namespace") or ""
+        task = _TASK.fullmatch(bundle)
+        # The shim was started in a bundle of the same namespace: its own, or the pod's.
+        beside = os.path.dirname(os.fsdecode(os.readlink(b"%s/%d/cwd" % (PROC, shim))))
+        if task is None or task[2] != namespace or beside != os.path.dirname(bundle):
+            return Engine(name=None)
+        if namespace.partition("-")[0] == DOCKER_NAMESPACE:
+            address = (flag_value(argv, "address") or "").removeprefix("unix://")
+            for dockerd in dockerds(address, seen_by=shim, uid=uid):
+                root = self._docker_root(dockerd, namespace, uid)
+                return Engine(name="docker", roots=_spellings(root, uid))
+        cri = namespace == _CRI_NAMESPACE
+        roots: tuple[str, ...] = ()
+        if uid == 0:
+            with suppress(OSError):
+                work = _TASK.fullmatch(os.readlink(f"{bundle}/work"))
+                if work is not None and work.groups()[1:] == task.groups()[1:]:
+                    roots = _spellings(work[1])
+        return Engine(
+            name="containerd",
+            cri=cri,
+            roots=roots,
+            states=_spellings(task[1], uid),
+            kubelets=self._kubelet_roots() if cri else (),
+        )
+
+    def _docker_root(self, dockerd: int, namespace: str, uid: int) -> str | None:
+        key = (dockerd, start_ticks(dockerd))
+        if key not in self._docker:
+            root = (_ask_docker(dockerd) if uid == 0 else None) or _configured_root(
+                dockerd, namespace, uid
+            )
+            if root is None:
+                return None
+            self._docker.clear()
+            self._docker[key] = root
+        return self._docker[key]
+
+    def _kubelet_roots(self) -> tuple[str, ...]:
+        if self._kubelets is None or time.monotonic() - self._kubelets[0] > _LOOK_AGAIN_SECONDS:
+            roots = [root for found in _kubelets() for root in _spellings(found)]
+            self._kubelets = (
+                time.monotonic(),
+                tuple(sorted(set(roots))) or _spellings(_DEFAULT_KUBELET),
+            )
+        return self._kubelets[1]
+
+
+def _spellings(path: str | None, uid: int = 0) -> tuple[str, ...]:
+    """Return a directory as it was named and, of root's, as it is without symbolic links."""
+    if path is None or not path.startswith("/") or len(path) > limits.PATH:
+        return ()
+    named = "/" + os.path.normpath(path).strip("/")
+    found = {named} if uid else {named, os.path.realpath(named)}
+    return tuple(sorted(each for each in found if each != "/" and each.isprintable()))
+
+
+# -- Docker ----------------------------------------------------------------------------------------
+
+
+def _ask_docker(dockerd: int) -> str | None:
+    """Return what dockerd says on a socket that it listens on; None where it says nothing."""
+    inodes = set(open_sockets(dockerd))
+    text = read_bounded(b"%s/%d/net/unix" % (PROC, dockerd), limits.PROC_NET_UNIX)
+    paths = sorted(
+        (path for inode, path in parse_unix_listening(text) if inode in inodes),
+        key=lambda path: (not path.endswith(b"docker.sock"), path),
+    )
+    for path in paths[:4]:
+        with suppress(OSError, HTTPException, ValueError), socket.socket(socket.AF_UNIX) as channel:
+            channel.settimeout(_ASK_SECONDS)
+            channel.connect(path)
+            connection = HTTPConnection("localhost")
+            connection.sock = channel
+            connection.request("GET", "/info", headers={"Connection": "close"})
+            raw = connection.getresponse().read(limits.ENGINE_ANSWER)
+            root = json.loads(raw).get("DockerRootDir")
+            if isinstance(root, str) and root.startswith("/"):
+                return root
+    return None
+
+
+def _configured_root(dockerd: int, namespace: str, uid: int) -> str | None:
+    """Return what dockerd was told by its arguments, environment or settings file."""
+    process = psutil.Process(dockerd)
+    argv = process.cmdline()
+    root = flag_value(argv, "data-root") or flag_value(argv, "graph") or flag_value(argv, "g")
+    if root is None and uid != 0:
+        environ = process.environ()
+        home = environ.get("HOME")
+        data = environ.get("XDG_DATA_HOME") or (f"{home}/.local/share" if home else None)
+        root = f"{data}/docker" if data else None
+    if root is None and uid == 0:
+        root = "/var/lib/docker"
+        path = flag_value(argv, "config-file") or "/etc/docker/daemon.json"
+        with suppress(OSError, ValueError):
+            raw = read_bounded(b"%s/%d/root%s" % (PROC, dockerd, os.fsencode(path)), limits.MIB)
+            values = json.loads(raw.removeprefix(b"\xef\xbb\xbf"))
+            root = values.get("data-root") or values.get("graph") or root
+    remapped = namespace.removeprefix(DOCKER_NAMESPACE)
+    if root is not None and remapped.startswith("-"):
+        root = f"{root}/{remapped[1:]}"
+    return root
+
+
+# -- kubelet ---------------------------------------------------------------------------------------
+
+
+def _kubelets() -> Iterator[str]:
+    """Yield the root directories of kubelets that run outside of containers, as root."""
+    text = read_bounded(PROC + b"/net/unix", limits.PROC_NET_UNIX)
+    listening = {
+        inode: path.removesuffix(_POD_RESOURCES)
+        for inode, path in parse_unix_listening(text)
+        if path.endswith(_POD_RESOURCES)
+    }
+    for pid in psutil.pids():
+        with suppress(OSError, psutil.Error, CimaError):
+            name = os.path.basename(executable(pid))
+            is_kubelet = name in _KUBELETS
+            holds = listening.keys() & set(open_sockets(pid)) if listening else set()
+            if not (is_kubelet or holds) or not _is_roots(pid):
+                continue
+            yield from (os.fsdecode(listening[inode]) for inode in holds)
+            named = flag_value(psutil.Process(pid).cmdline(), "root-dir") if is_kubelet else None
+            if named is not None:
+                yield named
+
+
+def _is_roots(pid: int) -> bool:
+    return in_our_pid_namespace(pid) and psutil.Process(pid).uids().real == 0
+
+
+# -- mounts ----------------------------------------------------------------------------------------
+
+
+def _with_mounts(
+    engine: Engine, pid: int, bundle: str, config: Mapping[str, Any], uid: int
+) -> Engine:
+    """Add what the container's mounts, and its namespaces, have to do with the engine's."""
+    directories = (*engine.roots, *engine.states, *engine.kubelets)
+    if engine.name is None or not directories:
+        return engine
+    own = os.path.basename(bundle if engine.name in {"docker", "containerd"} else bundle[:-9])
+    others: set[str] = set()
+    redirected = set()
+    for destination, source in _binds(config):
+        inside = next((each for each in directories if source.startswith(each + "/")), None)
+        if inside is None:
+            continue
+        match = _OF_CONTAINER.fullmatch(source[len(inside) :])
+        if match is not None and match[1] != own:
+            others.add(match[1])
+        if uid == 0:
+            expected = os.path.realpath(inside) + source[len(inside) :]
+            if os.path.realpath(source) != expected:
+                redirected.add(destination)
+    shares = _sharing(pid, sorted(others)[: limits.LAYERS], uid) if others else ()
+    return engine.model_copy(
+        update={"shares": tuple(sorted(shares)), "redirected": tuple(sorted(redirected))}
+    )
+
+
+def _binds(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    mounts = config.get("mounts")
+    for mount in mounts if isinstance(mounts, list) else []:
+        if isinstance(mount, dict):
+            destination, source = mount.get("destination"), mount.get("source")
+            if isinstance(destination, str) and isinstance(source, str):
+                yield destination, source
+
+
+def _sharing(pid: int, ids: Sequence[str], uid: int) -> Iterable[str]:
+    """Return which of the containers' first processes are in a namespace of ``pid``'s.
+
+    A container's process is the child of its own shim or conmon, which was told its id.
+    """
+    own = _namespaces(pid) - _namespaces(1) - _namespaces(os.getpid())
+    parents: dict[int, str] = {}
+    children: list[tuple[int, int]] = []
+    for process in psutil.process_iter():
+        with suppress(OSError, psutil.Error, CimaError):
+            children.append((process.pid, process.ppid()))
+            name = os.path.basename(executable(process.pid))
+            flags = _id_flags(name)
+            if not flags or process.uids().real != uid or not in_our_pid_namespace(process.pid):
+                continue
+            argv = process.cmdline()
+            told = {value for flag in flags for value in flag_values(argv, flag)}
+            for container in told.intersection(ids):
+                parents[process.pid] = container
+    return {
+        parents[parent]
+        for child, parent in children
+        if parent in parents and child != pid and _namespaces(child) & own
+    }
+
+
+def _id_flags(name: bytes) -> tuple[str, ...]:
+    if name == b"conmon":
+        return ("c", "cid")
+    return ("id",) if name.startswith(b"containerd-shim") else ()
+
+
+def _namespaces(pid: int) -> set[tuple[str, int]]:
+    found = set()
+    for kind in ("net", "ipc", "uts"):
+        with suppress(OSError):
+            found.add((kind, os.stat(b"%s/%d/ns/%s" % (PROC, pid, kind.encode())).st_ino))
+    return found
