@@ -41,6 +41,10 @@ def configure(
     runtime: Annotated[
         Path | None, typer.Option(help="The launcher, where it is not beside this program.")
     ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="The engine's file, where it is elsewhere, or k3s's template (*.tmpl)."),
+    ] = None,
 ) -> None:
     """Make cima-runc a runtime of an engine; restarts nothing."""
     chosen = ENGINES[engine.value]
@@ -51,7 +55,10 @@ def configure(
         launcher = runtime or installation.launcher()
         if not launcher.is_absolute() or not launcher.is_file():
             raise EngineError(f"{launcher} is no program", hint="name it with --runtime")
-        change = changes.adding(chosen, Wish(str(launcher), set_as_default))
+        file = file.absolute() if file is not None else None
+        change = changes.adding(
+            chosen, Wish(str(launcher), set_as_default, _low_level() == "crun", file)
+        )
     if not change.needed:
         note(f"{chosen.name} is configured so already")
         return
@@ -60,6 +67,7 @@ def configure(
         note("nothing was changed")
         return
     try:
+        changes.check(chosen, change)
         changes.make(chosen, change)
     except OSError as error:
         raise EngineError(
@@ -69,3 +77,16 @@ def configure(
     note(f"for {chosen.name} to see it: {chosen.apply_hint}")
     if not remove:
         note(f"then: {chosen.try_hint}")
+    if set_as_default and chosen.not_covered:
+        note(f"not measured all the same: {chosen.not_covered}")
+
+
+def _low_level() -> str:
+    """Return the name of the runtime that the launcher becomes; empty where there is none."""
+    from cima_runc.runtime.shim import ShimError, find_runtime
+
+    try:
+        found = find_runtime(load_settings().shim.runtimes, str(installation.launcher()))
+    except (ShimError, OSError):
+        return ""
+    return Path(found).name

@@ -20,8 +20,6 @@ from cima_runc.cli import context
 from cima_runc.cli.configure import ENGINES
 from cima_runc.cli.output import print_json, print_table
 from cima_runc.config import Settings
-from cima_runc.engines.change import Changes
-from cima_runc.engines.engine import Wish
 from cima_runc.runtime import installation
 from cima_runc.runtime.agent_socket import call_agent
 
@@ -79,7 +77,7 @@ def examine(settings: Settings) -> list[Diagnosis]:
     found = [_diagnose(*check) for check in checks]
     found += _agent(settings)
     found += [
-        _diagnose(name, lambda name=name: _engine(settings, name), False)  # type: ignore[misc]
+        _diagnose(name, lambda name=name: _engine(name), False)  # type: ignore[misc]
         for name, program in _PROGRAMS.items()
         if shutil.which(program)
     ]
@@ -255,15 +253,11 @@ def _agent(settings: Settings) -> list[Diagnosis]:
     return found
 
 
-def _engine(settings: Settings, name: str) -> str:
-    changes = Changes(Path("/"), Path(settings.shim.state_dir) / "configure")
+def _engine(name: str) -> str:
     launcher = installation.launcher()
-    paths = [launcher]
-    link = shutil.which("cima-runc")
-    if link is not None and Path(link).resolve() == launcher:
-        paths.append(Path(link))
-    for path in paths:
-        change = changes.adding(ENGINES[name], Wish(str(path), default=False))
-        if not change.needed:
-            return f"{change.path} names {path}"
-    raise UnfitError(f"{change.path} does not name {launcher}", hint=f"cima configure {name}")
+    named = ENGINES[name].named(Path("/"))
+    for path in sorted(named):
+        if Path(path).resolve() == launcher:
+            return f"{name} takes cima-runc to be {path}"
+    found = f" but {', '.join(map(printable, sorted(named)))}" if named else ""
+    raise UnfitError(f"{name} does not name {launcher}{found}", hint=f"cima configure {name}")

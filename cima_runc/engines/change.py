@@ -8,6 +8,9 @@ import base64
 import difflib
 import hashlib
 import os
+import shutil
+import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +75,14 @@ class Changes:
             EngineError, JsonError, OSError: the file cannot be read or edited.
         """
         record = self._read_record(engine)
-        path = Path(record.path) if record else engine.find_file(self._root).resolve()
+        if wish.file is not None and record is not None and record.path != str(wish.file):
+            raise EngineError(
+                f"{engine.name} is configured in {record.path} already",
+                hint=f"cima configure {engine.name} --remove",
+            )
+        path = (
+            Path(record.path) if record else (wish.file or engine.find_file(self._root)).resolve()
+        )
         now = _read(path)
         then = engine.add(_text(now, path), wish, self._root).encode("utf-8", "surrogateescape")
         return Change(path, now, then, self._before(engine, record, now))
@@ -88,6 +98,24 @@ class Changes:
         now = _read(path)
         before = self._before(engine, record, now)
         return Change(path, now, before, before)
+
+    def check(self, engine: Engine, change: Change) -> None:
+        """Have the engine itself read what its file will be, where it is there and can.
+
+        Raises:
+            EngineError: it cannot read it; the engine's own words.
+            OSError: the file cannot be written for it to read.
+        """
+        if change.then is None:
+            return
+        with tempfile.TemporaryDirectory(prefix="cima-configure-") as directory:
+            file = Path(directory) / change.path.name
+            file.write_bytes(change.then)
+            for command in engine.check(self._root, file):
+                program = shutil.which(command[0], path=_SBIN)
+                if program is None:
+                    continue
+                _run(engine, [program, *command[1:]])
 
     def make(self, engine: Engine, change: Change) -> None:
         """Make the change, whole or not at all.
@@ -147,6 +175,27 @@ class Changes:
             return _Record.model_validate_json(raw)
         except ValidationError as error:
             raise EngineError(f"{path} is not what we wrote", hint="move it away") from error
+
+
+_CHECK_SECONDS = 60.0
+_SBIN = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_NO_SUCH_CHECK = ("unknown flag", "flag provided but not defined", "unknown command")
+"""How an engine says that it is too old for this check."""
+
+
+def _run(engine: Engine, command: list[str]) -> None:
+    try:
+        ran = subprocess.run(command, capture_output=True, timeout=_CHECK_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return  # it has not refused
+    words = ran.stderr.decode("utf-8", "replace")
+    if ran.returncode == 0 or any(each in words for each in _NO_SUCH_CHECK):
+        return
+    last = next(iter(reversed(words.strip().splitlines())), f"status {ran.returncode}")
+    raise EngineError(
+        f"{engine.name} cannot read what its file would be: {printable(last[:400])}",
+        hint="nothing was changed; --dry-run shows the change",
+    )
 
 
 def _read(path: Path, limit: int = limits.ENGINE_SETTINGS) -> bytes | None:

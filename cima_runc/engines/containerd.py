@@ -1,13 +1,24 @@
 """containerd: ``/etc/containerd/config.toml``, for its CRI plugin (Kubernetes).
 
-Versions 2 (containerd 1.x) and 3 (2.x). containerd 1.x replaces a plugin's whole section by that
-of a later imported file, so the section is edited where it is, and a file of our own in an
-imported directory is made only where no file has one. A file that names any runtime replaces the
-list of those that are built in: then ``runc``, the default one, must be named too. A relative
-pattern of imports is relative to the file, as since containerd 1.7.
-Source: containerd, docs/man/containerd-config.toml.5.md and docs/cri/config.md.
+Versions 1 and 2 (containerd 1.x), 3 and 4 (2.x). Files that ``imports`` names come after the main
+file, in its order. Up to version 2 the last file that has the plugin's section replaces it as a
+whole; from 3 on sections are merged key by key. So:
+
+- where the section is in the main file, it is edited there;
+- where an imported file has it too, our handler comes into a file of our own beside, which is the
+  last: those others are often generated (NVIDIA's). Up to version 2 that file holds all of the
+  section that is in effect;
+- where no file has it, and a directory of drop-ins is imported, it comes into a file of our own.
+
+A file that names any runtime replaces the list of those that are built in: then ``runc``, the
+default one, must be named too. A relative pattern of imports is relative to the file, as since
+containerd 1.7. k3s and RKE2 make their configuration from a template, which ``--file`` names.
+Source: containerd, docs/man/containerd-config.toml.5.md, docs/cri/config.md and
+cmd/containerd/server/config (mergeConfig); k3s, pkg/agent/templates.
 """
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +30,16 @@ _FILE = "etc/containerd/config.toml"
 _DROP_IN = "zz-cima-runc.toml"
 _RUNC = {"runtime_type": "io.containerd.runc.v2"}
 """The runtime that is built in."""
-_PLUGINS = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
+_PLUGINS = {
+    1: "cri",
+    2: "io.containerd.grpc.v1.cri",
+    3: "io.containerd.cri.v1.runtime",
+    4: "io.containerd.cri.v1.runtime",
+}
+_MERGED_SINCE = 3
+_WHAT = "containerd's configuration"
+_BEGIN, _END = "# cima configure containerd: begin", "# cima configure containerd: end"
+_BASE = '{{ template "base" . }}'
 
 
 def _find_file(root: Path) -> Path:
@@ -27,86 +47,199 @@ def _find_file(root: Path) -> Path:
     if not main.is_file():
         return main
     values = toml_text.parse(_read(main), str(main))
-    plugin = _PLUGINS.get(_version(values), "")
-    drop_ins = []
-    found = main if toml_text.at(values, ["plugins", plugin]) is not None else None
-    for pattern in values.get("imports", []):
-        if not isinstance(pattern, str):
-            continue
-        directory, _, name = pattern.rpartition("/")
-        base = (
-            root / directory.lstrip("/") if directory.startswith("/") else main.parent / directory
-        )
+    plugin = _plugin(values)
+    if plugin is None:
+        return main
+    own, elsewhere = None, False
+    for pattern, paths in _imports(values, main, root):
+        directory, _, name = str(pattern).rpartition("/")
         if "*" in name and "*" not in directory and name.endswith("*.toml"):
-            drop_ins.append(base / _DROP_IN)
-        for path in sorted(base.glob(name)) if name else []:
+            own = Path(directory) / _DROP_IN
+        for path in paths:
+            if path.name == _DROP_IN:
+                continue
             imported = toml_text.parse(_read(path), str(path))
             if toml_text.at(imported, ["plugins", plugin]) is not None:
-                found = path
-    if found is not None or not drop_ins:
-        return found or main
-    return drop_ins[-1]
+                elsewhere = True
+                if own is None:
+                    return path  # the last word is this file's, and there is no place after it
+    if own is not None and (elsewhere or toml_text.at(values, ["plugins", plugin]) is None):
+        return own
+    return main
+
+
+def _imports(values: dict[str, Any], main: Path, root: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Yield each pattern of ``imports`` below ``root``, and the files that it stands for."""
+    patterns = values.get("imports", [])
+    for pattern in patterns if isinstance(patterns, list) else []:
+        if not isinstance(pattern, str):
+            continue
+        base = root / pattern.lstrip("/") if pattern.startswith("/") else main.parent / pattern
+        yield base, sorted(base.parent.glob(base.name)) if base.name else []
+
+
+def _in_effect(root: Path, but: str = "") -> dict[str, Any]:
+    """Return the plugin's section as containerd has it; ``but``: a file's name to leave out."""
+    main = root / _FILE
+    if not main.is_file():
+        return {}
+    values = toml_text.parse(_read(main), str(main))
+    plugin, version = _plugin(values), _version(values)
+    if plugin is None:
+        return {}
+    found = toml_text.at(values, ["plugins", plugin])
+    for _, paths in _imports(values, main, root):
+        for path in paths:
+            more = toml_text.at(toml_text.parse(_read(path), str(path)), ["plugins", plugin])
+            if path.name != but and isinstance(more, dict):
+                found = _merged(found, more) if version >= _MERGED_SINCE else more
+    return found if isinstance(found, dict) else {}
+
+
+def _merged(into: Any, more: Any) -> Any:
+    if not isinstance(into, dict) or not isinstance(more, dict):
+        return more
+    return into | {key: _merged(into.get(key), value) for key, value in more.items()}
 
 
 def _add(text: str | None, wish: Wish, root: Path) -> str:
-    what = "containerd's configuration"
+    if wish.file is not None and wish.file.suffix == ".tmpl":
+        return _add_to_template(text, wish)
     main = root / _FILE
-    if text is None or not text.strip():
-        main_text = _read(main) if main.is_file() else ""
-        version = _version(toml_text.parse(main_text, what)) if main_text.strip() else 2
-        text = (text or "") + f"version = {version}\n"
-    values = toml_text.parse(text, what)
-    version = _version(values)
-    if version not in _PLUGINS:
+    main_values = (
+        toml_text.parse(_read(main), _WHAT) if wish.file is None and main.is_file() else {}
+    )
+    path = wish.file or _find_file(root)
+    is_own = path.name == _DROP_IN
+    if text is None or not text.strip() or is_own:
+        version = _version(main_values) if main_values else 2
+        kept = _default_of(text) if is_own else False
+        wish = Wish(wish.runtime, wish.default or kept, file=wish.file)
+        text = ("" if is_own else text or "") + (f"version = {version}\n" if version > 1 else "")
+    values = toml_text.parse(text, _WHAT)
+    plugin = _plugin(values)
+    if plugin is None:
         raise EngineError(
-            f"containerd's configuration is of version {version}, not 2 or 3",
-            hint="migrate it: containerd config migrate, or containerd config default",
+            f"{_WHAT} is of version {_version(values)}, which is none that we know",
+            hint=f"known are {', '.join(map(str, _PLUGINS))}: containerd config migrate",
         )
-    containerd = ["plugins", _PLUGINS[version], "containerd"]
-    runtimes = [*containerd, "runtimes"]
+    _refuse_switched_off(main_values or values, plugin)
+    section = ["plugins", plugin]
+    effect = _in_effect(root, _DROP_IN) if wish.file is None else {}
+    if is_own and effect and _version(values) < _MERGED_SINCE:
+        text = toml_text.put(text, section, effect, _WHAT)
+    effect = _merged(effect, toml_text.at(values, section) or {})
+    runtimes = [*section, "containerd", "runtimes"]
+    named = toml_text.at(effect, ["containerd", "runtimes"])
+    if named is None:
+        text = toml_text.put(text, [*runtimes, "runc"], _RUNC, _WHAT)
     options: dict[str, Any] = {"BinaryName": wish.runtime}
-    systemd = toml_text.at(values, [*runtimes, "runc", "options", "SystemdCgroup"])
+    systemd = toml_text.at(named or {}, ["runc", "options", "SystemdCgroup"])
     if isinstance(systemd, bool):
         options["SystemdCgroup"] = systemd
-    entry = {**_RUNC, "options": options}
-    if toml_text.at(values, runtimes) is None:
-        text = toml_text.put(text, [*runtimes, "runc"], _RUNC, what)
-    text = toml_text.put(text, [*runtimes, RUNTIME_NAME], entry, what)
+    text = toml_text.put(text, [*runtimes, RUNTIME_NAME], {**_RUNC, "options": options}, _WHAT)
     if wish.default:
-        text = toml_text.put(text, [*containerd, "default_runtime_name"], RUNTIME_NAME, what)
+        default = [*section, "containerd", "default_runtime_name"]
+        text = toml_text.put(text, default, RUNTIME_NAME, _WHAT)
     return text
 
 
+def _default_of(text: str | None) -> bool:
+    """Whether our own file makes cima-runc the default."""
+    values = toml_text.parse(text or "", _WHAT)
+    default = [*("plugins", _plugin(values) or ""), "containerd", "default_runtime_name"]
+    return bool(toml_text.at(values, default) == RUNTIME_NAME)
+
+
+def _refuse_switched_off(values: dict[str, Any], plugin: str) -> None:
+    off = values.get("disabled_plugins", [])
+    names = {plugin, "cri", _PLUGINS[2], "io.containerd.grpc.v1.cri"}
+    if isinstance(off, list) and not names.isdisjoint(
+        each for each in off if isinstance(each, str)
+    ):
+        raise EngineError(
+            "containerd's CRI is switched off by disabled_plugins: nobody would use the handler",
+            hint="take cri out of disabled_plugins; Docker and ctr need no handler",
+        )
+
+
 def _remove(text: str, before: str | None) -> str | None:
-    what = "containerd's configuration"
-    values = toml_text.parse(text, what)
-    plugin = _PLUGINS.get(_version(values))
+    if _BEGIN in text:
+        without = _without_block(text)
+        return before if before is None and without.strip() == _BASE else without
+    if "{{" in text:
+        return text  # a template without us
+    values = toml_text.parse(text, _WHAT)
+    plugin = _plugin(values)
     if plugin is None:
         return text
     containerd = ["plugins", plugin, "containerd"]
     default = [*containerd, "default_runtime_name"]
     if toml_text.at(values, default) == RUNTIME_NAME:
-        earlier = toml_text.at(toml_text.parse(before or "", what), default)
+        earlier = toml_text.at(toml_text.parse(before or "", _WHAT), default)
         if isinstance(earlier, str) and earlier != RUNTIME_NAME:
-            text = toml_text.put(text, default, earlier, what)
+            text = toml_text.put(text, default, earlier, _WHAT)
         else:
-            text = toml_text.drop(text, default, what)
+            text = toml_text.drop(text, default, _WHAT)
     runtimes = [*containerd, "runtimes"]
-    text = toml_text.drop(text, [*runtimes, RUNTIME_NAME], what)
-    left = toml_text.at(toml_text.parse(text, what), runtimes)
+    text = toml_text.drop(text, [*runtimes, RUNTIME_NAME], _WHAT)
+    left = toml_text.at(toml_text.parse(text, _WHAT), runtimes)
     if (
         left == {"runc": _RUNC}
-        and toml_text.at(toml_text.parse(before or "", what), runtimes) is None
+        and toml_text.at(toml_text.parse(before or "", _WHAT), runtimes) is None
     ):
-        text = toml_text.drop(text, [*runtimes, "runc"], what)
-    if before is None and not toml_text.holds_something(text, what, besides={"version"}):
+        text = toml_text.drop(text, [*runtimes, "runc"], _WHAT)
+    if before is None and not toml_text.holds_something(text, _WHAT, besides={"version"}):
         return None
     return text
+
+
+# -- k3s and RKE2 ----------------------------------------------------------------------------------
+
+
+def _add_to_template(text: str | None, wish: Wish) -> str:
+    """Return the template with a block of our own; its rest is no TOML and not read."""
+    assert wish.file is not None
+    if wish.default:
+        raise EngineError(
+            f"{wish.file} cannot name the default runtime: k3s's own part does",
+            hint=f"start k3s with --default-runtime={RUNTIME_NAME}",
+        )
+    version = 3 if "-v3" in wish.file.name or "cri.v1.runtime" in (text or "") else 2
+    runtime = f'plugins."{_PLUGINS[version]}".containerd.runtimes.{RUNTIME_NAME}'
+    entry = toml_text.line("BinaryName", wish.runtime)
+    block = [
+        *(_BEGIN, f"[{runtime}]", f'runtime_type = "{_RUNC["runtime_type"]}"'),
+        *(f"[{runtime}.options]", entry, "SystemdCgroup = {{ .SystemdCgroup }}", _END),
+    ]
+    kept = _without_block(text) if text is not None and text.strip() else f"{_BASE}\n"
+    return f"{kept.rstrip()}\n\n" + "\n".join(block) + "\n"
+
+
+def _without_block(text: str) -> str:
+    block = re.compile(rf"\n*{re.escape(_BEGIN)}\n.*?{re.escape(_END)}\n", re.DOTALL)
+    return block.sub("\n", text)
+
+
+def _named(root: Path) -> set[str]:
+    entry = toml_text.at(_in_effect(root), ["containerd", "runtimes", RUNTIME_NAME, "options"])
+    path = entry.get("BinaryName") if isinstance(entry, dict) else None
+    return {path} if isinstance(path, str) else set()
+
+
+def _check(_root: Path, file: Path) -> tuple[list[str], ...]:
+    return (
+        () if file.suffix == ".tmpl" else (["containerd", "--config", str(file), "config", "dump"],)
+    )
 
 
 def _version(values: dict[str, Any]) -> int:
     version = values.get("version", 1)
     return version if type(version) is int else 0
+
+
+def _plugin(values: dict[str, Any]) -> str | None:
+    return _PLUGINS.get(_version(values))
 
 
 def _read(path: Path) -> str:
@@ -117,8 +250,11 @@ def _read(path: Path) -> str:
 CONTAINERD = Engine(
     name="containerd",
     find_file=_find_file,
+    named=_named,
     add=_add,
     remove=_remove,
+    check=_check,
     apply_hint="systemctl restart containerd",
     try_hint=f"a pod with runtimeClassName: {RUNTIME_NAME} (examples/kubernetes)",
+    not_covered="containers of ctr and nerdctl, which name a runtime themselves",
 )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from cima_runc.base import limits
 from cima_runc.engines import toml_text
 from cima_runc.engines.engine import RUNTIME_NAME, Engine, Wish
 
@@ -37,9 +38,24 @@ def _remove(text: str, before: str | None) -> str | None:
     return text if toml_text.holds_something(text, what) else before
 
 
+def _named(root: Path) -> set[str]:
+    found: set[str] = set()
+    directory = root / _FILE.rpartition("/")[0]
+    for path in [root / "etc/crio/crio.conf", *sorted(directory.glob("*.conf"))]:
+        if path.is_file():
+            with path.open("rb") as file:
+                text = file.read(limits.ENGINE_SETTINGS + 1).decode("utf-8", "replace")
+            entry = ["crio", "runtime", "runtimes", RUNTIME_NAME, "runtime_path"]
+            at = toml_text.at(toml_text.parse(text, str(path)), entry)
+            found = {at} if isinstance(at, str) else found
+    return found
+
+
 CRIO = Engine(
     name="crio",
     find_file=lambda root: root / _FILE,
+    named=_named,
+    check=lambda _root, file: (["crio", "--config", str(file), "--config-dir", "", "config"],),
     add=_add,
     remove=_remove,
     apply_hint="systemctl restart crio",

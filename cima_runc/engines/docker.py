@@ -1,4 +1,9 @@
-"""Docker: ``/etc/docker/daemon.json``. Source: dockerd reference, "Daemon configuration file"."""
+"""Docker: ``/etc/docker/daemon.json``, or the file that dockerd's ``--config-file`` names.
+
+dockerd does not start where a directive is a flag and in the file too, so the flags of its unit
+count. It reads a file with a byte order mark since version 23.
+Source: dockerd reference, "Daemon configuration file", "--validate"; cmd/dockerd/daemon.go.
+"""
 
 import json
 from pathlib import Path
@@ -8,11 +13,43 @@ from cima_runc.base import limits
 from cima_runc.base.jsonio import load_object
 from cima_runc.engines import json_text
 from cima_runc.engines.engine import RUNTIME_NAME, Engine, EngineError, Wish
+from cima_runc.engines.unit import command_of
+from cima_runc.measure.procfs import flag_value, flag_values
 
 _FILE = "etc/docker/daemon.json"
+_UNIT = "docker.service"
+_BOM = "\ufeff"
 
 
-def _add(text: str | None, wish: Wish, root: Path) -> str:  # noqa: ARG001 - one signature for all
+def _find_file(root: Path) -> Path:
+    named = flag_value(command_of(_UNIT, root).argv, "config-file")
+    return root / (named.lstrip("/") if named else _FILE)
+
+
+def _refuse_flags(wish: Wish, root: Path) -> None:
+    """Refuse what dockerd would refuse: the same directive as a flag and in the file."""
+    command = command_of(_UNIT, root)
+    where = ", ".join(f"/{path.relative_to(root)}" for path in command.files)
+    if flag_value(command.argv, "add-runtime") is not None:
+        raise EngineError(
+            f"dockerd is started with --add-runtime ({where}): with runtimes in its file too it "
+            "does not start",
+            hint=f"put it there: --add-runtime={RUNTIME_NAME}={wish.runtime}",
+        )
+    default = flag_value(command.argv, "default-runtime")
+    if wish.default and default is not None:
+        raise EngineError(
+            f"dockerd is started with --default-runtime={default} ({where}): with "
+            "default-runtime in its file too it does not start",
+            hint=f"put it there: --default-runtime={RUNTIME_NAME}, and run cima configure docker "
+            "without --set-as-default",
+        )
+
+
+def _add(text: str | None, wish: Wish, root: Path) -> str:
+    _refuse_flags(wish, root)
+    if text is not None and text.startswith(_BOM):
+        return _BOM + _add(text.removeprefix(_BOM), wish, root)
     text = text if text is not None and text.strip() else "{}\n"
     values = _parse(text)
     runtimes = values.get("runtimes", {})
@@ -27,6 +64,10 @@ def _add(text: str | None, wish: Wish, root: Path) -> str:  # noqa: ARG001 - one
 
 
 def _remove(text: str, before: str | None) -> str | None:
+    if text.startswith(_BOM):
+        rest = text.removeprefix(_BOM)
+        without = _remove(rest, before and before.removeprefix(_BOM)) if rest.strip() else rest
+        return None if without is None else _BOM + without
     values = _parse(text)
     if values.get("default-runtime") == RUNTIME_NAME:
         earlier = _parse(before).get("default-runtime") if before and before.strip() else None
@@ -46,9 +87,39 @@ def _parse(text: str) -> dict[str, Any]:
     return load_object(text.encode("utf-8"), what=f"/{_FILE}", limit=limits.ENGINE_SETTINGS)
 
 
+def _named(root: Path) -> set[str]:
+    found = set()
+    added = flag_values(command_of(_UNIT, root).argv, "add-runtime")
+    found |= {
+        path for name, _, path in (each.partition("=") for each in added) if name == RUNTIME_NAME
+    }
+    file = _find_file(root)
+    if file.is_file():
+        with file.open("rb") as opened:
+            text = opened.read(limits.ENGINE_SETTINGS + 1).decode("utf-8", "replace")
+        runtimes = _parse(text.removeprefix(_BOM) or "{}").get("runtimes")
+        entry = runtimes.get(RUNTIME_NAME) if isinstance(runtimes, dict) else None
+        path = entry.get("path") if isinstance(entry, dict) else None
+        found |= {path} if isinstance(path, str) else set()
+    return found
+
+
+def _check(root: Path, file: Path) -> tuple[list[str], ...]:
+    argv = command_of(_UNIT, root).argv
+    flags = [word for word in argv[1:] if not word.startswith("--config-file=")]
+    if "--config-file" in flags:
+        at = flags.index("--config-file")
+        del flags[at : at + 2]
+    return (["dockerd", *flags, "--validate", f"--config-file={file}"],)
+
+
 DOCKER = Engine(
     name="docker",
-    find_file=lambda root: root / _FILE,
+    find_file=_find_file,
+    named=_named,
+    check=_check,
+    not_covered="BuildKit's RUN steps (docker build, buildx): it calls runc itself, not the "
+    "default runtime; DOCKER_BUILDKIT=0 docker build is measured",
     add=_add,
     remove=_remove,
     apply_hint="systemctl reload docker (systemctl restart docker for a new default runtime)",

@@ -22,6 +22,10 @@ class Wish:
     """Absolute path of the launcher."""
     default: bool
     """Whether containers are to use it without being told to; False leaves that as it is."""
+    without_cgroups: bool = False
+    """Whether the low-level runtime can do without a cgroup of the container's own: crun can."""
+    file: Path | None = None
+    """The file to edit, where it is not where the engine has it by default."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,9 @@ class Engine:
     name: str
     find_file: Callable[[Path], Path]
     """Given the root directory, the file to edit, which need not be there."""
+    named: Callable[[Path], set[str]]
+    """Given the root directory, the programs that the engine takes cima-runc to be now, whichever
+    of its files says so."""
     add: Callable[[str | None, Wish, Path], str]
     """(the file's text or None, what is wished, the root directory) -> the text with cima-runc."""
     remove: Callable[[str, str | None], str | None]
@@ -40,3 +47,8 @@ class Engine:
     """What to run so that the engine reads the file."""
     try_hint: str
     """How to start a container with cima-runc."""
+    not_covered: str = ""
+    """What stays unmeasured where cima-runc is the default."""
+    check: Callable[[Path, Path], tuple[list[str], ...]] = lambda _root, _file: ()
+    """(the root directory, a file) -> commands that all succeed where the engine can read that file
+    in place of its own; none where it has no such check."""

@@ -15,16 +15,19 @@ _FILE = f"{_DIRECTORY}/zz-cima-runc.conf"
 _OTHERS = ("usr/share/containers/containers.conf", "etc/containers/containers.conf")
 _JSON_RUNTIMES = ["crun", "runc", "kata", "runsc", "youki", "krun"]
 """Podman's own list of runtimes that write JSON errors; a list in a file replaces it."""
+_NO_CGROUPS_RUNTIMES = ["crun", "krun"]
+"""The same of those that can do with --cgroups=disabled."""
 
 
 def _add(text: str | None, wish: Wish, root: Path) -> str:
     present = toml_text.parse(text or "", f"/{_FILE}")
     default = wish.default or toml_text.at(present, ["engine", "runtime"]) == RUNTIME_NAME
-    json_runtimes = [*_json_runtimes(root), RUNTIME_NAME]
     lines = ["# Made by cima configure podman.", "[engine]"]
     if default:
         lines.append(f"runtime = {_string(RUNTIME_NAME)}")
-    lines.append(f"runtime_supports_json = [{', '.join(map(_string, json_runtimes))}]")
+    lines.append(_list(root, "runtime_supports_json", _JSON_RUNTIMES))
+    if wish.without_cgroups:
+        lines.append(_list(root, "runtime_supports_nocgroups", _NO_CGROUPS_RUNTIMES))
     lines += ["", "[engine.runtimes]", f"{RUNTIME_NAME} = [{_string(wish.runtime)}]", ""]
     return "\n".join(lines)
 
@@ -32,28 +35,60 @@ def _add(text: str | None, wish: Wish, root: Path) -> str:
 def _remove(text: str, before: str | None) -> str | None:
     what = f"/{_FILE}"
     values = toml_text.parse(text, what)
-    runtime, json_runtimes = ["engine", "runtime"], ["engine", "runtime_supports_json"]
+    runtime = ["engine", "runtime"]
     if toml_text.at(values, runtime) == RUNTIME_NAME:
         text = toml_text.drop(text, runtime, what)
-    if RUNTIME_NAME in (toml_text.at(values, json_runtimes) or []):
-        text = toml_text.drop(text, json_runtimes, what)
+    for name in ("runtime_supports_json", "runtime_supports_nocgroups"):
+        if RUNTIME_NAME in (toml_text.at(values, ["engine", name]) or []):
+            text = toml_text.drop(text, ["engine", name], what)
     text = toml_text.drop(text, ["engine", "runtimes", RUNTIME_NAME], what)
     return text if toml_text.holds_something(text, what) else before
 
 
-def _json_runtimes(root: Path) -> list[str]:
-    found: Any = _JSON_RUNTIMES
-    drop_ins = sorted((root / _DIRECTORY).glob("*.conf"))
-    for path in [*(root / other for other in _OTHERS), *drop_ins]:
-        if path == root / _FILE or not path.is_file():
+def _list(root: Path, name: str, builtin: list[str]) -> str:
+    """Return the line by which cima-runc is in a list of Podman's beside what is there.
+
+    A list replaces the one before, unless an element ``{append=true}`` says that it is added; that
+    holds for the lists of later files too (containers.conf(5), "Appending to string arrays").
+    """
+    names, appends = list(builtin), False
+    for path in _files(root):
+        found = toml_text.at(_read(path), ["engine", name])
+        if found is None:
             continue
-        with path.open("rb") as file:
-            text = file.read(limits.ENGINE_SETTINGS + 1).decode("utf-8")
-        listed = toml_text.at(toml_text.parse(text, str(path)), ["engine", "runtime_supports_json"])
-        found = found if listed is None else listed
-    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
-        raise EngineError("runtime_supports_json is not a list of names", hint="mend it by hand")
-    return [item for item in found if item != RUNTIME_NAME]
+        listed = found if isinstance(found, list) else [None]
+        words = [item for item in listed if isinstance(item, str)]
+        attributes = [item for item in listed if isinstance(item, dict)]
+        if len(words) + len(attributes) != len(listed):
+            raise EngineError(f"{name} is not a list of names", hint="mend it by hand")
+        for attribute in attributes:
+            appends = attribute.get("append", appends) is True
+        names = [*names, *words] if appends else words
+    if appends:
+        return f"{name} = [{_string(RUNTIME_NAME)}, {{append=true}}]"
+    kept = [item for item in dict.fromkeys(names) if item != RUNTIME_NAME]
+    return f"{name} = [{', '.join(map(_string, [*kept, RUNTIME_NAME]))}]"
+
+
+def _files(root: Path) -> list[Path]:
+    drop_ins = sorted((root / _DIRECTORY).glob("*.conf"))
+    paths = [*(root / other for other in _OTHERS), *drop_ins]
+    return [path for path in paths if path != root / _FILE and path.is_file()]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        text = file.read(limits.ENGINE_SETTINGS + 1).decode("utf-8")
+    return toml_text.parse(text, str(path))
+
+
+def _named(root: Path) -> set[str]:
+    found: set[str] = set()
+    for path in [*_files(root), *([root / _FILE] if (root / _FILE).is_file() else [])]:
+        listed = toml_text.at(_read(path), ["engine", "runtimes", RUNTIME_NAME])
+        if isinstance(listed, list):
+            found = {item for item in listed if isinstance(item, str)}
+    return found
 
 
 def _string(text: str) -> str:
@@ -65,6 +100,7 @@ def _string(text: str) -> str:
 PODMAN = Engine(
     name="podman",
     find_file=lambda root: root / _FILE,
+    named=_named,
     add=_add,
     remove=_remove,
     apply_hint="nothing: Podman reads it with its next command (podman.service: restart it)",

@@ -91,6 +91,11 @@ def drop(text: str, path: list[str], what: str) -> str:
     return edited
 
 
+def line(key: str, value: object) -> str:
+    """Return the line ``key = value``."""
+    return tomlkit.dumps({key: value}).strip()
+
+
 def holds_something(text: str, what: str, *, besides: Set[str] = frozenset()) -> bool:
     """Whether any value stands in ``text``, those at top level named ``besides`` left out."""
     values = parse(text, what)

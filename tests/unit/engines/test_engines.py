@@ -11,6 +11,7 @@ import pytest
 from support import engine_files
 
 from cima_runc.base.errors import CimaError
+from cima_runc.engines import change
 from cima_runc.engines.change import Changes
 from cima_runc.engines.containerd import CONTAINERD
 from cima_runc.engines.crio import CRIO
@@ -76,8 +77,12 @@ def merged(root: Path, engine: Engine) -> dict[str, Any]:
     for name, content in sorted(snapshot(root).items(), key=lambda item: (".d/" in item[0], item)):
         if engine is CONTAINERD:
             values = tomllib.loads(content.decode())
-            # containerd 1.x: a plugin's whole section is replaced.
-            total.setdefault("plugins", {}).update(values.get("plugins", {}))
+            plugins = total.setdefault("plugins", {})
+            if values.get("version", 1) >= 3:
+                merge(plugins, values.get("plugins", {}))
+            else:
+                # containerd 1.x: a plugin's whole section is replaced.
+                plugins.update(values.get("plugins", {}))
         elif name.endswith(".conf"):
             merge(total, tomllib.loads(content.decode()))
     return total
@@ -183,9 +188,15 @@ def test_the_rest_stays_as_it_is_written(
         (DOCKER, "docker/daemon.json", '{"runtimes": 1}', "not an object"),
         (DOCKER, "docker/daemon.json", '{"a": 1, "a": 2}', "same key twice"),
         (CONTAINERD, "containerd/config.toml", "version = ", "is not TOML"),
-        (CONTAINERD, "containerd/config.toml", "[plugins.cri]\n", "version 1"),
-        (CONTAINERD, "containerd/config.toml", 'disabled_plugins = ["cri"]\n', "version 1"),
-        (CONTAINERD, "containerd/config.toml", "version = 4\n", "version 4"),
+        (CONTAINERD, "containerd/config.toml", "version = 5\n", "version 5"),
+        (CONTAINERD, "containerd/config.toml", 'version = "2"\n', "version 0"),
+        (CONTAINERD, "containerd/config.toml", 'disabled_plugins = ["cri"]\n', "switched off"),
+        (
+            CONTAINERD,
+            "containerd/config.toml",
+            'version = 3\ndisabled_plugins = ["io.containerd.cri.v1.runtime"]\n',
+            "switched off",
+        ),
         (CONTAINERD, "containerd/config.toml", "version = 2\nplugins = 1\n", "table"),
         (PODMAN, "containers/containers.conf", "[engine", "is not TOML"),
         (PODMAN, "containers/containers.conf", "[engine]\nruntime_supports_json = 1\n", "list"),
@@ -245,3 +256,273 @@ def test_the_record_says_what_was_made(root: Path, changes: Changes, tmp_path: P
     record = json.loads((tmp_path / "records/docker.json").read_text())
     made = (root / "etc/docker/daemon.json").read_bytes()
     assert record["after_sha256"] == hashlib.sha256(made).hexdigest()
+
+
+# -- hosts as others have them ---------------------------------------------------------------------
+
+
+CASES_OF_OTHERS = Path(__file__).parents[4] / "shared/cases"
+
+
+def case(name: str) -> dict[str, str]:
+    """A case's files by their names; they stand beside the checkout."""
+    directory = CASES_OF_OTHERS / name
+    if not directory.is_dir():
+        pytest.skip(f"{directory} is not here")
+    files = (path for path in directory.rglob("*") if path.is_file() and path.name != "README")
+    return {str(path.relative_to(directory)): path.read_text("utf-8") for path in files}
+
+
+CRI3 = "io.containerd.cri.v1.runtime"
+
+
+def in_effect(root: Path) -> dict[str, Any]:
+    total: dict[str, Any] = {}
+    main = root / "etc/containerd/config.toml"
+    for path in [main, *sorted(root.glob("etc/containerd/conf.d/*.toml"))]:
+        merge(total, tomllib.loads(path.read_text()))
+    return total
+
+
+def test_nvidias_drop_in_stays_as_it_is(root: Path, changes: Changes) -> None:
+    files = case("containerd-nvidia-drop-in")
+    write(root, "containerd", files)
+    before = snapshot(root)
+    configure(changes, CONTAINERD, default=True)
+    after = snapshot(root)
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == {"etc/containerd/conf.d/zz-cima-runc.toml"}
+    containerd = in_effect(root)["plugins"][CRI3]["containerd"]
+    assert set(containerd["runtimes"]) == {"runc", "nvidia", "cima-runc"}
+    wanted = {"BinaryName": RUNTIME, "SystemdCgroup": True}
+    assert containerd["runtimes"]["cima-runc"]["options"] == wanted
+    assert containerd["default_runtime_name"] == "cima-runc"
+    assert CONTAINERD.named(root) == {RUNTIME}
+    assert not configure(changes, CONTAINERD)
+    remove(changes, CONTAINERD)
+    assert snapshot(root) == before
+
+
+def test_a_drop_in_of_version_2_hides_nothing(root: Path, changes: Changes) -> None:
+    """containerd 1.x: the last file's section is the only one, so it has all of it."""
+    cri2 = 'plugins."io.containerd.grpc.v1.cri"'
+    files = {
+        "config.toml": 'version = 2\nimports = ["/etc/containerd/conf.d/*.toml"]\n',
+        "conf.d/99-nvidia.toml": f"version = 2\n[{cri2}]\n  sandbox_image = 'p'\n"
+        f"[{cri2}.containerd.runtimes.runc]\n  runtime_type = 'io.containerd.runc.v2'\n"
+        f"[{cri2}.containerd.runtimes.runc.options]\n  SystemdCgroup = true\n"
+        f"[{cri2}.containerd.runtimes.nvidia]\n  runtime_type = 'io.containerd.runc.v2'\n",
+    }
+    write(root, "containerd", files)
+    before = snapshot(root)
+    configure(changes, CONTAINERD)
+    after = snapshot(root)
+    assert {name: after[name] for name in before} == before
+    own = tomllib.loads(after["etc/containerd/conf.d/zz-cima-runc.toml"].decode())
+    section = own["plugins"]["io.containerd.grpc.v1.cri"]
+    assert section["sandbox_image"] == "p"
+    assert set(section["containerd"]["runtimes"]) == {"runc", "nvidia", "cima-runc"}
+    assert section["containerd"]["runtimes"]["cima-runc"]["options"]["SystemdCgroup"] is True
+    # What others change there comes into it anew.
+    write(
+        root,
+        "containerd",
+        {"conf.d/99-nvidia.toml": files["conf.d/99-nvidia.toml"].replace("p'", "q'")},
+    )
+    assert configure(changes, CONTAINERD)
+    assert b"'q'" in snapshot(root)["etc/containerd/conf.d/zz-cima-runc.toml"].replace(b'"', b"'")
+    remove(changes, CONTAINERD)
+    assert set(snapshot(root)) == set(before)
+
+
+def test_containerds_version_4(root: Path, changes: Changes) -> None:
+    write(root, "containerd", case("containerd-v4"))
+    before = snapshot(root)
+    configure(changes, CONTAINERD, default=True)
+    containerd = in_effect(root)["plugins"][CRI3]["containerd"]
+    assert containerd["default_runtime_name"] == "cima-runc"
+    assert set(containerd["runtimes"]) == {"runc", "cima-runc"}
+    remove(changes, CONTAINERD)
+    assert snapshot(root) == before
+
+
+@pytest.mark.parametrize(
+    "text", ["[plugins.cri]\n", "[grpc]\n  gid = 0\n", "version = 1\n[plugins.cri.containerd]\n"]
+)
+def test_containerds_version_1(root: Path, changes: Changes, text: str) -> None:
+    write(root, "containerd", {"config.toml": text})
+    before = snapshot(root)
+    configure(changes, CONTAINERD)
+    values = in_effect(root)
+    assert values.get("version", 1) == 1
+    runtimes = values["plugins"]["cri"]["containerd"]["runtimes"]
+    assert set(runtimes) == {"runc", "cima-runc"}
+    remove(changes, CONTAINERD)
+    assert snapshot(root) == before
+
+
+@pytest.mark.parametrize("name", ["config.toml.tmpl", "config-v3.toml.tmpl"])
+@pytest.mark.parametrize("before", [None, '{{ template "base" . }}\n', "# own\n{{ .X }}\n[a]\n"])
+def test_k3ss_template(
+    root: Path, tmp_path: Path, changes: Changes, name: str, before: str | None
+) -> None:
+    file = tmp_path / name
+    if before is not None:
+        file.write_text(before)
+    wish = Wish(RUNTIME, False, file=file)
+    changes.make(CONTAINERD, changes.adding(CONTAINERD, wish))
+    text = file.read_text()
+    assert text.startswith(before or '{{ template "base" . }}\n')
+    block = text[text.index("[plugins") : text.index("# cima configure containerd: end")]
+    made = tomllib.loads(block.replace("{{ .SystemdCgroup }}", "true"))
+    plugin = CRI3 if "v3" in name else "io.containerd.grpc.v1.cri"
+    runtime = made["plugins"][plugin]["containerd"]["runtimes"]["cima-runc"]
+    assert runtime["options"] == {"BinaryName": RUNTIME, "SystemdCgroup": True}
+    assert not changes.adding(CONTAINERD, wish).needed
+    with pytest.raises(EngineError, match="default runtime"):
+        changes.adding(CONTAINERD, Wish(RUNTIME, True, file=file))
+    remove(changes, CONTAINERD)
+    assert (file.read_text() if file.exists() else None) == before
+    assert not root.exists()
+
+
+def test_a_file_elsewhere(root: Path, tmp_path: Path, changes: Changes) -> None:
+    file = tmp_path / "elsewhere.toml"
+    file.write_text("version = 2\n")
+    changes.make(CONTAINERD, changes.adding(CONTAINERD, Wish(RUNTIME, False, file=file)))
+    assert RUNTIME in file.read_text()
+    assert not root.exists()
+    with pytest.raises(EngineError, match="already"):
+        changes.adding(CONTAINERD, Wish(RUNTIME, False, file=tmp_path / "another.toml"))
+    remove(changes, CONTAINERD)
+    assert file.read_text() == "version = 2\n"
+
+
+def test_a_byte_order_mark(root: Path, changes: Changes) -> None:
+    for text in (case("docker-daemon-bom")["daemon.json"], "\ufeff", "\ufeff{}"):
+        write(root, "docker", {"daemon.json": text})
+        configure(changes, DOCKER, default=True)
+        made = (root / "etc/docker/daemon.json").read_text("utf-8")
+        assert made.startswith("\ufeff{")
+        assert json.loads(made[1:])["runtimes"]["cima-runc"]["path"] == RUNTIME
+        assert DOCKER.named(root) == {RUNTIME}
+        remove(changes, DOCKER)
+        assert (root / "etc/docker/daemon.json").read_text("utf-8") == text
+
+
+_DEBIANS_UNIT = """[Service]
+EnvironmentFile=-/etc/default/docker
+ExecStart=/usr/sbin/dockerd -H fd:// --containerd=/run/containerd/containerd.sock $DOCKER_OPTS
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "flag"),
+    [
+        (None, "--default-runtime=runc"),
+        ({"etc/default/docker": 'DOCKER_OPTS="--default-runtime nvidia"\n'}, "=nvidia"),
+        ({"etc/default/docker": "DOCKER_OPTS='--add-runtime=x=/x'\n"}, "--add-runtime"),
+        (
+            {
+                "etc/systemd/system/docker.service.d/a.conf": "[Service]\nExecStart=\n"
+                "ExecStart=/usr/bin/dockerd \\\n  --default-runtime=${WHICH}\n",
+                "run/systemd/system/docker.service.d/z.conf": "[Service]\nEnvironment=WHICH=x\n",
+            },
+            "--default-runtime=x",
+        ),
+    ],
+)
+def test_dockerds_own_flags(
+    root: Path, changes: Changes, files: dict[str, str] | None, flag: str
+) -> None:
+    """With a directive as a flag and in the file too dockerd does not start."""
+    if files is None:
+        override = case("docker-default-runtime-flag")["override.conf"]
+        files = {"etc/systemd/system/docker.service.d/override.conf": override}
+    write(root, "..", {"lib/systemd/system/docker.service": _DEBIANS_UNIT, **files})
+    before = snapshot(root)
+    with pytest.raises(EngineError) as refused:
+        configure(changes, DOCKER, default=True)
+    assert flag in str(refused.value)
+    assert next(iter(reversed(files))) in str(refused.value) or "systemd" in str(refused.value)
+    assert snapshot(root) == before
+    if "add-runtime" not in flag:
+        assert configure(changes, DOCKER)
+        remove(changes, DOCKER)
+    assert snapshot(root) == before
+
+
+def test_dockerds_own_file(root: Path, changes: Changes) -> None:
+    unit = _DEBIANS_UNIT.replace("-H fd://", "--config-file /srv/daemon.json")
+    write(root, "..", {"lib/systemd/system/docker.service": unit})
+    configure(changes, DOCKER)
+    assert json.loads((root / "srv/daemon.json").read_text())["runtimes"]
+    assert not (root / "etc/docker").exists()
+
+
+def test_podmans_appending_lists(root: Path, changes: Changes) -> None:
+    write(root, "containers", case("podman-append"))
+    before = snapshot(root)
+    configure(changes, PODMAN)
+    own = tomllib.loads((root / "etc/containers/containers.conf.d/zz-cima-runc.conf").read_text())
+    assert own["engine"]["runtime_supports_json"] == ["cima-runc", {"append": True}]
+    remove(changes, PODMAN)
+    assert snapshot(root) == before
+
+
+@pytest.mark.parametrize("without", [False, True])
+def test_podmans_list_of_those_that_need_no_cgroups(
+    root: Path, changes: Changes, without: bool
+) -> None:
+    """Podman asks it before --cgroups=disabled: said of us where the low-level runtime can."""
+    changes.make(PODMAN, changes.adding(PODMAN, Wish(RUNTIME, False, without)))
+    own = tomllib.loads((root / "etc/containers/containers.conf.d/zz-cima-runc.conf").read_text())
+    wanted = ["crun", "krun", "cima-runc"] if without else None
+    assert own["engine"].get("runtime_supports_nocgroups") == wanted
+    remove(changes, PODMAN)
+    assert snapshot(root) == {}
+
+
+def test_the_engines_own_check_comes_first(
+    root: Path, changes: Changes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    monkeypatch.setattr(change, "_SBIN", str(programs))
+    wanted = changes.adding(DOCKER, Wish(RUNTIME, False))
+    changes.check(DOCKER, wanted)  # no dockerd here: nobody to ask
+    for script, words in (
+        ("echo 'unable to configure: bad thing' >&2; exit 1", "bad thing"),
+        ('case "$*" in *--validate*) eval cat "\\${$##*=}" >&2;; esac; exit 1', "}"),
+        ("echo 'unknown flag: --validate' >&2; exit 125", ""),
+        ("exit 0", ""),
+    ):
+        (programs / "dockerd").write_text(f"#!/bin/sh\n{script}\n")
+        (programs / "dockerd").chmod(0o755)
+        if words:
+            with pytest.raises(EngineError, match=words):
+                changes.check(DOCKER, wanted)
+        else:
+            changes.check(DOCKER, wanted)
+        assert snapshot(root) == {}
+
+
+@pytest.mark.parametrize(
+    ("engine", "example"),
+    [
+        (PODMAN, "podman/containers.conf"),
+        (DOCKER, "docker/daemon.json"),
+    ],
+)
+def test_what_a_person_put_in_place_is_seen(root: Path, engine: Engine, example: str) -> None:
+    """By whichever of the engine's files: cima doctor must not warn of it."""
+    path = Path(__file__).parents[3] / "examples" / example
+    place = {
+        "podman": "etc/containers/containers.conf.d/cima-runc.conf",
+        "docker": "etc/docker/daemon.json",
+    }[engine.name]
+    assert engine.named(root) == set()
+    (root / place).parent.mkdir(parents=True)
+    (root / place).write_bytes(path.read_bytes())
+    (found,) = engine.named(root)
+    assert found.endswith("/cima-runc")

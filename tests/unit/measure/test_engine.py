@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -201,8 +202,9 @@ def test_containers_whose_namespaces_are_shared(tmp_path: Path) -> None:
 def test_kubelets_root_directory(tmp_path: Path) -> None:
     """By its flag, and by the socket that kubelets built into another program listen on."""
     bundle = task(tmp_path / "state", "k8s.io")
-    (tmp_path / "k0s/kubelet/pod-resources").mkdir(parents=True)
-    address = tmp_path / "k0s/kubelet/pod-resources/kubelet.sock"
+    short = Path(tempfile.mkdtemp(dir="/tmp"))  # a socket's path has at most 107 bytes
+    address = short / "kubelet/pod-resources/kubelet.sock"
+    address.parent.mkdir(parents=True)
     kubelet = tree.program(tmp_path, "kubelet")
     with (
         tree.listening(address),
@@ -212,8 +214,9 @@ def test_kubelets_root_directory(tmp_path: Path) -> None:
     ):
         found = EngineFinder().find(box.first, str(bundle), {})
     # Others on this host may have kubelets too.
-    assert set(found.kubelets) >= {str(tmp_path / "k0s/kubelet"), "/srv/kubelet"}
+    assert set(found.kubelets) >= {str(short / "kubelet"), "/srv/kubelet"}
     assert "/srv/other" not in found.kubelets
+    shutil.rmtree(short)
 
 
 def test_a_process_that_is_gone() -> None:
