@@ -44,7 +44,7 @@ class Candidate:
     """Content of the ``rootfs`` record."""
     look: Look
     """What it relies on."""
-    engine: Engine
+    engine: Engine = Engine(name=None)
     """What called the runtime."""
     uid: int = 0
     """Whose container it is."""
