@@ -25,7 +25,7 @@ from cima_runc.measure.idmap import parse_id_maps
 from cima_runc.measure.overlay import RootFilesystem, fuse_overlayfs_commands, read_rootfs
 from cima_runc.measure.rootfs import Store as RootfsStore
 from cima_runc.measure.rootfs import deadline, measure
-from cima_runc.ml.contents import Engine
+from cima_runc.ml.contents import NO_ENGINE, Engine
 from cima_runc.runtime.hook_state import HookState, parse_hook_state
 
 _REGISTER_SECONDS = 5
@@ -44,7 +44,7 @@ class Candidate:
     """Content of the ``rootfs`` record."""
     look: Look
     """What it relies on."""
-    engine: Engine = Engine(name=None)
+    engine: Engine = NO_ENGINE
     """What called the runtime."""
     uid: int = 0
     """Whose container it is."""

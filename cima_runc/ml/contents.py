@@ -107,6 +107,10 @@ class Engine(Model):
     leads elsewhere."""
 
 
+NO_ENGINE = Engine(name=None)
+"""Of a container that was made without one."""
+
+
 class RegisterV1(Content):
     """A container's first record, as the agent of version 1 wrote it."""
 
