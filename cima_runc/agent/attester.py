@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives import serialization
 from cima_runc.agent.core import BoundRegister
 from cima_runc.agent.host_log import HostLog, HostPrefix
 from cima_runc.agent.index import Container
+from cima_runc.agent.sources import log_copy
 from cima_runc.agent.writer import Writer
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
@@ -315,7 +316,9 @@ class Attester:
         if self._host_log is None:
             ima = self._settings.ima
             try:
-                self._host_log = HostLog(Path(ima.directory), ima.host_pcr)
+                self._host_log = HostLog(
+                    Path(ima.directory), ima.host_pcr, log_copy(self._settings, keep=False)
+                )
             except OSError as error:
                 raise AttestError(
                     f"the host's log cannot be shown: {error.strerror}", hint="ask with --host none"

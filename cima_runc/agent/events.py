@@ -10,6 +10,7 @@ from cima_runc.base import clock, limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.ima.kernel_log import KernelLog
+from cima_runc.ima.log_copy import LogCopyError
 from cima_runc.sensor.events import Event
 from cima_runc.sensor.loader import Sensor
 
@@ -79,9 +80,18 @@ class Events:
             return
         try:
             self._kernel_log.read_new()
+        except LogCopyError as error:
+            # The disk is full: the next look reads the same lines.
+            _log.error("%s", error)
         except (CimaError, OSError) as error:
             self.log_error = printable(str(error))
             _log.error("the kernel's log is read no further: %s", self.log_error)
+
+    def keep_up(self) -> None:
+        """Read on where others may remove lines, before they do."""
+        log = self._kernel_log
+        if log is not None and log.trimmable and log.has_changed():
+            self.read_kernel_log()
 
     def _measure(self, events: list[Event]) -> None:
         now = clock.now()

@@ -12,6 +12,7 @@ from typing import Any
 
 from cima_runc.cpcr import register
 from cima_runc.ima.kernel_log import BANK, KernelLog
+from cima_runc.ima.log_copy import LogCopy
 
 _RECENT = 4096
 
@@ -27,15 +28,16 @@ class HostPrefix:
 class HostLog:
     """The entries of one PCR. May be used by several threads."""
 
-    def __init__(self, directory: Path, pcr: int) -> None:
-        """Open IMA's log in its ``directory`` of securityfs.
+    def __init__(self, directory: Path, pcr: int, copy: LogCopy | None = None) -> None:
+        """Open IMA's log in its ``directory`` of securityfs; ``copy`` has lines that are gone.
 
         Raises:
             OSError: it is not there or must not be read.
         """
         self._directory = directory
         self._pcr = pcr
-        self._log = KernelLog.open(directory)
+        self._copy = copy
+        self._log = KernelLog.open(directory, copy)
         self._digests = bytearray()
         self._value = register.ZERO
         self._recent: deque[HostPrefix] = deque([HostPrefix(register.ZERO, 0)], maxlen=_RECENT)
@@ -64,7 +66,7 @@ class HostLog:
 
     def full(self, lines: int) -> list[dict[str, Any]]:
         """Return the first ``lines`` entries as they are."""
-        log = KernelLog.open(self._directory)
+        log = KernelLog.open(self._directory, self._copy)
         try:
             entries = [entry for entry in log.read_new() if entry.pcr == self._pcr]
         finally:

@@ -23,6 +23,7 @@ from fastapi.responses import JSONResponse
 
 from cima_runc import __version__
 from cima_runc.agent.attester import NotForYouError
+from cima_runc.agent.enrolment_window import EnrolmentClosedError
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.config import HttpsSettings
@@ -134,7 +135,8 @@ def application(ask: Ask, per_minute: int) -> Asgi:
 
     @api.exception_handler(CimaError)
     async def refused(_: HttpRequest, error: CimaError) -> JSONResponse:
-        status = 403 if isinstance(error, NotForYouError) else 400
+        refused_to_all = isinstance(error, NotForYouError | EnrolmentClosedError)
+        status = 403 if refused_to_all else 400
         return JSONResponse({"error": error.what, "hint": error.hint}, status)
 
     @api.exception_handler(OSError)
@@ -147,14 +149,14 @@ def application(ask: Ask, per_minute: int) -> Asgi:
         """Return evidence of a container, encrypted to its owner."""
         return _json(await ask("attest", request.model_dump_json().encode("utf-8")))
 
-    @api.get("/v1/enrolment", responses={200: {"model": EnrolmentRequest}})
+    @api.get("/v1/enrolment", responses={200: {"model": EnrolmentRequest}, 403: {}, 429: {}})
     async def enrolment() -> Response:
-        """Return the keys that the TPM shows."""
+        """Return the keys that the TPM shows, while the host is open for enrolment."""
         return _json(await ask("enrolment", b"{}"))
 
-    @api.post("/v1/activate", responses={200: {"model": EnrolmentAnswer}})
+    @api.post("/v1/activate", responses={200: {"model": EnrolmentAnswer}, 403: {}, 429: {}})
     async def activate(challenge: Challenge) -> Response:
-        """Have the TPM open a credential."""
+        """Have the TPM open a credential, while the host is open for enrolment."""
         return _json(await ask("activate", challenge.model_dump_json().encode("utf-8")))
 
     return _Guard(api, RateLimit(per_minute))

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from cima_runc.agent import enrolment, held, journald
 from cima_runc.agent.bundles import BundleServer
+from cima_runc.agent.enrolment_window import EnrolmentWindow, WindowError
 from cima_runc.agent.journald import about
 from cima_runc.agent.listener import Listener
 from cima_runc.agent.request import REQUEST_SECONDS, peer_uid, read_request, refusal
@@ -27,6 +28,7 @@ from cima_runc.agent.sources import Sources, SourcesMissingError, open_sources
 from cima_runc.agent.users import UserServer
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
+from cima_runc.base.jsonio import load_object
 from cima_runc.base.text import printable
 from cima_runc.config import Settings, load_settings
 from cima_runc.evidence.enrolment import Challenge, parse
@@ -77,6 +79,7 @@ class Agent:
         self._reading = False
         self._dying: set[int] = set()
         self._gathering = False
+        self._window = EnrolmentWindow()
         self._answering: set[asyncio.Task[None]] = set()
         store.prepare()
         rooms, self._lobby = open_rooms(
@@ -174,7 +177,20 @@ class Agent:
             return await self.attest(parse_request(body), anybody=True)
         if verb not in {"enrolment", "activate"}:
             raise CimaError(f"no such request: {verb}")
+        self._window.admit()
         return await self._writer.submit(lambda rooms: self._handle(rooms, verb, body))
+
+    def _open_window(self, body: bytes) -> bytes:
+        minutes = load_object(body, what="the request", limit=limits.REQUEST).get("minutes")
+        if not isinstance(minutes, int | float):
+            raise WindowError("how many minutes?")
+        if minutes:
+            self._window.open(minutes)
+            _log.info("open for enrolment over HTTPS for %g minutes", minutes)
+        else:
+            self._window.close()
+            _log.info("closed for enrolment")
+        return _json({"https": self._settings.attestation.https.enabled})
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         """Do ``work`` beside all else; a stop of the agent waits for it."""
@@ -223,6 +239,7 @@ class Agent:
             await asyncio.sleep(_TICK_SECONDS)
             await self._commit()
             await self._writer.submit(Rooms.forget_ended)
+            await self._writer.submit(lambda rooms: rooms.events.keep_up())
             # The writer has worked since the last time; one that hangs is not told of.
             _notify("WATCHDOG=1")
             for registration in list(self._dying):
@@ -320,6 +337,8 @@ class Agent:
             if verb == "prestart":
                 await self._register(body)
                 return "ok", b""
+            if verb == "window":
+                return "ok", self._open_window(body)
             if verb == "log":
                 await self._settle()
             answer = await self._writer.submit(lambda rooms: self._handle(rooms, verb, body))

@@ -10,7 +10,9 @@ from typing import TypeVar
 
 from cima_runc.base.errors import CimaError
 from cima_runc.config import Settings
-from cima_runc.ima.kernel_log import KernelLog
+from cima_runc.ima.kernel_log import KernelLog, usable
+from cima_runc.ima.log_copy import LogCopy
+from cima_runc.ml.listing import boot_id
 from cima_runc.sensor.loader import Sensor
 from cima_runc.sensor.options import Options
 from cima_runc.tpm.device import Tpm
@@ -73,7 +75,9 @@ def open_sources(settings: Settings) -> Sources:
 
     tpm = attempt(settings.tpm.required, "tpm", lambda: _open_tpm(settings))
     kernel_log = attempt(
-        settings.ima.required, "ima", lambda: open_kernel_log(Path(settings.ima.directory))
+        settings.ima.required,
+        "ima",
+        lambda: open_kernel_log(Path(settings.ima.directory), log_copy(settings, keep=True)),
     )
     sensor = attempt(
         settings.sensor.required,
@@ -99,14 +103,20 @@ def _open_tpm(settings: Settings) -> Tpm:
     return tpm
 
 
-def open_kernel_log(directory: Path) -> KernelLog:
+def log_copy(settings: Settings, *, keep: bool) -> LogCopy:
+    """Return what is kept of this boot's log; one process keeps it, others read it."""
+    return LogCopy(Path(settings.shim.state_dir) / "ima-log", boot_id(), keep=keep)
+
+
+def open_kernel_log(directory: Path, copy: LogCopy | None = None) -> KernelLog:
     """Open the kernel's log and see that the policy measures what is executed.
 
     Raises:
+        KernelLogError: the log is of no use; it says why, and what mends it.
         SourceMissingError: no IMA, or no policy that measures executed files.
     """
     try:
-        log = KernelLog.open(directory)
+        log = KernelLog.open(directory, copy)
     except FileNotFoundError as error:
         raise SourceMissingError(
             f"no IMA: {directory} is not there",
@@ -115,6 +125,7 @@ def open_kernel_log(directory: Path) -> KernelLog:
     except OSError as error:
         raise SourceMissingError(f"IMA's log cannot be read: {error.strerror}") from error
     entries = log.read_new()
+    usable(entries)
     if len(entries) <= 1:
         log.close()
         raise SourceMissingError(

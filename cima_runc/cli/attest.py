@@ -103,6 +103,33 @@ def attest(
         note(f"in {tpm2_files}: {write_tools_files(parse_evidence(raw), tpm2_files)}")
 
 
+@enroll_app.command(name="open")
+def open_window(
+    minutes: Annotated[float, typer.Option(help="For how long, at most 60.")] = 10.0,
+) -> None:
+    """Host: let verifiers enrol over HTTPS for a while; it is closed otherwise."""
+    answer = _window(minutes)
+    note(f"open for enrolment for {minutes:g} minutes")
+    if not answer["https"]:
+        note("the HTTPS endpoint is off: attestation.https.enabled in the settings")
+
+
+@enroll_app.command(name="close")
+def close_window() -> None:
+    """Host: close it before its time."""
+    _window(0)
+    note("closed for enrolment")
+
+
+def _window(minutes: float) -> dict[str, Any]:
+    body = json.dumps({"minutes": minutes}).encode("ascii")
+    socket = context.settings().shim.socket
+    answer: dict[str, Any] = json.loads(
+        call_agent(socket, "window", body, timeout=_TIMEOUT_SECONDS)
+    )
+    return answer
+
+
 @enroll_app.command()
 def request(
     output: _Output = Path("host.json"),

@@ -68,6 +68,7 @@ def examine(settings: Settings) -> list[Diagnosis]:
         ("installation", _installation, True),
         ("runtime", lambda: _runtime(settings), True),
         ("ima", lambda: _ima(settings), settings.ima.required),
+        ("ima replay", lambda: _ima_replay(settings), False),
         ("own code", lambda: _own_code(settings), False),
         ("sensor", _sensor, settings.sensor.required),
         ("tpm", lambda: _tpm(settings), settings.tpm.required),
@@ -129,19 +130,45 @@ def _runtime(settings: Settings) -> str:
 
 
 def _ima(settings: Settings) -> str:
-    from cima_runc.agent.sources import open_kernel_log
+    from cima_runc.agent.sources import log_copy, open_kernel_log
 
-    log = open_kernel_log(Path(settings.ima.directory))
+    log = open_kernel_log(Path(settings.ima.directory), log_copy(settings, keep=False))
     try:
         return f"{log.count} entries in the kernel's log"
     finally:
         log.close()
 
 
-def _own_code(settings: Settings) -> str:
+def _ima_replay(settings: Settings) -> str:
+    """See that the log adds up to what the TPM has, as verifiers will."""
+    from cima_runc.agent.sources import log_copy
     from cima_runc.ima.kernel_log import KernelLog
 
-    log = KernelLog.open(Path(settings.ima.directory))
+    pcrs = (settings.ima.host_pcr, settings.ima.container_pcr)
+    # The PCRs first, the log after: the log may lead, never lag.
+    with _opened_tpm(settings) as tpm:
+        values = tpm.read_pcrs(pcrs)
+    log = KernelLog.open(Path(settings.ima.directory), log_copy(settings, keep=False))
+    try:
+        starts = sum(entry.name == b"boot_aggregate" for entry in log.read_new())
+        for pcr in pcrs:
+            if not log.explains(pcr, values[pcr]):
+                raise UnfitError(
+                    f"PCR {pcr} does not follow from the kernel's log: the kernel was started by"
+                    " kexec without the log of the one before, or lines are gone",
+                    hint="boot the host anew, not by kexec",
+                )
+    finally:
+        log.close()
+    carried = f", carried over {starts - 1} times by kexec" if starts > 1 else ""
+    return f"the log adds up to PCR {pcrs[0]} and PCR {pcrs[1]}{carried}"
+
+
+def _own_code(settings: Settings) -> str:
+    from cima_runc.agent.sources import log_copy
+    from cima_runc.ima.kernel_log import KernelLog
+
+    log = KernelLog.open(Path(settings.ima.directory), log_copy(settings, keep=False))
     try:
         entries = log.read_new()
     finally:

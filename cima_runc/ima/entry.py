@@ -10,16 +10,11 @@ from dataclasses import dataclass
 
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
-from cima_runc.ima.template import TemplateError, pack_fields, unpack_fields
+from cima_runc.ima.template import TemplateError, fields_of, pack_fields, unpack_fields
 
 SHA1_SIZE = 20
-_FIELDS = {
-    b"ima-ng": ("digest", "name"),
-    b"ima-ngv2": ("digest", "name"),
-    b"ima-sig": ("digest", "name", "hex"),
-    b"ima-sigv2": ("digest", "name", "hex"),
-    b"ima-buf": ("digest", "name", "hex"),
-}
+_SHOWN = {b"d-ng": "digest", b"d-ngv2": "digest", b"n-ng": "name", b"sig": "hex", b"buf": "hex"}
+"""Fields that the ascii log shows so that what was hashed can be told from it alone."""
 
 
 class EntryError(CimaError):
@@ -55,15 +50,48 @@ class Entry:
         return b"\xff" * digest.digest_size if self.violation else digest.digest()
 
     @property
+    def name(self) -> bytes | None:
+        """The path as hashed, or ``boot_aggregate``; None where the template has none."""
+        field = self._field(b"n-ng")
+        if field is None:
+            field = self._field(b"n")
+        return field.removesuffix(b"\0") if field is not None else None
+
+    @property
+    def digest(self) -> tuple[str, bytes] | None:
+        """(hash algorithm, digest) of the file's content; None where the entry holds no such.
+
+        A digest of fs-verity (``verity:`` in d-ngv2) is one of a tree of hashes, not of the file.
+        """
+        field = self._field(b"d-ng")
+        kind = b""
+        if field is None:
+            field = self._field(b"d-ngv2")
+            if field is not None:
+                kind, _, field = field.partition(b":")
+        if field is None or kind not in {b"", b"ima"}:
+            return None
+        algorithm, _, value = field.partition(b":\0")
+        return algorithm.decode("ascii", "replace"), value
+
+    @property
     def file(self) -> tuple[bytes, bytes] | None:
         """(SHA-256 of the file, path as hashed), or None where the entry holds no such."""
-        if self.template not in _FIELDS:
+        digest, name = self.digest, self.name
+        if digest is None or name is None or digest[0] != "sha256" or len(digest[1]) != 32:
             return None
-        digest, name, *_ = unpack_fields(self.data)
-        algorithm, _, value = digest.rpartition(b":\0")
-        if algorithm.rpartition(b":")[2] != b"sha256" or len(value) != 32:
+        return digest[1], name
+
+    def _field(self, wanted: bytes) -> bytes | None:
+        names = fields_of(self.template)
+        if wanted not in names:
             return None
-        return value, name.removesuffix(b"\0")
+        if self.template == b"ima":
+            fields = [self.data[:SHA1_SIZE], self.data[SHA1_SIZE:].rstrip(b"\0")]
+        else:
+            fields = unpack_fields(self.data)
+        at = names.index(wanted)
+        return fields[at] if at < len(fields) else None
 
 
 def parse_ascii(line: bytes) -> Entry | None:
@@ -76,11 +104,11 @@ def parse_ascii(line: bytes) -> Entry | None:
     if len(parts) < 3:
         return None
     pcr, digest, template, *shown = parts
-    kinds = _FIELDS.get(template)
-    if kinds is None or len(shown) != len(kinds) or not pcr.isdigit() or len(digest) != 40:
+    kinds = [_SHOWN.get(name) for name in fields_of(template)]
+    if not kinds or len(shown) != len(kinds) or not pcr.isdigit() or len(digest) != 40:
         return None
     try:
-        fields = [_field(kind, text) for kind, text in zip(kinds, shown, strict=True)]
+        fields = [_unshown(kind, text) for kind, text in zip(kinds, shown, strict=True)]
         entry = Entry(
             int(pcr), bytes.fromhex(digest.decode("ascii")), template, pack_fields(fields)
         )
@@ -89,7 +117,9 @@ def parse_ascii(line: bytes) -> Entry | None:
     return entry if entry.checked else None
 
 
-def _field(kind: str, text: bytes) -> bytes:
+def _unshown(kind: str | None, text: bytes) -> bytes:
+    if kind is None:
+        raise ValueError("a field that is not shown as it was hashed")
     if kind == "name":
         return text + b"\0"
     if kind == "hex":
@@ -145,3 +175,12 @@ def parse_binary(data: bytes, offset: int) -> tuple[Entry, int] | None:
     except (TemplateError, ValueError) as error:
         raise EntryError(f"a record of the binary log cannot be read: {error}") from error
     return entry, offset + length
+
+
+def format_binary(entry: Entry) -> bytes:
+    """Return an entry as ``binary_runtime_measurements`` has it; :func:`parse_binary` reads it."""
+    head = _HEAD.pack(entry.pcr, entry.template_hash, len(entry.template)) + entry.template
+    if entry.template == b"ima":
+        name = entry.data[SHA1_SIZE:].rstrip(b"\0")
+        return head + entry.data[:SHA1_SIZE] + _LENGTH.pack(len(name)) + name
+    return head + _LENGTH.pack(len(entry.data)) + entry.data

@@ -18,6 +18,36 @@ _LENGTH = struct.Struct("<I")
 _SHA256 = b"sha256:\0"
 
 
+_FIELDS = {
+    b"ima": (b"d", b"n"),
+    b"ima-ng": (b"d-ng", b"n-ng"),
+    b"ima-ngv2": (b"d-ngv2", b"n-ng"),
+    b"ima-sig": (b"d-ng", b"n-ng", b"sig"),
+    b"ima-sigv2": (b"d-ngv2", b"n-ng", b"sig"),
+    b"ima-buf": (b"d-ng", b"n-ng", b"buf"),
+    b"ima-modsig": (b"d-ng", b"n-ng", b"sig", b"d-modsig", b"modsig"),
+    b"evm-sig": (
+        *(b"d-ng", b"n-ng", b"evmsig", b"xattrnames", b"xattrlengths", b"xattrvalues"),
+        *(b"iuid", b"igid", b"imode"),
+    ),
+}
+"""The kernel's own templates."""
+
+
+def fields_of(template: bytes) -> tuple[bytes, ...]:
+    """Return the names of a template's fields; none for one that is not known.
+
+    A template of ``ima_template_fmt=`` has no name of its own: the log shows its fields instead.
+    """
+    if template in _FIELDS:
+        return _FIELDS[template]
+    parts = tuple(template.split(b"|"))
+    return parts if parts[0] in _FIELD_NAMES else ()
+
+
+_FIELD_NAMES = frozenset(field for fields in _FIELDS.values() for field in fields)
+
+
 class TemplateError(CimaError):
     """The template data is not what its template says."""
 

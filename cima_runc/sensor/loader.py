@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 OBJECT: Final = Path(__file__).with_name("sensor.bpf.o")
 """The compiled sensor, made when the package was built."""
 
+_LOCKDOWN = Path("/sys/kernel/security/lockdown")
 _LSMS: Final = Path("/sys/kernel/security/lsm")
 _BTF: Final = Path("/sys/kernel/btf/vmlinux")
 _CAP_SYS_ADMIN: Final = 21
@@ -59,6 +60,10 @@ class NotBuiltError(SensorUnavailableError):
 
 class NoLibbpfError(SensorUnavailableError):
     """libbpf is not installed."""
+
+
+class LockdownError(SensorUnavailableError):
+    """Kernel lockdown forbids what the sensor does (kernel_lockdown(7))."""
 
 
 class NoBpfLsmError(SensorUnavailableError):
@@ -549,6 +554,16 @@ def check_kernel() -> None:
         raise NoBpfLsmError(
             f"the BPF LSM is not active, only {printable(active)}",
             hint=f"add lsm={printable(_with_bpf(active))} to the kernel's command line and reboot",
+        )
+
+    try:
+        lockdown = _LOCKDOWN.read_text()
+    except OSError:
+        lockdown = ""
+    if "[confidentiality]" in lockdown:
+        raise LockdownError(
+            "the kernel is locked down for confidentiality, which keeps BPF from reading",
+            hint="start the kernel with lockdown=integrity, or with none",
         )
 
 

@@ -6,7 +6,7 @@
 #
 # URL is the host's endpoint and CA the file that its certificate is checked with. START is a
 # command that starts a container on the host: it gets a name and the owner's public key, and
-# prints the container's id. OPTIONs are given to cima verify: with --reference the container is
+# prints the container's id. What the host does itself is done here, too: run it there. OPTIONs are given to cima verify: with --reference the container is
 # appraised. Files are left in the working directory.
 set -eu
 
@@ -39,6 +39,9 @@ as host "$start" alices-web "$(cat alice.pub)" >alices.txt
 as host "$start" bobs-web "$(cat bob.pub)" >bobs.txt
 cat alices.txt bobs.txt
 alices=$(tail -n 1 alices.txt) bobs=$(tail -n 1 bobs.txt)
+
+step "The host lets verifiers enrol for a while: over HTTPS it is closed otherwise."
+as host cima enroll open --minutes 10
 
 step "Alice enrols the host's attestation key, once. (--any-ek: this TPM may be a simulated one.)"
 as alice cima enroll request --url "$url" --ca "$ca" -o host.json

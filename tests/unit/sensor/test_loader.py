@@ -4,7 +4,14 @@ from pathlib import Path
 import pytest
 
 from cima_runc.sensor import loader
-from cima_runc.sensor.loader import NoBpfLsmError, NoBtfError, NotBuiltError, Sensor, SensorError
+from cima_runc.sensor.loader import (
+    LockdownError,
+    NoBpfLsmError,
+    NoBtfError,
+    NotBuiltError,
+    Sensor,
+    SensorError,
+)
 from cima_runc.sensor.options import Options
 
 
@@ -28,6 +35,7 @@ def privileged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(loader, "_privileged", lambda: True)
     monkeypatch.setattr(loader, "_BTF", tmp_path / "vmlinux")
     monkeypatch.setattr(loader, "_LSMS", tmp_path / "lsm")
+    monkeypatch.setattr(loader, "_LOCKDOWN", tmp_path / "lockdown")
     (tmp_path / "vmlinux").touch()
     (tmp_path / "lsm").write_text("lockdown,capability,bpf")
     return tmp_path
@@ -46,6 +54,14 @@ def test_a_kernel_without_type_information(privileged: Path) -> None:
 def test_a_kernel_started_without_the_bpf_lsm(privileged: Path) -> None:
     (privileged / "lsm").write_text("lockdown,capability,nobpf")
     with pytest.raises(NoBpfLsmError, match="lsm=lockdown,nobpf,integrity,bpf to the kernel"):
+        loader.check_kernel()
+
+
+def test_a_kernel_that_is_locked_down(privileged: Path) -> None:
+    (privileged / "lockdown").write_text("none [integrity] confidentiality\n")
+    loader.check_kernel()
+    (privileged / "lockdown").write_text("none integrity [confidentiality]\n")
+    with pytest.raises(LockdownError, match="lockdown=integrity"):
         loader.check_kernel()
 
 
