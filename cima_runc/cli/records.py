@@ -40,14 +40,28 @@ def record_lines(settings: Settings, wanted: str) -> list[bytes]:
     try:
         return _lines(settings, wanted)
     except CimaError as error:
-        found = by_name(rows(settings, everything=True), wanted, settings)
+        shown = rows(settings, everything=True)
+        found = by_name(shown, wanted, settings) or _unmeasured(shown, wanted)
         if found is None:
             raise
         if len(found) > 1:
             raise NoSuchContainerError(
                 f"{wanted} is the name of {', '.join(sorted(found)[:5])}", hint="give an id"
             ) from error
-        return _lines(settings, found.pop())
+        only = found.pop()
+        if all(row["registration"] is None for row in shown if row["id"] == only):
+            raise NoSuchContainerError(
+                f"container {only} started without the agent and was not measured",
+                hint="nothing is recorded of it; start it again while cima-agent runs",
+            ) from error
+        return _lines(settings, only)
+
+
+def _unmeasured(shown: Iterable[dict[str, Any]], wanted: str) -> set[str] | None:
+    """Return the ids that begin so of containers that were not measured."""
+    return {
+        row["id"] for row in shown if row["registration"] is None and row["id"].startswith(wanted)
+    } or None
 
 
 def _lines(settings: Settings, wanted: str) -> list[bytes]:

@@ -135,7 +135,9 @@ class Store:
 
     def registrations(self) -> list[int]:
         """Return the numbers of all registrations, oldest first."""
-        names = os.listdir(self.root / "containers") if self.root.is_dir() else []
+        directory = self.root / "containers"
+        # Where no agent ever ran, a hook may have made the directory above.
+        names = os.listdir(directory) if directory.is_dir() else []
         return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
 
     def create(self, note: ContainerNote, secret: bytes) -> None:
