@@ -466,6 +466,7 @@ def neutral(text: bytes, numbers: bool) -> str:
     shown = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", "TIME", shown)
     shown = re.sub(r'("(pid|ppid|init_process_pid|init_process_start)": ?)\d+', r"\1N", shown)
     shown = re.sub(r"/proc/\d+/", "/proc/N/", shown)
+    shown = re.sub(r"/#\d+ \(deleted\)", "/#N (deleted)", shown)
     shown = re.sub(r"(SigQ:\s*)\d+", r"\1N", shown)
     # A time's fraction has as many digits as it takes, and columns are as wide as that.
     shown = re.sub("  +", "  ", shown)
@@ -490,11 +491,22 @@ def tree(directory: Path) -> dict[str, str]:
             found[name] = state_json(path)
         elif path.name == "pid":
             found[name] = str(path.read_text().isdigit())
+        elif path.name in {"dump.log", "restore.log"}:
+            found[name] = criu_errors(path.read_bytes())
+        elif path.suffix == ".img" or path.name in {"stats-dump", "stats-restore"}:
+            found[name] = "an image of CRIU's"
         elif path.is_file():
             found[name] = neutral(path.read_bytes(), False)
         else:
             found[name] = f"mode {path.stat().st_mode:o}"
     return found
+
+
+def criu_errors(log: bytes) -> str:
+    """Return what CRIU's log says went wrong: the rest is time stamps, ids and addresses."""
+    lines = log.decode("utf-8", "surrogateescape").splitlines()
+    errors = [line.partition("Error ")[2] for line in lines if "Error (" in line]
+    return re.sub(r"0x[0-9a-f]+|\d+", "N", "\n".join(errors))
 
 
 def state_json(path: Path) -> str:
