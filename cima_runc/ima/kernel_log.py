@@ -6,6 +6,7 @@ that one record is taken from the binary log, which has the same entries in the 
 
 import hashlib
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -47,9 +48,9 @@ class Replay:
 class KernelLog:
     """The log, read as it grows. Reading costs what is new, not what is there.
 
-    Where the kernel lets root remove lines (Linux 7.2: the file can be written to), the log is not
-    held open, since that would keep everybody else from removing any, and a ``copy`` keeps the
-    lines. What is visible is then laid onto what was read before.
+    Where the kernel lets root remove lines (from Linux 7.2 on), the log is not held open, since
+    that would keep everybody else from removing any, and a ``copy`` keeps the lines. What is
+    visible is then laid onto what was read before.
     """
 
     def __init__(self, ascii_file: Path, binary_file: Path, copy: LogCopy | None = None) -> None:
@@ -61,7 +62,7 @@ class KernelLog:
         self._ascii_file = ascii_file
         self._binary_file = binary_file
         handle = _open(ascii_file)
-        self._trimmable = bool(os.fstat(handle).st_mode & 0o222)
+        self._trimmable = _may_be_trimmed(os.fstat(handle).st_mode, os.uname().release)
         self._ascii: int | None = handle
         if self._trimmable:
             os.close(handle)
@@ -359,6 +360,16 @@ def usable(entries: Iterable[Entry]) -> None:
             f"IMA's template {most} has no SHA-256 of files",
             hint="start the kernel with ima_template=ima-sig and without ima_template_fmt",
         )
+
+
+_TRIMMING = (7, 2)
+"""The first Linux that lets root remove lines."""
+
+
+def _may_be_trimmed(mode: int, release: str) -> bool:
+    """Whether lines may go: root needs no permission bits to write where the kernel lets him."""
+    numbers = tuple(int(part) for part in re.findall(r"\d+", release)[:2])
+    return bool(mode & 0o222) or numbers >= _TRIMMING
 
 
 def _open(path: Path) -> int:

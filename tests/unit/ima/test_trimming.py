@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from cima_runc.ima import kernel_log
 from cima_runc.ima.entry import Entry, format_binary
 from cima_runc.ima.kernel_log import KernelLog, KernelLogError, TrimmedUnseenError
 from cima_runc.ima.log_copy import LogCopy, LogCopyError
@@ -177,7 +178,25 @@ def test_a_full_disk_loses_nothing(kernel: TrimmedLog, monkeypatch: pytest.Monke
     assert kernel.open().read_new() == kernel.all
 
 
-def test_a_log_that_cannot_be_trimmed_is_held_and_not_copied(kernel: TrimmedLog) -> None:
+@pytest.mark.parametrize(
+    ("mode", "release", "trimmable"),
+    [
+        (0o440, "6.12.117+deb13-cloud-amd64", False),
+        (0o440, "7.1.9", False),
+        (0o440, "7.2.12-cloud-amd64", True),
+        (0o440, "10.0", True),
+        (0o660, "6.1.0-56-cloud-amd64", True),
+        (0o440, "strange", False),
+    ],
+)
+def test_which_kernels_let_root_remove_lines(mode: int, release: str, trimmable: bool) -> None:
+    assert kernel_log._may_be_trimmed(mode, release) is trimmable
+
+
+def test_a_log_that_cannot_be_trimmed_is_held_and_not_copied(
+    kernel: TrimmedLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_log, "_TRIMMING", (999, 0))
     (kernel.directory / "ascii_runtime_measurements").chmod(0o440)
     log = kernel.open()
     assert not log.trimmable
