@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+"""The table of attacks in docs/threat-model.md, made from what was seen of them in guests.
+
+table.py    writes it into the page
+"""
+
+import json
+import sys
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+sys.path[:0] = [str(CHECKOUT)]
+
+from tests.vm.attacks.attacks import ATTACKS, Attack  # noqa: E402
+
+SEEN = Path(__file__).parent / "seen"
+PAGE = CHECKOUT / "docs/threat-model.md"
+BEGIN, END = "<!-- attacks: made by tests/vm/attacks/table.py -->\n", "<!-- attacks: end -->"
+RELEASES = {"12": "Debian 12", "13": "Debian 13", "forky": "forky"}
+
+Kept = dict[str, dict[str, dict[str, object]]]
+
+
+def seen() -> dict[str, Kept]:
+    """What was seen, by release, attack and mode."""
+    found = {}
+    for release in RELEASES:
+        path = SEEN / f"{release}.json"
+        if path.exists():
+            found[release] = json.loads(path.read_text())
+    return found
+
+
+def in_words(outcome: dict[str, object] | None) -> str:
+    """One outcome, as a cell of the table says it."""
+    if outcome is None:
+        return "not tried"
+    if "absent" in outcome:
+        return "no such thing"
+    evidence = outcome["evidence"]
+    assert isinstance(evidence, list)
+    if not outcome["ran"]:
+        return "denied" if evidence else "refused by the kernel"
+    return ", ".join(str(each) for each in evidence) or "**nothing**"
+
+
+def cell(kept: Kept, attack: Attack) -> str:
+    """What one release shows: where it records, and where it enforces."""
+    outcomes = kept.get(str(attack), {})
+    recorded, enforced = (in_words(outcomes.get(mode)) for mode in ("recorded", "enforced"))
+    if enforced == "not tried" or recorded == enforced:
+        return recorded
+    return f"{recorded}; {enforced}"
+
+
+def table(found: dict[str, Kept]) -> str:
+    """The table, in Markdown; one line for each attack, its places together where they agree."""
+    names = [RELEASES[release] for release in found]
+    lines = [f"| attack | where | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for attack in ATTACKS:
+        cells = [cell(kept, attack) for kept in found.values()]
+        if all(each == "not tried" for each in cells):
+            continue
+        where = attack.place + ("" if attack.rights == "docker" else f" ({attack.rights})")
+        rows.setdefault((attack.what, *cells), []).append(where)
+    for (what, *cells), places in rows.items():
+        lines.append(f"| {what} | {', '.join(places)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def with_table(page: str) -> str:
+    """The page with the table as it has to be."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + BEGIN + "\n" + table(seen()) + "\n" + END + after
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_table(PAGE.read_text()))
