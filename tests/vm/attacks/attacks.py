@@ -235,6 +235,7 @@ OPEN: frozenset[str] = frozenset(
         "kernel_memory packet",
         "many_namespaces 1100",
         "own_overlay",
+        "pinned_pages code",
         "process_memory proc_mem",
         "process_memory process_vm_writev",
         "process_memory ptrace",
