@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import coverage_report as coverage
+from changed import changed_files, touched
 from guest_report import IN_GUEST, by_file, processor_seconds, tests_in
 from lanes import Ended, Lanes, Task
 from releases import releases
@@ -46,6 +47,7 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     where.add_argument("--native", action="store_true", help="only the tests on this machine")
     where.add_argument("--guests", action="store_true", help="only the tests that boot guests")
     where.add_argument("--debian", choices=releases(), action="append", help="only in guests of it")
+    add("--changed", action="store_true", help="only tests that import what differs from main")
     add("--everything", action="store_true", help="in each release also what another is enough for")
     add("--record", action="store_true", help="keep the durations, for shards of later runs")
     return parser.parse_known_args(argv)
@@ -158,6 +160,13 @@ class Plan:
         )
 
 
+def native_tests() -> list[str]:
+    """Return the files with tests that need no guest, and those of the lab."""
+    tops = ("unit", "integration", "fuzz", "lab")
+    files = [file for top in tops for file in (CHECKOUT / "tests" / top).rglob("test_*.py")]
+    return sorted(str(file.relative_to(CHECKOUT)) for file in files)
+
+
 def prepare() -> None:
     """Build here what suites want built, with the `prepare` of each: guests have no compiler."""
     for program in sorted((CHECKOUT / "tests/vm").glob("*/prepare")):
@@ -238,6 +247,12 @@ def main() -> int:
     options, words = arguments(sys.argv[1:])
     targets = [word for word in words if word.startswith("tests/")]
     passed_on = [word for word in words if word not in targets]
+    if options.changed:
+        files = changed_files()
+        targets = touched(files, targets or [*native_tests(), *all_tests()])
+        say(f"{len(files)} files changed, {len(targets)} files of tests import them")
+        if not targets:
+            return 0
     directory = new_directory()
     plan = Plan(options, targets, passed_on, directory)
     tasks = plan.tasks()
