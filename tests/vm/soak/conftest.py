@@ -9,3 +9,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def full(request: pytest.FixtureRequest) -> bool:
     """Whether to run at full size."""
     return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture(scope="session")
+def whole(request: pytest.FixtureRequest, full: bool) -> bool:
+    """Whether a search that is slow runs in more than the size for every run."""
+    return full or bool(request.config.getoption("--everything"))

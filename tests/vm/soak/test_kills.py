@@ -19,7 +19,8 @@ from tests.vm.soak.load import Bundles, Started, program
 
 pytestmark = pytest.mark.debian("12")
 
-KILLS = 200
+SMALL, WHOLE = (60, 150), (200, 400)
+"""How often the agent is killed, and how many programs the container that outlives it runs."""
 LOG = Path("/root/agents.log")
 PYTHON = "/opt/cima/bin/python3"
 STARTERS = 2
@@ -69,7 +70,10 @@ def agents() -> Iterator[Agents]:
     print(LOG.read_text()[-20_000:])
 
 
-def test_random_kills_under_a_load_of_starting_containers(agents: Agents, tmp_path: Path) -> None:
+def test_random_kills_under_a_load_of_starting_containers(
+    agents: Agents, whole: bool, tmp_path: Path
+) -> None:
+    kills, programs = WHOLE if whole else SMALL
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
     bundles = Bundles(tmp_path)
@@ -83,7 +87,6 @@ def test_random_kills_under_a_load_of_starting_containers(agents: Agents, tmp_pa
             number += 1
 
     # A container that lives through all of it, and runs programs of its own.
-    programs = 400
     for number in range(programs):
         bundles.install(f"prog-{number}")
     script = f"i=0; while [ $i -lt {programs} ]; do /bin/prog-$i; i=$((i+1)); sleep 0.2; done"
@@ -95,7 +98,7 @@ def test_random_kills_under_a_load_of_starting_containers(agents: Agents, tmp_pa
         thread.start()
     begun = time.monotonic()
     acknowledged: dict[str, list[bytes]] = {}
-    for kill in range(KILLS):
+    for kill in range(kills):
         if kill % 4:
             # In the middle of its start.
             time.sleep(chance.uniform(0, 1.5))
@@ -118,7 +121,7 @@ def test_random_kills_under_a_load_of_starting_containers(agents: Agents, tmp_pa
     ran = [one for one in started if one.ran]
     refused = [one for one in started if not one.ran]
     print(
-        f"seed {seed}: {KILLS} kills in {seconds:.0f} s, {len(ran)} containers ran, "
+        f"seed {seed}: {kills} kills in {seconds:.0f} s, {len(ran)} containers ran, "
         f"{len(refused)} were refused"
     )
     assert ran
