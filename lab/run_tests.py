@@ -185,8 +185,9 @@ def new_directory() -> Path:
 
 def guests_at_once() -> int:
     """Return how many guests this machine runs beside each other."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") >> 30
-    return max(1, min(os.cpu_count() or 1, memory // GIB_PER_GUEST))
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    return max(1, min(os.cpu_count() or 1, (kib >> 20) // GIB_PER_GUEST))
 
 
 class Progress:

@@ -1,0 +1,76 @@
+"""What `./dev test` runs for its arguments."""
+
+from pathlib import Path
+
+import pytest
+import run_tests
+from lanes import Ended, Task
+from releases import releases
+from run_tests import Plan, Progress
+from suites import all_tests
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(run_tests, "prepare", lambda: None)
+
+    def make(*words: str) -> Plan:
+        options, others = run_tests.arguments([*words])
+        targets = [word for word in others if word.startswith("tests/")]
+        return Plan(options, targets, [each for each in others if each not in targets], tmp_path)
+
+    return make
+
+
+def test_without_arguments_everything(plan) -> None:
+    made = plan()
+    tasks = made.tasks()
+    assert made.is_whole
+    titles = [task.title for task in tasks]
+    assert titles[:3] == ["lint, format, types", "tests on this machine", "the lab itself"]
+    assert titles[3:6] == [f"Debian {each}: a guest to thaw" for each in releases()]
+    named = {word for task in tasks[6:] for word in task.command if word.startswith("tests/vm/")}
+    assert named == set(all_tests())
+    for task in tasks[6:]:
+        release = task.command[task.command.index("--debian") + 1]
+        default = not {"--append", "--kernel", "--memory", "--no-tpm"} & set(task.command)
+        assert [each.title for each in task.after] == (
+            [f"Debian {release}: a guest to thaw"] if default else []
+        )
+    assert len({task.log for task in tasks}) == len(tasks), "each has a log of its own"
+
+
+def test_one_guest_test_is_one_task_that_freezes_nothing(plan) -> None:
+    [task] = plan(
+        "--debian", "13", "tests/vm/test_agent.py::test_a_second_agent_is_refused"
+    ).tasks()
+    assert task.command[-1] == "tests/vm/test_agent.py::test_a_second_agent_is_refused"
+    assert not task.after
+
+
+def test_native_tests_that_are_named_need_no_guest(plan) -> None:
+    [task] = plan("tests/unit/ml", "-k", "line").tasks()
+    assert task.lane == "native"
+    assert task.command[-3:] == ["tests/unit/ml", "-k", "line"]
+
+
+def test_a_directory_of_guest_tests_is_all_of_its_files(plan) -> None:
+    tasks = plan("--debian", "12", "tests/vm/soak", "--everything").tasks()
+    named = sorted(word for task in tasks for word in task.command if word.startswith("tests/"))
+    assert named == ["tests/vm/soak/test_kills.py", "tests/vm/soak/test_soak.py"]
+    assert all("--everything" in task.command for task in tasks)
+
+
+def test_what_failed_is_shown_whole(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    good = Task("good", [], "a", 1, tmp_path / "good.log")
+    bad = Task("bad", [], "a", 1, tmp_path / "bad.log")
+    good.log.write_text("what went well\n======= 3 passed in 2 s =======\n")
+    bad.log.write_text("what went wrong\n")
+    progress = Progress([good, bad])
+    for task, status in ((good, 0), (bad, 1)):
+        progress.ended(Ended(task, status, 2.0))
+    shown = capfd.readouterr()
+    assert "ok good (2 s): 3 passed in 2 s\n" in shown.err
+    assert "FAILED bad (2 s)" in shown.err
+    assert shown.out == "what went wrong\n\n"
+    assert [each.task for each in progress.failed] == [bad]
