@@ -9,11 +9,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-END_SECONDS = 60.0
-"""How long a task may take to end when it is told to: a guest stops, files go."""
+ENDINGS = ((signal.SIGINT, 30.0), (signal.SIGTERM, 20.0), (signal.SIGKILL, 10.0))
+"""How a task is told to end, and how many seconds it has: a guest stops, files go."""
+
+JOIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +80,7 @@ class Lanes:
         finally:
             self._stop()
             for thread in threads:
-                thread.join(END_SECONDS)
+                thread.join(JOIN_SECONDS)
         for task, ended in self._ended.items():
             if task not in told:
                 on_end(ended)
@@ -128,8 +131,15 @@ class Lanes:
         return status
 
     def _stop(self) -> None:
+        """Have everything that runs end: as at Ctrl-C, so that it cleans up, and then by force."""
         with self._changed:
             self._stopped = True
-            for child in self._children.values():
-                os.killpg(child.pid, signal.SIGTERM)
             self._changed.notify_all()
+        for number, seconds in ENDINGS:
+            deadline = time.monotonic() + seconds
+            with self._changed:
+                for child in self._children.values():
+                    with suppress(ProcessLookupError):
+                        os.killpg(child.pid, number)
+                while self._children and time.monotonic() < deadline:
+                    self._changed.wait(0.1)

@@ -64,7 +64,7 @@ from lanes import Lanes, Task
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 place = Path(sys.argv[2])
 loop = "while :; do sleep 0.1; done"
-shell = f"trap 'echo told >{place}/told; exit' TERM; echo $$ >{place}/pid; {loop}"
+shell = f"trap 'echo told >{place}/told; exit' TERM INT; echo $$ >{place}/pid; {loop}"
 task = Task("endless", ["sh", "-c", shell], "a", 1, place / "log")
 Lanes([task], {"a": 1}).run(lambda _: None, lambda _: None)
 """
