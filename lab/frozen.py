@@ -18,7 +18,7 @@ from acceleration import acceleration
 from cache import CACHE, key, locked, making, prune
 from guest import Guest, Storage
 from job import CERTIFICATES, CHECKOUT, Conversation, Job
-from machine import CPU, JOB_DISK, LAB, GuestError, Machine
+from machine import CPU, LAB, GuestError, Machine
 from qmp import Monitor
 
 WARM_UP = LAB / "guest-warm-up"
@@ -59,15 +59,13 @@ class Frozen:
     def thaw(
         self, guest: Guest, conversation: Conversation, machine: Machine, image: Path, job: Path
     ) -> None:
-        """Bring it to life in `guest`, with the archive `job` as its first disk.
+        """Bring it to life in `guest`, with the archive `job` as its first disk, of `JOB_DISK` bytes.
 
         Raises:
             NotThawedError: it does not answer, or is not what was frozen.
         """
         try:
             self.directory.touch()
-            if job.stat().st_size != JOB_DISK:
-                raise GuestError("the job is larger than the frozen guest's disk for it")
             guest.start(machine, image, job, self._storage, frozen=True)
             monitor = guest.monitor()
             _ignore_shared_memory(monitor)

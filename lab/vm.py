@@ -24,7 +24,7 @@ from pathlib import Path
 from frozen import Frozen, NotThawedError, freeze
 from guest import Guest, Storage
 from job import CERTIFICATES, Conversation, Job
-from machine import GuestError, Machine, image
+from machine import JOB_DISK, GuestError, Machine, image
 from releases import releases
 
 GUEST_FAILED = 125
@@ -148,12 +148,13 @@ class Run:
 
     def start(self, stack: ExitStack) -> tuple[Guest, Conversation]:
         """Thaw a guest or boot one; the stack stops it."""
-        if frozen := self._frozen():
+        self.job.write(self._job_disk)
+        fits = self._job_disk.stat().st_size == JOB_DISK
+        if fits and (frozen := self._frozen()):
             try:
                 with ExitStack() as attempt:
                     guest = self._guest(attempt, "thawed")
                     conversation = self.talk(guest)
-                    self.job.write(self._job_disk)
                     frozen.thaw(guest, conversation, self.machine, self.disk, self._job_disk)
                     stack.push(attempt.pop_all())
                     return guest, conversation

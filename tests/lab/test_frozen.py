@@ -91,7 +91,6 @@ def test_then_another_is_booted(
     copy: Frozen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     cut_state(copy)
-    monkeypatch.setattr(vm, "Frozen", lambda: None)
     monkeypatch.setattr(vm.Run, "_frozen", lambda self: copy)
     monkeypatch.setattr(sys, "argv", ["vm", "--debian", "13", str(script(tmp_path))])
     assert vm.main() == 0
