@@ -59,7 +59,7 @@ class Frozen:
     def thaw(
         self, guest: Guest, conversation: Conversation, machine: Machine, image: Path, job: Path
     ) -> None:
-        """Bring it to life in `guest`, with the archive `job` as its first disk, of `JOB_DISK` bytes.
+        """Bring it to life in `guest`, with `job`, of `JOB_DISK` bytes, as its first disk.
 
         Raises:
             NotThawedError: it does not answer, or is not what was frozen.
