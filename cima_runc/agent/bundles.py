@@ -15,6 +15,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from cima_runc.agent.private_socket import bind_private
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.runtime.shim import inject_hooks
@@ -44,35 +45,35 @@ class BundleServer:
         self._read_at: str | None = _NEVER
         self._hooks_dir = hooks_dir
         self._path = Path(agent_socket + SUFFIX)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener: socket.socket | None = None
 
     def start(self) -> None:
         """Listen, for root only; where that cannot be, launchers use Pythons of their own."""
-        before = os.umask(0o177)
         try:
-            self._path.unlink(missing_ok=True)
-            self._listener.bind(str(self._path))
+            self._listener = bind_private(self._path, socket.SOCK_SEQPACKET)
             self._listener.listen(_BACKLOG)
         except OSError as error:
             _log.warning("bundles are left to launchers: %s: %s", self._path, error)
             return
-        finally:
-            os.umask(before)
         with suppress(CimaError):
             self._shim_settings()
-        threading.Thread(target=self._serve, name="bundles", daemon=True).start()
+        threading.Thread(
+            target=self._serve, args=(self._listener,), name="bundles", daemon=True
+        ).start()
 
     def stop(self) -> None:
         """Listen no more; launchers then use Pythons of their own."""
         self._path.unlink(missing_ok=True)
+        if self._listener is None:
+            return
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
-    def _serve(self) -> None:
+    def _serve(self, listener: socket.socket) -> None:
         while True:
             try:
-                channel, _ = self._listener.accept()
+                channel, _ = listener.accept()
             except OSError:
                 return
             with channel, suppress(OSError):

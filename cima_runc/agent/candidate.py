@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.dependencies import Dependencies, Look
 from cima_runc.agent.process import PROC, ContainerProcess, examine
 from cima_runc.base import limits
@@ -58,7 +59,9 @@ class Candidate:
 class Looker:
     """Looks at containers that want to start; for any thread."""
 
-    def __init__(self, settings: Settings, store: RootfsStore, dependencies: Dependencies) -> None:
+    def __init__(
+        self, settings: CurrentSettings, store: RootfsStore, dependencies: Dependencies
+    ) -> None:
         self._settings = settings
         self._store = store
         self._dependencies = dependencies
@@ -67,7 +70,7 @@ class Looker:
     @property
     def seconds(self) -> float:
         """How long a container may be looked at before it is registered."""
-        return max(self._settings.shim.hook_timeout_seconds - _REGISTER_SECONDS, 1)
+        return look_seconds(self._settings.value)
 
     def look_at(self, hook_state: bytes) -> Candidate:
         """Look at the container of this hook state.
@@ -77,12 +80,17 @@ class Looker:
         """
         return look_at(
             hook_state,
-            self._settings.rootfs,
+            self._settings.value.rootfs,
             store=self._store,
             dependencies=self._dependencies,
             engines=self._engines,
             seconds=self.seconds,
         )
+
+
+def look_seconds(settings: Settings) -> float:
+    """Return how long a container may be looked at before it is registered."""
+    return max(settings.shim.hook_timeout_seconds - _REGISTER_SECONDS, 1)
 
 
 def look_at(

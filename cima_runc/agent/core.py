@@ -4,7 +4,7 @@ It knows every registered container of this boot, its partition, and the tree th
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,14 +47,14 @@ class Core:
     """The containers of this boot and the tree over their registers.
 
     ``missing`` names the sources of measurement that this agent runs without; it stands in every
-    record. ``limits`` are those of each container.
+    record. ``limits()`` are those of each container, as they are now.
     """
 
     def __init__(
         self,
         tree: Tree,
         missing: tuple[str, ...] = (),
-        limits: LimitSettings = LimitSettings(),  # noqa: B008 - frozen
+        limits: Callable[[], LimitSettings] = LimitSettings,
     ) -> None:
         self.missing = missing
         self._limits = limits
@@ -174,10 +174,11 @@ class Core:
     def _over_limit(self, container: Container, event: Event) -> str:
         """Return which limit the container would pass with this event's record; "" for none."""
         container.size += _LINE + 2 * len(event.path or b"")
-        if container.partition.count >= self._limits.records:
-            return f"the container's limit of {self._limits.records} records is reached"
-        if container.size > self._limits.bytes:
-            return f"the container's limit of {self._limits.bytes} bytes of records is reached"
+        limits = self._limits()
+        if container.partition.count >= limits.records:
+            return f"the container's limit of {limits.records} records is reached"
+        if container.size > limits.bytes:
+            return f"the container's limit of {limits.bytes} bytes of records is reached"
         return ""
 
     def add(self, registration: int, content: Content, time: str) -> Record:

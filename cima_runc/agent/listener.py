@@ -5,6 +5,7 @@ import socket
 import stat
 from pathlib import Path
 
+from cima_runc.agent.private_socket import bind_private
 from cima_runc.base.errors import CimaError
 
 _FIRST_HANDLE = 3
@@ -30,15 +31,7 @@ class Listener:
         self._look_at_directory()
         self._look_for_another()
         # Put in place of a stale one in one step: hooks that wait find always one of them.
-        building = self._path.with_name(self._path.name + ".new")
-        building.unlink(missing_ok=True)
-        self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        before = os.umask(0o177)
-        try:
-            self.channel.bind(str(building))
-        finally:
-            os.umask(before)
-        building.replace(self._path)
+        self.channel = bind_private(self._path, socket.SOCK_STREAM)
         self._inode = self._path.lstat().st_ino
 
     def remove(self) -> None:

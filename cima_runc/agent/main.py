@@ -19,10 +19,18 @@ from pydantic import BaseModel
 
 from cima_runc.agent import enrolment, held, journald
 from cima_runc.agent.bundles import BundleServer
+from cima_runc.agent.current import CurrentSettings, Reload, compare
 from cima_runc.agent.enrolment_window import EnrolmentWindow, WindowError
 from cima_runc.agent.journald import about
 from cima_runc.agent.listener import Listener
-from cima_runc.agent.request import REQUEST_SECONDS, peer_uid, read_request, refusal
+from cima_runc.agent.request import (
+    REQUEST_SECONDS,
+    Body,
+    peer_uid,
+    read_request,
+    refusal,
+    send_answer,
+)
 from cima_runc.agent.rooms import Rooms, WriterThread, open_rooms
 from cima_runc.agent.sources import Sources, SourcesMissingError, open_sources
 from cima_runc.agent.users import UserServer
@@ -36,7 +44,7 @@ from cima_runc.evidence.models import Request, parse_request
 from cima_runc.ml.listing import boot_id
 from cima_runc.ml.store import Store
 from cima_runc.runtime import installation
-from cima_runc.runtime.agent_socket import HEADER, frame
+from cima_runc.runtime.agent_socket import HEADER
 from cima_runc.runtime.shim_settings import SETTINGS_FILE
 from cima_runc.tpm.device import TpmError
 
@@ -69,8 +77,18 @@ _TICK_SECONDS = 1.0
 class Agent:
     """The running agent: one loop for sockets and the sensor, one thread that writes."""
 
-    def __init__(self, settings: Settings, store: Store, sources: Sources, hooks_dir: str) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        sources: Sources,
+        hooks_dir: str,
+        settings_file: str = SETTINGS_FILE,
+    ) -> None:
+        self._settings = CurrentSettings(settings)
+        self._settings_file = settings_file
+        self._reloading = asyncio.Lock()
+        self._tidy_due = asyncio.Event()
         self._sources = sources
         self._hooks_dir = hooks_dir
         self._loop = asyncio.get_running_loop()
@@ -83,7 +101,7 @@ class Agent:
         self._answering: set[asyncio.Task[None]] = set()
         store.prepare()
         rooms, self._lobby = open_rooms(
-            settings=settings,
+            current=self._settings,
             boot_id=boot_id(),
             hooks_dir=hooks_dir,
             store=store,
@@ -99,20 +117,21 @@ class Agent:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, stop.set)
+        self._loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         await self._writer.submit(Rooms.take_over)
         self._read_sensor()
-        listener = Listener(self._settings.shim.socket)
+        listener = Listener(self._settings.value.shim.socket)
         # Not start_unix_server: from 3.13 on that removes the socket's file, whose ever it is.
         server = await asyncio.start_server(
             self._serve, sock=listener.channel, limit=HEADER, backlog=limits.WAITING_REQUESTS
         )
         https = self._open_https()
-        bundles = BundleServer(self._settings.shim.socket, self._hooks_dir)
+        bundles = BundleServer(self._settings.value.shim.socket, self._hooks_dir)
         bundles.start()
-        users = UserServer(self._settings, self._lobby.looker.seconds, self._writer.submit)
-        await users.start()
+        self._users = users = UserServer(self._settings, self._writer.submit)
+        await users.serve(self._settings.value.users.group)
         _notify("READY=1")
-        _log.info("ready on %s", self._settings.shim.socket, extra=about("ready"))
+        _log.info("ready on %s", self._settings.value.shim.socket, extra=about("ready"))
         working = [self._loop.create_task(w) for w in (self._tick(), self._refresh(), self._tidy())]
         stopping = self._loop.create_task(stop.wait())
         await asyncio.wait([stopping, *working], return_when=asyncio.FIRST_COMPLETED)
@@ -159,7 +178,7 @@ class Agent:
         self._start(self._writer.submit(lambda rooms: rooms.attester.serve()))
 
     def _open_https(self) -> "HttpsEndpoint | None":
-        settings = self._settings.attestation.https
+        settings = self._settings.value.attestation.https
         if not settings.enabled:
             return None
         try:
@@ -178,7 +197,9 @@ class Agent:
         if verb not in {"enrolment", "activate"}:
             raise CimaError(f"no such request: {verb}")
         self._window.admit()
-        return await self._writer.submit(lambda rooms: self._handle(rooms, verb, body))
+        answer = await self._writer.submit(lambda rooms: self._handle(rooms, verb, body))
+        assert isinstance(answer, bytes)
+        return answer
 
     def _open_window(self, body: bytes) -> bytes:
         minutes = load_object(body, what="the request", limit=limits.REQUEST).get("minutes")
@@ -190,13 +211,43 @@ class Agent:
         else:
             self._window.close()
             _log.info("closed for enrolment")
-        return _json({"https": self._settings.attestation.https.enabled})
+        return _json({"https": self._settings.value.attestation.https.enabled})
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         """Do ``work`` beside all else; a stop of the agent waits for it."""
         task = self._loop.create_task(work)
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
+
+    # -- settings -----------------------------------------------------------------------------
+
+    async def reload(self) -> Reload:
+        """Read the settings file again, and take up what a running agent can.
+
+        Raises:
+            SettingsError, OSError: it holds what is not allowed; everything is as before.
+        """
+        async with self._reloading:
+            read = await self._loop.run_in_executor(None, load_settings, self._settings_file)
+            found = compare(self._settings.value, read)
+            await self._users.serve(found.settings.users.group)
+            self._settings.replace(found.settings)
+        self._tidy_due.set()
+        _log.info("settings are read again; in force: %s", ", ".join(found.taken_up) or "as before")
+        if found.waiting:
+            _log.warning("settings that take a restart of the agent: %s", ", ".join(found.waiting))
+        return found
+
+    def _hang_up(self) -> None:
+        """SIGHUP: as ``cima reload``, with the log for an answer."""
+
+        async def reload() -> None:
+            try:
+                await self.reload()
+            except (CimaError, OSError) as error:
+                _log.error("settings are as before: %s", printable(str(error)))
+
+        self._start(reload())
 
     # -- the sensor and the clock -------------------------------------------------------------
 
@@ -215,7 +266,7 @@ class Agent:
     def _commit_soon(self) -> None:
         if not self._commit_due:
             self._commit_due = True
-            binding = self._settings.binding
+            binding = self._settings.value.binding
             delay = binding.group_ms / 1000 if binding.mode == "group" else 0
             self._loop.call_later(delay, self._start_commit)
 
@@ -224,7 +275,7 @@ class Agent:
         self._start(self._commit())
 
     async def _commit(self) -> None:
-        bind = self._settings.binding.mode != "quote"
+        bind = self._settings.value.binding.mode != "quote"
         try:
             await self._writer.submit(lambda rooms: rooms.commit(bind=bind))
         except (CimaError, OSError) as error:
@@ -265,7 +316,10 @@ class Agent:
                 await self._writer.submit(lambda rooms: rooms.retention.apply())
             except OSError as error:
                 _log.error("old records are not removed: %s", printable(str(error)))
-            await asyncio.sleep(_TIDY_SECONDS)
+            self._tidy_due.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_TIDY_SECONDS):
+                    await self._tidy_due.wait()
 
     async def _settle(self) -> None:
         settle = self._lobby.dependencies.settle
@@ -309,8 +363,7 @@ class Agent:
         self._answering.add(task)
         try:
             word, body = await self._answer(reader, writer)
-            writer.write(frame(word, body))
-            await writer.drain()
+            await send_answer(writer, word, body)
         except (OSError, asyncio.IncompleteReadError) as error:
             _log.debug("a client went away: %s", error)
         finally:
@@ -319,7 +372,7 @@ class Agent:
 
     async def _answer(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> tuple[str, bytes]:
+    ) -> tuple[str, Body]:
         verb = "?"
         try:
             uid = peer_uid(writer.get_extra_info("socket"))
@@ -334,6 +387,8 @@ class Agent:
                 self._lobby.notices.add(verb, body)
                 self._commit_soon()
                 return "ok", b""
+            if verb == "reload":
+                return "ok", _json((await self.reload()).shown())
             if verb == "prestart":
                 await self._register(body)
                 return "ok", b""
@@ -352,9 +407,9 @@ class Agent:
         )
         await self._writer.submit(lambda rooms: rooms.registration.register(candidate))
 
-    def _handle(self, rooms: Rooms, verb: str, body: bytes) -> bytes:
+    def _handle(self, rooms: Rooms, verb: str, body: bytes) -> Body:
         asked = rooms.questions
-        questions: dict[str, Callable[[bytes], bytes]] = {
+        questions: dict[str, Callable[[bytes], Body]] = {
             "ps": lambda _: _json(asked.ps()),
             "status": lambda _: _json(asked.status()),
             "log": asked.log,
@@ -368,7 +423,7 @@ class Agent:
         # What has happened before the question belongs into the answer; where that cannot be
         # written down, the answer says so.
         try:
-            rooms.commit(bind=self._settings.binding.mode != "quote")
+            rooms.commit(bind=self._settings.value.binding.mode != "quote")
         except (TpmError, OSError) as error:
             _log.error("before an answer to %s: %s", verb, error)
         return questions[verb](body)
@@ -391,8 +446,10 @@ def _notify(line: str) -> None:
             channel.sendto(line.encode("ascii"), address)
 
 
-async def _serve(settings: Settings, store: Store, sources: Sources, hooks_dir: str) -> None:
-    await Agent(settings, store, sources, hooks_dir).run()
+async def _serve(
+    settings: Settings, store: Store, sources: Sources, hooks_dir: str, settings_file: str
+) -> None:
+    await Agent(settings, store, sources, hooks_dir, settings_file).run()
 
 
 def main() -> int:
@@ -409,7 +466,7 @@ def main() -> int:
         store = Store(Path(settings.shim.state_dir))
         store.lock()
         hooks_dir = str(installation.hooks_dir())
-        asyncio.run(_serve(settings, store, open_sources(settings), hooks_dir))
+        asyncio.run(_serve(settings, store, open_sources(settings), hooks_dir, arguments.config))
     except SourcesMissingError as error:
         for line in (str(error), *error.lines):
             _log.error("%s", printable(line))

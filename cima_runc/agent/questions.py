@@ -3,12 +3,13 @@
 from dataclasses import asdict
 from typing import Any
 
+from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.events import Events
+from cima_runc.agent.request import Body, StoredBody
 from cima_runc.agent.retention import Retention
 from cima_runc.agent.writer import Writer
 from cima_runc.base import limits
 from cima_runc.base.jsonio import load_object
-from cima_runc.config import Settings
 from cima_runc.ima.kernel_log import KernelLog
 from cima_runc.ml.listing import (
     NoSuchContainerError,
@@ -29,7 +30,7 @@ class Questions:
     def __init__(
         self,
         *,
-        settings: Settings,
+        settings: CurrentSettings,
         boot_id: str,
         writer: Writer,
         store: Store,
@@ -60,8 +61,8 @@ class Questions:
 
     def status(self) -> dict[str, Any]:
         """Return what ``cima status`` shows."""
-        pcr = self._settings.tpm.pcr
-        ima = self._settings.ima
+        settings = self._settings.value
+        pcr, ima = settings.tpm.pcr, settings.ima
         value = None
         pcrs: dict[int, bytes] = {}
         tpm = "missing"
@@ -97,7 +98,7 @@ class Questions:
             "gaps": journal.gaps,
             "storage": {
                 "mib": self._retention.size // limits.MIB,
-                "quota_mib": self._settings.storage.quota_mib,
+                "quota_mib": settings.storage.quota_mib,
                 "removed_unattested": self._retention.removed_unattested,
             },
         }
@@ -121,7 +122,8 @@ class Questions:
             return "missing"
         self._events.read_kernel_log()
         shown: dict[str, Any] = {"lines": self._kernel_log.count, "error": self._events.log_error}
-        for pcr in (self._settings.ima.host_pcr, self._settings.ima.container_pcr):
+        ima = self._settings.value.ima
+        for pcr in (ima.host_pcr, ima.container_pcr):
             matches = None
             if pcr in pcrs:
                 matches = self._kernel_log.explains(pcr, pcrs[pcr])
@@ -131,7 +133,7 @@ class Questions:
             }
         return shown
 
-    def log(self, body: bytes, uid: int = 0) -> bytes:
+    def log(self, body: bytes, uid: int = 0) -> Body:
         """Return the stored records, a line each, of the container that ``{"id": ...}`` names.
 
         Where this boot has none of that name, an earlier one's. A user other than root gets those
@@ -147,4 +149,7 @@ class Questions:
         except NoSuchContainerError:
             stored = stored_notes(self._store, None)
             note = find_note((note for note in stored if uid in (0, note.uid)), wanted)
-        return b"".join(line + b"\n" for line in self._store.lines(note.registration))
+        try:
+            return StoredBody(*self._store.open_lines(note.registration))
+        except FileNotFoundError:
+            return b""

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from cima_runc.agent.candidate import Candidate
+from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.dependencies import Dependencies, Look, failed
 from cima_runc.agent.enforcement import Allowlist, Enforcement
 from cima_runc.agent.events import Events
@@ -16,7 +17,6 @@ from cima_runc.agent.writer import Writer
 from cima_runc.base import clock, limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
-from cima_runc.config import Settings
 from cima_runc.evidence.owner import owner_keys
 from cima_runc.measure.oci_config import measured_config
 from cima_runc.ml import contents
@@ -41,7 +41,7 @@ class Registration:
     def __init__(
         self,
         *,
-        settings: Settings,
+        settings: CurrentSettings,
         boot_id: str,
         hooks_dir: str,
         writer: Writer,
@@ -125,7 +125,7 @@ class Registration:
     def _begin(self, candidate: Candidate, undo: ExitStack) -> ContainerNote:
         """Begin the container's partition and watch it; ``undo`` then records its end."""
         state, process = candidate.state, candidate.process
-        owners = owner_keys(candidate.config, Path(self._settings.attestation.owners_dir))
+        owners = owner_keys(candidate.config, Path(self._settings.value.attestation.owners_dir))
         allowlist = self._enforcement.allowlist(candidate.rootfs) if self._enforcement else None
         dependencies, reason = self._dependencies_of(candidate.look)
         missing = self._writer.missing
@@ -183,7 +183,7 @@ class Registration:
 
     def _admitted(self, error: TpmError) -> bytes:
         """Return a secret of our own for a container that may start though the TPM fails."""
-        if self._settings.binding.on_tpm_failure != "admit":
+        if self._settings.value.binding.on_tpm_failure != "admit":
             raise error
         _log.error("a container is admitted without the TPM: %s", error, extra=about("tpm-failed"))
         return self._fresh.own_secret()
@@ -192,7 +192,7 @@ class Registration:
         try:
             self._writer.bind()
         except TpmError as error:
-            if self._settings.binding.on_tpm_failure != "admit":
+            if self._settings.value.binding.on_tpm_failure != "admit":
                 raise
             _log.error("a container is admitted, and bound when the TPM works again: %s", error)
 

@@ -1,9 +1,12 @@
-"""One request on a socket of the agent's: its framing, and who asks."""
+"""One request on a socket of the agent's: its framing, who asks, and how it is answered."""
 
 import asyncio
 import logging
+import os
 import socket
 import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
@@ -14,6 +17,43 @@ _log = logging.getLogger("cima-agent")
 
 REQUEST_SECONDS = 10.0
 """How long a client may take to send its request."""
+STALLED_SECONDS = 10.0
+"""How long a client may read nothing of its answer."""
+ANSWER_SECONDS = 600.0
+"""How long a client may take to read all of its answer."""
+_CHUNK = 64 * limits.KIB
+"""Bytes of an answer in memory at a time."""
+
+
+@dataclass(frozen=True)
+class StoredBody:
+    """An answer's body that is a file's beginning, and is read while it is sent."""
+
+    handle: int
+    """Descriptor of the file; :meth:`close` closes it."""
+    length: int
+    """Bytes of the body."""
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the body.
+
+        Raises:
+            OSError: the file cannot be read, or has become shorter.
+        """
+        at = 0
+        while at < self.length:
+            chunk = os.pread(self.handle, min(_CHUNK, self.length - at), at)
+            if not chunk:
+                raise OSError("a file that only grows has become shorter")
+            at += len(chunk)
+            yield chunk
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self.handle)
+
+
+Body = bytes | StoredBody
 
 
 def peer_uid(channel: socket.socket) -> int:
@@ -23,8 +63,10 @@ def peer_uid(channel: socket.socket) -> int:
     return int(uid)
 
 
-async def read_request(reader: asyncio.StreamReader) -> tuple[str, bytes]:
-    """Return (verb, body).
+async def read_request(
+    reader: asyncio.StreamReader, *, limit: int = limits.REQUEST
+) -> tuple[str, bytes]:
+    """Return (verb, body), the body of at most ``limit`` bytes.
 
     Raises:
         CimaError, asyncio.LimitOverrunError, asyncio.IncompleteReadError: not a request.
@@ -32,8 +74,40 @@ async def read_request(reader: asyncio.StreamReader) -> tuple[str, bytes]:
     """
     async with asyncio.timeout(REQUEST_SECONDS):
         line = await reader.readuntil(b"\n")
-        verb, length = parse_header(line, limit=limits.REQUEST)
+        verb, length = parse_header(line, limit=limit)
         return verb, await reader.readexactly(length)
+
+
+async def send_answer(writer: asyncio.StreamWriter, word: str, body: Body) -> None:
+    """Send an answer to a client that reads on, and let go of the body.
+
+    Raises:
+        OSError: the client has gone, or reads too slowly (TimeoutError); it is cut off.
+    """
+    # Else the transport would take all that we have, however slowly it is read.
+    writer.transport.set_write_buffer_limits(high=_CHUNK)
+    try:
+        if isinstance(body, bytes):
+            chunks: Iterator[bytes] = (body[at : at + _CHUNK] for at in range(0, len(body), _CHUNK))
+            writer.write(_header(word, len(body)))
+        else:
+            chunks = body.chunks()
+            writer.write(_header(word, body.length))
+        async with asyncio.timeout(ANSWER_SECONDS):
+            for chunk in chunks:
+                writer.write(chunk)
+                async with asyncio.timeout(STALLED_SECONDS):
+                    await writer.drain()
+    except BaseException:
+        writer.transport.abort()
+        raise
+    finally:
+        if isinstance(body, StoredBody):
+            body.close()
+
+
+def _header(word: str, length: int) -> bytes:
+    return f"{word} {length}\n".encode("ascii")
 
 
 def refusal(verb: str, error: Exception) -> tuple[str, bytes]:

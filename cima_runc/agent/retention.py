@@ -5,11 +5,11 @@ import logging
 import time
 from dataclasses import dataclass
 
+from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.journald import about
 from cima_runc.agent.writer import Writer
 from cima_runc.base import clock, limits
 from cima_runc.base.durable import AppendFile
-from cima_runc.config import StorageSettings
 from cima_runc.ml.store import ContainerNote, Store, StoreError
 
 _log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Retention:
     """Keeps the state directory within what the settings say."""
 
     def __init__(
-        self, settings: StorageSettings, boot_id: str, writer: Writer, store: Store
+        self, settings: CurrentSettings, boot_id: str, writer: Writer, store: Store
     ) -> None:
         self._settings = settings
         self._boot_id = boot_id
@@ -90,9 +90,10 @@ class Retention:
         """
         found = filter(None, map(self._look_at, self._store.registrations()))
         stored = sorted(found, key=lambda one: one.note.started)
-        days = self._settings.keep_days
+        storage = self._settings.value.storage
+        days = storage.keep_days
         before = clock.at(time.time_ns() - days * _DAY_NS) if days else None
-        gone = to_remove(stored, quota=self._settings.quota_mib * limits.MIB, ended_before=before)
+        gone = to_remove(stored, quota=storage.quota_mib * limits.MIB, ended_before=before)
         for one in gone:
             self._remove(one)
         self.size = sum(one.size for one in stored) - sum(one.size for one in gone)

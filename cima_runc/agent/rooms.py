@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 from cima_runc.agent.attester import Attester
 from cima_runc.agent.candidate import Looker
 from cima_runc.agent.core import Core
+from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.dependencies import Dependencies
 from cima_runc.agent.enforcement import Enforcement
 from cima_runc.agent.events import Events
@@ -31,7 +32,6 @@ from cima_runc.agent.sources import Sources
 from cima_runc.agent.takeover import TakeOver
 from cima_runc.agent.writer import Writer
 from cima_runc.base import clock
-from cima_runc.config import Settings
 from cima_runc.cpcr.journal import Journal
 from cima_runc.cpcr.tree import Tree
 from cima_runc.measure.rootfs import Store as RootfsStore
@@ -44,7 +44,7 @@ _T = TypeVar("_T")
 class Rooms:
     """What only the writer's thread works with."""
 
-    settings: Settings
+    settings: CurrentSettings
     writer: Writer
     events: Events
     lifecycle: Lifecycle
@@ -83,7 +83,7 @@ class Rooms:
 
     def _retained(self) -> int:
         """Return the time since boot, in ns, whose ended containers have been kept long enough."""
-        return clock.since_boot() - self.settings.attestation.retention_seconds * 10**9
+        return clock.since_boot() - self.settings.value.attestation.retention_seconds * 10**9
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class WriterThread:
 
 def open_rooms(
     *,
-    settings: Settings,
+    current: CurrentSettings,
     boot_id: str,
     hooks_dir: str,
     store: Store,
@@ -139,8 +139,9 @@ def open_rooms(
     Raises:
         JournalError, OSError: this boot's journal cannot be used.
     """
+    settings = current.value
     sensor, kernel_log, tpm = sources.sensor, sources.kernel_log, sources.tpm
-    core = Core(Tree(), sources.missing, settings.limits)
+    core = Core(Tree(), sources.missing, lambda: current.value.limits)
     journal = Journal.open(store.journal_path(boot_id))
     ledger = Ledger(core, store, journal, tpm, settings.tpm.pcr)
     writer = Writer(core, ledger, store, sensor.forget if sensor is not None else lambda _: None)
@@ -165,14 +166,14 @@ def open_rooms(
         new_number=fresh.shared_number,
         new_secret=fresh.secret,
     )
-    retention = Retention(settings.storage, boot_id, writer, store)
+    retention = Retention(current, boot_id, writer, store)
     rooms = Rooms(
-        settings=settings,
+        settings=current,
         writer=writer,
         events=events,
         lifecycle=lifecycle,
         registration=Registration(
-            settings=settings,
+            settings=current,
             boot_id=boot_id,
             hooks_dir=hooks_dir,
             writer=writer,
@@ -196,7 +197,7 @@ def open_rooms(
             examine=examine,
         ),
         questions=Questions(
-            settings=settings,
+            settings=current,
             boot_id=boot_id,
             writer=writer,
             store=store,
@@ -216,5 +217,5 @@ def open_rooms(
             commit=lambda: rooms.commit(bind=False),
         ),
     )
-    looker = Looker(settings, RootfsStore.at(store.root / "rootfs"), dependencies)
+    looker = Looker(current, RootfsStore.at(store.root / "rootfs"), dependencies)
     return rooms, Lobby(looker, held, notices, dependencies, rooms.attester)

@@ -14,7 +14,8 @@ from contextlib import ExitStack
 from pydantic import ValidationError
 
 from cima_runc.agent import userns
-from cima_runc.agent.candidate import Candidate
+from cima_runc.agent.candidate import Candidate, look_seconds
+from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.dependencies import Look
 from cima_runc.agent.inside import Answer, Task
 from cima_runc.agent.process import PROC, ContainerProcess, examine, has_ended
@@ -33,12 +34,10 @@ class RootlessError(CimaError):
 
 
 class Looks:
-    """Looks at users' containers, a few of each user at a time, each for at most ``seconds``."""
+    """Looks at users' containers, a few of each user at a time, each for a limited time."""
 
-    def __init__(self, mode: Mode, seconds: float) -> None:
-        # Layers' manifests are kept for root's containers only: a user must not fill the store.
-        self._mode: Mode = "layers-digest-only" if mode == "full" else mode
-        self._seconds = seconds
+    def __init__(self, settings: CurrentSettings) -> None:
+        self._settings = settings
         self._engines = EngineFinder()
         self._places: dict[int, asyncio.Semaphore] = {}
 
@@ -50,7 +49,7 @@ class Looks:
         """
         state = parse_hook_state(hook_state)
         place = self._places.setdefault(uid, asyncio.Semaphore(limits.USER_LOOKS))
-        deadline = asyncio.get_running_loop().time() + self._seconds
+        deadline = asyncio.get_running_loop().time() + look_seconds(self._settings.value)
         try:
             async with asyncio.timeout_at(deadline):
                 await place.acquire()
@@ -71,7 +70,7 @@ class Looks:
                     pid=state.pid,
                     uid=uid,
                     bundle=state.bundle,
-                    mode=self._mode,
+                    mode=_mode(self._settings.value.rootfs.mode),
                     seconds=deadline - loop.time(),
                 )
                 async with asyncio.timeout_at(deadline + limits.USER_LOOK_GRACE):
@@ -93,6 +92,11 @@ class Looks:
         state = state.model_copy(update={"id": qualified(state.id, uid)})
         look = Look(error=_NO_DEPENDENCIES)
         return Candidate(state, config, process, answer.rootfs, look, engine, uid)
+
+
+def _mode(mode: Mode) -> Mode:
+    """Layers' manifests are kept for root's containers only: a user must not fill the store."""
+    return "layers-digest-only" if mode == "full" else mode
 
 
 def _open_namespaces(pid: int, uid: int, held: ExitStack) -> tuple[int, int, int]:

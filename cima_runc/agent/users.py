@@ -8,19 +8,19 @@ import asyncio
 import grp
 import json
 import logging
-import os
 import socket
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from cima_runc.agent.request import peer_uid, read_request, refusal
+from cima_runc.agent.current import CurrentSettings
+from cima_runc.agent.private_socket import bind_private
+from cima_runc.agent.request import Body, peer_uid, read_request, refusal, send_answer
 from cima_runc.agent.rooms import Rooms, Submit
 from cima_runc.agent.rootless import Looks
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
-from cima_runc.config import Settings
-from cima_runc.runtime.agent_socket import HEADER, USERS_SUFFIX, frame
+from cima_runc.runtime.agent_socket import HEADER, USERS_SUFFIX
 from cima_runc.runtime.shim_settings import SettingsError
 
 _log = logging.getLogger("cima-agent")
@@ -29,88 +29,106 @@ _log = logging.getLogger("cima-agent")
 class UserServer:
     """Answers users."""
 
-    def __init__(self, settings: Settings, look_seconds: float, submit: Submit) -> None:
-        """``look_seconds``: how long a container may be looked at before it is registered.
-
-        ``submit`` has work done by the agent's one writer.
-        """
-        self._group = settings.users.group
-        self._path = Path(settings.shim.socket + USERS_SUFFIX)
+    def __init__(self, settings: CurrentSettings, submit: Submit) -> None:
+        """``submit`` has work done by the agent's one writer."""
+        self._path = Path(settings.value.shim.socket + USERS_SUFFIX)
         self._submit = submit
-        self._looks = Looks(settings.rootfs.mode, look_seconds)
+        self._looks = Looks(settings)
         self._connected: Counter[int] = Counter()
+        self._answers: dict[int, asyncio.Semaphore] = {}
         self._server: asyncio.Server | None = None
+        self._group: str | None = None
+        self._path.unlink(missing_ok=True)
 
-    async def start(self) -> None:
-        """Listen, if the settings name a group.
+    async def serve(self, group: str | None) -> None:
+        """Listen for this group from now on, instead of another one; None: for nobody.
 
         Raises:
-            SettingsError: there is no such group.
-            OSError: the socket cannot be made.
+            SettingsError: there is no such group; all is as before.
+            OSError: the socket cannot be made; all is as before.
         """
-        self._path.unlink(missing_ok=True)
-        if self._group is None:
+        if group == self._group:
             return
-        self._server = await asyncio.start_unix_server(
-            self._serve,
-            sock=_listen(self._path, _number_of(self._group)),
-            limit=HEADER,
-            backlog=limits.WAITING_REQUESTS,
+        if group is None:
+            self.stop()
+            return
+        number = _number_of(group)
+        channel = bind_private(self._path, socket.SOCK_STREAM, mode=0o660, group=number)
+        if self._server is not None:
+            self._server.close()
+        self._server = await asyncio.start_server(
+            self._serve, sock=channel, limit=HEADER, backlog=limits.WAITING_REQUESTS
         )
-        _log.info("ready for the group %s on %s", self._group, self._path)
+        self._group = group
+        _log.info("ready for the group %s on %s", group, self._path)
 
     def stop(self) -> None:
         """Listen no more."""
         if self._server is not None:
             self._server.close()
+            self._server = None
+            self._group = None
             self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         uid = peer_uid(writer.get_extra_info("socket"))
         self._connected[uid] += 1
         try:
-            word, body = await self._answer(reader, uid)
-            writer.write(frame(word, body))
-            await writer.drain()
+            await self._answer(reader, writer, uid)
         except (OSError, asyncio.IncompleteReadError) as error:
             _log.debug("user %d went away: %s", uid, error)
         finally:
             self._connected[uid] -= 1
             if not self._connected[uid]:
                 del self._connected[uid]
+                self._answers.pop(uid, None)
             writer.close()
 
-    async def _answer(self, reader: asyncio.StreamReader, uid: int) -> tuple[str, bytes]:
+    async def _answer(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, uid: int
+    ) -> None:
         what = f"request of user {uid}"
         try:
             if self._connected[uid] > limits.USER_REQUESTS:
                 raise CimaError(f"user {uid} has {limits.USER_REQUESTS} requests under way")
-            verb, body = await read_request(reader)
+            if self._connected.total() > limits.USERS_REQUESTS:
+                raise CimaError(f"users have {limits.USERS_REQUESTS} requests under way")
+            verb, body = await read_request(reader, limit=limits.HOOK_STATE)
             what = f"{verb} of user {uid}"
-            return "ok", await self._do(verb, body, uid)
+            if verb not in _QUESTIONS:
+                await self._do(verb, body, uid)
+                await send_answer(writer, "ok", b"")
+                return
+            turn = self._answers.setdefault(uid, asyncio.Semaphore(limits.USER_ANSWERS))
+            async with turn:
+                await self._submit(lambda rooms: rooms.commit(bind=False))
+                answer = await self._submit(lambda rooms: _QUESTIONS[verb](rooms, body, uid))
+                await send_answer(writer, "ok", answer)
         except (CimaError, OSError, asyncio.LimitOverrunError) as error:
-            return refusal(what, error)
+            await send_answer(writer, *refusal(what, error))
 
-    async def _do(self, verb: str, body: bytes, uid: int) -> bytes:
-        if verb == "prestart":
-            candidate = await self._looks.look_at(body, uid)
-            await self._submit(lambda rooms: rooms.registration.register(candidate))
-            return b""
-        done: dict[str, Callable[[Rooms], None]] = {
-            "poststart": lambda rooms: rooms.lifecycle.poststart(body, uid),
-            "poststop": lambda rooms: rooms.lifecycle.poststop(body, uid),
-        }
-        if verb in done:
-            await self._submit(done[verb])
-            return b""
-        asked: dict[str, Callable[[Rooms], bytes]] = {
-            "ps": lambda rooms: json.dumps(rooms.questions.ps(uid)).encode("ascii"),
-            "log": lambda rooms: rooms.questions.log(body, uid),
-        }
-        if verb not in asked:
-            raise CimaError(f"no such request of a user's: {verb}")
-        await self._submit(lambda rooms: rooms.commit(bind=False))
-        return await self._submit(asked[verb])
+    async def _do(self, verb: str, body: bytes, uid: int) -> None:
+        match verb:
+            case "prestart":
+                candidate = await self._looks.look_at(body, uid)
+                await self._submit(lambda rooms: rooms.registration.register(candidate))
+            case "poststart":
+                await self._submit(lambda rooms: rooms.lifecycle.poststart(body, uid))
+            case "poststop":
+                await self._submit(lambda rooms: rooms.lifecycle.poststop(body, uid))
+            case _:
+                raise CimaError(f"no such request of a user's: {verb}")
+
+
+def _ps(rooms: Rooms, _: bytes, uid: int) -> Body:
+    return json.dumps(rooms.questions.ps(uid)).encode("ascii")
+
+
+def _log_of(rooms: Rooms, body: bytes, uid: int) -> Body:
+    return rooms.questions.log(body, uid)
+
+
+_QUESTIONS: dict[str, Callable[[Rooms, bytes, int], Body]] = {"ps": _ps, "log": _log_of}
 
 
 def _number_of(group: str) -> int:
@@ -118,15 +136,3 @@ def _number_of(group: str) -> int:
         return grp.getgrnam(group).gr_gid
     except KeyError as error:
         raise SettingsError(f"users.group = {group!r} is not allowed: no such group") from error
-
-
-def _listen(path: Path, group: int) -> socket.socket:
-    channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        channel.bind(str(path))
-    finally:
-        os.umask(before)
-    os.chown(path, 0, group)
-    path.chmod(0o660)
-    return channel

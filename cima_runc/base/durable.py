@@ -37,7 +37,7 @@ class AppendFile:
             found = os.fstat(self._handle)
             if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
                 raise OSError(errno.EMLINK, "it is no regular file with one name", str(path))
-            self._size = _end_of_last_line(self._handle, found.st_size)
+            self._size = end_of_last_line(self._handle, found.st_size)
             if self._size < found.st_size:
                 self._trim()
                 os.fsync(self._handle)
@@ -108,7 +108,8 @@ class AppendFile:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
 
 
-def _end_of_last_line(handle: int, size: int) -> int:
+def end_of_last_line(handle: int, size: int) -> int:
+    """Return how many of the first ``size`` bytes of an open file are whole lines."""
     while size > 0:
         start = max(0, size - _TAIL)
         newline = os.pread(handle, size - start, start).rfind(b"\n")

@@ -77,6 +77,13 @@ USER_LOOK_GRACE = 3
 USER_REQUESTS = 64
 """Connections of one user to the agent's socket for users; more are refused."""
 
+USERS_REQUESTS = 512
+"""Connections of all users to that socket; more are refused."""
+
+USER_ANSWERS = 4
+"""Questions of one user that are answered at a time, from being asked until the answer is read;
+more wait their turn. An answer of ``ps`` is below 2 MiB, that of ``log`` is read as it is sent."""
+
 USER_CONTAINERS = 4096
 """Containers of one user that the agent knows, ended ones within their retention time counted."""
 

@@ -21,6 +21,7 @@ _COMMANDS = {
     "log": ("log", "log"),
     "show": ("show", "show"),
     "status": ("containers", "status"),
+    "reload": ("reload", "reload"),
     "doctor": ("doctor", "doctor"),
     "configure": ("configure", "configure"),
     "enroll": ("attest", "enroll_app"),
@@ -34,7 +35,7 @@ _COMMANDS = {
     "version": ("main", "version"),
 }
 """Each command's module below :mod:`cima_runc.cli`, and what there is the command."""
-_OF_A_HOST = frozenset({"doctor", "configure"})
+_OF_A_HOST = frozenset({"doctor", "configure", "reload"})
 """Commands that need what a verifier's installation leaves out."""
 _INTERRUPTED = 130
 _COMPLETE = "_CIMA_COMPLETE"

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cima_runc.base import limits
 from cima_runc.base.bounded import read_bounded
-from cima_runc.base.durable import AppendFile, replace_file, sync_directory
+from cima_runc.base.durable import AppendFile, end_of_last_line, replace_file, sync_directory
 from cima_runc.base.errors import CimaError
 from cima_runc.base.jsonio import JsonError
 from cima_runc.ml.records import Record, parse_line
@@ -235,6 +235,20 @@ class Store:
             for line in file:
                 if line.endswith(b"\n"):
                     yield line[:-1]
+
+    def open_lines(self, registration: int) -> tuple[int, int]:
+        """Open a partition's file: a descriptor, and the bytes of its whole lines.
+
+        Raises:
+            OSError: there is none, or it cannot be read.
+        """
+        path = self._directory(registration) / "records.jsonl"
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            return handle, end_of_last_line(handle, os.fstat(handle).st_size)
+        except BaseException:
+            os.close(handle)
+            raise
 
     def records(self, registration: int) -> Iterator[Record]:
         """Yield a partition's records.

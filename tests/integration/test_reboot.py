@@ -38,7 +38,7 @@ def test_a_new_boot_begins_anew_and_earlier_partitions_stay(tmp_path: Path) -> N
         assert agent.writer.journal_state.seq == 1
         assert agent.writer.journal_state.value == agent.tpm.read_pcrs([12])[12]
 
-        lines = agent.rooms.questions.log(b'{"id":"before"}').splitlines()
+        lines = b"".join(agent.rooms.questions.log(b'{"id":"before"}').chunks()).splitlines()
         evidence = json.loads(raw)
         measured = [(one["content"], one["digests"]) for one in map(json.loads, lines)]
         shown = [(one["content"], one["digests"]) for one in evidence["owner"]["records"]]
@@ -48,7 +48,7 @@ def test_a_new_boot_begins_anew_and_earlier_partitions_stay(tmp_path: Path) -> N
             value = register.extend(value, parse_line(line).digest)
         assert value.hex() == evidence["owner"]["cpcr"]
         assert verify(raw, wanted, appraisal=GOOD).result.verdict == Verdict.TRUSTED
-        assert agent.rooms.questions.log(b'{"id":"cut-off"}')
+        assert agent.rooms.questions.log(b'{"id":"cut-off"}').length
         agent.rooms.retention.apply()
         assert {number, living, again} <= set(agent.store.registrations())
         agent.tpm.close()

@@ -16,8 +16,11 @@ from typing import Any
 import pytest
 from native_host import SOCKET, Host, ask, make_bundle
 
+from cima_runc.agent.current import CurrentSettings
+from cima_runc.agent.request import STALLED_SECONDS
 from cima_runc.agent.rootless import Looks, RootlessError
 from cima_runc.base import limits
+from cima_runc.config import parse_settings
 from cima_runc.runtime.agent_socket import USERS_SUFFIX
 
 ALICE, MALLORY = 12345, 23456
@@ -279,7 +282,8 @@ def test_looking_has_an_end(alice: User) -> None:
             state = {"id": "late", "pid": pid, "bundle": str(alice.host.directory / "late")}
             started = time.monotonic()
             with pytest.raises(RootlessError, match="takes too long"):
-                await Looks("full", 2).look_at(json.dumps(state).encode(), ALICE)
+                seven = CurrentSettings(parse_settings({"hook_timeout_seconds": 7}))
+                await Looks(seven).look_at(json.dumps(state).encode(), ALICE)
             assert time.monotonic() - started < 20
         # With the file system the helper ends.
         await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()}, timeout=60)
@@ -292,6 +296,58 @@ def test_connections_are_counted_by_user(alice: User, mallory: User) -> None:
     done = alice.run(*python, str(limits.USER_REQUESTS + 1))
     assert f"user {ALICE} has {limits.USER_REQUESTS} requests under way" in done.stdout
     assert mallory.run(*python, "1").stdout.startswith("ok ")
+
+
+_NEVER_READS = """
+import socket, sys, time
+channels = []
+for _ in range(int(sys.argv[2])):
+    channels.append(socket.socket(socket.AF_UNIX))
+    channels[-1].connect(sys.argv[1])
+    channels[-1].sendall(b'log 12\\n{"id":"big"}')
+print("asked", flush=True)
+time.sleep(600)
+"""
+
+
+def test_who_never_reads_holds_no_memory_and_is_cut_off(alice: User, mallory: User) -> None:
+    bundle = alice.bundle("big", "/bin/true")
+    config = json.loads((bundle / "config.json").read_text())
+    (bundle / "config.json").write_text(json.dumps({**config, "x": "x" * 6_000_000}))
+    with alice.lives(*SLEEP) as pid:
+        state = {"id": "big", "pid": pid, "bundle": str(bundle)}
+        assert alice.tell("prestart", state).returncode == 0
+    assert alice.tell("poststop", state).returncode == 0
+    python = f"{alice.host.prefix}/bin/python3"
+    own = [python, "-I", "-m", "cima_runc.cli.main"]
+    assert len(alice.run(*own, "log", "big", "--json").stdout) > 6_000_000
+    before, handles = memory(alice.host), open_handles(alice.host)
+    command = [python, "-I", "-c", _NEVER_READS, f"{SOCKET}{USERS_SUFFIX}", "60"]
+    become = ["setpriv", f"--reuid={ALICE}", f"--regid={GROUP}", "--clear-groups"]
+    with subprocess.Popen([*become, *command], stdout=subprocess.PIPE) as idle:
+        try:
+            assert idle.stdout is not None and idle.stdout.readline() == b"asked\n"
+            time.sleep(2)
+            others = json.loads(mallory.run(*own, "ps", "--json").stdout)
+            assert {row["uid"] for row in others} <= {MALLORY}
+            assert memory(alice.host) - before < 32 * limits.MIB
+            assert open_handles(alice.host) - handles <= 60 + 2 * limits.USER_ANSWERS
+        finally:
+            idle.kill()
+    deadline = time.monotonic() + 2 * STALLED_SECONDS
+    while open_handles(alice.host) > handles and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert open_handles(alice.host) <= handles
+
+
+def memory(host: Host) -> int:
+    """Bytes of the agent's memory."""
+    status = Path(f"/proc/{host.agent.pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+
+
+def open_handles(host: Host) -> int:
+    return len(os.listdir(f"/proc/{host.agent.pid}/fd"))
 
 
 def test_other_requests_are_not_answered(alice: User) -> None:

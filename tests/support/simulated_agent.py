@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cima_runc.agent.candidate import Candidate
+from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.dependencies import Look
 from cima_runc.agent.process import ContainerProcess, ProcessError
 from cima_runc.agent.rooms import open_rooms
@@ -217,7 +218,7 @@ class SimulatedAgent:
         self.store.lock()
         self.store.prepare()
         self.rooms, _ = open_rooms(
-            settings=settings,
+            current=CurrentSettings(settings),
             boot_id=self.boot_id,
             hooks_dir="/hooks",
             store=self.store,

@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cima_runc.agent.candidate import Candidate
+from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.dependencies import Look
 from cima_runc.agent.index import Container
 from cima_runc.agent.process import ContainerProcess, ProcessError
@@ -20,7 +21,7 @@ from cima_runc.agent.rooms import open_rooms
 from cima_runc.agent.sources import Sources
 from cima_runc.base import clock
 from cima_runc.base.errors import CimaError
-from cima_runc.config import StorageSettings, parse_settings
+from cima_runc.config import Settings, StorageSettings, parse_settings
 from cima_runc.ml.records import parse_line, replay
 from cima_runc.ml.store import Store
 from cima_runc.runtime.hook_state import HookState
@@ -89,7 +90,7 @@ class ContainersInStep(RuleBasedStateMachine):
         self.store.append = checked(append)  # type: ignore[method-assign]
         self.store.write_note = checked(write_note)  # type: ignore[method-assign]
         self.rooms, _ = open_rooms(
-            settings=parse_settings({"state_dir": str(self.root)}),
+            current=CurrentSettings(parse_settings({"state_dir": str(self.root)})),
             boot_id="boot",
             hooks_dir="/hooks",
             store=self.store,
@@ -194,7 +195,8 @@ class ContainersInStep(RuleBasedStateMachine):
     def remove(self) -> None:
         """The quota is none at all: all that has ended goes."""
         nothing = StorageSettings.model_construct(quota_mib=0, keep_days=0)
-        self.attempt(Retention(nothing, "boot", self.writer, self.store).apply)
+        current = CurrentSettings(Settings.model_construct(storage=nothing))
+        self.attempt(Retention(current, "boot", self.writer, self.store).apply)
 
     @precondition(lambda self: not self.full)
     @rule()

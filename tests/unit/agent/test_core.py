@@ -101,7 +101,7 @@ def test_what_was_denied_has_not_run() -> None:
     [({"records": 100}, b"/bin/%d"), ({"bytes": 1 << 20}, b"/" + b"d" * 4000 + b"%d")],
 )
 def test_one_container_has_no_more_than_its_share(limit: dict[str, int], path: bytes) -> None:
-    core = Core(Tree(), limits=LimitSettings(**limit))
+    core = Core(Tree(), limits=lambda: LimitSettings(**limit))
     registered(core, 1)
     registered(core, 2)
     files = [replace(EVENT, path=path % number) for number in range(200)]

@@ -2,12 +2,13 @@ import json
 from pathlib import Path
 
 from cima_runc.agent.core import Core
+from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.index import Container
 from cima_runc.agent.ledger import Ledger
 from cima_runc.agent.retention import Retention, Stored, to_remove
 from cima_runc.agent.writer import Writer
 from cima_runc.base import clock
-from cima_runc.config import StorageSettings
+from cima_runc.config import Settings, StorageSettings
 from cima_runc.cpcr.journal import Journal
 from cima_runc.cpcr.tree import Tree
 from cima_runc.ml.partition import Partition
@@ -93,7 +94,12 @@ class Host:
             self.writer.restore(Container(note, bytes(32), partition))
 
     def apply(self, **settings: int) -> Retention:
-        made = Retention(StorageSettings(**settings), "this", self.writer, self.store)
+        made = Retention(
+            CurrentSettings(Settings(storage=StorageSettings(**settings))),
+            "this",
+            self.writer,
+            self.store,
+        )
         made.apply()
         return made
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.users import UserServer
 from cima_runc.config import parse_settings
 from cima_runc.runtime.shim_settings import SettingsError
@@ -13,8 +14,8 @@ def start_and_stop(tmp_path: Path, **users: str) -> list[tuple[str, int]]:
 
     async def run() -> list[tuple[str, int]]:
         settings = parse_settings({"socket": f"{tmp_path}/agent.sock", "users": users})
-        server = UserServer(settings, 1, None)  # type: ignore[arg-type]
-        await server.start()
+        server = UserServer(CurrentSettings(settings), None)  # type: ignore[arg-type]
+        await server.serve(settings.users.group)
         found = [(path.name, path.stat().st_mode & 0o777) for path in tmp_path.iterdir()]
         server.stop()
         return found
