@@ -170,6 +170,9 @@ class AttestationSettings(_Section):
     """The PCRs of firmware, loader and kernel that are quoted beside the binding PCR."""
     event_log: str = "/sys/kernel/security/tpm0/binary_bios_measurements"
     """The firmware's event log."""
+    owner_variable: bool = False
+    """Whether the variable ``CIMA_OWNER`` names a container's owner, too, where no annotation does.
+    An image can set one: then who makes images says who may read evidence."""
     owners_dir: str = "/etc/cima/owners"
     """Directory of files that a container may name as its owner, a public key a line."""
     retention_seconds: Annotated[int, Field(ge=0, le=366 * 86_400)] = 86_400

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from cima_runc.config import Settings, parse_settings
 
 TAKEN_UP = (
+    "attestation.owner_variable",
     "attestation.owners_dir",
     "attestation.retention_seconds",
     "binding.group_ms",

@@ -17,7 +17,13 @@ from cima_runc.agent.writer import Writer
 from cima_runc.base import clock, limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
-from cima_runc.evidence.owner import owner_keys
+from cima_runc.evidence.owner import (
+    ANNOTATION,
+    VARIABLE,
+    annotated_owner,
+    owner_keys,
+    variable_owner,
+)
 from cima_runc.measure.oci_config import measured_config
 from cima_runc.ml import contents
 from cima_runc.ml.store import ContainerNote
@@ -125,7 +131,7 @@ class Registration:
     def _begin(self, candidate: Candidate, undo: ExitStack) -> ContainerNote:
         """Begin the container's partition and watch it; ``undo`` then records its end."""
         state, process = candidate.state, candidate.process
-        owners = owner_keys(candidate.config, Path(self._settings.value.attestation.owners_dir))
+        owners = self._owners_of(candidate)
         allowlist = self._enforcement.allowlist(candidate.rootfs) if self._enforcement else None
         dependencies, reason = self._dependencies_of(candidate.look)
         missing = self._writer.missing
@@ -169,6 +175,17 @@ class Registration:
         undo.callback(self._writer.end, number, "refused")
         undo.callback(self._events.unwatch, number)
         return note
+
+    def _owners_of(self, candidate: Candidate) -> tuple[str, ...]:
+        settings = self._settings.value.attestation
+        config = candidate.config
+        if not settings.owner_variable and variable_owner(config) and not annotated_owner(config):
+            _log.warning(
+                "container %s: %s is not heeded, since an image may have set it: "
+                "use the annotation %s, or attestation.owner_variable = true",
+                *(candidate.state.id, VARIABLE, ANNOTATION),
+            )
+        return owner_keys(config, Path(settings.owners_dir), variable=settings.owner_variable)
 
     def _dependencies_of(self, look: Look) -> tuple[int | None, str]:
         """Return the registration of the partition of dependencies, or why there is none."""

@@ -85,14 +85,19 @@ def parse_private(pem: bytes) -> X25519PrivateKey:
     return key
 
 
-def named_owner(config: dict[str, Any]) -> str | None:
-    """Return what an OCI configuration names as its owner; the annotation goes first.
+def annotated_owner(config: dict[str, Any]) -> str | None:
+    """Return what an OCI configuration's annotation names as its owner.
 
-    An image can set environment variables, only who starts the container sets annotations.
+    Only who starts a container sets annotations.
     """
     annotations = config.get("annotations")
     if isinstance(annotations, dict) and isinstance(annotations.get(ANNOTATION), str):
         return str(annotations[ANNOTATION])
+    return None
+
+
+def variable_owner(config: dict[str, Any]) -> str | None:
+    """Return what an OCI configuration's variable names as its owner; an image can set it, too."""
     process = config.get("process")
     env = process.get("env") if isinstance(process, dict) else None
     values = [
@@ -103,15 +108,20 @@ def named_owner(config: dict[str, Any]) -> str | None:
     return values[-1] if values else None
 
 
-def owner_keys(config: dict[str, Any], directory: Path) -> tuple[str, ...]:
+def owner_keys(
+    config: dict[str, Any], directory: Path, *, variable: bool = False
+) -> tuple[str, ...]:
     """Return the public keys (as text) of the owner that the configuration names, () without one.
 
-    Files are looked for in ``directory`` and nowhere else.
+    The annotation does, or else, where ``variable`` allows it, the environment variable. Files are
+    looked for in ``directory`` and nowhere else.
 
     Raises:
         OwnerError: a key or a file cannot be used: such a container must not start unprotected.
     """
-    named = named_owner(config)
+    named = annotated_owner(config)
+    if named is None and variable:
+        named = variable_owner(config)
     if named is None:
         return ()
     lines = [named] if named.startswith(_PREFIX) else _read_file(named, directory)

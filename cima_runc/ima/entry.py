@@ -97,8 +97,9 @@ class Entry:
 def parse_ascii(line: bytes) -> Entry | None:
     """Read one line of ``ascii_runtime_measurements``, without its newline.
 
-    Returns None where the line alone does not say what was hashed: the name holds a newline, or
-    the template is one whose ascii form is not unique. The binary record then does.
+    Returns None where the line alone does not say what was hashed: the name holds a newline, or may
+    hold one (a violation), or the template is one whose ascii form is not unique. The binary record
+    then does.
     """
     parts = line.lstrip(b" ").split(b" ")
     if len(parts) < 3:
@@ -114,7 +115,8 @@ def parse_ascii(line: bytes) -> Entry | None:
         )
     except ValueError:
         return None
-    return entry if entry.checked else None
+    # Of a violation there is no hash by which a line that was cut within its name would show.
+    return entry if entry.checked and not entry.violation else None
 
 
 def _unshown(kind: str | None, text: bytes) -> bytes:

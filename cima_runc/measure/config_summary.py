@@ -92,7 +92,13 @@ class Mount(_Model):
     @property
     def read_only(self) -> bool:
         """Whether the container cannot write there."""
-        return "ro" in self.options
+        # runc gives recursive attributes after it has mounted: the last of them decides, and
+        # without one the last plain flag (libcontainer/specconv, parseMountOptions).
+        for writable, readable in (("rrw", "rro"), ("rw", "ro")):
+            said = [option for option in self.options if option in (writable, readable)]
+            if said:
+                return said[-1] == readable
+        return False
 
 
 class Device(_Model):

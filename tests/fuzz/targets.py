@@ -94,7 +94,8 @@ def oci(data: bytes) -> None:
     config = jsonio.load_object(data, what="config.json", limit=limits.CONFIG_JSON)
     before = json.dumps(config)
     with suppress(CimaError):
-        owner.named_owner(config)
+        owner.annotated_owner(config)
+        owner.variable_owner(config)
     config_summary.summarize(config)
     measured = oci_config.measured_config(config, secret=bytes(32), hooks_dir="/hooks")
     records.digest_of(records.CIMA, {"type": "config", "config": measured})

@@ -27,6 +27,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 PORT = 18443
 SETTINGS = """
 [attestation]
+owner_variable = true
 ak_certificate = "{directory}/ak.crt"
 [attestation.https]
 enabled = true

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from cima_runc.evidence.owner import (
     OwnerError,
     generate,
-    named_owner,
     owner_keys,
     parse_private,
     parse_public,
     public_text,
+    variable_owner,
 )
 
 _, KEY = generate()
@@ -41,8 +41,17 @@ def test_no_owner(tmp_path: Path) -> None:
 
 def test_annotation_goes_before_the_image(tmp_path: Path) -> None:
     both = config(TEXT, ["CIMA_OWNER=" + public_text(OTHER)])
+    assert owner_keys(both, tmp_path, variable=True) == (TEXT,)
     assert owner_keys(both, tmp_path) == (TEXT,)
-    assert named_owner(config(env=["CIMA_OWNER=a", "CIMA_OWNER=b=c"])) == "b=c"
+    assert variable_owner(config(env=["CIMA_OWNER=a", "CIMA_OWNER=b=c"])) == "b=c"
+
+
+def test_an_image_names_no_owner_unless_the_host_lets_it(tmp_path: Path) -> None:
+    of_image = config(env=["CIMA_OWNER=" + TEXT])
+    assert owner_keys(of_image, tmp_path) == ()
+    assert owner_keys(of_image, tmp_path, variable=True) == (TEXT,)
+    nonsense = config(env=["CIMA_OWNER=../nobody"])
+    assert owner_keys(nonsense, tmp_path) == ()
 
 
 def test_file_of_several(tmp_path: Path) -> None:

@@ -1,10 +1,15 @@
 import hashlib
+import struct
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from cima_runc.ima.entry import Entry, parse_binary
 from cima_runc.ima.kernel_log import KernelLog, KernelLogError
+from cima_runc.ima.template import pack_fields
 from tests.unit.ima.recorded import RECORDED, RecordedLog
 
 every_kernel = pytest.mark.parametrize("log", RECORDED, ids=lambda log: log.kernel)
@@ -112,3 +117,41 @@ def test_a_log_without_its_beginning_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(log.binary)
     with pytest.raises(KernelLogError, match="boot_aggregate"):
         KernelLog(tmp_path / "ascii", tmp_path / "binary").read_new()
+
+
+names = st.binary(min_size=1, max_size=40).map(
+    lambda raw: raw.replace(b"\0", b"").replace(b" ", b"_") or b"x"
+)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([b"ima-ng", b"ima-sig", b"ima-ngv2"]), names, st.booleans()),
+        max_size=8,
+    )
+)
+@example([(b"ima-ng", b"/a\n/b", True), (b"ima-ng", b"/c", False)])
+@example([(b"ima-ng", b"/a\n10 " + b"0" * 40 + b" ima-ng sha256:" + b"0" * 64 + b" /b", True)])
+def test_whatever_a_file_is_called_an_entry_is_read_once(
+    files: list[tuple[bytes, bytes, bool]],
+) -> None:
+    ascii_log, binary_log, expected = b"", b"", []
+    for template, name, violation in [(b"ima-ng", b"boot_aggregate", False), *files]:
+        value = bytes(32) if violation else hashlib.sha256(name).digest()
+        fields = [b"sha256:\0" + value, name + b"\0"]
+        fields += [b""] if template == b"ima-sig" else []
+        data = pack_fields(fields)
+        digest = bytes(20) if violation else hashlib.sha1(data).digest()
+        shown = b"sha256:%s %s" % (value.hex().encode(), name)
+        shown += b" " if template == b"ima-sig" else b""
+        ascii_log += b"10 %s %s %s\n" % (digest.hex().encode(), template, shown)
+        binary_log += struct.pack("<I20sI", 10, digest, len(template)) + template
+        binary_log += struct.pack("<I", len(data)) + data
+        expected.append((violation, name))
+    with tempfile.TemporaryDirectory() as directory:
+        for file, raw in (("ascii", ascii_log), ("binary", binary_log)):
+            (Path(directory) / file).write_bytes(raw)
+        log = KernelLog(Path(directory) / "ascii", Path(directory) / "binary")
+        found = [(entry.violation, (entry.file or (b"", b""))[1]) for entry in log.read_new()]
+        log.close()
+    assert found == expected

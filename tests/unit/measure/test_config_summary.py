@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cima_runc.measure.config_summary import ALL_CAPABILITIES, ConfigSummary, summarize
+from cima_runc.measure.config_summary import ALL_CAPABILITIES, ConfigSummary, Mount, summarize
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
@@ -194,3 +194,23 @@ def test_what_runc_proposes(tmp_path: Path) -> None:
     assert set(found.host_namespaces) <= {"user", "cgroup"}
     assert not any(mount.from_host for mount in found.mounts)
     assert found.masked_paths and found.read_only_paths
+
+
+@pytest.mark.parametrize(
+    ("options", "read_only"),
+    [
+        ([], False),
+        (["rbind", "ro"], True),
+        (["rbind", "rro"], True),
+        (["ro", "rw"], False),
+        (["rw", "ro"], True),
+        (["rro", "rw"], True),
+        (["ro", "rrw"], False),
+        (["rrw", "rro"], True),
+        (["ronly"], False),
+    ],
+)
+def test_the_last_word_says_whether_a_mount_is_writable(
+    options: list[str], read_only: bool
+) -> None:
+    assert Mount(destination="/x", options=tuple(options)).read_only is read_only
