@@ -12,8 +12,8 @@ import ssl
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine
-from ipaddress import IPv6Address, ip_address
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import uvicorn
@@ -23,6 +23,7 @@ from fastapi.responses import JSONResponse
 
 from cima_runc import __version__
 from cima_runc.agent.attester import NotForYouError
+from cima_runc.agent.door import Door, network
 from cima_runc.agent.enrolment_window import EnrolmentClosedError
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
@@ -34,7 +35,10 @@ _log = logging.getLogger(__name__)
 
 _BODY_SECONDS = 10.0
 _KEEP_ALIVE_SECONDS = 5
-_CONNECTIONS = 256
+_SILENT_SECONDS = 10.0
+"""How long a connection may have no whole request: its TLS handshake and headers take no longer."""
+_ANSWER_SECONDS = 300.0
+"""How long a request may take until its answer is read."""
 _ADDRESSES = 10_000
 
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
@@ -55,7 +59,7 @@ class RateLimit:
 
     def allows(self, address: str, now: float) -> bool:
         """Whether one more request may be made at ``now`` (seconds of a monotonic clock)."""
-        key = _network(address)
+        key = network(address)
         tokens, before = self._buckets.pop(key, (float(self._per_minute), now))
         tokens = min(self._per_minute, tokens + (now - before) * self._per_minute / 60)
         allowed = tokens >= 1
@@ -65,28 +69,43 @@ class RateLimit:
         return allowed
 
 
-def _network(address: str) -> str:
-    """Return what counts as one address: a host has a whole /64 of IPv6."""
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return address
-    if isinstance(parsed, IPv6Address):
-        return parsed.exploded[:19] if parsed.ipv4_mapped is None else str(parsed.ipv4_mapped)
-    return address
-
-
 class _Guard:
     """Refuses too many, too large and too slow requests before anything else sees them."""
 
-    def __init__(self, app: Asgi, rate: RateLimit) -> None:
+    def __init__(self, app: Asgi, rate: RateLimit, door: Door | None) -> None:
         self._app = app
         self._rate = rate
+        self._door = door
+        self._answers: dict[str, tuple[asyncio.Semaphore, int]] = {}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
-        client = scope.get("client") or ("unknown", 0)
+        client = tuple(scope.get("client") or ("unknown", 0))
+        if self._door is not None:
+            self._door.begins(client, _ANSWER_SECONDS)
+        try:
+            await self._request(client, scope, receive, send)
+        finally:
+            if self._door is not None:
+                self._door.ends(client)
+
+    @asynccontextmanager
+    async def _turn(self, address: str) -> AsyncIterator[None]:
+        """Wait for one of the turns of this address."""
+        where = network(address)
+        turn, waiting = self._answers.get(where, (None, 0))
+        turn = turn or asyncio.Semaphore(limits.HTTPS_ANSWERS_EACH)
+        self._answers[where] = (turn, waiting + 1)
+        try:
+            async with turn:
+                yield
+        finally:
+            turn, waiting = self._answers.pop(where)
+            if waiting > 1:
+                self._answers[where] = (turn, waiting - 1)
+
+    async def _request(self, client: Any, scope: Any, receive: Any, send: Any) -> None:
         if not self._rate.allows(client[0], time.monotonic()):
             await _refuse(429, "too many requests", scope, receive, send)
             return
@@ -112,7 +131,8 @@ class _Guard:
         async def replay() -> Any:
             return whole.pop() if whole else await receive()
 
-        await self._app(scope, replay, send)
+        async with self._turn(client[0]):
+            await self._app(scope, replay, send)
 
 
 async def _refuse(status: int, reason: str, scope: Any, receive: Any, send: Any) -> None:
@@ -120,7 +140,7 @@ async def _refuse(status: int, reason: str, scope: Any, receive: Any, send: Any)
     await JSONResponse({"error": reason}, status, headers)(scope, receive, send)
 
 
-def application(ask: Ask, per_minute: int) -> Asgi:
+def application(ask: Ask, per_minute: int, door: Door | None = None) -> Asgi:
     """Return the endpoint as an ASGI application, with its OpenAPI description at /v1/openapi.json.
 
     Refusals are JSON objects with the fields ``error`` and ``hint``.
@@ -159,7 +179,7 @@ def application(ask: Ask, per_minute: int) -> Asgi:
         """Have the TPM open a credential, while the host is open for enrolment."""
         return _json(await ask("activate", challenge.model_dump_json().encode("utf-8")))
 
-    return _Guard(api, RateLimit(per_minute))
+    return _Guard(api, RateLimit(per_minute), door)
 
 
 def _json(body: bytes) -> Response:
@@ -181,8 +201,17 @@ class HttpsEndpoint:
             future = asyncio.run_coroutine_threadsafe(ask(verb, body), agent_loop)
             return await asyncio.wrap_future(future)
 
+        door = Door(
+            limits.HTTPS_CONNECTIONS,
+            limits.HTTPS_CONNECTIONS_EACH,
+            silent_seconds=_SILENT_SECONDS,
+        )
+
+        async def sweep() -> None:
+            door.sweep()
+
         config = uvicorn.Config(
-            application(across, settings.requests_per_minute),
+            application(across, settings.requests_per_minute, door),
             ssl_certfile=settings.certificate,
             ssl_keyfile=settings.key,
             ssl_ca_certs=settings.client_ca,
@@ -192,13 +221,15 @@ class HttpsEndpoint:
             log_config=None,
             access_log=False,
             server_header=False,
-            limit_concurrency=_CONNECTIONS,
+            callback_notify=sweep,
+            timeout_notify=1,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         )
         try:
             config.load()
             family = socket.AF_INET6 if ":" in settings.address else socket.AF_INET
-            self._socket = socket.create_server((settings.address, settings.port), family=family)
+            address = (settings.address, settings.port)
+            self._socket = door.listener(socket.create_server(address, family=family))
         except OSError as error:
             raise HttpsError(
                 f"the HTTPS endpoint cannot be opened: {error}",

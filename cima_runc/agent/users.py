@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cima_runc.agent.current import CurrentSettings
+from cima_runc.agent.door import share_of_descriptors
 from cima_runc.agent.private_socket import bind_private
 from cima_runc.agent.request import Body, peer_uid, read_request, refusal, send_answer
 from cima_runc.agent.rooms import Rooms, Submit
@@ -91,8 +92,9 @@ class UserServer:
         try:
             if self._connected[uid] > limits.USER_REQUESTS:
                 raise CimaError(f"user {uid} has {limits.USER_REQUESTS} requests under way")
-            if self._connected.total() > limits.USERS_REQUESTS:
-                raise CimaError(f"users have {limits.USERS_REQUESTS} requests under way")
+            in_all = share_of_descriptors(limits.USERS_REQUESTS)
+            if self._connected.total() > in_all:
+                raise CimaError(f"users have {in_all} requests under way")
             verb, body = await read_request(reader, limit=limits.HOOK_STATE)
             what = f"{verb} of user {uid}"
             if verb not in _QUESTIONS:

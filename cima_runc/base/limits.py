@@ -184,6 +184,15 @@ are counted."""
 TREE_DEPTH = 32
 """Levels of a tree at most, so that a path has an end."""
 
+HTTPS_CONNECTIONS = 256
+"""Connections to the HTTPS endpoint, from accept(2) on; more are closed."""
+
+HTTPS_CONNECTIONS_EACH = 16
+"""Of these, from one address (a /64 of IPv6)."""
+
+HTTPS_ANSWERS_EACH = 4
+"""Requests of one address that are answered at a time; more wait."""
+
 HTTP_REQUEST = 64 * KIB
 """Bytes of a request to the HTTPS endpoint; the largest holds a credential of an enrolment."""
 

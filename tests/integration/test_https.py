@@ -1,15 +1,22 @@
 """The HTTPS endpoint with real certificates, asked by the client that `cima --url` uses."""
 
 import asyncio
+import http.client
+import socket
+import ssl
 import subprocess
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cima_runc.agent import https
 from cima_runc.agent.attester import NotForYouError
 from cima_runc.agent.https import HttpsEndpoint, HttpsError
+from cima_runc.base import limits
 from cima_runc.cli.remote import UrlError, call_url
 from cima_runc.config import HttpsSettings
 from cima_runc.runtime.agent_socket import AgentRefusedError, AgentUnavailableError
@@ -37,13 +44,13 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return at
 
 
-def served(keys: Path, ask: Callable[[int], Any], **settings: Any) -> Any:
+def served(keys: Path, ask: Callable[[int], Any], *, answer: bytes = b"", **settings: Any) -> Any:
     """Open an endpoint, and run ``ask(port)`` in a thread meanwhile."""
 
     async def agent(verb: str, body: bytes) -> bytes:
         if verb == "enrolment":
             raise NotForYouError
-        return b'{"verb":"%s"}' % verb.encode()
+        return answer or b'{"verb":"%s"}' % verb.encode()
 
     async def go() -> Any:
         endpoint = HttpsEndpoint(
@@ -134,3 +141,64 @@ def test_only_https() -> None:
         call_url(
             "http://localhost", "evidence", BODY, ca=None, certificate=None, key=None, timeout=1
         )
+
+
+def test_who_says_nothing_blocks_nobody_and_is_cut_off(
+    keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """300 connections: of some not even the TLS handshake, of some not the whole header."""
+    monkeypatch.setattr(https, "_SILENT_SECONDS", 3.0)
+
+    def ask(port: int) -> None:
+        context = ssl.create_default_context(cafile=keys / "ca.pem")
+        idle: list[socket.socket] = []
+        for number in range(300):
+            channel = socket.create_connection(("127.0.0.1", port), timeout=5)
+            if number % 3:
+                with suppress(OSError):
+                    channel = context.wrap_socket(channel, server_hostname="localhost")
+                    if number % 3 == 2:
+                        channel.sendall(b"GET /v1/enrolment HTTP/1.1\r\nHost: localhost\r\n")
+            idle.append(channel)
+        assert connections_of(port) <= limits.HTTPS_CONNECTIONS_EACH
+        # Another address is served meanwhile.
+        made = http.client.HTTPSConnection(
+            "localhost", port, context=context, timeout=10, source_address=("127.0.0.2", 0)
+        )
+        made.request("POST", "/v1/evidence", BODY, {"Content-Type": "application/json"})
+        assert made.getresponse().read() == b'{"verb":"attest"}'
+        made.close()
+        deadline = time.monotonic() + 20
+        while connections_of(port) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert connections_of(port) == 0
+        assert call(keys, port, "evidence", BODY) == b'{"verb":"attest"}'
+        for channel in idle:
+            channel.close()
+
+    served(keys, ask)
+
+
+def connections_of(port: int) -> int:
+    """How many connections to this port its server has open (proc(5), net/tcp: 01, 08)."""
+    rows = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[1].endswith(f":{port:04X}") and row[3] in {"01", "08"} for row in rows)
+
+
+def test_who_reads_nothing_of_an_answer_is_cut_off(
+    keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(https, "_ANSWER_SECONDS", 2.0)
+
+    def ask(port: int) -> None:
+        context = ssl.create_default_context(cafile=keys / "ca.pem")
+        channel = socket.create_connection(("127.0.0.1", port), timeout=5)
+        with context.wrap_socket(channel, server_hostname="localhost") as idle:
+            head = b"POST /v1/evidence HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n"
+            idle.sendall(head % len(BODY) + b"Content-Type: application/json\r\n\r\n" + BODY)
+            deadline = time.monotonic() + 20
+            while connections_of(port) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            assert connections_of(port) == 0
+
+    served(keys, ask, answer=b"[" + b" " * 64_000_000 + b"]")
