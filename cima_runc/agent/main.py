@@ -58,7 +58,7 @@ _NOTICES = frozenset({"poststart", "poststop"})
 Should the agent end before, the next one finds the process running, or gone."""
 _LOOKERS = 64
 """How many containers may be waiting to be looked at and registered: few have a turn at once, and
-those of one image wait for the same work (:mod:`cima_runc.measure.shared`)."""
+those of one image wait for the same work (:mod:`cima_runc.measure.single_flight`)."""
 _GATHER_SECONDS = 0.03
 """How long a request for evidence waits for others that may share its quote."""
 _REFRESH_SECONDS = 60.0

@@ -15,7 +15,7 @@ from cima_runc.measure.idmap import IDENTITY, IdMap
 from cima_runc.measure.layer import Check, fingerprint, ids_of, no_check, open_layer, scan
 from cima_runc.measure.mtree import FORMAT, escape, format_mode
 from cima_runc.measure.overlay import Kind, LayerDirectory, Role, RootFilesystem
-from cima_runc.measure.shared import SharedWork
+from cima_runc.measure.single_flight import SingleFlight
 from cima_runc.measure.store import CachedLayer, LayerCache, ManifestStore
 
 Mode = Literal["full", "layers-digest-only", "off"]
@@ -126,7 +126,7 @@ class Store:
 
     manifests: ManifestStore
     cache: LayerCache
-    work: SharedWork
+    work: SingleFlight
 
     @classmethod
     def at(cls, directory: Path) -> "Store":
@@ -134,7 +134,7 @@ class Store:
         return cls(
             ManifestStore(directory / "manifests"),
             LayerCache(directory / "layers"),
-            SharedWork(_AT_ONCE),
+            SingleFlight(_AT_ONCE),
         )
 
 

@@ -18,7 +18,7 @@ from tpm2_pytss import (
     TSS2_Exception,
 )
 
-from cima_runc.tpm.patience import LONG_SECONDS, SHORT_SECONDS, Patient, TpmError
+from cima_runc.tpm.call_timeouts import LONG_SECONDS, SHORT_SECONDS, TimedConnection, TpmError
 from cima_runc.tpm.trouble import NO_BANK, refused
 
 __all__ = ["DEFAULT_TCTI", "Tpm", "TpmError"]
@@ -35,7 +35,7 @@ _PER_READ = 8
 class Tpm:
     """An open TPM. Not for several threads at once."""
 
-    def __init__(self, esapi: Patient, tcti: str) -> None:
+    def __init__(self, esapi: TimedConnection, tcti: str) -> None:
         self._esapi = esapi
         self._tcti = tcti
 
@@ -57,7 +57,7 @@ class Tpm:
                 hint="turn the TPM 2.0 on in the firmware, or set tpm.tcti",
             )
         try:
-            esapi = Patient(lambda: ESAPI(tcti), short=short_seconds, long=long_seconds)
+            esapi = TimedConnection(lambda: ESAPI(tcti), short=short_seconds, long=long_seconds)
             return cls(esapi, tcti)
         except (TSS2_Exception, RuntimeError) as error:
             raise TpmError(
@@ -71,7 +71,7 @@ class Tpm:
         return self._tcti + note
 
     @property
-    def esapi(self) -> Patient:
+    def esapi(self) -> TimedConnection:
         """The connection, for the commands of the other modules here."""
         return self._esapi
 

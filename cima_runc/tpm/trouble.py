@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tpm2_pytss import TSS2_Exception
 
-from cima_runc.tpm.patience import TpmError
+from cima_runc.tpm.call_timeouts import TpmError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from cima_runc.measure.layer import LayerError, LayerScan
 from cima_runc.measure.mtree import digest, parse_manifest
 from cima_runc.measure.overlay import OVERLAY, TREE, LayerDirectory, RootFilesystem
 from cima_runc.measure.rootfs import DeadlineError, RootfsMeasurement, Store, deadline, measure
-from cima_runc.measure.shared import SharedWork
+from cima_runc.measure.single_flight import SingleFlight
 
 
 @pytest.fixture(name="rootfs")
@@ -252,14 +252,14 @@ def test_fifty_at_once_are_measured_twice(
         return scan(*args, **named)
 
     waiting = threading.Semaphore(0)
-    wait_for = SharedWork._wait_for
+    wait_for = SingleFlight._wait_for
 
     def wait_and_tell(*args: Any) -> None:
         waiting.release()
         wait_for(*args)
 
     monkeypatch.setattr(rootfs_module, "scan", slow_scan)
-    monkeypatch.setattr(SharedWork, "_wait_for", wait_and_tell)
+    monkeypatch.setattr(SingleFlight, "_wait_for", wait_and_tell)
 
     def measured(_number: int) -> RootfsMeasurement:
         with store.work.turn():

@@ -7,7 +7,7 @@ import pytest
 
 from cima_runc.measure import shared
 from cima_runc.measure.layer import Check, no_check
-from cima_runc.measure.shared import SharedWork
+from cima_runc.measure.single_flight import SingleFlight
 
 
 class Work:
@@ -45,7 +45,7 @@ def _pool() -> Iterator[ThreadPoolExecutor]:
 
 def ask(
     pool: ThreadPoolExecutor,
-    work: SharedWork,
+    work: SingleFlight,
     what: Callable[[Check], int],
     check: Check = no_check,
     key: object = "key",
@@ -57,7 +57,7 @@ def ask(
     return pool.submit(within_turn)
 
 
-class Observed(SharedWork):
+class Observed(SingleFlight):
     """Knows how many threads wait for others."""
 
     waiting = 0
@@ -157,7 +157,7 @@ class ImpatientError(Exception):
 def test_who_gives_up_gives_up_for_nobody_else(
     pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    monkeypatch.setattr(shared, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(shared, "_ASK_AGAIN_SECONDS", 0.01)
     shared_work, work = Observed(4), Work()
     impatient = threading.Event()
 
@@ -191,7 +191,7 @@ def test_who_gives_up_gives_up_for_nobody_else(
 def test_who_waits_for_others_may_give_up(
     pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(shared, "_ASK_AGAIN_SECONDS", 0.01)
     shared_work, work = Observed(4), Work()
     first = ask(pool, shared_work, work)
     assert work.begun.acquire(timeout=10)

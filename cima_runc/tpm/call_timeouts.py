@@ -34,7 +34,7 @@ class TpmSilentError(TpmError):
     """The TPM does not answer; what it was asked last may still happen."""
 
 
-class Patient:
+class TimedConnection:
     """A connection like ``connect()``'s, a tpm2_pytss.ESAPI, with a limit of time for each call.
 
     A call that takes longer raises TpmSilentError, and so does every other one, at once, until that

@@ -15,7 +15,7 @@ from cima_runc.measure.layer import Check
 
 _T = TypeVar("_T")
 
-_PATIENCE_SECONDS = 1.0
+_ASK_AGAIN_SECONDS = 1.0
 """How long is waited for others before ``check`` is asked again whether to go on."""
 
 
@@ -33,7 +33,7 @@ class _Round:
         self.error: BaseException | None = None
 
 
-class SharedWork:
+class SingleFlight:
     """Hands out turns to work, and what others' work has resulted in."""
 
     def __init__(self, at_once: int) -> None:
@@ -101,7 +101,7 @@ class SharedWork:
     def _wait_for(self, other: _Round, check: Check) -> None:
         self._turns.release()
         try:
-            while not other.ended.wait(_PATIENCE_SECONDS):
+            while not other.ended.wait(_ASK_AGAIN_SECONDS):
                 check()
         finally:
             self._turns.acquire()
