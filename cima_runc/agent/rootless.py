@@ -10,6 +10,7 @@ import base64
 import os
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 
 from pydantic import ValidationError
 
@@ -89,7 +90,7 @@ class Looks:
                 raise RootlessError(f"process {state.pid} is another one now")
         find = self._engines.find
         engine = await loop.run_in_executor(None, find, process.pid, state.bundle, config, uid)
-        state = state.model_copy(update={"id": qualified(state.id, uid)})
+        state = replace(state, id=qualified(state.id, uid))
         look = Look(error=_NO_DEPENDENCIES)
         return Candidate(state, config, process, answer.rootfs, look, engine, uid)
 

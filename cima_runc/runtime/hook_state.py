@@ -4,46 +4,34 @@ Source: OCI runtime specification, runtime.md, "State". runc and crun add fields
 """
 
 import re
-from typing import Annotated
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from dataclasses import dataclass
+from typing import Any
 
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.jsonio import load_object
 
 _ID = re.compile(r"[A-Za-z0-9_+,.\-]+", re.ASCII)
+_PID_MAX = 2**31 - 1
 
 
 class HookStateError(CimaError):
     """The state that the hook got is not one that we accept."""
 
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the hook's state is refused: {what}")
 
-class HookState(BaseModel):
-    """The fields of the state that we use; others are let through."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+@dataclass(frozen=True)
+class HookState:
+    """The fields of the state that we use."""
 
-    id: Annotated[str, Field(max_length=limits.CONTAINER_ID)]
+    id: str
     """The container's id, as runc allows it: letters, digits and ``_+,.-``."""
-    pid: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """The container's first process, in the agent's pid namespace; 0 where there is none."""
-    bundle: Annotated[str, Field(max_length=limits.PATH)]
+    bundle: str
     """Absolute path of the bundle."""
-
-    @field_validator("id")
-    @classmethod
-    def _check_id(cls, value: str) -> str:
-        if not _ID.fullmatch(value) or value in {".", ".."}:
-            raise ValueError("a container id holds letters, digits and _+,.- only")
-        return value
-
-    @field_validator("bundle")
-    @classmethod
-    def _check_bundle(cls, value: str) -> str:
-        if not value.startswith("/") or "\0" in value:
-            raise ValueError("the bundle is not an absolute path")
-        return value
+    pid: int = 0
+    """The container's first process, in the agent's pid namespace; 0 where there is none."""
 
 
 def qualified(container_id: str, uid: int) -> str:
@@ -63,9 +51,31 @@ def parse_hook_state(raw: bytes) -> HookState:
     value = load_object(raw, what="the hook's state", limit=limits.HOOK_STATE)
     if "bundle" not in value and "bundlePath" in value:
         value["bundle"] = value["bundlePath"]  # runc before 1.0
-    try:
-        return HookState.model_validate(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise HookStateError(f"the hook's state is refused: {field}: {first['msg']}") from error
+    return HookState(
+        id=_checked_id(value.get("id")),
+        bundle=_checked_bundle(value.get("bundle")),
+        pid=_checked_pid(value.get("pid", 0)),
+    )
+
+
+def _checked_id(value: Any) -> str:
+    if not isinstance(value, str) or not _ID.fullmatch(value) or value in {".", ".."}:
+        raise HookStateError("id: a container id holds letters, digits and _+,.- only")
+    if len(value) > limits.CONTAINER_ID:
+        raise HookStateError(f"id: it has more than {limits.CONTAINER_ID} characters")
+    return value
+
+
+def _checked_bundle(value: Any) -> str:
+    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+        raise HookStateError("bundle: it is not an absolute path")
+    if len(value) > limits.PATH:
+        raise HookStateError(f"bundle: it has more than {limits.PATH} characters")
+    return value
+
+
+def _checked_pid(value: Any) -> int:
+    # A bool is an int in Python, and none in JSON.
+    if type(value) is not int or not 0 <= value <= _PID_MAX:
+        raise HookStateError(f"pid: it is not a whole number from 0 to {_PID_MAX}")
+    return value
