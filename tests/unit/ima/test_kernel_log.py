@@ -138,11 +138,12 @@ def test_whatever_a_file_is_called_an_entry_is_read_once(
     ascii_log, binary_log, expected = b"", b"", []
     for template, name, violation in [(b"ima-ng", b"boot_aggregate", False), *files]:
         value = bytes(32) if violation else hashlib.sha256(name).digest()
-        fields = [b"sha256:\0" + value, name + b"\0"]
+        algorithm = b"ima:sha256" if template == b"ima-ngv2" else b"sha256"
+        fields = [algorithm + b":\0" + value, name + b"\0"]
         fields += [b""] if template == b"ima-sig" else []
         data = pack_fields(fields)
         digest = bytes(20) if violation else hashlib.sha1(data).digest()
-        shown = b"sha256:%s %s" % (value.hex().encode(), name)
+        shown = b"%s:%s %s" % (algorithm, value.hex().encode(), name)
         shown += b" " if template == b"ima-sig" else b""
         ascii_log += b"10 %s %s %s\n" % (digest.hex().encode(), template, shown)
         binary_log += struct.pack("<I20sI", 10, digest, len(template)) + template
