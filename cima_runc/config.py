@@ -126,9 +126,18 @@ class BindingSettings(_Section):
     many; ``quote``: when evidence is asked for, and at a container's start and end."""
     group_ms: Annotated[int, Field(ge=1, le=60_000)] = 100
     """Milliseconds that records may wait for a bind in the mode ``group``."""
+    slots: Annotated[int, Field(ge=1 << 10, le=1 << 20)] = 1 << 10
+    """Places in the tree of registers to begin with, a power of two: it doubles when there are more
+    containers, and shows that to tenants."""
     on_tpm_failure: Literal["refuse", "admit"] = "refuse"
     """What becomes of new containers while the TPM fails: ``admit`` lets them start, and their
     first record says that the TPM was missing; they are bound when it works again."""
+
+    @model_validator(mode="after")
+    def _power_of_two(self) -> Self:
+        if self.slots & (self.slots - 1):
+            raise ValueError("slots is a power of two")
+        return self
 
 
 class StorageSettings(_Section):
@@ -155,6 +164,9 @@ class HttpsSettings(_Section):
     """PEM file of the authorities whose clients may ask; without one everybody may."""
     requests_per_minute: Annotated[int, Field(ge=1, le=60_000)] = 60
     """How many requests one address may make."""
+    redacted: bool = False
+    """Whether the hashes of the host's log are given too: those of known files can be recognised,
+    so that they tell what the host runs."""
 
 
 class AttestationSettings(_Section):

@@ -1,59 +1,30 @@
 """The attester: answers requests for evidence.
 
-A request waits in a queue until the agent's one writer thread serves all that wait together: it
-binds, quotes once, and notes each container's place under that quote. The evidence is then put
-together elsewhere, from files that only grow. So the quote comes first, and the logs are read
-after it. Source: design, section 7.
+A request waits until the agent's one writer serves all that wait together: it binds for them, and
+quotes once for each selection of PCRs. What each answer is made of is noted then; it is put
+together elsewhere (:mod:`.assembly`), from files that only grow. So the quote comes first, and the
+logs are read after it. Source: design, section 7.
 """
 
 import hashlib
-import json
 import logging
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-
-from cima_runc.agent.core import BoundRegister
 from cima_runc.agent.host_log import HostLog, HostPrefix
 from cima_runc.agent.index import Container
+from cima_runc.agent.ledger import Bound
 from cima_runc.agent.sources import log_copy
+from cima_runc.agent.waiting import Waiting, WaitingRoom
 from cima_runc.agent.writer import Writer
-from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.config import Settings
-from cima_runc.cpcr.binding import Bind
-from cima_runc.cpcr.journal import JournalState
-from cima_runc.evidence.disclosure import disclosed_line
-from cima_runc.evidence.models import (
-    AggregationPart,
-    AkPart,
-    BindingPart,
-    Evidence,
-    ForeignChange,
-    ForeignPart,
-    GapsPart,
-    GapTime,
-    HostLine,
-    LeafPart,
-    QuotePart,
-    Request,
-    Sealed,
-)
-from cima_runc.evidence.models import (
-    HostLog as HostLogPart,
-)
-from cima_runc.evidence.owner import parse_public
-from cima_runc.evidence.qualify import Inclusion, aggregate_among, request_leaf
-from cima_runc.evidence.seal import key_id, seal
-from cima_runc.ml.listing import find_note
-from cima_runc.ml.store import Store
+from cima_runc.evidence.aggregation import Place, aggregate
+from cima_runc.evidence.request import Asker, Request, leaf
+from cima_runc.ml.listing import NoSuchContainerError
+from cima_runc.ml.store import ContainerNote
 from cima_runc.tpm.device import Tpm, TpmError
 from cima_runc.tpm.keys import AttestationKey, load_ak
 from cima_runc.tpm.quote import Quote, quote
@@ -79,16 +50,35 @@ class NotForYouError(AttestError):
         )
 
 
+class NoEvidenceError(AttestError):
+    """There is no evidence, and whoever asks is not told why."""
+
+    def __init__(self) -> None:
+        super().__init__("no evidence can be given now", hint="ask again later")
+
+
 @dataclass(frozen=True)
 class Quoted:
     """A quote and the values that it stands for."""
 
     quote: Quote
     values: dict[int, bytes]
-    bind: Bind
-    journal: JournalState
+    bound: Bound
     host: HostPrefix | None
     """The host's log at the quote; None where its PCR was not quoted."""
+
+
+@dataclass(frozen=True)
+class BoundRegister:
+    """A register as it was bound, with its place in the blinded tree; nothing changes it."""
+
+    note: ContainerNote
+    secret: bytes
+    cpcr: bytes
+    count: int
+    blind: bytes
+    leaf: bytes
+    path: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
@@ -96,80 +86,82 @@ class Answer:
     """All that evidence is made of; nothing in it changes any more."""
 
     request: Request
-    container: Container
-    register: BoundRegister
+    asker: Asker
+    container: BoundRegister
+    services: BoundRegister | None
+    """The host services that the container relies on, where these could be found."""
+    runs: tuple[int, ...]
+    """Registrations of the line's runs that are kept, oldest first; the last is the container's."""
     quoted: Quoted
-    place: Inclusion
+    place: Place
     ak_public: bytes
-    dependencies: tuple[Container, BoundRegister] | None = None
-    """What the container relies on, where that could be found."""
 
 
 @dataclass(frozen=True)
-class _Waiting:
-    request: Request
-    anybody: bool
-    answer: "Future[Answer]"
+class _Chosen:
+    """A request, and the container whose evidence it gets."""
+
+    waiting: Waiting[Answer]
+    container: Container
+    services: Container | None
 
 
 class Attester:
-    """Answers requests; :meth:`serve` belongs to the writer thread, the rest to any."""
+    """Answers requests; :meth:`serve` belongs to the writer thread, :meth:`ask` to any."""
 
     def __init__(
         self,
         *,
         settings: Settings,
         writer: Writer,
-        store: Store,
         tpm: Tpm | None,
-        commit: Callable[[], None],
+        commit: Callable[[], object],
     ) -> None:
         """``commit`` makes records of all that has happened and makes them durable."""
         self._settings = settings
         self._writer = writer
-        self._store = store
         self._tpm = tpm
         self._commit = commit
         self._ak: AttestationKey | None = None
         self._host_log: HostLog | None = None
-        self._waiting: list[_Waiting] = []
-        self._lock = threading.Lock()
+        self._waiting = WaitingRoom[Answer]()
 
-    def ask(self, request: Request, *, anybody: bool) -> "Future[Answer]":
+    # -- anywhere -----------------------------------------------------------------------------
+
+    def ask(
+        self, request: Request, *, source: str | None, asker: Asker = Asker.OUTSIDE
+    ) -> "Future[Answer]":
         """Queue a request; :meth:`serve` must be called afterwards.
 
-        ``anybody``: the asker is not known to be root of this host, and gets nothing but evidence
-        that is encrypted to the container's owner, of a container that he names in full.
+        ``source``: who asks, where that is not root of this host: then there is nothing but
+        evidence that is encrypted to the container's owner, of a container that is named in full.
 
         Raises:
-            AttestError: too many wait.
+            TooManyError: too many wait.
         """
-        answer: Future[Answer] = Future()
-        with self._lock:
-            if len(self._waiting) >= limits.WAITING_REQUESTS:
-                raise AttestError("too many requests for evidence wait", hint="ask again later")
-            self._waiting.append(_Waiting(request, anybody, answer))
-        return answer
+        return self._waiting.add(request, asker, source)
 
-    def serve(self) -> None:
-        """Answer all that wait: one quote for those that want the same PCRs. Never raises."""
-        with self._lock:
-            waiting, self._waiting = self._waiting, []
-        for with_host in (False, True):
-            some = [one for one in waiting if (one.request.host != "none") == with_host]
-            if not some:
-                continue
+    def host_log(self) -> HostLog:
+        """Return the host's log.
+
+        Raises:
+            AttestError: it cannot be read.
+        """
+        if self._host_log is None:
+            ima = self._settings.ima
             try:
-                self._answer(some, with_host)
-            except Exception as error:
-                if not isinstance(error, CimaError | OSError):
-                    _log.exception("a request for evidence failed")
-                for one in some:
-                    if not one.answer.done():
-                        one.answer.set_exception(error)
+                copy = log_copy(self._settings, keep=False)
+                self._host_log = HostLog(Path(ima.directory), ima.host_pcr, copy)
+            except OSError as error:
+                raise AttestError(
+                    f"the host's log cannot be shown: {error.strerror}", hint="ask with --host none"
+                ) from error
+        return self._host_log
+
+    # -- in the writer thread -----------------------------------------------------------------
 
     def attestation_key(self) -> AttestationKey:
-        """Return the AK, loaded when it is first wanted; in the writer thread.
+        """Return the AK, loaded when it is first wanted.
 
         Raises:
             TpmError: there is no TPM, or it refuses.
@@ -180,7 +172,7 @@ class Attester:
 
     @property
     def tpm(self) -> Tpm:
-        """The TPM, for the writer thread.
+        """The TPM.
 
         Raises:
             TpmError: there is none.
@@ -189,115 +181,108 @@ class Attester:
             raise TpmError("there is no TPM", hint="see cima status")
         return self._tpm
 
-    def assemble(self, answer: Answer) -> bytes:
-        """Put evidence together, as JSON.
-
-        Raises:
-            AttestError: it would be too large, or a file is not what it was.
-            OSError: a file cannot be read.
-        """
-        request, container, quoted = answer.request, answer.container, answer.quoted
-        owner = self._owner_part(answer)
-        keys = [parse_public(text) for text in container.note.owners]
-        sealed = tuple(
-            Sealed(key=key_id(key), data=seal(owner, key, container.note.id, request.nonce))
-            for key in keys
-        )
-        evidence = Evidence(
-            type="cima-evidence",
-            version=1,
-            container=container.note.id,
-            nonce=request.nonce,
-            quote=QuotePart(
-                attest=quoted.quote.attest,
-                signature=quoted.quote.signature,
-                pcrs={str(pcr): value for pcr, value in quoted.values.items()},
-            ),
-            aggregation=AggregationPart(
-                index=answer.place.index, size=answer.place.size, path=answer.place.path
-            ),
-            ak=AkPart(public=answer.ak_public, certificate=self._ak_certificate()),
-            binding=self._binding_part(answer),
-            sealed=sealed,
-            host_log=self._host_log_part(request, quoted),
-            boot_log=self._boot_log() if request.boot_log else None,
-        )
-        raw = evidence.to_json()
-        if not sealed:
-            raw = raw[:-1] + b',"owner":' + owner + b"}"
-        if len(raw) > limits.EVIDENCE:
-            raise AttestError(
-                f"the evidence has more than {limits.EVIDENCE} bytes", hint="ask with --since"
-            )
-        return raw
-
-    # -- in the writer thread -----------------------------------------------------------------
-
-    def _answer(self, waiting: list[_Waiting], with_host: bool) -> None:
-        self._commit()
-        found: list[tuple[_Waiting, Container]] = []
-        for one in waiting:
-            try:
-                found.append((one, self._container(one)))
-            except CimaError as error:
-                one.answer.set_exception(error)
-        if not found:
+    def serve(self) -> None:
+        """Answer all that wait: over one bind, one quote for each selection. Never raises."""
+        waiting = self._waiting.take()
+        if not waiting:
             return
-        leaves = [request_leaf(one.request.nonce, container.note.id) for one, container in found]
-        root, places = aggregate_among(leaves, limits.WAITING_REQUESTS)
-        quoted = self._quote(root, with_host)
-        public = self.attestation_key().public
-        for (one, container), place in zip(found, places, strict=True):
-            bound = self._writer.bound(container)
-            relied_on = self._dependencies_of(container)
-            one.answer.set_result(
-                Answer(one.request, container, bound, quoted, place, public, relied_on)
-            )
+        try:
+            self._commit()
+            chosen = [one for each in waiting if (one := self._choose(each)) is not None]
+            bound: Bound | None = None
+            for with_host in (False, True):
+                some = [one for one in chosen if _quotes_host(one) == with_host]
+                if some:
+                    bound = self._answer(some, with_host, bound)
+        except Exception as error:
+            if not isinstance(error, CimaError | OSError):
+                _log.exception("a request for evidence failed")
+            for each in waiting:
+                if not each.answer.done():
+                    each.answer.set_exception(error)
 
-    def _container(self, one: _Waiting) -> Container:
-        container = self._writer.latest(one.request.container)
-        if one.anybody:
-            if container is None or not container.note.owners or one.request.host == "full":
+    def _choose(self, waiting: Waiting[Answer]) -> _Chosen | None:
+        """Return what the request gets; None where it gets an error, which is set."""
+        try:
+            container = self._container(waiting)
+        except CimaError as error:
+            waiting.answer.set_exception(error)
+            return None
+        number = container.note.dependencies
+        services = None if number is None else self._writer.get(number)
+        return _Chosen(waiting, container, services)
+
+    def _container(self, waiting: Waiting[Answer]) -> Container:
+        request = waiting.request
+        container = self._writer.latest(request.container)
+        if waiting.source is not None:
+            shown = "none", *(["redacted"] if self._settings.attestation.https.redacted else [])
+            if container is None or not container.note.owners or request.host not in shown:
                 raise NotForYouError
         elif container is None:
-            notes = (some.note for some in self._writer.containers)
-            number = find_note(notes, one.request.container).registration
-            container = self._writer.get(number)
-            assert container is not None
-        if one.request.since > container.partition.count:
-            raise AttestError(f"the container has {container.partition.count} records only")
-        # A copy: what goes on in the container must not change the answer.
-        return Container(container.note, container.secret, container.partition)
+            raise NoSuchContainerError(
+                f"no container {request.container} is registered in this boot", hint="see cima ps"
+            )
+        return container
 
-    def _dependencies_of(self, container: Container) -> tuple[Container, BoundRegister] | None:
-        number = container.note.dependencies
-        found = None if number is None else self._writer.get(number)
-        if found is None:
-            return None
-        copy = Container(found.note, found.secret, found.partition)
-        return copy, self._writer.bound(found)
+    def _answer(self, chosen: Sequence[_Chosen], with_host: bool, bound: Bound | None) -> Bound:
+        """Answer those of one selection, over ``bound`` where the PCR shows it still."""
+        leaves = [leaf(one.waiting.asker, one.waiting.request.digest()) for one in chosen]
+        root, places = aggregate(leaves)
+        lines = max(map(self._lines_needed, chosen)) if with_host else 0
+        quoted = self._quote(root, with_host, bound, lines)
+        public = self.attestation_key().public
+        for one, place in zip(chosen, places, strict=True):
+            one.waiting.answer.set_result(
+                Answer(
+                    request=one.waiting.request,
+                    asker=one.waiting.asker,
+                    container=_register(one.container, quoted.bound),
+                    services=None
+                    if one.services is None
+                    else _register(one.services, quoted.bound),
+                    runs=self._writer.runs_of(one.container.note),
+                    quoted=quoted,
+                    place=place,
+                    ak_public=public,
+                )
+            )
+        return quoted.bound
 
-    def _quote(self, qualifying: bytes, with_host: bool) -> Quoted:
+    def _lines_needed(self, one: _Chosen) -> int:
+        """Return how many entries of the host's log the records of the services speak of."""
+        if one.services is None or one.services.last_line is None:
+            return 0
+        return self.host_log().entries_to(one.services.last_line)
+
+    def _quote(self, qualifying: bytes, with_host: bool, bound: Bound | None, lines: int) -> Quoted:
+        """Quote over ``bound``, or over a new bind where there is none or the PCR was changed.
+
+        The host's log is as long as ``lines`` at least.
+        """
         settings = self._settings
         pcrs = {*settings.attestation.boot_pcrs, settings.tpm.pcr}
         if with_host:
             pcrs.add(settings.ima.host_pcr)
         for _ in range(_ATTEMPTS):
-            bind = self._writer.bind_now()
+            if bound is None:
+                bound = self._writer.bind_for_quote()
             made = self._signed(sorted(pcrs), qualifying)
             values = self.tpm.read_pcrs(sorted(pcrs))
-            digest = made.body.pcr_digest
             # Whatever was extended between bind, quote and reading shows here.
-            if values[settings.tpm.pcr] != bind.expected:
+            if values[settings.tpm.pcr] != bound.bind.expected:
+                bound = None
                 continue
-            recent = self._host().recent() if with_host else [None]
+            recent = self.host_log().recent() if with_host else [None]
             for prefix in recent:
                 if prefix is not None:
+                    if prefix.lines < lines:
+                        break  # logged and not extended yet
                     values[settings.ima.host_pcr] = prefix.value
                 joined = b"".join(values[pcr] for pcr in sorted(pcrs))
-                if hashlib.sha256(joined).digest() == digest:
+                if hashlib.sha256(joined).digest() == made.body.pcr_digest:
                     ordered = {pcr: values[pcr] for pcr in sorted(pcrs)}
-                    return Quoted(made, ordered, bind, self._writer.journal_state, prefix)
+                    return Quoted(made, ordered, bound, prefix)
         raise AttestError(
             "the PCRs do not stand still for a quote, or the kernel's log does not explain them",
             hint="ask again; see cima status",
@@ -312,112 +297,21 @@ class Attester:
             self._ak = None
             return quote(self.tpm, self.attestation_key(), pcrs, qualifying)
 
-    def _host(self) -> HostLog:
-        if self._host_log is None:
-            ima = self._settings.ima
-            try:
-                self._host_log = HostLog(
-                    Path(ima.directory), ima.host_pcr, log_copy(self._settings, keep=False)
-                )
-            except OSError as error:
-                raise AttestError(
-                    f"the host's log cannot be shown: {error.strerror}", hint="ask with --host none"
-                ) from error
-        return self._host_log
 
-    # -- anywhere -----------------------------------------------------------------------------
-
-    def _owner_part(self, answer: Answer) -> bytes:
-        note, since = answer.container.note, answer.request.since
-        lines = islice(self._store.lines(note.registration), since, answer.register.count)
-        records = [disclosed_line(line) for line in lines]
-        if since + len(records) != answer.register.count:
-            raise AttestError("the container's stored records are not all there")
-        own = _records_part(answer.container, answer.register, since, records)
-        if answer.dependencies is None:
-            return own
-        container, bound = answer.dependencies
-        lines = islice(self._store.lines(container.note.registration), bound.count)
-        records = [disclosed_line(line, shared=True) for line in lines]
-        if len(records) != bound.count:
-            raise AttestError("the stored records of the dependencies are not all there")
-        return own[:-1] + b',"dependencies":' + _records_part(container, bound, 0, records) + b"}"
-
-    def _binding_part(self, answer: Answer) -> BindingPart:
-        bound, bind, journal = answer.register, answer.quoted.bind, answer.quoted.journal
-        last = tuple(
-            ForeignChange(
-                seq=change.seq, expected=change.expected, found=change.found, time=change.time
-            )
-            for change in journal.foreign_last
-        )
-        relied_on = answer.dependencies
-        return BindingPart(
-            pcr=self._settings.tpm.pcr,
-            seq=bind.seq,
-            root=bind.root,
-            history=bind.history,
-            **_leaf_fields(bound),
-            dependencies=LeafPart(**_leaf_fields(relied_on[1])) if relied_on else None,
-            foreign=ForeignPart(count=journal.foreign, last=last),
-            gaps=GapsPart(
-                count=journal.gaps,
-                last=tuple(
-                    GapTime(source=gap.source, since=gap.since, until=gap.until)
-                    for gap in journal.gaps_last
-                ),
-            ),
-        )
-
-    def _host_log_part(self, request: Request, quoted: Quoted) -> HostLogPart:
-        pcr, prefix = self._settings.ima.host_pcr, quoted.host
-        entries: tuple[bytes | HostLine, ...] = ()
-        if prefix is not None and request.host == "redacted":
-            entries = tuple(map(bytes.fromhex, self._host().redacted(prefix.lines)))
-        elif prefix is not None:
-            entries = tuple(HostLine(**line) for line in self._host().full(prefix.lines))
-        return HostLogPart(disclosure=request.host, pcr=pcr, entries=entries)
-
-    def _ak_certificate(self) -> bytes | None:
-        path = self._settings.attestation.ak_certificate
-        if path is None:
-            return None
-        pem = _read(path, limits.KEY_FILE, "see attestation.ak_certificate in the settings")
-        try:
-            return x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
-        except ValueError as error:
-            raise AttestError(f"{path} is not a PEM certificate") from error
-
-    def _boot_log(self) -> bytes:
-        return _read(
-            self._settings.attestation.event_log, limits.EVENT_LOG, "ask without --boot-log"
-        )
+def _quotes_host(one: _Chosen) -> bool:
+    return one.waiting.request.host != "none"
 
 
-def _read(path: str, limit: int, hint: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(limit + 1)
-    except OSError as error:
-        raise AttestError(f"{path} cannot be read: {error.strerror}", hint=hint) from error
-    if len(raw) > limit:
-        raise AttestError(f"{path} has more than {limit} bytes", hint=hint)
-    return raw
-
-
-def _leaf_fields(bound: BoundRegister) -> dict[str, Any]:
-    return {
-        "slot": bound.slot,
-        "path": tuple(bound.path),
-        "leaf": bound.leaf,
-        "count": bound.count,
-    }
-
-
-def _records_part(
-    container: Container, bound: BoundRegister, since: int, records: Iterable[bytes]
-) -> bytes:
-    """Return a :class:`RecordsPart` as JSON; the records are JSON already."""
-    head = {"secret": container.secret.hex(), "cpcr": bound.cpcr.hex(), "since": since}
-    text = json.dumps(head, separators=(",", ":")).encode("ascii")
-    return text[:-1] + b',"records":[' + b",".join(records) + b"]}"
+def _register(container: Container, bound: Bound) -> BoundRegister:
+    """Return a copy: what goes on in the container must not change the answer."""
+    assert bound.tree is not None
+    slot, partition = container.note.slot, container.partition
+    return BoundRegister(
+        note=container.note,
+        secret=container.secret,
+        cpcr=partition.cpcr,
+        count=partition.count,
+        blind=bound.tree.blind(slot),
+        leaf=bound.tree.leaf(slot),
+        path=bound.tree.path(slot),
+    )

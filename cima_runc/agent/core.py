@@ -4,15 +4,14 @@ It knows every registered container of this boot, its partition, and the tree th
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from cima_runc.agent.index import Container, Index
 from cima_runc.base.errors import CimaError
 from cima_runc.config import LimitSettings
-from cima_runc.cpcr.binding import Bind
-from cima_runc.cpcr.tree import Tree, leaf_hash
+from cima_runc.cpcr.inner import inner
+from cima_runc.cpcr.table import Table
 from cima_runc.ima.template import Func
 from cima_runc.ml import contents
 from cima_runc.ml.contents import Content
@@ -31,20 +30,16 @@ class CoreError(CimaError):
     """The container cannot be registered, or is not known."""
 
 
-@dataclass(frozen=True)
-class BoundRegister:
-    """A container's register as the tree holds it."""
+class EndedError(CoreError):
+    """An event came after its container's end was recorded."""
 
-    cpcr: bytes
-    count: int
-    slot: int
-    leaf: bytes
-    path: list[bytes]
-    """The leaf's siblings up to below the root, lowest first."""
+    def __init__(self, container: Container) -> None:
+        super().__init__(f"an event of registration {container.number}, which has ended")
+        self.container = container
 
 
 class Core:
-    """The containers of this boot and the tree over their registers.
+    """The containers of this boot and the table of their registers.
 
     ``missing`` names the sources of measurement that this agent runs without; it stands in every
     record. ``limits()`` are those of each container, as they are now.
@@ -52,14 +47,15 @@ class Core:
 
     def __init__(
         self,
-        tree: Tree,
+        table: Table,
         missing: tuple[str, ...] = (),
         limits: Callable[[], LimitSettings] = LimitSettings,
     ) -> None:
         self.missing = missing
         self._limits = limits
-        self._tree = tree
+        self._table = table
         self._index = Index()
+        self._superseded: set[int] = set()
 
     @property
     def containers(self) -> Iterable[Container]:
@@ -72,9 +68,33 @@ class Core:
         return bool(self._index.changed)
 
     @property
-    def root(self) -> bytes:
-        """The tree's root as of the last bind, or with a slot given back since."""
-        return self._tree.root
+    def changed_registrations(self) -> list[int]:
+        """The containers whose registers have changed since the last bind."""
+        return list(self._index.changed)
+
+    @property
+    def table(self) -> bytes:
+        """The table's digest as of the last bind, or with a slot given back since."""
+        return self._table.digest
+
+    @property
+    def slots(self) -> int:
+        """How many slots the table has."""
+        return self._table.slots
+
+    @property
+    def inners(self) -> bytes:
+        """What is in the table's slots, 32 bytes each, in order."""
+        return self._table.inners
+
+    @property
+    def change_mark(self) -> int:
+        """A number for the table as it is now, for :meth:`changes`."""
+        return self._table.mark
+
+    def changes(self, since: int) -> list[tuple[int, bytes]]:
+        """Return the slots that were written after the mark ``since``, and what is in them."""
+        return self._table.changes(since)
 
     def get(self, registration: int) -> Container | None:
         """Return a container by its registration number."""
@@ -87,6 +107,10 @@ class Core:
     def live(self, container_id: str, bundle: str) -> Container | None:
         """Return the container of this id and bundle that has not ended, None without one."""
         return self._index.living.latest((container_id, bundle))
+
+    def run_of(self, line: str) -> Container | None:
+        """Return the latest run of this line (hexadecimal) in this boot, ended or not."""
+        return self._index.lines.latest(line)
 
     def in_namespace(self, mntns: int) -> Container | None:
         """Return the container with this mount namespace that has not ended."""
@@ -115,13 +139,20 @@ class Core:
         partition = Partition(note.id)
         meta = self._meta({"time": time, "pid": note.pid})
         records = [partition.add(content, meta) for content in first]
-        note = note.model_copy(update={"slot": self._tree.take()})
+        note = note.model_copy(update={"slot": self._table.take()})
+        if note.line is not None and (before := self.run_of(note.line)) is not None:
+            self._superseded.add(before.number)
         self._index.add(Container(note, secret, partition))
         return note, records
 
     def restore(self, container: Container) -> None:
         """Take in a container with the slot and the records that it has already."""
-        self._tree.take(container.note.slot)
+        line = container.note.line
+        before = None if line is None else self.run_of(line)
+        self._table.take(container.note.slot)
+        if before is not None:
+            earlier = min(before, container, key=lambda one: one.note.run or 0)
+            self._superseded.add(earlier.number)
         self._index.add(container)
 
     def ended_before(self, until: int) -> list[int]:
@@ -134,7 +165,12 @@ class Core:
 
     def forget(self, registration: int) -> None:
         """Drop a container and give its slot back."""
-        self._tree.free(self._index.remove(registration).note.slot)
+        note = self._index.remove(registration).note
+        self._superseded.discard(registration)
+        if note.line is not None and (latest := self.run_of(note.line)) is not None:
+            # What came after it is gone.
+            self._superseded.discard(latest.number)
+        self._table.free(note.slot)
 
     def measure(self, event: Event, line: int | None, time: str) -> Record | None:
         """Measure what the sensor saw; None where the container has that file already.
@@ -160,7 +196,7 @@ class Core:
             # Read again after its end was recorded, if the agent was killed just then.
             if is_known:
                 return None
-            raise CoreError(f"an event of registration {event.registration}, which has ended")
+            raise EndedError(container)
         if container.full or is_known:
             return None
         if reason := self._over_limit(container, event):
@@ -199,6 +235,7 @@ class Core:
         if container.partition.has_file(digest, path, func):
             return None
         self._index.touch(registration)
+        container.last_line = max(line, container.last_line or 0)
         meta = self._meta({"time": time, "ima_line": line})
         return container.partition.add_file(digest, path, container.note.mntns, func, meta)
 
@@ -224,24 +261,24 @@ class Core:
         """Change fields of a container's note, and return the note."""
         return self._index.update(registration, **changes)
 
-    def next_bind(self, seq: int, history: bytes) -> Bind:
-        """Bring the tree up to date and return the bind ``seq`` of its root."""
+    def update_table(self) -> bytes:
+        """Bring the table up to date with every register, and return its digest."""
         for container in self._index.changed.values():
             partition = container.partition
-            self._tree.set(
-                container.note.slot,
-                leaf_hash(container.secret, partition.cpcr, partition.count),
-            )
+            value = inner(container.secret, partition.cpcr, partition.count)
+            self._table.set(container.note.slot, value)
         self._index.unchanged()
-        return Bind(seq, self._tree.root, history)
+        return self._table.digest
 
-    def bound(self, container: Container) -> BoundRegister:
-        """Return the container's register and its place in the tree, after :meth:`next_bind`."""
-        if container.number in self._index.changed:
-            raise ValueError("the register has changed since the last bind")
-        partition, slot = container.partition, container.note.slot
-        leaf = leaf_hash(container.secret, partition.cpcr, partition.count)
-        return BoundRegister(partition.cpcr, partition.count, slot, leaf, self._tree.path(slot))
+    def settled(self, keep: Collection[int]) -> list[Container]:
+        """Heed that the table is bound: runs that others of their line follow are let go of.
+
+        Returns them. Those in ``keep`` wait for the next bind.
+        """
+        gone = [self._index[number] for number in self._superseded if number not in keep]
+        for container in gone:
+            self.forget(container.number)
+        return gone
 
     def _meta(self, meta: Mapping[str, Any]) -> Mapping[str, Any]:
         return {**meta, "missing": list(self.missing)} if self.missing else meta

@@ -322,7 +322,9 @@ class Dependencies:
             return False
         line = log.line_of(digest, path, self._host_pcr)
         if line is None and path.startswith(_MEMFD):
-            line = log.line_of(digest, path[1:], self._host_pcr)
+            # The record says what the kernel's line says.
+            path = path[1:]
+            line = log.line_of(digest, path, self._host_pcr)
         if line is None:
             return False
         self._writer.add_file(kept.number, digest, path, func=func, line=line)

@@ -2,14 +2,12 @@
 
 import hashlib
 import secrets
-import time
 
 from cima_runc.ml.store import Store
 from cima_runc.tpm.device import Tpm
 
-_SHARED_NUMBERS = 1 << 32
-"""Partitions that containers share have random numbers below this, which do not tell when the first
-of the containers was started."""
+_NUMBERS = 1 << 53
+"""What JSON holds exactly."""
 
 
 class Fresh:
@@ -18,21 +16,10 @@ class Fresh:
     def __init__(self, store: Store, tpm: Tpm | None) -> None:
         self._store = store
         self._tpm = tpm
-        self._number = max(store.registrations(), default=0)
 
     def number(self) -> int:
-        """Return the time (microseconds since 1970): numbers grow, and count nobody's containers.
-
-        Were they counted, or had gaps of any distribution, two of an owner's would tell how many
-        of others' came between. Below 2^53, so that JSON holds them.
-        """
-        self._number = max(self._number + 1, time.time_ns() // 1000)
-        return self._number
-
-    def shared_number(self) -> int:
-        """Return a random number for a partition that containers share."""
-        taken = {*self._store.registrations(), 0}
-        while (number := secrets.randbelow(_SHARED_NUMBERS)) in taken:
+        """Return a random number for a registration: counted, it would tell of the neighbours'."""
+        while (number := secrets.randbelow(_NUMBERS)) == 0 or self._store.holds(number):
             pass
         return number
 

@@ -1,16 +1,19 @@
 """The host's part of the kernel's log, as evidence needs it: what extended the host's PCR.
 
-Reading costs what is new. Kept are 32 bytes a line; what a line says is read again where all of
-the log is asked for.
+Reading costs what is new. Kept are 36 bytes a line; what a line says is read again where all of
+the log is asked for, and once for each line that a record of the host's services speaks of.
 """
 
 import threading
+from array import array
+from bisect import bisect_right
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cima_runc.cpcr import register
+from cima_runc.ima.entry import Entry
 from cima_runc.ima.kernel_log import BANK, KernelLog
 from cima_runc.ima.log_copy import LogCopy
 
@@ -39,8 +42,10 @@ class HostLog:
         self._copy = copy
         self._log = KernelLog.open(directory, copy)
         self._digests = bytearray()
+        self._indices = array("L")
         self._value = register.ZERO
         self._recent: deque[HostPrefix] = deque([HostPrefix(register.ZERO, 0)], maxlen=_RECENT)
+        self._known: dict[int, Entry] = {}
         self._lock = threading.Lock()
 
     def recent(self) -> list[HostPrefix]:
@@ -50,32 +55,65 @@ class HostLog:
             KernelLogError: the log is not what it was.
         """
         with self._lock:
-            for entry in self._log.read_new():
-                if entry.pcr == self._pcr:
-                    digest = entry.extends(BANK)
-                    self._digests += digest
-                    self._value = register.extend(self._value, digest)
-                    self._recent.append(HostPrefix(self._value, len(self._digests) // 32))
+            self._read()
             return list(reversed(self._recent))
 
-    def redacted(self, lines: int) -> list[str]:
-        """Return what the first ``lines`` entries extended the PCR with, in hexadecimal."""
-        with self._lock:
-            text = bytes(self._digests[: 32 * lines]).hex()
-        return [text[at : at + 64] for at in range(0, len(text), 64)]
+    def entries_to(self, index: int) -> int:
+        """Return how many entries of the PCR there are up to the log's line ``index`` (from 0).
 
-    def full(self, lines: int) -> list[dict[str, Any]]:
+        Raises:
+            KernelLogError: the log is not what it was.
+        """
+        with self._lock:
+            self._read()
+            return bisect_right(self._indices, index)
+
+    def redacted(self, lines: int) -> list[bytes]:
+        """Return what the first ``lines`` entries extended the PCR with, 32 bytes each."""
+        with self._lock:
+            raw = bytes(self._digests[: 32 * lines])
+        return [raw[at : at + 32] for at in range(0, len(raw), 32)]
+
+    def entries(self, lines: int) -> list[Entry]:
         """Return the first ``lines`` entries as they are."""
+        return [entry for entry in self._again() if entry.pcr == self._pcr][:lines]
+
+    def first(self) -> Entry:
+        """Return the PCR's first entry.
+
+        Raises:
+            KernelLogError: there is none.
+        """
+        with self._lock:
+            index = self._indices[0]
+        return self.at([index])[index]
+
+    def at(self, indices: Iterable[int]) -> dict[int, Entry]:
+        """Return the log's lines with these numbers (from 0), as far as there are such."""
+        wanted = set(indices)
+        with self._lock:
+            unknown = wanted - self._known.keys()
+        if unknown:
+            found = {n: entry for n, entry in enumerate(self._again()) if n in unknown}
+            with self._lock:
+                self._known |= found
+        with self._lock:
+            return {index: self._known[index] for index in wanted if index in self._known}
+
+    def _read(self) -> None:
+        at = self._log.count
+        for entry in self._log.read_new():
+            if entry.pcr == self._pcr:
+                digest = entry.extends(BANK)
+                self._digests += digest
+                self._indices.append(at)
+                self._value = register.extend(self._value, digest)
+                self._recent.append(HostPrefix(self._value, len(self._digests) // 32))
+            at += 1
+
+    def _again(self) -> list[Entry]:
         log = KernelLog.open(self._directory, self._copy)
         try:
-            entries = [entry for entry in log.read_new() if entry.pcr == self._pcr]
+            return log.read_new()
         finally:
             log.close()
-        return [
-            {
-                "template": entry.template.decode("ascii", "replace"),
-                "data": entry.data.hex(),
-                "violation": entry.violation,
-            }
-            for entry in entries[:lines]
-        ]

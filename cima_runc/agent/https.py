@@ -22,14 +22,16 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse
 
 from cima_runc import __version__
-from cima_runc.agent.attester import NotForYouError
+from cima_runc.agent.attester import NoEvidenceError, NotForYouError
 from cima_runc.agent.door import Door, network
 from cima_runc.agent.enrolment_window import EnrolmentClosedError
+from cima_runc.agent.waiting import TooManyError
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.config import HttpsSettings
 from cima_runc.evidence.enrolment import Challenge, EnrolmentAnswer, EnrolmentRequest
-from cima_runc.evidence.models import Evidence, Request
+from cima_runc.evidence.models import Evidence
+from cima_runc.evidence.request import Request
 
 _log = logging.getLogger(__name__)
 
@@ -42,8 +44,14 @@ _ANSWER_SECONDS = 300.0
 _ADDRESSES = 10_000
 
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
-Ask = Callable[[str, bytes], Coroutine[Any, Any, bytes]]
-"""Asks the agent: a verb and its body, as on the unix socket, but for anybody."""
+Ask = Callable[[str, bytes, str], Coroutine[Any, Any, bytes]]
+"""Asks the agent: a verb and its body, as on the unix socket, but for anybody; and who that is."""
+_STATUS = {
+    NotForYouError: 403,
+    EnrolmentClosedError: 403,
+    TooManyError: 429,
+    NoEvidenceError: 503,
+}
 
 
 class HttpsError(CimaError):
@@ -155,8 +163,7 @@ def application(ask: Ask, per_minute: int, door: Door | None = None) -> Asgi:
 
     @api.exception_handler(CimaError)
     async def refused(_: HttpRequest, error: CimaError) -> JSONResponse:
-        refused_to_all = isinstance(error, NotForYouError | EnrolmentClosedError)
-        status = 403 if refused_to_all else 400
+        status = _STATUS.get(type(error), 400)
         return JSONResponse({"error": error.what, "hint": error.hint}, status)
 
     @api.exception_handler(OSError)
@@ -165,21 +172,28 @@ def application(ask: Ask, per_minute: int, door: Door | None = None) -> Asgi:
         return JSONResponse({"error": "the agent cannot answer now", "hint": ""}, 503)
 
     @api.post("/v1/evidence", responses={200: {"model": Evidence}, 403: {}, 429: {}})
-    async def evidence(request: Request) -> Response:
+    async def evidence(request: Request, connection: HttpRequest) -> Response:
         """Return evidence of a container, encrypted to its owner."""
-        return _json(await ask("attest", request.model_dump_json().encode("utf-8")))
+        body = request.model_dump_json().encode("utf-8")
+        return _json(await ask("attest", body, _source(connection)))
 
     @api.get("/v1/enrolment", responses={200: {"model": EnrolmentRequest}, 403: {}, 429: {}})
-    async def enrolment() -> Response:
+    async def enrolment(connection: HttpRequest) -> Response:
         """Return the keys that the TPM shows, while the host is open for enrolment."""
-        return _json(await ask("enrolment", b"{}"))
+        return _json(await ask("enrolment", b"{}", _source(connection)))
 
     @api.post("/v1/activate", responses={200: {"model": EnrolmentAnswer}, 403: {}, 429: {}})
-    async def activate(challenge: Challenge) -> Response:
+    async def activate(challenge: Challenge, connection: HttpRequest) -> Response:
         """Have the TPM open a credential, while the host is open for enrolment."""
-        return _json(await ask("activate", challenge.model_dump_json().encode("utf-8")))
+        body = challenge.model_dump_json().encode("utf-8")
+        return _json(await ask("activate", body, _source(connection)))
 
     return _Guard(api, RateLimit(per_minute), door)
+
+
+def _source(connection: HttpRequest) -> str:
+    """Return who asks, as far as can be told: what counts as one address."""
+    return network(connection.client.host) if connection.client is not None else "unknown"
 
 
 def _json(body: bytes) -> Response:
@@ -197,8 +211,8 @@ class HttpsEndpoint:
         """
         agent_loop = asyncio.get_running_loop()
 
-        async def across(verb: str, body: bytes) -> bytes:
-            future = asyncio.run_coroutine_threadsafe(ask(verb, body), agent_loop)
+        async def across(verb: str, body: bytes, source: str) -> bytes:
+            future = asyncio.run_coroutine_threadsafe(ask(verb, body, source), agent_loop)
             return await asyncio.wrap_future(future)
 
         door = Door(

@@ -27,6 +27,9 @@ class Container:
     """Bytes of its files' records on disk, about, since this agent started."""
     full: bool = False
     """Whether it has reached a limit of its own, and is measured no further."""
+    last_line: int | None = None
+    """The last line of the kernel's log, by its number from 0, that a record of host services is
+    of."""
 
     @property
     def number(self) -> int:
@@ -73,8 +76,7 @@ class View(Generic[_K]):
 class Index:
     """Containers by registration, in the order of registration, and by what else they are found.
 
-    A new way to find them is one more view. Lines of runs (design, section 6) would be one, with
-    ``note.line`` as its key: ``latest`` of it is the last run, living or ended.
+    A new way to find them is one more view.
     """
 
     def __init__(self) -> None:
@@ -82,16 +84,18 @@ class Index:
         self._changed: dict[int, Container] = {}
         self.ids = View(lambda note: note.id)
         """All that were ever called so; the latest registration is the last."""
-        self.living = View(lambda note: (note.id, note.bundle) if _lives(note) else None)
+        self.living = View(lambda note: (note.id, note.bundle) if lives(note) else None)
         """Those that have not ended, by (id, bundle)."""
         self.namespaces = View(
-            lambda note: note.mntns if _lives(note) and note.kind == "container" else None
+            lambda note: note.mntns if lives(note) and note.kind == "container" else None
         )
         """Containers that have not ended, by the number of their mount namespace."""
+        self.lines = View(lambda note: note.line)
+        """Runs of a line; the last is the latest, living or ended."""
         self.states = View(lambda note: note.state)
         self.users = View(lambda note: note.uid)
         self._views: tuple[View[Any], ...] = (
-            *(self.ids, self.living, self.namespaces, self.states, self.users),
+            *(self.ids, self.living, self.namespaces, self.lines, self.states, self.users),
         )
 
     def __iter__(self) -> Iterator[Container]:
@@ -152,5 +156,6 @@ class Index:
         return container
 
 
-def _lives(note: ContainerNote) -> bool:
+def lives(note: ContainerNote) -> bool:
+    """Whether a container's end is not recorded."""
     return note.state != "stopped"

@@ -9,8 +9,9 @@ import resource
 import signal
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from cima_runc.agent import enrolment, held, journald
+from cima_runc.agent.attester import NoEvidenceError, NotForYouError
 from cima_runc.agent.bundles import BundleServer
+from cima_runc.agent.candidate import Candidate
 from cima_runc.agent.current import CurrentSettings, Reload, compare
 from cima_runc.agent.enrolment_window import EnrolmentWindow, WindowError
 from cima_runc.agent.journald import about
@@ -31,16 +34,17 @@ from cima_runc.agent.request import (
     refusal,
     send_answer,
 )
-from cima_runc.agent.rooms import Rooms, WriterThread, open_rooms
+from cima_runc.agent.rooms import Rooms, Turn, WriterThread, open_rooms
 from cima_runc.agent.sources import Sources, SourcesMissingError, open_sources
 from cima_runc.agent.users import UserServer
+from cima_runc.agent.waiting import TooManyError, until_beat
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.jsonio import load_object
 from cima_runc.base.text import printable
 from cima_runc.config import Settings, load_settings
 from cima_runc.evidence.enrolment import Challenge, parse
-from cima_runc.evidence.models import Request, parse_request
+from cima_runc.evidence.request import Request, parse_request
 from cima_runc.ml.listing import boot_id
 from cima_runc.ml.store import Store
 from cima_runc.runtime import installation
@@ -59,8 +63,10 @@ Should the agent end before, the next one finds the process running, or gone."""
 _LOOKERS = 64
 """How many containers may be waiting to be looked at and registered: few have a turn at once, and
 those of one image wait for the same work (:mod:`cima_runc.measure.single_flight`)."""
-_GATHER_SECONDS = 0.03
-"""How long a request for evidence waits for others that may share its quote."""
+_BIND_SHARE = 0.1
+"""Part of a core's and of the TPM's time that binds of many records take at most."""
+_PROBE_SECONDS = 10.0
+"""How often is looked whether somebody else changed the PCR, and whether records can be written."""
 _REFRESH_SECONDS = 60.0
 """How often is looked for services that were restarted or have mapped more."""
 _TIDY_SECONDS = 600.0
@@ -98,6 +104,8 @@ class Agent:
         self._dying: set[int] = set()
         self._gathering = False
         self._window = EnrolmentWindow()
+        self._bind_after = 0.0
+        self._registering: deque[tuple[Candidate, Future[None]]] = deque()
         self._answering: set[asyncio.Task[None]] = set()
         store.prepare()
         rooms, self._lobby = open_rooms(
@@ -132,7 +140,7 @@ class Agent:
         await users.serve(self._settings.value.users.group)
         _notify("READY=1")
         _log.info("ready on %s", self._settings.value.shim.socket, extra=about("ready"))
-        working = [self._loop.create_task(w) for w in (self._tick(), self._refresh(), self._tidy())]
+        working = [self._loop.create_task(w) for w in self._works()]
         stopping = self._loop.create_task(stop.wait())
         await asyncio.wait([stopping, *working], return_when=asyncio.FIRST_COMPLETED)
         for task in working:
@@ -155,27 +163,43 @@ class Agent:
         await self._writer.submit(lambda rooms: rooms.commit(bind=True))
         self._writer.shutdown()
 
-    async def attest(self, request: Request, *, anybody: bool) -> bytes:
-        """Return evidence; requests that come at the same time share a quote.
+    async def attest(self, request: Request, *, source: str | None) -> bytes:
+        """Return evidence; requests that come before the same beat share a bind.
+
+        ``source``: who asks, where that is not root of this host, and is not told why there is no
+        evidence.
 
         Raises:
             CimaError, OSError: there is none.
         """
+        try:
+            return await self._attest(request, source)
+        except (NotForYouError, TooManyError):
+            raise
+        except (CimaError, OSError) as error:
+            if source is None:
+                raise
+            _log.error("no evidence for %s: %s", printable(source), printable(str(error)))
+            raise NoEvidenceError from error
+
+    async def _attest(self, request: Request, source: str | None) -> bytes:
+        waiting = self._lobby.attester.ask(request, source=source)
         await self._settle()
-        waiting = self._lobby.attester.ask(request, anybody=anybody)
         if not self._gathering:
             self._gathering = True
-            self._loop.call_later(_GATHER_SECONDS, self._serve_gathered)
+            delay = until_beat(self._loop.time(), self._lobby.slots())
+            self._loop.call_later(delay, self._serve_gathered)
         answer = await asyncio.wrap_future(waiting)
-        evidence = await self._loop.run_in_executor(None, self._lobby.attester.assemble, answer)
-        number, records = answer.container.note.registration, answer.register.count
+        assembly = self._lobby.assembly
+        evidence = await self._loop.run_in_executor(None, assembly.evidence, answer)
+        number, records = answer.container.note.registration, answer.container.count
         with suppress(OSError):
             await self._writer.submit(lambda rooms: rooms.lifecycle.attested(number, records))
         return evidence
 
     def _serve_gathered(self) -> None:
         self._gathering = False
-        self._start(self._writer.submit(lambda rooms: rooms.attester.serve()))
+        self._start(self._writer.submit(lambda rooms: rooms.attester.serve(), Turn.LAST))
 
     def _open_https(self) -> "HttpsEndpoint | None":
         settings = self._settings.value.attestation.https
@@ -191,9 +215,9 @@ class Agent:
         _log.info("HTTPS on %s, port %d", settings.address, endpoint.port)
         return endpoint
 
-    async def _ask_for_anybody(self, verb: str, body: bytes) -> bytes:
+    async def _ask_for_anybody(self, verb: str, body: bytes, source: str) -> bytes:
         if verb == "attest":
-            return await self.attest(parse_request(body), anybody=True)
+            return await self.attest(parse_request(body), source=source)
         if verb not in {"enrolment", "activate"}:
             raise CimaError(f"no such request: {verb}")
         self._window.admit()
@@ -268,16 +292,24 @@ class Agent:
             self._commit_due = True
             binding = self._settings.value.binding
             delay = binding.group_ms / 1000 if binding.mode == "group" else 0
-            self._loop.call_later(delay, self._start_commit)
+            self._loop.call_later(max(delay, self._until_bind()), self._start_commit)
 
     def _start_commit(self) -> None:
         self._commit_due = False
         self._start(self._commit())
 
+    def _until_bind(self) -> float:
+        """Return how long a bind of many records waits yet, so that these take a small part of a
+        core's and of the TPM's time, whatever one costs."""
+        group = self._settings.value.binding.mode == "group"
+        return max(self._bind_after - self._loop.time(), 0) if group else 0
+
     async def _commit(self) -> None:
-        bind = self._settings.value.binding.mode != "quote"
+        bind = self._settings.value.binding.mode != "quote" and self._until_bind() == 0
         try:
-            await self._writer.submit(lambda rooms: rooms.commit(bind=bind))
+            seconds = await self._writer.submit(lambda rooms: rooms.commit(bind=bind))
+            if bind:
+                self._bind_after = self._loop.time() + seconds * (1 / _BIND_SHARE - 1)
         except (CimaError, OSError) as error:
             # Events wait in the sensor's buffer until the next tick looks again.
             waiting = "records wait, the next second tries again: %s"
@@ -295,6 +327,15 @@ class Agent:
             _notify("WATCHDOG=1")
             for registration in list(self._dying):
                 await self._process_ended(registration)
+
+    def _works(self) -> tuple[Coroutine[Any, Any, None], ...]:
+        return self._tick(), self._probe(), self._refresh(), self._tidy()
+
+    async def _probe(self) -> None:
+        """Find out, at even times, whether the disk and the TPM do what they should."""
+        while True:
+            await asyncio.sleep(_PROBE_SECONDS)
+            await self._writer.submit(lambda rooms: rooms.writer.probe())
 
     async def _refresh(self) -> None:
         while True:
@@ -380,7 +421,7 @@ class Agent:
                 raise CimaError(f"user {uid} may not ask the agent", hint="ask as root")
             verb, body = await read_request(reader)
             if verb == "attest":
-                return "ok", await self.attest(parse_request(body), anybody=False)
+                return "ok", await self.attest(parse_request(body), source=None)
             if verb in _NOTICES:
                 if verb == "poststop" and self._lobby.held.names(body):
                     await self._writer.submit(lambda rooms: rooms.lifecycle.release_deleted(body))
@@ -405,7 +446,22 @@ class Agent:
         candidate = await self._loop.run_in_executor(
             self._lookers, self._lobby.looker.look_at, body
         )
-        await self._writer.submit(lambda rooms: rooms.registration.register(candidate))
+        registered: Future[None] = Future()
+        self._registering.append((candidate, registered))
+        self._start(self._writer.submit(self._register_all, Turn.FIRST))
+        await asyncio.wrap_future(registered)
+
+    def _register_all(self, rooms: Rooms) -> None:
+        """Register all that wait, which share a bind; nothing where an earlier turn has."""
+        waiting = []
+        while self._registering:
+            waiting.append(self._registering.popleft())
+        outcomes = rooms.registration.register_all([candidate for candidate, _ in waiting])
+        for (_, registered), error in zip(waiting, outcomes, strict=True):
+            if error is None:
+                registered.set_result(None)
+            else:
+                registered.set_exception(error)
 
     def _handle(self, rooms: Rooms, verb: str, body: bytes) -> Body:
         asked = rooms.questions

@@ -5,6 +5,7 @@ from typing import Any
 
 from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.events import Events
+from cima_runc.agent.ledger import Bound
 from cima_runc.agent.request import Body, StoredBody
 from cima_runc.agent.retention import Retention
 from cima_runc.agent.writer import Writer
@@ -75,17 +76,16 @@ class Questions:
                 value = pcrs[pcr].hex()
             except TpmError as error:
                 tpm = f"{tpm}: {error}"
-        journal = self._writer.journal_state
+        status, expected = self._writer.status, self._writer.expected_value
         trouble = self._writer.trouble
         containers = list(self._writer.containers)
         return {
             "pcr": pcr,
             "pcr_value": value,
-            "expected_value": journal.value.hex() if journal.value else None,
-            "seq": journal.seq,
-            "root": journal.last.root.hex() if journal.last else None,
-            "history": journal.last.history.hex() if journal.last else None,
-            "foreign_extends": journal.foreign,
+            "expected_value": expected.hex() if expected else None,
+            "initial_value": status.initial.hex() if status and status.initial else None,
+            "bind": _bind_row(self._writer.last_bind),
+            "foreign_extends": status.foreign.count if status else 0,
             "tpm": tpm,
             "sensor": self._sensor_status(),
             "kernel_log": self._log_status(pcrs),
@@ -95,7 +95,7 @@ class Questions:
             "containers": sum(one.note.kind == "container" for one in containers),
             "unwritten_records": self._writer.backlog,
             "trouble": asdict(trouble) if trouble else None,
-            "gaps": journal.gaps,
+            "gaps": status.gaps.count if status else 0,
             "storage": {
                 "mib": self._retention.size // limits.MIB,
                 "quota_mib": settings.storage.quota_mib,
@@ -153,3 +153,15 @@ class Questions:
             return StoredBody(*self._store.open_lines(note.registration))
         except FileNotFoundError:
             return b""
+
+
+def _bind_row(bound: Bound | None) -> dict[str, Any] | None:
+    """Return what a bind was over; None: none since the agent started."""
+    if bound is None:
+        return None
+    return {
+        "history": bound.bind.history.hex(),
+        "status": bound.status.digest().hex(),
+        "host": bound.host.hex(),
+        "root": bound.root.hex(),
+    }

@@ -1,6 +1,7 @@
 """Registration: a container that was looked at gets its partition, or does not start."""
 
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,9 +11,10 @@ from cima_runc.agent.dependencies import Dependencies, Look, failed
 from cima_runc.agent.enforcement import Allowlist, Enforcement
 from cima_runc.agent.events import Events
 from cima_runc.agent.fresh import Fresh
-from cima_runc.agent.index import Container
+from cima_runc.agent.index import Container, lives
 from cima_runc.agent.journald import about
 from cima_runc.agent.lifecycle import Lifecycle
+from cima_runc.agent.runs import LineInUseError, NextRun
 from cima_runc.agent.writer import Writer
 from cima_runc.base import clock, limits
 from cima_runc.base.errors import CimaError
@@ -26,6 +28,7 @@ from cima_runc.evidence.owner import (
 )
 from cima_runc.measure.oci_config import measured_config
 from cima_runc.ml import contents
+from cima_runc.ml.lines import line_name, line_of
 from cima_runc.ml.store import ContainerNote
 from cima_runc.runtime.hook_state import HookState
 from cima_runc.sensor.loader import Sensor
@@ -75,20 +78,75 @@ class Registration:
         Raises:
             CimaError, OSError: it must not start; nothing of it is registered, or its end is.
         """
-        with ExitStack() as undo:
-            undo.callback(candidate.close)
-            self._check_share(candidate.uid)
-            self._lifecycle.take_notices()
-            self._end_predecessors(candidate)
-            note = self._begin(candidate, undo)
-            self._writer.write()
-            self._bind_first()
+        (error,) = self.register_all([candidate])
+        if error is not None:
+            raise error
+
+    def register_all(self, candidates: Sequence[Candidate]) -> list[BaseException | None]:
+        """Register containers, which share a bind; those without an error may then start."""
+        errors: list[BaseException | None] = [None] * len(candidates)
+        waiting = list(range(len(candidates)))
+        while waiting:
+            waiting = self._register_some(candidates, waiting, errors)
+        return errors
+
+    def _register_some(
+        self,
+        candidates: Sequence[Candidate],
+        waiting: list[int],
+        errors: list[BaseException | None],
+    ) -> list[int]:
+        """Register those that wait, but one of each line; return the others.
+
+        Until a container is bound its process is not held: another of its line would be taken for
+        the one that follows it.
+        """
+        begun: dict[int, tuple[ContainerNote, ExitStack]] = {}
+        lines: set[bytes] = set()
+        later = []
+        for at in waiting:
+            with ExitStack() as undo:
+                undo.callback(candidates[at].close)
+                try:
+                    owners, line = self._line_of(candidates[at])
+                    if line in lines:
+                        undo.pop_all()
+                        later.append(at)
+                        continue
+                    note = self._begin_one(candidates[at], owners, line, undo)
+                except BaseException as error:
+                    errors[at] = error
+                    continue
+                lines.add(line)
+                begun[at] = note, undo.pop_all()
+        try:
+            if begun:
+                self._bind_first()
+        except BaseException as error:
+            for at, (_, undo) in begun.items():
+                errors[at] = error
+                undo.close()
+            return later
+        for at, (note, undo) in begun.items():
             undo.pop_all()
-        self._lifecycle.hold(note, candidate.process)
-        _log.info(
-            *("container %s registered as %d, mnt:[%d]", note.id, note.registration, note.mntns),
-            extra=about("container-registered", container=note.id, registration=note.registration),
-        )
+            self._lifecycle.hold(note, candidates[at].process)
+            number = note.registration
+            _log.info(
+                *("container %s registered as %d, mnt:[%d]", note.id, number, note.mntns),
+                extra=about("container-registered", container=note.id, registration=number),
+            )
+        return later
+
+    def _begin_one(
+        self, candidate: Candidate, owners: tuple[str, ...], line: bytes, undo: ExitStack
+    ) -> ContainerNote:
+        """Return a container's note, its first records durable; ``undo`` takes it all back."""
+        self._check_share(candidate.uid)
+        self._lifecycle.take_notices()
+        self._end_predecessors(candidate, line)
+        note = self._begin(candidate, owners, line, undo)
+        self._writer.write()
+        return note
 
     # -- before -------------------------------------------------------------------------------
 
@@ -102,12 +160,27 @@ class Registration:
                 f"user {uid} has {count} containers, those that ended lately counted"
             )
 
-    def _end_predecessors(self, candidate: Candidate) -> None:
+    def _line_of(self, candidate: Candidate) -> tuple[tuple[str, ...], bytes]:
+        """Return the container's owners' keys, and what it is a run of."""
+        owners, config = self._owners_of(candidate), candidate.config
+        annotations = config.get("annotations")
+        name = line_name(
+            candidate.state.id,
+            annotations if isinstance(annotations, dict) else {},
+            cri=candidate.engine.cri,
+        )
+        return owners, line_of(candidate.uid, owners, name)
+
+    def _end_predecessors(self, candidate: Candidate, line: bytes) -> None:
         """Record the ends of containers in whose place this one comes, if they have ended.
 
-        The previous run of a line (design, section 6) would be closed here too.
+        Raises:
+            RegistrationError, LineInUseError: one of them lives; nothing is closed then.
         """
         state = candidate.state
+        run = self._writer.run_of(line.hex())
+        if run is not None and lives(run.note) and not self._is_replaced(run, state):
+            raise LineInUseError(run.note.id)
         old = self._writer.live(state.id, state.bundle)
         if old is not None:
             self._end_previous(old, state)
@@ -116,6 +189,13 @@ class Registration:
         # the number to the next. One that is held is the namespace itself.
         if other is not None and self._lifecycle.is_empty(other):
             self._lifecycle.end(other, "its first process ended", bind=False)
+        if run is not None and lives(run.note):
+            self._lifecycle.end(run, "its first process ended", bind=False)
+
+    def _is_replaced(self, run: Container, state: HookState) -> bool:
+        """Whether nothing of a run lives, or it is this very container, whose hook asks again."""
+        same = (run.note.id, run.note.bundle) == (state.id, state.bundle)
+        return self._lifecycle.is_empty(run) or same
 
     def _end_previous(self, old: Container, state: HookState) -> None:
         if not self._lifecycle.lives(old):
@@ -128,10 +208,11 @@ class Registration:
 
     # -- the partition ------------------------------------------------------------------------
 
-    def _begin(self, candidate: Candidate, undo: ExitStack) -> ContainerNote:
+    def _begin(
+        self, candidate: Candidate, owners: tuple[str, ...], line: bytes, undo: ExitStack
+    ) -> ContainerNote:
         """Begin the container's partition and watch it; ``undo`` then records its end."""
         state, process = candidate.state, candidate.process
-        owners = self._owners_of(candidate)
         allowlist = self._enforcement.allowlist(candidate.rootfs) if self._enforcement else None
         dependencies, reason = self._dependencies_of(candidate.look)
         missing = self._writer.missing
@@ -140,6 +221,7 @@ class Registration:
         except TpmError as error:
             secret = self._admitted(error)
             missing = (*missing, "tpm")
+        run = self._writer.next_run(line)
         note = ContainerNote(
             registration=self._fresh.number(),
             id=state.id,
@@ -154,10 +236,12 @@ class Registration:
             owners=owners,
             dependencies=dependencies,
             uid=candidate.uid,
+            line=line.hex(),
+            run=run.run,
         )
         config = measured_config(candidate.config, secret=secret, hooks_dir=self._hooks_dir)
         first: list[contents.Content] = [
-            _register_content(note, candidate, missing, allowlist),
+            _register_content(note, candidate, missing, allowlist, run),
             contents.Config(config=config),
             contents.parse_rootfs(candidate.rootfs),
         ]
@@ -165,6 +249,7 @@ class Registration:
             first.append(failed(reason))
         number = note.registration
         with ExitStack() as unmake:
+            unmake.callback(self._writer.refused, run)
             note = self._writer.begin(note, secret, first)
             unmake.callback(self._writer.discard, number)
             if self._sensor is not None:
@@ -219,12 +304,13 @@ def _register_content(
     candidate: Candidate,
     missing: tuple[str, ...],
     allowlist: Allowlist | None,
-) -> contents.RegisterV1:
-    """Return the content of a container's first record.
-
-    ``line``, ``run`` and ``previous`` (design, section 6) belong here and in the note.
-    """
-    return contents.RegisterV1(
+    run: NextRun,
+) -> contents.Register:
+    """Return the content of a container's first record."""
+    return contents.Register(
+        line=run.line,
+        run=run.run,
+        previous=run.previous,
         id=note.id,
         boot_id=note.boot_id,
         registration=note.registration,

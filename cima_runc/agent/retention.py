@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.journald import about
+from cima_runc.agent.runs import Runs
 from cima_runc.agent.writer import Writer
 from cima_runc.base import clock, limits
 from cima_runc.base.durable import AppendFile
@@ -63,12 +64,18 @@ class Retention:
     """Keeps the state directory within what the settings say."""
 
     def __init__(
-        self, settings: CurrentSettings, boot_id: str, writer: Writer, store: Store
+        self,
+        settings: CurrentSettings,
+        boot_id: str,
+        writer: Writer,
+        store: Store,
+        runs: Runs,
     ) -> None:
         self._settings = settings
         self._boot_id = boot_id
         self._writer = writer
         self._store = store
+        self._runs = runs
         self._path = store.root / REMOVED
         self.size = 0
         """Bytes of all partitions when it was looked last."""
@@ -96,6 +103,8 @@ class Retention:
         gone = to_remove(stored, quota=storage.quota_mib * limits.MIB, ended_before=before)
         for one in gone:
             self._remove(one)
+        if before is not None:
+            self._runs.forget_before(before)
         self.size = sum(one.size for one in stored) - sum(one.size for one in gone)
         boots = {one.note.boot_id for one in stored if one not in gone}
         for boot_id in self._store.boots() - boots - {self._boot_id}:

@@ -6,13 +6,19 @@ other way to get hold of them.
 """
 
 import asyncio
+import enum
+import itertools
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from queue import PriorityQueue
 from typing import Protocol, TypeVar
 
+from cima_runc.agent.assembly import Assembly
 from cima_runc.agent.attester import Attester
+from cima_runc.agent.binding_pcr import BindingPcr
 from cima_runc.agent.candidate import Looker
 from cima_runc.agent.core import Core
 from cima_runc.agent.current import CurrentSettings
@@ -21,20 +27,22 @@ from cima_runc.agent.enforcement import Enforcement
 from cima_runc.agent.events import Events
 from cima_runc.agent.fresh import Fresh
 from cima_runc.agent.held import Held
-from cima_runc.agent.ledger import Ledger
 from cima_runc.agent.lifecycle import Lifecycle
 from cima_runc.agent.notices import Notices
 from cima_runc.agent.process import ContainerProcess, examine
 from cima_runc.agent.questions import Questions
 from cima_runc.agent.registration import Registration
 from cima_runc.agent.retention import Retention
+from cima_runc.agent.runs import Runs
 from cima_runc.agent.sources import Sources
 from cima_runc.agent.takeover import TakeOver
 from cima_runc.agent.writer import Writer
 from cima_runc.base import clock
 from cima_runc.cpcr.journal import Journal
-from cima_runc.cpcr.tree import Tree
+from cima_runc.cpcr.table import Table
 from cima_runc.measure.rootfs import Store as RootfsStore
+from cima_runc.ml.lines import Lines
+from cima_runc.ml.listing import readable_notes
 from cima_runc.ml.store import Store
 
 _T = TypeVar("_T")
@@ -55,8 +63,10 @@ class Rooms:
     dependencies: Dependencies
     attester: Attester
 
-    def commit(self, *, bind: bool) -> None:
+    def commit(self, *, bind: bool) -> float:
         """Turn what has come into records, make them durable, and ``bind`` them if wanted.
+
+        Returns the seconds that binding took.
 
         Raises:
             OSError, TpmError: nothing is lost, the next call tries again.
@@ -66,8 +76,7 @@ class Rooms:
         self.events.count_lost()
         self.dependencies.collect()
         self.writer.write()
-        if bind:
-            self.writer.bind()
+        return self.writer.bind() if bind else 0.0
 
     def take_over(self) -> None:
         """Go on with the containers of an earlier agent.
@@ -97,12 +106,26 @@ class Lobby:
     """Its methods say which are for any thread."""
     attester: Attester
     """Its methods say which are for any thread."""
+    assembly: Assembly
+    slots: Callable[[], int]
+    """How many slots the table of registers has."""
+
+
+class Turn(enum.IntEnum):
+    """What goes first where much waits; of one kind, what came first."""
+
+    FIRST = 0
+    """Containers that want to start."""
+    USUAL = 1
+    """Records, ends, questions, reports."""
+    LAST = 2
+    """Tenants' quotes."""
 
 
 class Submit(Protocol):
     """Has work done by the writer's thread."""
 
-    async def __call__(self, work: Callable[[Rooms], _T]) -> _T:
+    async def __call__(self, work: Callable[[Rooms], _T], turn: Turn = Turn.USUAL) -> _T:
         """Return what ``work`` returns or raises."""
 
 
@@ -111,15 +134,37 @@ class WriterThread:
 
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
+        self._queue: PriorityQueue[tuple[int, int, Callable[[], None] | None]] = PriorityQueue()
+        self._numbers = itertools.count()
+        self._thread = threading.Thread(target=self._work, name="writer")
+        self._thread.start()
 
-    async def submit(self, work: Callable[[Rooms], _T]) -> _T:
-        """Have ``work`` done after what was submitted before, and return what it returns."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, self._rooms)
+    async def submit(self, work: Callable[[Rooms], _T], turn: Turn = Turn.USUAL) -> _T:
+        """Have ``work`` done in its turn, and return what it returns."""
+        answer: Future[_T] = Future()
+
+        def do() -> None:
+            if not answer.set_running_or_notify_cancel():
+                return
+            try:
+                answer.set_result(work(self._rooms))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        self._queue.put((turn, next(self._numbers), do))
+        return await asyncio.wrap_future(answer)
 
     def shutdown(self) -> None:
-        """Wait for what was submitted; after that nothing is taken."""
-        self._pool.shutdown()
+        """Wait for what was submitted; nothing may be after that."""
+        self._queue.put((len(Turn), next(self._numbers), None))
+        self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            _, _, do = self._queue.get()
+            if do is None:
+                return
+            do()
 
 
 def open_rooms(
@@ -141,10 +186,16 @@ def open_rooms(
     """
     settings = current.value
     sensor, kernel_log, tpm = sources.sensor, sources.kernel_log, sources.tpm
-    core = Core(Tree(), sources.missing, lambda: current.value.limits)
-    journal = Journal.open(store.journal_path(boot_id))
-    ledger = Ledger(core, store, journal, tpm, settings.tpm.pcr)
-    writer = Writer(core, ledger, store, sensor.forget if sensor is not None else lambda _: None)
+    core = Core(Table(settings.binding.slots), sources.missing, lambda: current.value.limits)
+    runs = Runs(store, Lines(store.root / "lines"))
+    notes = list(readable_notes(store))
+    runs.restore(notes)
+    pcr = None
+    if tpm is not None:
+        known = any(note.boot_id == boot_id for note in notes)
+        journal = Journal.open(store.journal_path(boot_id), boot_is_known=known)
+        pcr = BindingPcr(journal, tpm, settings.tpm.pcr)
+    writer = Writer(core, store, runs, pcr, sensor.forget if sensor is not None else lambda _: None)
     fresh = Fresh(store, tpm)
     held, notices = Held(held_dir), Notices()
     enforcement = Enforcement(settings.enforcement, sensor) if sensor is not None else None
@@ -163,10 +214,20 @@ def open_rooms(
         writer=writer,
         digests=store.root / "digests.json",
         kernel_log=kernel_log,
-        new_number=fresh.shared_number,
+        new_number=fresh.number,
         new_secret=fresh.secret,
     )
-    retention = Retention(current, boot_id, writer, store)
+    retention = Retention(current, boot_id, writer, store, runs)
+    attester = Attester(
+        settings=settings, writer=writer, tpm=tpm, commit=lambda: rooms.commit(bind=False)
+    )
+    assembly = Assembly(
+        settings=settings,
+        boot_id=boot_id,
+        store=store,
+        kernel_log=kernel_log,
+        host_log=attester.host_log,
+    )
     rooms = Rooms(
         settings=current,
         writer=writer,
@@ -209,13 +270,10 @@ def open_rooms(
         ),
         retention=retention,
         dependencies=dependencies,
-        attester=Attester(
-            settings=settings,
-            writer=writer,
-            store=store,
-            tpm=tpm,
-            commit=lambda: rooms.commit(bind=False),
-        ),
+        attester=attester,
     )
     looker = Looker(current, RootfsStore.at(store.root / "rootfs"), dependencies)
-    return rooms, Lobby(looker, held, notices, dependencies, rooms.attester)
+    lobby = Lobby(
+        *(looker, held, notices, dependencies, attester, assembly), slots=lambda: writer.slots
+    )
+    return rooms, lobby

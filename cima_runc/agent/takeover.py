@@ -4,6 +4,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from cima_runc.agent.core import dropped_in
 from cima_runc.agent.dependencies import Dependencies
@@ -17,6 +18,8 @@ from cima_runc.agent.process import ContainerProcess, ProcessError
 from cima_runc.agent.registration import FIRST_RECORDS
 from cima_runc.agent.writer import Writer
 from cima_runc.base import clock
+from cima_runc.ml import contents
+from cima_runc.ml.lines import line_name, line_of
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import Record, RecordError
 from cima_runc.ml.store import ContainerNote, Store, StoreError
@@ -87,6 +90,8 @@ class TakeOver:
                 self._dependencies.restore(container, found.records)
             elif note.state != "stopped":
                 ended[number] = self._readopt(container)
+                if note.line is None:
+                    self._adopt(found)
         self._events.take()
         for number, reason in ended.items():
             gone = self._writer.get(number)
@@ -96,6 +101,7 @@ class TakeOver:
         self._held.begin()
         self._writer.write()
         self._writer.bind()
+        self._writer.probe()
 
     def _stored(self, retained: int) -> Iterator[_Found]:
         """Yield what is stored of this boot's containers, in order of registration."""
@@ -111,13 +117,33 @@ class TakeOver:
             if note.kind == "dependencies" and not records:
                 self._store.discard(number)
                 continue
-            container = Container(note, secret, partition, dropped_in(records))
+            container = Container(
+                note, secret, partition, dropped_in(records), last_line=_last_line(records)
+            )
             last = records[-1] if records else None
             ending = note.state != "stopped" and last is not None and _is_end(last)
             if ending and last is not None:
                 when = {"ended": last.meta.get("time"), "ended_ns": clock.since_boot()}
                 container.note = note.model_copy(update={"state": "stopped", **when})
             yield _Found(container, records, ending)
+
+    def _adopt(self, found: _Found) -> None:
+        """Give a container that an agent without lines registered its place in one.
+
+        Under a CRI too it is called by its id: which engine called was not measured then.
+        """
+        number = found.container.number
+        annotations: Any = None
+        for record in found.records:
+            content = contents.read(record)
+            if isinstance(content, contents.Adopted):
+                self._writer.note_adopted(number, content.line)
+                return
+            if isinstance(content, contents.Config):
+                annotations = content.config.get("annotations")
+        note = found.container.note
+        name = line_name(note.id, annotations if isinstance(annotations, dict) else {}, cri=False)
+        self._writer.adopt(number, line_of(note.uid, note.owners, name))
 
     def _notes(self, retained: int) -> list[ContainerNote]:
         found = []
@@ -130,7 +156,20 @@ class TakeOver:
             forgotten = note.ended and (note.ended_ns or 0) < retained
             if note.boot_id == self._boot_id and not forgotten:
                 found.append(note)
-        return sorted(found, key=lambda note: note.started)
+        return sorted(self._without_superseded(found), key=lambda note: note.started)
+
+    def _without_superseded(self, notes: list[ContainerNote]) -> Iterator[ContainerNote]:
+        """Leave out runs that ended and that another of their line follows: their slots may be
+        others' by now."""
+        latest: dict[str, int] = {}
+        for note in notes:
+            if note.line is not None:
+                latest[note.line] = max(latest.get(note.line, 0), note.run or 0)
+        for note in notes:
+            if note.state != "stopped" or note.line is None or note.run == latest[note.line]:
+                yield note
+            else:
+                self._writer.was_superseded(note)
 
     def _readopt(self, container: Container) -> str:
         """Hold the container's process again; returns why it has ended, where it has."""
@@ -170,14 +209,14 @@ class TakeOver:
 
     def _allowlist_again(self, number: int) -> int | None:
         """Return the list that the container began with, None for one that may run anything."""
-        contents = {
+        first = {
             record.content.get("type"): record.content
             for record in itertools.islice(self._store.records(number), FIRST_RECORDS)
         }
-        image = contents.get("register", {}).get("enforced")
+        image = first.get("register", {}).get("enforced")
         if image is None or self._enforcement is None:
             return None
-        return self._enforcement.again(image, contents.get("rootfs", {"layers": []})).handle
+        return self._enforcement.again(image, first.get("rootfs", {"layers": []})).handle
 
     def _forget_strangers(self) -> None:
         """Watch nothing that is not registered: its registration was never completed."""
@@ -192,3 +231,8 @@ class TakeOver:
 
 def _is_end(record: Record) -> bool:
     return bool(record.content.get("type") == "exit")
+
+
+def _last_line(records: list[Record]) -> int | None:
+    lines = (record.meta.get("ima_line") for record in records)
+    return max((line for line in lines if isinstance(line, int)), default=None)

@@ -5,19 +5,22 @@ disk, and what is forgotten is forgotten everywhere. One thread uses it (:mod:`.
 """
 
 import logging
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
-from cima_runc.agent.core import BoundRegister, Core
-from cima_runc.agent.index import Container
+from cima_runc.agent.binding_pcr import BindingPcr
+from cima_runc.agent.core import Core, EndedError
+from cima_runc.agent.index import Container, lives
 from cima_runc.agent.journald import about
-from cima_runc.agent.ledger import Ledger, Trouble
-from cima_runc.base import clock
-from cima_runc.cpcr.binding import Bind
-from cima_runc.cpcr.journal import JournalState
+from cima_runc.agent.ledger import Bound, Ledger, Trouble
+from cima_runc.agent.runs import NextRun, Runs
+from cima_runc.base import clock, limits
+from cima_runc.cpcr.status import Status
 from cima_runc.ima.template import Func
-from cima_runc.ml.contents import Content
-from cima_runc.ml.store import ContainerNote, Store
+from cima_runc.ml.contents import Adopted, Content
+from cima_runc.ml.store import ContainerNote, Store, StoreError
 from cima_runc.sensor.events import Event
 
 _log = logging.getLogger(__name__)
@@ -27,14 +30,25 @@ class Writer:
     """The containers of this boot, in memory, on disk and in the TPM."""
 
     def __init__(
-        self, core: Core, ledger: Ledger, store: Store, on_ended: Callable[[int], None]
+        self,
+        core: Core,
+        store: Store,
+        runs: Runs,
+        pcr: BindingPcr | None,
+        on_ended: Callable[[int], None],
     ) -> None:
-        """``on_ended(registration)`` is told when a container's end is durable."""
+        """``pcr`` is None on a host without a TPM; ``on_ended(registration)`` is told when a
+        container's end is durable."""
         self._core = core
-        self._ledger = ledger
         self._store = store
+        self._runs = runs
+        self._ledger = Ledger(core, store, pcr, self._let_go_of_superseded)
         self._on_ended = on_ended
         self._ending: set[int] = set()
+        self._gone: OrderedDict[int, tuple[str, int]] = OrderedDict()
+        """Line and run of registrations that others of their line have followed."""
+        self._late: Counter[str] = Counter()
+        """Events of each line that came after a run's end, and before the next begins."""
 
     # -- what there is ------------------------------------------------------------------------
 
@@ -59,9 +73,24 @@ class Writer:
         return self._ledger.trouble
 
     @property
-    def journal_state(self) -> JournalState:
-        """What the binding journal adds up to."""
-        return self._ledger.journal_state
+    def status(self) -> Status | None:
+        """What a bind says of the host, as it is now; None without a TPM."""
+        return self._ledger.status
+
+    @property
+    def expected_value(self) -> bytes | None:
+        """What the binding PCR must be; None without a TPM, or before it was read."""
+        return self._ledger.expected_value
+
+    @property
+    def last_bind(self) -> Bound | None:
+        """What the last bind was over; None before the first of this agent."""
+        return self._ledger.last
+
+    @property
+    def slots(self) -> int:
+        """How many slots the table of registers has."""
+        return self._core.slots
 
     def get(self, registration: int) -> Container | None:
         """Return a container by its registration number."""
@@ -83,6 +112,15 @@ class Writer:
         """Return how many registrations are this user's."""
         return self._core.count_of(uid)
 
+    def run_of(self, line: str) -> Container | None:
+        """Return the latest run of this line (hexadecimal) in this boot, ended or not."""
+        return self._core.run_of(line)
+
+    def runs_of(self, note: ContainerNote) -> tuple[int, ...]:
+        """Return the registrations of the kept runs of a container's line, up to its own, oldest
+        first; of all boots."""
+        return self._runs.kept(note)
+
     # -- containers come and go ---------------------------------------------------------------
 
     def begin(self, note: ContainerNote, secret: bytes, first: Sequence[Content]) -> ContainerNote:
@@ -102,7 +140,22 @@ class Writer:
             self.discard(note.registration)
             raise
         self._ledger.add(note.registration, records)
+        self._runs.keep(note)
+        if note.line is not None and (late := self._late.pop(note.line, 0)):
+            self.lost(note.registration, late, "events of an earlier run came after its end")
         return note
+
+    def next_run(self, line: bytes) -> NextRun:
+        """Give the next run of a line its number, durably; the run before must have been closed.
+
+        Raises:
+            LineError, StoreError, OSError: what is known of the line cannot be used.
+        """
+        return self._runs.next(line)
+
+    def refused(self, run: NextRun) -> None:
+        """Heed that a run that was given a number came to no partition."""
+        self._runs.refused(run)
 
     def restore(self, container: Container, *, ending: bool = False) -> None:
         """Take in a container of an earlier agent.
@@ -115,6 +168,24 @@ class Writer:
         self._core.restore(container)
         if ending:
             self._ending.add(container.number)
+
+    def adopt(self, registration: int, line: bytes) -> None:
+        """Go on with a container that an agent without lines registered: its first known run.
+
+        Raises:
+            OSError, LineError: it cannot be written down.
+        """
+        self._runs.adopt(line)
+        self.add(registration, Adopted(line=line, run=1, previous="lost"))
+        self.note_adopted(registration, line)
+
+    def note_adopted(self, registration: int, line: bytes) -> None:
+        """Note what an ``adopted`` record says."""
+        self.write()
+        self.update(registration, line=line.hex(), run=1)
+        container = self._core.get(registration)
+        assert container is not None
+        self._runs.keep(container.note)
 
     def update(self, registration: int, **changes: Any) -> None:
         """Change fields of a container's note, here and on disk.
@@ -141,6 +212,8 @@ class Writer:
 
     def discard(self, registration: int) -> None:
         """Drop a container with everything that is known and stored of it."""
+        with suppress(StoreError):  # of a damaged partition nothing can be kept
+            self._runs.discard(self._store.read_note(registration))
         self._ledger.drop(registration)
         self._ending.discard(registration)
         if self._core.get(registration) is not None:
@@ -155,9 +228,28 @@ class Writer:
         Raises:
             CoreError: the container is not known, or has ended.
         """
-        record = self._core.measure(event, line, time)
+        if event.registration in self._gone:
+            self._came_late(*self._gone[event.registration])
+            return
+        try:
+            record = self._core.measure(event, line, time)
+        except EndedError as error:
+            note = error.container.note
+            if note.line is not None and self._came_late(note.line, note.run or 0):
+                return
+            raise
         if record is not None:
             self._ledger.add(event.registration, [record])
+
+    def _came_late(self, line: str, run: int) -> bool:
+        """Record, in the run that follows, an event that came after the end of its own; whether
+        there is one."""
+        following = self._core.run_of(line)
+        if following is None or (following.note.run or 0) <= run or not lives(following.note):
+            self._late[line] += 1
+            return False
+        self.lost(following.number, 1, f"an event of run {run} came after its end")
+        return True
 
     def add(self, registration: int, content: Content) -> None:
         """Record a content.
@@ -210,25 +302,45 @@ class Writer:
             self._on_ended(registration)
             self._ending.discard(registration)
 
-    def bind(self) -> None:
-        """Bind every changed register into the TPM, once.
+    def bind(self) -> float:
+        """Bind every changed register into the TPM, once, and return the seconds that it took.
 
         Raises:
             OSError, TpmError: as :meth:`Ledger.bind`.
         """
-        self._ledger.bind()
+        return self._ledger.bind()
 
-    def bind_now(self) -> Bind:
-        """Bind what is not bound yet, and return the bind that the PCR now shows.
+    def bind_for_quote(self) -> Bound:
+        """Bind for a tenant's quote.
 
         Raises:
-            OSError, TpmError: as :meth:`Ledger.bound`.
+            OSError, TpmError: as :meth:`Ledger.bind_for_quote`.
         """
-        return self._ledger.bound()
+        return self._ledger.bind_for_quote()
 
-    def bound(self, container: Container) -> BoundRegister:
-        """Return the container's register and its place in the tree, after :meth:`bind_now`."""
-        return self._core.bound(container)
+    def bind_for_report(self) -> Bound:
+        """Return the last bind, or one made now where something has changed.
+
+        Raises:
+            OSError, TpmError: as :meth:`Ledger.bind_for_report`.
+        """
+        return self._ledger.bind_for_report()
+
+    def probe(self) -> None:
+        """Find out whether the disk and the TPM do what they should; never raises."""
+        self._ledger.probe()
+
+    def was_superseded(self, note: ContainerNote) -> None:
+        """Heed that a run is let go of, since another of its line follows: what becomes of events
+        of it that come still."""
+        assert note.line is not None
+        self._gone[note.registration] = (note.line, note.run or 0)
+        while len(self._gone) > limits.ENDED_RUNS:
+            self._gone.popitem(last=False)
+
+    def _let_go_of_superseded(self) -> None:
+        for container in self._core.settled(self._ending):
+            self.was_superseded(container.note)
 
     def compare(self) -> None:
         """Compare the PCR with the journal, and write down what differs.

@@ -15,6 +15,16 @@ def at(nanoseconds: int) -> str:
     return f"{text}.{rest // 1_000_000:03d}Z"
 
 
+def hour() -> str:
+    """Return the time in UTC cut to the hour: ``2025-01-31T13:00:00Z``."""
+    return hour_of(now())
+
+
+def hour_of(time: str) -> str:
+    """Return a time in UTC (RFC 3339) cut to the hour."""
+    return f"{time[:13]}:00:00Z"
+
+
 def since_boot() -> int:
     """Return the nanoseconds since the host booted, suspension counted: nobody sets this clock."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -43,8 +43,17 @@ READ_SOON = 1 * MIB
 RECORD = 16 * MIB
 """Bytes of one stored record; a ``config`` record holds the whole OCI configuration."""
 
-JOURNAL_ENTRY = 4 * KIB
+JOURNAL_ENTRIES = 1024
+"""Lines of the binding journal, of some 250 bytes each, before one line takes their place."""
+
+JOURNAL_ENTRY = 8 * KIB
 """Bytes of one line of the binding journal."""
+
+ENDED_RUNS = 65_536
+"""Runs of lines that ended in this boot, whose late events the agent can place."""
+
+LINE_STATE = 16 * KIB
+"""Bytes of the file that holds what is known of one line of containers."""
 
 CONTAINER_NOTE = 64 * KIB
 """Bytes of the file that holds what is known of one container."""
@@ -166,6 +175,16 @@ OWNERS = 8
 
 OWNER_FILE = 16 * KIB
 """Bytes of a file of owner keys."""
+
+WAITING_FOR_ONE_CONTAINER = 8
+"""Requests for evidence of one container that may wait."""
+
+WAITING_FROM_ONE_SOURCE = 4
+"""Requests for evidence of one source, an address or a user, that may wait."""
+
+SHOWN_RECORDS = 128 * MIB
+"""Bytes of records, of all runs, in one evidence; of the runs before these it is said that they are
+missing."""
 
 WAITING_REQUESTS = 1024
 """Requests for evidence that may share one quote; more are refused."""

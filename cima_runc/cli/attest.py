@@ -12,6 +12,7 @@ from cima_runc.base.errors import CimaError
 from cima_runc.cli import context, files
 from cima_runc.cli.app import group
 from cima_runc.cli.output import note
+from cima_runc.cli.records import by_name, rows
 from cima_runc.cli.remote import call_url
 from cima_runc.evidence.enrolment import (
     Challenge,
@@ -23,6 +24,7 @@ from cima_runc.evidence.enrolment import (
 from cima_runc.evidence.fields import Model
 from cima_runc.evidence.models import parse_evidence
 from cima_runc.evidence.owner import generate, public_text
+from cima_runc.ml.listing import NoSuchContainerError
 from cima_runc.runtime.agent_socket import call_agent
 
 enroll_app = group("Enrol a host's attestation key: request, challenge, activate, accept.")
@@ -75,7 +77,10 @@ def attest(
     host: Annotated[
         Literal["none", "redacted", "full"], typer.Option(help="How much of the host's log.")
     ] = "none",
-    since: Annotated[int, typer.Option(min=0, help="The first record wanted.")] = 0,
+    state: Annotated[
+        Path | None,
+        typer.Option(help="What cima verify remembers: ask only for what is new since then."),
+    ] = None,
     boot_log: Annotated[bool, typer.Option(help="Include the firmware's event log.")] = False,
     output: _Output = Path("evidence.json"),
     tpm2_files: Annotated[
@@ -87,12 +92,18 @@ def attest(
     key: _Key = None,
 ) -> None:
     """Get evidence of a container."""
+    since = None
+    full_id = container if url is not None else _full_id(container)
+    if state is not None:
+        from cima_runc.verifier.state import StateDirectory
+
+        since = StateDirectory(state).since_of(full_id)
     wanted: dict[str, Any] = {
-        "container": container,
-        "nonce": nonce_of(nonce).hex(),
-        "host": host,
-        "since": since,
         "boot_log": boot_log,
+        "container": full_id,
+        "host": host,
+        "nonce": nonce_of(nonce).hex(),
+        "since": None if since is None else since.model_dump(mode="json"),
     }
     raw = _call("attest", "evidence", json.dumps(wanted).encode("ascii"), url, ca, cert, key)
     files.write(output, raw, private=True)
@@ -128,6 +139,29 @@ def _window(minutes: float) -> dict[str, Any]:
         call_agent(socket, "window", body, timeout=_TIMEOUT_SECONDS)
     )
     return answer
+
+
+def _full_id(wanted: str) -> str:
+    """Return the id of the container that is meant: a request is for one, by its whole id.
+
+    An id, the beginning of one, or else what the engine calls it.
+
+    Raises:
+        NoSuchContainerError: none, or more than one.
+    """
+    settings = context.settings()
+    shown = rows(settings, everything=False)
+    if any(row["id"] == wanted for row in shown):
+        return wanted
+    containers = [row for row in shown if row["kind"] == "container"]
+    beginning = {row["id"] for row in containers if wanted and row["id"].startswith(wanted)}
+    found = beginning or by_name(containers, wanted, settings) or set()
+    if len(found) == 1:
+        return found.pop()
+    if found:
+        names = ", ".join(sorted(found)[:5])
+        raise NoSuchContainerError(f"{wanted} may be {names}", hint="give more of the id")
+    raise NoSuchContainerError(f"no container {wanted} is registered", hint="see cima ps")
 
 
 @enroll_app.command()

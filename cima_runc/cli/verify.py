@@ -13,17 +13,14 @@ from cima_runc.base.text import printable
 from cima_runc.cli import files
 from cima_runc.cli.appraise import print_finding
 from cima_runc.cli.attest import ArgumentError, nonce_of
-from cima_runc.cli.output import print_table
-from cima_runc.cli.references import appraisal, read_policy
-from cima_runc.evidence.models import Evidence, EvidenceError, parse_evidence
-from cima_runc.evidence.owner import parse_private
+from cima_runc.cli.output import note, print_table
+from cima_runc.cli.references import read_files
 from cima_runc.verifier.ak_certificate import AkAuthority, parse_authority
 from cima_runc.verifier.enrolled import EnrolledAk, parse_enrolled_ak
 from cima_runc.verifier.result import Result
 from cima_runc.verifier.state import StateDirectory
 from cima_runc.verifier.token import sign
-from cima_runc.verifier.verify import Expectation
-from cima_runc.verifier.verify import verify as verify_evidence
+from cima_runc.verifier.verifier import Verifier
 
 
 def verify(
@@ -33,7 +30,12 @@ def verify(
     ak_ca: Annotated[
         Path | None, typer.Option(help="Or who enrols keys for us: a certificate (PEM).")
     ] = None,
-    container: Annotated[str | None, typer.Option(help="The container that it must be of.")] = None,
+    ak_name: Annotated[
+        str | None, typer.Option(help="With --ak-ca: TPM name of the one key that is meant.")
+    ] = None,
+    container: Annotated[
+        str | None, typer.Option(help="The container that was asked for, by its whole id.")
+    ] = None,
     owner_key: Annotated[Path | None, typer.Option(help="The owner's private key (PEM).")] = None,
     reference: Annotated[
         list[Path] | None, typer.Option(help="Reference values of the image; again for the host's.")
@@ -41,42 +43,36 @@ def verify(
     policy: Annotated[Path | None, typer.Option(help="What is insisted on (TOML).")] = None,
     host: Annotated[
         Literal["none", "redacted", "full"],
-        typer.Option(help="What was asked for of the host's log; less is refused."),
+        typer.Option(help="What was asked for of the host's log; anything else is refused."),
     ] = "none",
     boot_log: Annotated[bool, typer.Option(help="The firmware's log was asked for.")] = False,
     state: Annotated[
-        Path | None, typer.Option(help="Directory to remember in: reboots, rollbacks.")
+        Path | None, typer.Option(help="Directory to remember in: restarts, reboots, rollbacks.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     jwt: Annotated[Path | None, typer.Option(help="Write the result as a signed EAT.")] = None,
     jwt_key: Annotated[Path | None, typer.Option(help="EC P-256 key to sign it with.")] = None,
 ) -> None:
-    """Verify evidence; exit status 0: TRUSTED, 1: UNTRUSTED, 2: STALE or UNKNOWN."""
+    """Verify evidence; exit status 0: TRUSTED, 1: UNTRUSTED, 2: STALE, UNKNOWN, or an error."""
     if (jwt is None) != (jwt_key is None):
         raise ArgumentError("--jwt and --jwt-key go together")
-    expectation = Expectation(
-        nonce=nonce_of(nonce),
-        ak=_enrolled(ak, ak_ca),
-        container=container,
-        owner_key=parse_private(files.read(owner_key)) if owner_key is not None else None,
-        host=host,
-        boot_log=boot_log,
-        policy=read_policy(policy),
+    references, insisted = read_files(reference or [], policy)
+    verifier = Verifier(
+        _enrolled(ak, ak_ca, ak_name),
+        references=references,
+        policy=insisted,
+        owner_key=files.read(owner_key) if owner_key is not None else None,
+        memory=StateDirectory(state) if state is not None else None,
     )
-    appraised = appraisal(reference, policy) if reference else None
+    sent = nonce_of(nonce)
     raw = files.read(evidence, limit=limits.EVIDENCE)
-    directory = StateDirectory(state) if state is not None else None
-    parsed = _parsed(raw)
-    remembered = None
-    if directory is not None and isinstance(parsed, Evidence):
-        remembered = directory.load(parsed.container)
-    outcome = verify_evidence(parsed, expectation, remembered=remembered, appraisal=appraised)
-    if directory is not None and outcome.remember is not None:
-        directory.store(outcome.remember)
-    result = outcome.result
+    result = verifier.verify_nonce(raw, sent, container=container, host=host, boot_log=boot_log)
     if jwt is not None and jwt_key is not None:
-        token = sign(result, files.read(jwt_key), int(time.time()))
-        files.write(jwt, token.encode("ascii") + b"\n")
+        if result.facts is not None and result.facts.ended is not None:
+            note("no token: the container has ended, and a token is of something that runs")
+        else:
+            token = sign(result, files.read(jwt_key), int(time.time()))
+            files.write(jwt, token.encode("ascii") + b"\n")
     if as_json:
         typer.echo(result.model_dump_json(indent=2, exclude_none=True))
     else:
@@ -84,19 +80,24 @@ def verify(
     sys.exit(result.verdict.exit_code)
 
 
-def _enrolled(ak: Path | None, authority: Path | None) -> EnrolledAk | AkAuthority:
-    if ak is not None and authority is None:
+def _enrolled(
+    ak: Path | None, authority: Path | None, ak_name: str | None
+) -> EnrolledAk | AkAuthority:
+    if ak is not None and authority is None and ak_name is None:
         return parse_enrolled_ak(files.read(ak))
     if authority is not None and ak is None:
-        return parse_authority(files.read(authority), datetime.now(UTC))
-    raise ArgumentError("give either --ak or --ak-ca")
+        return parse_authority(files.read(authority), datetime.now(UTC), _name(ak_name))
+    raise ArgumentError("give either --ak, or --ak-ca and perhaps --ak-name")
 
 
-def _parsed(raw: bytes) -> Evidence | bytes:
+def _name(text: str | None) -> bytes | None:
     try:
-        return parse_evidence(raw)
-    except EvidenceError:
-        return raw  # what is wrong with it becomes part of the result
+        name = bytes.fromhex(text) if text is not None else None
+    except ValueError as error:
+        raise ArgumentError("--ak-name is not hexadecimal") from error
+    if name is not None and len(name) != 34:
+        raise ArgumentError("--ak-name is not a TPM name: 68 hexadecimal digits")
+    return name
 
 
 def _print(result: Result) -> None:
@@ -108,7 +109,22 @@ def _print(result: Result) -> None:
         for name in ("expected", "found", "hint"):
             value = getattr(result.refusal, name)
             if value:
-                typer.echo(f"  {name}: {value}")
+                typer.echo(f"  {name}: {printable(value)}")
     for finding in result.findings:
         print_finding(finding)
-    typer.echo(f"{result.verdict}: container {printable(result.container or '?')}")
+    for what in result.not_proved:
+        typer.echo(f"not proved: {printable(what)}")
+    for source in result.sources:
+        named = f" {printable(source.name)}" if source.name else ""
+        typer.echo(f"{source.kind}{named}, version {source.version}: sha256:{source.sha256.hex()}")
+    if result.host is not None:
+        label = f" ({printable(result.host.label)})" if result.host.label else ""
+        typer.echo(f"host: attestation key {result.host.ak_name.hex()}{label}")
+    which = ""
+    if result.facts is not None:
+        which = f", run {result.facts.run}"
+        if result.facts.ended is not None:
+            which += f", ended: {printable(result.facts.ended)}"
+        elif result.facts.first_seen:
+            which += ", first seen"
+    typer.echo(f"{result.verdict}: container {printable(result.container or '?')}{which}")

@@ -1,29 +1,44 @@
-"""The binding journal: what the binding PCR was extended with, written before it is.
+"""The binding journal: what becomes of the binding PCR in one boot, written before it happens.
 
-One JSON object a line, in one file a boot:
+One JSON object a line, in one file a boot, which begins with what all before it adds up to:
 
-- ``{"type":"bind","seq","root","history","expected","time"}``: about to extend the PCR, whose
-  value is ``history``; ``expected`` is its value afterwards (hexadecimal).
-- ``{"type":"done","seq"}``: it was extended.
-- ``{"type":"abandoned","seq"}``: it was not, and never will be.
-- ``{"type":"foreign","seq","expected","found","time"}``: somebody else changed the PCR after
-  bind ``seq``.
-- ``{"type":"gap","source","since","until"}``: between these times records could not be written
-  (``disk``) or bound (``tpm``).
+- ``{"type":"state","version":2,"value","status","counters"}``: ``value`` is what the PCR must be
+  (hexadecimal, null while it has not been read yet), ``status`` the object that binds are over,
+  ``counters`` the TPM's [resetCount, restartCount] when they were seen last, or null.
+- ``{"type":"initial","value","counters"}``: the PCR before our first extend of this boot.
+- ``{"type":"bind","before","history","expected"}``: about to extend the PCR, whose value is
+  ``before``, once or twice: ``history`` is what it is before the last extend, ``expected`` after.
+- ``{"type":"done"}``: it was extended.
+- ``{"type":"abandoned","value"}``: it was not, or the veil alone was; it never will be.
+- ``{"type":"foreign","kind","time","value","counters"}``: the PCR is what we have not made it.
+- ``{"type":"gap","kind","since","until"}``: a time in which records could not be written or bound.
+- ``{"type":"counters","counters"}``: the TPM was resumed, its PCRs are as they were.
 
-Source: design, section 6.
+When it has become long, one line takes the place of all of it. A journal of version 1 is read
+once, for its values. Source: design, section 6.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self, cast
+
+from pydantic import ValidationError
 
 from cima_runc.base import limits
-from cima_runc.base.durable import AppendFile, sync_directory
+from cima_runc.base.durable import AppendFile, replace_file
 from cima_runc.base.errors import CimaError
 from cima_runc.base.jsonio import load_object
-from cima_runc.cpcr.binding import Bind
+from cima_runc.cpcr.bind import Bind
+from cima_runc.cpcr.register import DIGEST_SIZE
+from cima_runc.cpcr.status import Foreign, ForeignKind, Gap, GapKind, Status
+from cima_runc.evidence.fields import decode_hex
+
+VERSION = 2
+
+Counters = tuple[int, int]
+"""The TPM's resetCount and restartCount (TPM 2.0 Library Part 1, section 36.4)."""
 
 
 class JournalError(CimaError):
@@ -31,152 +46,189 @@ class JournalError(CimaError):
 
 
 @dataclass(frozen=True)
-class Foreign:
-    """Somebody else changed the PCR."""
+class Pending:
+    """A bind of which it is not known whether the PCR shows it."""
 
-    seq: int
-    """The last bind before."""
+    before: bytes
+    history: bytes
     expected: bytes
-    found: bytes
-    time: str
-    """When it was noticed, RFC 3339."""
-
-
-Source = Literal["disk", "tpm"]
-
-
-@dataclass(frozen=True)
-class Gap:
-    """For a time, records could not be written or bound; they were later."""
-
-    source: Source
-    since: str
-    """RFC 3339."""
-    until: str
 
 
 @dataclass(frozen=True)
 class JournalState:
     """What the journal's entries add up to."""
 
-    last: Bind | None = None
-    """The last bind that reached the PCR, or of which it is not known."""
-    pending: bool = False
-    """Whether it is not known if ``last`` reached the PCR."""
-    seq: int = 0
-    """The highest number used."""
+    status: Status
     value: bytes | None = None
-    """What the PCR's value must be, None where nothing is known of it."""
-    foreign: int = 0
-    """How often somebody else changed the PCR."""
-    foreign_last: tuple[Foreign, ...] = ()
-    """The latest of these changes, ``limits.FOREIGN_SHOWN`` at most, oldest first."""
-    gaps: int = 0
-    """How often records could not be written or bound for a time."""
-    gaps_last: tuple[Gap, ...] = ()
-    """The latest of these times, ``limits.FOREIGN_SHOWN`` at most, oldest first."""
+    """What the PCR's value must be once nothing is pending; None where nothing is known of it."""
+    pending: Pending | None = None
+    counters: Counters | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the PCR has been read in this boot, so that it may be extended."""
+        return self.value is not None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the TPM shows."""
+
+    value: bytes
+    """The binding PCR's, SHA-256 bank."""
+    counters: Counters
+    hour: str
+    """When, UTC, cut to the hour."""
 
 
 def apply(state: JournalState, entry: dict[str, Any]) -> JournalState:
     """Return the state after one more entry.
 
     Raises:
-        JournalError: the entry is not one of those above.
+        JournalError: the entry is not one of those above, or cannot come here.
     """
     try:
-        match entry["type"]:
-            case "bind":
-                bind = Bind(
-                    entry["seq"], bytes.fromhex(entry["root"]), bytes.fromhex(entry["history"])
-                )
-                if bind.expected.hex() != entry["expected"]:
-                    raise JournalError(f"bind {bind.seq} of the journal does not add up")
-                return replace(state, last=bind, pending=True, seq=bind.seq, value=bind.expected)
-            case "done":
-                return replace(state, pending=False)
-            case "abandoned":
-                value = state.last.history if state.last else None
-                return replace(state, last=None, pending=False, value=value)
-            case "foreign":
-                found = bytes.fromhex(entry["found"])
-                change = Foreign(
-                    entry["seq"],
-                    bytes.fromhex(entry["expected"]),
-                    found,
-                    str(entry.get("time", "")),
-                )
-                return replace(
-                    state,
-                    pending=False,
-                    value=found,
-                    foreign=state.foreign + 1,
-                    foreign_last=(*state.foreign_last, change)[-limits.FOREIGN_SHOWN :],
-                )
-            case "gap":
-                source: Source = "tpm" if entry["source"] == "tpm" else "disk"
-                gap = Gap(source, str(entry["since"]), str(entry["until"]))
-                return replace(
-                    state,
-                    gaps=state.gaps + 1,
-                    gaps_last=(*state.gaps_last, gap)[-limits.FOREIGN_SHOWN :],
-                )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise JournalError(f"an entry of the journal cannot be read: {error}") from error
-    raise JournalError("the journal has an entry of an unknown type")
+        return _applied(state, entry)
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        what = f"an entry of the journal cannot be read: {type(error).__name__}"
+        raise JournalError(what) from error
 
 
-def reconcile(state: JournalState, found: bytes) -> dict[str, Any] | None:
-    """Return the entry that explains the PCR's value ``found``, None where it is as expected.
+def _applied(state: JournalState, entry: dict[str, Any]) -> JournalState:
+    match entry["type"]:
+        case "state" if entry["version"] == VERSION:
+            value = None if entry["value"] is None else _digest(entry["value"])
+            counters = None if entry["counters"] is None else _counters(entry["counters"])
+            status = Status.model_validate_json(json.dumps(entry["status"]))
+            return JournalState(status, value, None, counters)
+        case "initial" if not state.begun:
+            value = _digest(entry["value"])
+            status = state.status.model_copy(update={"initial": value})
+            return replace(state, status=status, value=value, counters=_counters(entry["counters"]))
+        case "bind" if state.begun:
+            pending = Pending(*(_digest(entry[name]) for name in ("before", "history", "expected")))
+            # That the one before was done is not made durable, and may be missing.
+            last = state.pending
+            known = (last.before, last.history, last.expected) if last else (state.value,)
+            if pending.before not in known:
+                raise JournalError("a bind of the journal is not over what was before it")
+            return replace(state, value=pending.before, pending=pending)
+        case "done" if state.pending is not None:
+            return replace(state, value=state.pending.expected, pending=None)
+        case "abandoned" if state.pending is not None:
+            value = _digest(entry["value"])
+            if value not in (state.pending.before, state.pending.history):
+                raise JournalError("an abandoned bind of the journal left another value")
+            return replace(state, value=value, pending=None)
+        case "foreign":
+            change = Foreign(kind=entry["kind"], time=entry["time"])
+            return replace(
+                state,
+                status=state.status.with_foreign(change),
+                value=_digest(entry["value"]),
+                pending=None,
+                counters=_counters(entry["counters"]),
+            )
+        case "gap":
+            gap = Gap(kind=entry["kind"], since=entry["since"], until=entry["until"])
+            return replace(state, status=state.status.with_gap(gap))
+        case "counters":
+            return replace(state, counters=_counters(entry["counters"]))
+    raise JournalError("the journal has an entry that cannot come here")
 
-    Asked before every bind, and so also after a crash or a failed extend.
+
+def reconcile(state: JournalState, found: Found) -> dict[str, Any] | None:
+    """Return the entry that explains what the TPM shows, None where all is as it must be.
+
+    Asked before every bind, and so also after a crash or a failed extend; what it returns is
+    written down, and then it is asked again.
     """
-    if state.pending and state.last is not None:
-        if found == state.last.expected:
-            return {"type": "done", "seq": state.seq}
-        if found == state.last.history:
-            return {"type": "abandoned", "seq": state.seq}
-    if state.value is None or found == state.value:
-        return None
+    counters = list(found.counters)
+    if not state.begun:
+        return {"type": "initial", "value": found.value.hex(), "counters": counters}
+    if state.pending is not None:
+        if found.value == state.pending.expected:
+            return {"type": "done"}
+        if found.value in (state.pending.history, state.pending.before):
+            return {"type": "abandoned", "value": found.value.hex()}
+    elif found.value == state.value:
+        # A TPM that was resumed counts up and keeps its PCRs.
+        as_before = state.counters == found.counters
+        return None if as_before else {"type": "counters", "counters": counters}
+    # Firmware may have filled the PCR of a TPM that began anew: its value tells nothing.
+    same = state.counters in (None, found.counters)
+    return foreign("changed" if same else "zero", found)
+
+
+def foreign(kind: ForeignKind, found: Found) -> dict[str, Any]:
+    """Return the entry for a PCR that is what we have not made it."""
     return {
         "type": "foreign",
-        "seq": state.seq,
-        "expected": state.value.hex(),
-        "found": found.hex(),
+        "kind": kind,
+        "time": found.hour,
+        "value": found.value.hex(),
+        "counters": list(found.counters),
     }
 
 
 class Journal:
     """The journal's file of one boot."""
 
-    def __init__(self, lines: AppendFile, state: JournalState) -> None:
-        self._lines = lines
+    def __init__(self, path: Path, state: JournalState, *, lost: bool) -> None:
+        self._path = path
         self._state = state
+        self._lost = lost
+        self._entries = 0
+        self._lines: AppendFile | None = None
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, *, boot_is_known: bool = False) -> Self:
         """Open or begin the journal at ``path``; a last line that was cut off is removed.
+
+        ``boot_is_known``: there are registrations of this boot, so that there must be a journal.
 
         Raises:
             JournalError: it holds what is not a journal's.
             OSError: it cannot be opened or mended.
         """
-        lines = AppendFile(path)
-        state = JournalState()
-        with path.open("rb") as file:
-            for line in file:
-                entry = load_object(line, what="the journal", limit=limits.JOURNAL_ENTRY)
+        lost = False
+        state = JournalState(Status.begin())
+        entries: list[dict[str, Any]] = []
+        if path.exists():
+            AppendFile(path).close()  # removes a cut-off line
+            with path.open("rb") as file:
+                entries = [
+                    load_object(line, what="the journal", limit=limits.JOURNAL_ENTRY)
+                    for line in file
+                ]
+        else:
+            lost = boot_is_known
+        if entries and entries[0].get("type") == "state":
+            for entry in entries:
                 state = apply(state, entry)
-        sync_directory(path.parent)
-        return cls(lines, state)
+            journal = cls(path, state, lost=False)
+            journal._entries = len(entries)
+            return journal
+        journal = cls(path, _of_version_1(entries), lost=lost)
+        journal._rewrite()
+        return journal
 
     @property
     def state(self) -> JournalState:
         """What the entries so far add up to."""
         return self._state
 
+    def reconcile(self, found: Found) -> dict[str, Any] | None:
+        """Return :func:`reconcile`'s entry; of a journal that was lost, what says so."""
+        if self._lost and not self._state.begun:
+            return foreign("journal", found)
+        return reconcile(self._state, found)
+
     def close(self) -> None:
         """Close the file."""
-        self._lines.close()
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
 
     def add(self, entry: dict[str, Any], *, durable: bool = True) -> None:
         """Append an entry; unless told otherwise it is durable when this returns.
@@ -185,20 +237,120 @@ class Journal:
             OSError: it could not be written; the state is as before.
         """
         state = apply(self._state, entry)
-        self._lines.append(json.dumps(entry, separators=(",", ":")).encode("ascii") + b"\n")
+        if self._lines is None:
+            self._lines = AppendFile(self._path)
+        self._lines.append(_line(entry))
         if durable:
             self._lines.sync()
         self._state = state
+        self._entries += 1
+        if self._entries >= limits.JOURNAL_ENTRIES and state.pending is None:
+            self._rewrite()
 
-    def add_bind(self, bind: Bind, time: str) -> None:
-        """Append and make durable that the PCR is about to be extended."""
+    def add_bind(self, bind: Bind) -> None:
+        """Append and make durable that the PCR is about to be extended.
+
+        Raises:
+            OSError: it could not be written; the PCR must not be extended.
+        """
         self.add(
             {
                 "type": "bind",
-                "seq": bind.seq,
-                "root": bind.root.hex(),
+                "before": bind.before.hex(),
                 "history": bind.history.hex(),
                 "expected": bind.expected.hex(),
-                "time": time,
             }
         )
+
+    def _rewrite(self) -> None:
+        """Put one line in the place of all entries; a pending bind goes on after it."""
+        self.close()
+        state = self._state
+        entries = [
+            {
+                "type": "state",
+                "version": VERSION,
+                "value": None if state.value is None else state.value.hex(),
+                "status": state.status.model_dump(mode="json"),
+                "counters": None if state.counters is None else list(state.counters),
+            }
+        ]
+        if state.pending is not None:
+            entries.append(
+                {
+                    "type": "bind",
+                    "before": state.pending.before.hex(),
+                    "history": state.pending.history.hex(),
+                    "expected": state.pending.expected.hex(),
+                }
+            )
+        replace_file(self._path, b"".join(map(_line, entries)))
+        self._entries = len(entries)
+
+
+def _of_version_1(entries: Iterable[dict[str, Any]]) -> JournalState:
+    """Return what a journal of version 1 says of the PCR; nothing in it knows the counters.
+
+    Its entries are ``bind`` {history, expected}, ``done``, ``abandoned``, ``foreign`` {found, time}
+    and ``gap`` {source, since, until}.
+
+    Raises:
+        JournalError: it is not one.
+    """
+    state = JournalState(Status.begin())
+    try:
+        for entry in entries:
+            state = _after_version_1(state, entry)
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        what = f"an entry of the journal cannot be read: {type(error).__name__}"
+        raise JournalError(what) from error
+    return state
+
+
+def _after_version_1(state: JournalState, entry: dict[str, Any]) -> JournalState:
+    match entry["type"]:
+        case "bind":
+            before, expected = _digest(entry["history"]), _digest(entry["expected"])
+            if state.status.initial is None:
+                status = state.status.model_copy(update={"initial": before})
+                state = replace(state, status=status)
+            # What it had found was written down before it bound, so that this is what was there.
+            return replace(state, value=before, pending=Pending(before, before, expected))
+        case "done" if state.pending is not None:
+            return replace(state, value=state.pending.expected, pending=None)
+        case "abandoned":
+            return replace(state, pending=None)
+        case "foreign":
+            change = Foreign(kind="changed", time=_hour(entry["time"]))
+            return replace(
+                state,
+                status=state.status.with_foreign(change),
+                value=_digest(entry["found"]),
+                pending=None,
+            )
+        case "gap":
+            kind: GapKind = "tpm" if entry["source"] == "tpm" else "disk"
+            gap = Gap(kind=kind, since=_hour(entry["since"]), until=_hour(entry["until"]))
+            return replace(state, status=state.status.with_gap(gap))
+    raise JournalError("the journal has an entry of an unknown type")
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def _hour(time: Any) -> str:
+    return f"{str(time)[:13]}:00:00Z"
+
+
+def _digest(value: Any) -> bytes:
+    digest = decode_hex(value) if isinstance(value, str) else b""
+    if len(digest) != DIGEST_SIZE:
+        raise ValueError("a value of the PCR has 32 bytes")
+    return digest
+
+
+def _counters(value: Any) -> Counters:
+    if not isinstance(value, list) or [type(each) for each in value] != [int, int]:
+        raise ValueError("two counters of the TPM are expected")
+    return cast("Counters", tuple(value))

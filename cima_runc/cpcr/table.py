@@ -49,6 +49,9 @@ class Table:
             raise ValueError(f"a table has a power of two of slots, {MINIMUM_SLOTS} at least")
         self._taken: set[int] = set()
         self._inners = bytearray(slots * DIGEST_SIZE)
+        self._mark = 0
+        self._marks: dict[int, int] = {}
+        """The mark after each slot's last change, in the order of these changes."""
         self._levels = _empty_levels(slots)
 
     @property
@@ -69,6 +72,21 @@ class Table:
     def inner(self, slot: int) -> bytes:
         """Return what is in ``slot``, 32 bytes."""
         return bytes(self._inners[slot * DIGEST_SIZE : (slot + 1) * DIGEST_SIZE])
+
+    @property
+    def mark(self) -> int:
+        """A number for the table as it is now, for :meth:`changes`."""
+        return self._mark
+
+    def changes(self, since: int) -> list[tuple[int, bytes]]:
+        """Return the slots that were written after the mark ``since``, lowest first, and what is in
+        them. Costs what has changed."""
+        slots = []
+        for slot, mark in reversed(self._marks.items()):
+            if mark <= since:
+                break
+            slots.append(slot)
+        return [(slot, self.inner(slot)) for slot in sorted(slots)]
 
     def filled(self) -> Iterator[tuple[int, bytes]]:
         """Yield (slot, what is in it) for every slot that is not empty, in order."""
@@ -118,6 +136,9 @@ class Table:
 
     def _set(self, slot: int, inner: bytes) -> None:
         self._inners[slot * DIGEST_SIZE : (slot + 1) * DIGEST_SIZE] = inner
+        self._mark += 1
+        self._marks.pop(slot, None)
+        self._marks[slot] = self._mark
         value = table_leaf(inner)
         for level, above in zip(self._levels, self._levels[1:], strict=False):
             at = slot * DIGEST_SIZE

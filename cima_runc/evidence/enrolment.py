@@ -13,8 +13,8 @@ from pydantic import Field, ValidationError
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.jsonio import load_object
+from cima_runc.evidence.errors import first_of
 from cima_runc.evidence.fields import Base64, Digest, Model
-from cima_runc.evidence.models import first_of
 
 _TpmBytes = Annotated[Base64, Field(max_length=limits.TPM_STRUCTURE)]
 _Certificate = Annotated[Base64, Field(max_length=64 * limits.KIB)]

@@ -1,59 +1,45 @@
 """Evidence: what the agent hands to a verifier, as JSON.
 
 ``docs/evidence.md`` describes every field for those who write a verifier of their own. Source:
-design, section 7.
+design, sections 6 and 7.
 """
 
+from collections.abc import Sequence
 from itertools import chain
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError
+import pydantic_core
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from cima_runc.base import limits
 from cima_runc.base.jsonio import JsonError, JsonTooDeepError, JsonTooLargeError, load_object
 from cima_runc.base.text import printable
-from cima_runc.evidence.disclosure import Disclosure
+from cima_runc.cpcr.status import Status
+from cima_runc.evidence.aggregation import DEPTH
 from cima_runc.evidence.errors import (
-    EvidenceError,
     EvidenceFormatError,
     EvidenceTooDeepError,
     EvidenceTooLargeError,
     EvidenceVersionError,
     first_of,
 )
-from cima_runc.evidence.fields import U64, Base64, Digest, Hex, Model, PcrNumber
+from cima_runc.evidence.fields import Base64, Count, Digest, Hex, Model, PcrNumber
+from cima_runc.evidence.request import ContainerId, Disclosure, Nonce, Request
 
-__all__ = [
-    "EvidenceError",
-    "EvidenceTooDeepError",
-    "EvidenceTooLargeError",
-    "EvidenceVersionError",
-    "first_of",
-]
-
-VERSION = 1
+VERSION = 2
 """The version of evidence that this program writes and reads."""
 
-ContainerId = Annotated[str, Field(min_length=1, max_length=limits.CONTAINER_ID)]
-Nonce = Annotated[Hex, Field(min_length=limits.NONCE_MIN, max_length=limits.NONCE_MAX)]
-TreePath = Annotated[tuple[Digest, ...], Field(min_length=1, max_length=limits.TREE_DEPTH)]
+TreePath = Annotated[tuple[Digest, ...], Field(min_length=10, max_length=limits.TREE_DEPTH)]
+Slot = Annotated[int, Field(ge=0, lt=1 << limits.TREE_DEPTH)]
+Run = Annotated[Count, Field(ge=1)]
 _TpmBytes = Annotated[Base64, Field(max_length=limits.TPM_STRUCTURE)]
+_PCR_NAMES = frozenset(map(str, range(24)))
 
 
-class Request(Model):
-    """What a verifier asks for."""
-
-    container: ContainerId
-    """The container's id; over the unix socket how it begins is enough."""
-    nonce: Nonce
-    """16 to 64 random bytes of the verifier."""
-    host: Disclosure = "none"
-    """How much of the host's log is shown."""
-    since: U64 = 0
-    """The first record that is wanted."""
-    boot_log: bool = False
-    """Whether the firmware's event log is wanted."""
+def _check_slot(slot: int, path: Sequence[bytes]) -> None:
+    if slot >> len(path):
+        raise ValueError(f"slot {slot} is not in a tree of 2^{len(path)} slots")
 
 
 class QuotePart(Model):
@@ -63,16 +49,22 @@ class QuotePart(Model):
     """TPMS_ATTEST."""
     signature: _TpmBytes
     """TPMT_SIGNATURE over it."""
-    pcrs: Annotated[dict[str, Digest], Field(max_length=24)]
+    pcrs: Annotated[dict[str, Digest], Field(min_length=1, max_length=24)]
     """The values of the quoted PCRs, SHA-256 bank, by their decimal number."""
+
+    @model_validator(mode="after")
+    def _numbers_are_canonical(self) -> Self:
+        if not self.pcrs.keys() <= _PCR_NAMES:
+            raise ValueError("a PCR is a decimal number from 0 to 23")
+        return self
 
 
 class AggregationPart(Model):
-    """Where this request is among those that share the quote (RFC 9162 shape)."""
+    """Where this request is among the places that share the quote."""
 
-    index: U64
-    size: Annotated[int, Field(ge=1, le=limits.WAITING_REQUESTS)]
-    path: Annotated[tuple[Digest, ...], Field(max_length=limits.TREE_DEPTH)]
+    index: Annotated[int, Field(ge=0, lt=limits.AGGREGATION_PLACES)]
+    path: Annotated[tuple[Digest, ...], Field(min_length=DEPTH, max_length=DEPTH)]
+    """The siblings, lowest first."""
 
 
 class AkPart(Model):
@@ -85,96 +77,92 @@ class AkPart(Model):
     the credential activation."""
 
 
-class LeafPart(Model):
-    """A register's leaf in the tree."""
-
-    slot: Annotated[int, Field(ge=0, lt=1 << limits.TREE_DEPTH)]
-    path: TreePath
-    """The siblings from the leaf up, lowest first."""
-    leaf: Digest
-    """SHA256(0x00 || HMAC-SHA256(secret, cPCR || u64be(count)))."""
-    count: U64
-    """Number of records in the register."""
-
-
-class ForeignChange(Model):
-    """The binding PCR was changed by somebody else."""
-
-    seq: U64
-    """The last bind before."""
-    expected: Digest
-    found: Digest
-    time: Annotated[str, Field(max_length=64)]
-
-
-class ForeignPart(Model):
-    """All such changes of this boot."""
-
-    count: U64
-    last: Annotated[tuple[ForeignChange, ...], Field(max_length=limits.FOREIGN_SHOWN)]
-    """The latest of them, oldest first."""
-
-
-class GapTime(Model):
-    """For a time, the host could not write records down (``disk``) or bind them (``tpm``)."""
-
-    source: Literal["disk", "tpm"]
-    since: Annotated[str, Field(max_length=64)]
-    until: Annotated[str, Field(max_length=64)]
-
-
-class GapsPart(Model):
-    """All such times of this boot; what ran then was recorded and bound afterwards."""
-
-    count: U64 = 0
-    last: Annotated[tuple[GapTime, ...], Field(max_length=limits.FOREIGN_SHOWN)] = ()
-    """The latest of them, oldest first."""
-
-
-class BindingPart(LeafPart):
+class BindingPart(Model):
     """How the container's leaf got into the binding PCR."""
 
     pcr: PcrNumber
-    seq: U64
-    """Number of the bind."""
+    status: Status
+    host: Digest
+    """SHA256(0x05 || hostkey || table)."""
     root: Digest
-    """The tree's root."""
+    """The blinded tree's root."""
     history: Digest
-    """The PCR's value before the bind."""
-    dependencies: LeafPart | None = None
-    """The leaf of the partition of its dependencies, None where it has none."""
-    foreign: ForeignPart
-    gaps: GapsPart = GapsPart()
+    """The PCR's value before the bind, after its veil."""
+    slot: Slot
+    leaf: Digest
+    """SHA256(0x00 || blind || inner)."""
+    path: TreePath
+    """The siblings from the leaf up, lowest first."""
+
+    @model_validator(mode="after")
+    def _slot_is_in_the_tree(self) -> Self:
+        _check_slot(self.slot, self.path)
+        return self
 
 
-class Sealed(Model):
-    """The owner's part, encrypted to one of his keys (see :mod:`cima_runc.evidence.seal`)."""
+class RunPart(Model):
+    """The records of one run of the container's line."""
 
-    key: Digest
-    """SHA-256 of the public key."""
-    data: Base64
-    """Encapsulated key and ciphertext."""
-
-
-class RecordsPart(Model):
-    """Records of a partition, and what connects them with its leaf."""
-
+    run: Run
+    id: ContainerId
+    """The container that this run was."""
+    registration: Count
     secret: Digest
-    """The secret that the leaf is made with."""
-    cpcr: Digest
-    """The register after ``count`` records."""
-    since: U64
+    """What its register was masked with; the last run's makes the leaf."""
+    since: Count
     """Number of the first record here."""
     records: list[Any]
-    """The records from ``since`` to the last that was bound; each is checked when it is read."""
+    """The records from ``since`` on; each is checked when it is read."""
 
 
-class OwnerPart(RecordsPart):
-    """What only the container's owner may see: its partition, and what it relies on."""
+class MissingPart(Model):
+    """Records of a run that the host does not keep any more."""
 
-    dependencies: RecordsPart | None = None
-    """All records of the host services that the container relies on, None where its registration
-    names none."""
+    run: Run
+    from_: Annotated[Count, Field(alias="from")]
+    """Number of the first of them."""
+    to: Count
+    """Number after the last of them."""
+
+
+class ServicesPart(Model):
+    """The host services that the container relies on: a partition with a leaf of its own under the
+    same root. All of its records are here."""
+
+    registration: Count
+    slot: Slot
+    leaf: Digest
+    path: TreePath
+    blind: Digest
+    secret: Digest
+    cpcr: Digest
+    count: Count
+    records: list[Any]
+
+    @model_validator(mode="after")
+    def _slot_is_in_the_tree(self) -> Self:
+        _check_slot(self.slot, self.path)
+        return self
+
+
+class OwnerPart(Model):
+    """What only the container's owner may see."""
+
+    request: Request
+    """What was asked, of which evidence shows the digest."""
+    line: Digest
+    """What the runs are runs of."""
+    blind: Digest
+    """What covers the leaf."""
+    cpcr: Digest
+    """The last run's register at the bind."""
+    count: Count
+    """How many records were in it then."""
+    runs: Annotated[tuple[RunPart, ...], Field(min_length=1)]
+    """Oldest first; the last one is the one with the leaf."""
+    missing: tuple[MissingPart, ...]
+    services: ServicesPart | None
+    """None where the registration names none."""
 
 
 class HostLine(Model):
@@ -192,32 +180,67 @@ class HostLog(Model):
 
     disclosure: Disclosure
     pcr: PcrNumber
-    entries: tuple[Digest | HostLine, ...] = ()
-    """What the PCR was extended with, or the entry itself."""
+    entries: tuple[Digest | HostLine, ...]
+    """What the PCR was extended with, or the entry itself: ``redacted`` shows the first entry and
+    hashes, ``full`` only entries, ``none`` nothing."""
+
+    @model_validator(mode="after")
+    def _as_disclosed(self) -> Self:
+        shown = [isinstance(entry, HostLine) for entry in self.entries]
+        fits = {
+            "none": not shown,
+            "redacted": bool(shown) and shown[0] and not any(shown[1:]),
+            "full": bool(shown) and all(shown),
+        }
+        if not fits[self.disclosure]:
+            raise ValueError(f"the entries are not those of a log that is {self.disclosure}")
+        return self
 
 
-class Evidence(Model):
-    """One container's evidence for one request."""
+class Outside(Model):
+    """Evidence without what is under the seal: this is what everybody sees."""
 
     type: Literal["cima-evidence"]
-    version: Literal[1]
+    version: Literal[2]
     container: ContainerId
     nonce: Nonce
+    request: Digest
+    """SHA-256 of the request's RFC 8785 bytes."""
     quote: QuotePart
     aggregation: AggregationPart
     ak: AkPart
     binding: BindingPart
-    sealed: Annotated[tuple[Sealed, ...], Field(max_length=limits.OWNERS)] = ()
-    """The owner's part, once for each of his keys."""
-    owner: OwnerPart | None = None
-    """The owner's part in the clear, where the container has no owner's key."""
+    sealed: Annotated[tuple[Base64, ...], Field(min_length=1, max_length=limits.OWNERS)] | None = (
+        None
+    )
+    """The owner's part, once for each of the owner's keys, in no order: encapsulated key and
+    ciphertext (see :mod:`cima_runc.evidence.seal`)."""
     host_log: HostLog
     boot_log: Base64 | None = None
     """The firmware's event log (TCG PC Client Platform Firmware Profile, section 10)."""
 
-    def to_json(self) -> bytes:
-        """Return the evidence as it is sent."""
-        return self.model_dump_json(exclude_none=True).encode("utf-8")
+    def to_json(self, owner: bytes | None = None) -> bytes:
+        """Return evidence as it is sent, with the ``owner`` part in the clear where there is one:
+        as JSON, padded."""
+        value = self.model_dump(mode="json", exclude={"owner"})
+        for holder, key in ((value, "sealed"), (value, "boot_log"), (value["ak"], "certificate")):
+            if holder[key] is None:
+                del holder[key]
+        raw = pydantic_core.to_json(value)
+        return raw if owner is None else raw[:-1] + b',"owner":' + owner + b"}"
+
+
+class Evidence(Outside):
+    """One container's evidence for one request."""
+
+    owner: OwnerPart | None = None
+    """The owner's part in the clear, where the container has no owner's key."""
+
+    @model_validator(mode="after")
+    def _one_owner_part(self) -> Self:
+        if (self.sealed is None) == (self.owner is None):
+            raise ValueError("there is either sealed or owner")
+        return self
 
 
 def parse_evidence(raw: bytes, *, limit: int = limits.EVIDENCE) -> Evidence:
@@ -230,17 +253,19 @@ def parse_evidence(raw: bytes, *, limit: int = limits.EVIDENCE) -> Evidence:
         EvidenceFormatError: anything else that is wrong with it.
     """
     value = _load(raw, limit, "the evidence")
-    version = value.get("version")
     if value.get("type") != "cima-evidence":
         raise EvidenceFormatError(
             "the file is not evidence: its type is not cima-evidence",
             hint="make one with: cima attest",
         )
+    version = value.get("version")
     if type(version) is not int or version != VERSION:
         raise EvidenceVersionError(
             f"the evidence is of version {printable(str(version)[:20])}, expected {VERSION}",
             hint="verify it with the cima that belongs to the agent that made it",
         )
+    if "sealed" in value and "owner" in value:
+        raise EvidenceFormatError("the evidence is not well formed: it has sealed and owner")
     try:
         return Evidence.model_validate(_tuples(value))
     except ValidationError as error:
@@ -260,21 +285,6 @@ def parse_owner_part(raw: bytes) -> OwnerPart:
         raise EvidenceFormatError(
             f"the owner's part is not well formed: {first_of(error)}"
         ) from error
-
-
-def parse_request(raw: bytes) -> Request:
-    """Read a request.
-
-    Raises:
-        EvidenceFormatError: not one.
-    """
-    try:
-        value = load_object(raw, what="the request", limit=limits.REQUEST)
-        return Request.model_validate(value)
-    except JsonError as error:
-        raise EvidenceFormatError(error.what) from error
-    except ValidationError as error:
-        raise EvidenceFormatError(f"the request is not well formed: {first_of(error)}") from error
 
 
 def _load(raw: bytes, limit: int, what: str) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """A container's owner: the X25519 keys that its evidence is encrypted to.
 
 In text a public key is ``x25519:`` and the base64 of its 32 bytes. A container names one in the
-annotation ``io.cima.owner``, or else in the environment variable ``CIMA_OWNER``; or it names a
-file in a directory of the host's administrator, with a key a line, where there are several.
+annotation ``io.cima.owner``, or, where the host's settings allow that, in the environment variable
+``CIMA_OWNER``; or it names a file in a directory of the host's administrator, with a key a line,
+where there are several.
 """
 
 import base64
-import binascii
 import os
 import re
 from pathlib import Path
@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
+from cima_runc.evidence.fields import decode_base64
 
 ANNOTATION = "io.cima.owner"
 VARIABLE = "CIMA_OWNER"
@@ -42,8 +43,8 @@ def parse_public(text: str) -> bytes:
     if not text.startswith(_PREFIX):
         raise OwnerError("an owner's public key begins with x25519:")
     try:
-        public = base64.b64decode(text.removeprefix(_PREFIX), validate=True)
-    except (binascii.Error, ValueError) as error:
+        public = decode_base64(text.removeprefix(_PREFIX))
+    except ValueError as error:
         raise OwnerError("an owner's public key is not base64") from error
     if len(public) != 32:
         raise OwnerError(f"an owner's public key has 32 bytes, found {len(public)}")

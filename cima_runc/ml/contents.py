@@ -8,6 +8,7 @@ what was read is written again as it was, key by key, so that its digest stays.
 Source: design, section 5.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -18,7 +19,14 @@ from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.evidence.fields import Base64, Digest, Hex, Model
 from cima_runc.ima.template import Func, TemplateError, unpack_cima_ng
-from cima_runc.ml.records import CIMA, IMA_TEMPLATE, Record, RecordError, template_data
+from cima_runc.ml.records import (
+    CIMA,
+    IMA_TEMPLATE,
+    Record,
+    RecordError,
+    digest_of,
+    template_data,
+)
 from cima_runc.validation import first_of
 
 Hook = Literal["BPRM_CHECK", "MMAP_CHECK", "FILE_CHECK"]
@@ -78,8 +86,8 @@ class Previous(Model):
     """Its records, ``exit`` counted."""
     cpcr: Digest
     """Its register after them."""
-    reason: str
-    """Why it ended."""
+    reason: str | None
+    """Why it ended; None: its end was not written down, as where a boot cut it off."""
 
 
 _Path = Annotated[str, Field(max_length=limits.PATH, pattern=r"(?s)^/.")]
@@ -288,12 +296,15 @@ class Violation(ViolationV1):
         return self
 
 
+MemoryKind = Literal["execmem", "execmod", "execstack", "execheap"]
+"""Kinds of executable memory, by the names that SELinux has given to them."""
+
+
 class Memory(Content):
     """Executable memory that is no measured file, once for each program and kind."""
 
     type: Literal["memory"] = "memory"
-    kind: Literal["execmem", "execmod", "execstack", "execheap"]
-    """By the names that SELinux has given to them."""
+    kind: MemoryKind
     program_path_hex: Hex | None
     program_digest: Hex | None
     mntns: _Inum
@@ -372,6 +383,13 @@ class File(NamedTuple):
 AnyContent = Content | File
 
 
+class Measured(NamedTuple):
+    """A record as rules look at it: its number, and what it says."""
+
+    number: int
+    content: AnyContent
+
+
 def _tag(value: Any) -> str | None:
     if not isinstance(value, dict):
         return None
@@ -425,6 +443,32 @@ def read(record: Record) -> AnyContent:
         kind = printable(record.content_type[:40])
         raise UnknownTypeError(f"a record's content_type is {IMA_TEMPLATE} or {CIMA}, not {kind}")
     return parse(record.content)
+
+
+def measured(record: Record) -> Measured:
+    """Return a record as rules look at it.
+
+    Raises:
+        UnknownTypeError, ShapeError: as for :func:`read`.
+    """
+    return Measured(record.recnum, read(record))
+
+
+def read_with_digest(record: Record) -> tuple[AnyContent, bytes]:
+    """Return what a record says, and the digest (32 bytes) that this content has.
+
+    Raises:
+        UnknownTypeError, ShapeError: as for :func:`read`.
+        RecordError: the content has no canonical form.
+    """
+    if record.content_type != IMA_TEMPLATE:
+        return read(record), digest_of(record.content_type, record.content)
+    # One decoding for both: evidence may have hundreds of thousands of these.
+    try:
+        data = template_data(record.content)
+        return File(*unpack_cima_ng(data)), hashlib.sha256(data).digest()
+    except (RecordError, TemplateError) as error:
+        raise ShapeError(f"a file's record cannot be read: {error.what}") from error
 
 
 def parse_rootfs(value: Mapping[str, Any]) -> Rootfs:

@@ -1,13 +1,14 @@
 """What is shown of containers: the same whether the agent or the state directory is asked."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cima_runc.base import clock
 from cima_runc.base.errors import CimaError
 from cima_runc.ml.partition import Partition
-from cima_runc.ml.store import ContainerNote, Store
+from cima_runc.ml.store import ContainerNote, Store, StoreError
 
 
 class NoSuchContainerError(CimaError):
@@ -68,6 +69,13 @@ def stored_notes(store: Store, boot_id: str | None) -> Iterator[ContainerNote]:
         note = store.read_note(registration)
         if boot_id is None or note.boot_id == boot_id:
             yield note
+
+
+def readable_notes(store: Store) -> Iterator[ContainerNote]:
+    """Yield the stored notes of all registrations, but those that are damaged."""
+    for registration in store.registrations():
+        with suppress(StoreError):
+            yield store.read_note(registration)
 
 
 def find_note(notes: Iterable[ContainerNote], wanted: str) -> ContainerNote:

@@ -12,6 +12,8 @@
       digests.json                       digests of services' files that were hashed in this boot
       unmeasured/<time>-<pid>.json         containers that started without the agent
       removed.jsonl                        containers removed before all of them was attested
+      lines/<line>.json                    each line's runs, however little of them is kept
+      probe                                written now and then, to see whether that can be done
 
 Nothing that a container or an engine chose is part of a path.
 """
@@ -38,6 +40,8 @@ from cima_runc.runtime.hook import UNMEASURED_DIR
 from cima_runc.runtime.hook_state import HookState, HookStateError, parse_hook_state
 
 _NUMBER = re.compile(r"[0-9]{8,}")
+
+_PROBE_SIZE = 4096
 
 State = Literal["created", "running", "stopped"]
 Kind = Literal["container", "dependencies"]
@@ -83,6 +87,11 @@ class ContainerNote(BaseModel):
     """The user whose container it is; the id of one that is not root's begins with ``UID/``."""
     dependencies: int | None = None
     """The registration whose partition holds what this container relies on."""
+    line: str | None = None
+    """What it is a run of, hexadecimal; None: registered by an agent that knew no lines, or not a
+    container."""
+    run: int | None = None
+    """Which run of its line it is, from 1."""
 
 
 class Store:
@@ -139,6 +148,10 @@ class Store:
         # Where no agent ever ran, a hook may have made the directory above.
         names = os.listdir(directory) if directory.is_dir() else []
         return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
+
+    def holds(self, registration: int) -> bool:
+        """Whether there is a partition of this number, of whatever boot."""
+        return self._directory(registration).exists()
 
     def create(self, note: ContainerNote, secret: bytes) -> None:
         """Make the directory of a new registration; it becomes durable with its first records."""
@@ -261,6 +274,14 @@ class Store:
     def size(self, registration: int) -> int:
         """Return the bytes of a registration's files."""
         return sum(path.lstat().st_size for path in self._directory(registration).iterdir())
+
+    def probe(self) -> None:
+        """Find out whether the disk takes what is written.
+
+        Raises:
+            OSError: it does not.
+        """
+        replace_file(self.root / "probe", bytes(_PROBE_SIZE))
 
     def boots(self) -> set[str]:
         """Return the ids of the boots that have a journal."""

@@ -15,7 +15,7 @@ from tpm2_pytss import TSS2_Exception
 
 from cima_runc.base.errors import CimaError
 
-SHORT = frozenset({"pcr_extend", "pcr_read", "get_random"})
+SHORT = frozenset({"pcr_extend", "pcr_read", "get_random", "read_clock"})
 """Commands of a few milliseconds (TCG PC Client Platform TPM Profile, 5.5.1: at most 2 s)."""
 SHORT_SECONDS = 10.0
 LONG_SECONDS = 100.0

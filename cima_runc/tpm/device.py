@@ -1,6 +1,6 @@
 """The TPM 2.0, as far as binding needs it: random bytes, PCR values, extending.
 
-Source: TPM 2.0 Library Part 3, TPM2_GetRandom, TPM2_PCR_Read, TPM2_PCR_Extend.
+Source: TPM 2.0 Library Part 3, TPM2_GetRandom, TPM2_PCR_Read, TPM2_PCR_Extend, TPM2_ReadClock.
 """
 
 import logging
@@ -111,6 +111,18 @@ class Tpm:
                 raise TpmError(NO_BANK.what, hint=NO_BANK.hint)
             values.update(zip(some, (bytes(digest) for digest in digests), strict=True))
         return values
+
+    def counters(self) -> tuple[int, int]:
+        """Return resetCount and restartCount: how often the TPM began anew, and was resumed since.
+
+        Raises:
+            TpmError: the TPM answered with an error.
+        """
+        try:
+            clock = self._esapi.read_clock().clockInfo
+        except TSS2_Exception as error:
+            raise TpmError(f"the TPM does not show its clock: {error}") from error
+        return int(clock.resetCount), int(clock.restartCount)
 
     def extend(self, pcr: int, digest: bytes) -> None:
         """Extend the PCR's SHA-256 bank with ``digest`` (32 bytes).

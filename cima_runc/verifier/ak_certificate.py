@@ -16,10 +16,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 from cima_runc.tpm.structures import PublicArea
 
 _ATTESTATION_KEY = x509.ObjectIdentifier("2.23.133.8.3")
 _VALID = timedelta(days=365)
+NO_LABEL = "cima attestation key"
+"""The common name of a certificate that says nothing of the host."""
 
 
 class AkCertificateError(CimaError):
@@ -33,9 +36,17 @@ class AkAuthority:
     certificate: x509.Certificate
     now: datetime
     """With a time zone."""
+    only: bytes | None = None
+    """TPM name of the one key that is meant; None: any that this authority has enrolled."""
 
-    def check(self, certificate: bytes | None, public: PublicArea) -> None:
-        """Check a certificate (DER) of the key with this public area.
+    @property
+    def described(self) -> str:
+        """Whose certificate is wanted, for people."""
+        who = f"a certificate by {printable(self.certificate.subject.rfc4514_string())}"
+        return who if self.only is None else f"{who} of the key {self.only.hex()}"
+
+    def check(self, certificate: bytes | None, public: PublicArea) -> str:
+        """Check a certificate (DER) of the key with this public area; return the host's label.
 
         Raises:
             AkCertificateError: none, another key's, another authority's, or not valid now.
@@ -51,6 +62,7 @@ class AkAuthority:
             extensions = found.extensions
             name = extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
             usages = list(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+            constraints = extensions.get_extension_for_class(x509.BasicConstraints).value
         except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
             raise AkCertificateError("the certificate is not of this authority") from error
         except x509.ExtensionNotFound as error:
@@ -61,21 +73,42 @@ class AkAuthority:
                 f" {found.not_valid_after_utc}",
                 hint="have the authority enrol the host anew",
             )
+        if constraints.ca:
+            raise AkCertificateError("the certificate is an authority's, not an attestation key's")
+        if self.only is not None and public.name != self.only:
+            raise AkCertificateError("the attestation key is another than the one that is meant")
         if usages != [_ATTESTATION_KEY] or name != public.name or found.public_key() != public.key:
             raise AkCertificateError("the certificate is of another attestation key")
+        names = found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        label = str(names[0].value) if len(names) == 1 else ""
+        return "" if label == NO_LABEL else label
 
 
-def parse_authority(pem: bytes, now: datetime) -> AkAuthority:
-    """Read an authority's certificate.
+def parse_authority(pem: bytes, now: datetime, only: bytes | None = None) -> AkAuthority:
+    """Read an authority's certificate; ``only`` is the TPM name of the one key that is meant.
 
     Raises:
-        AkCertificateError: not a PEM certificate.
+        AkCertificateError: not a PEM certificate, or one that is not an authority's.
     """
-    return AkAuthority(_certificate(pem), now)
+    certificate = _certificate(pem)
+    found = None
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except x509.ExtensionNotFound:
+        pass
+    except ValueError as error:
+        raise AkCertificateError("the authority's certificate cannot be read") from error
+    if found is not None and not found.ca:
+        raise AkCertificateError("the authority's certificate says that it is none (CA:false)")
+    return AkAuthority(certificate, now, only)
 
 
-def issue(public: PublicArea, authority: bytes, key: bytes, now: datetime) -> bytes:
+def issue(
+    public: PublicArea, authority: bytes, key: bytes, now: datetime, label: str = ""
+) -> bytes:
     """Return a certificate (PEM) of a key that was enrolled, valid for a year.
+
+    ``label`` is what the host is called; it becomes the certificate's common name.
 
     ``authority`` is the authority's certificate and ``key`` its private key (PEM, no password).
 
@@ -91,7 +124,7 @@ def issue(public: PublicArea, authority: bytes, key: bytes, now: datetime) -> by
         raise AkCertificateError("the authority's key is neither EC nor RSA")
     if signer.public_key() != issuer.public_key():
         raise AkCertificateError("the authority's key is not that of its certificate")
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "cima attestation key")])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, label or NO_LABEL)])
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)

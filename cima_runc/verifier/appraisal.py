@@ -17,14 +17,24 @@ dependency.*        :mod:`.rules.dependencies`
 Source: design, sections 5 and 8; RFC 9334 for the words.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from cima_runc.base.text import printable
-from cima_runc.ima.template import TemplateError, unpack_cima_ng
 from cima_runc.measure.config_summary import ConfigSummary, summarize
-from cima_runc.ml.records import CIMA, IMA_TEMPLATE, Record, RecordError, template_data
+from cima_runc.ml.contents import (
+    Config,
+    Content,
+    File,
+    Measured,
+    RegisterV1,
+    Rootfs,
+    Service,
+    ServicesRegister,
+    Unmeasured,
+    measured,
+)
+from cima_runc.ml.records import Record
 from cima_runc.verifier.completeness import completeness
 from cima_runc.verifier.errors import Verdict
 from cima_runc.verifier.policy import Policy
@@ -37,9 +47,8 @@ from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.rules.mounts import EngineMounts
 from cima_runc.verifier.rules.rootfs import RootfsRule
 
-_ONCE = ("register", "config", "rootfs")
-"""The types of a container's first records, in order."""
-_KNOWN = frozenset({*_ONCE, "lost", "violation", "exit"})
+_ONCE = (RegisterV1, Config, Rootfs)
+"""A container's first records, in order."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +78,16 @@ def appraise(
     """Appraise all records of a container, and those of its dependencies.
 
     The verdict is UNKNOWN where nothing could be compared with an image.
+
+    Raises:
+        ContentError: a record is of no type that we know, or not of the shape that its type has.
     """
     run = _Run(references, policy)
-    findings = [*completeness(records, policy), *run.compare(records)]
-    findings += run.check_dependencies(dependencies)
+    own = [measured(record) for record in records]
+    findings = [*completeness(own, policy), *run.compare(own)]
+    if references.image is not None and (not own or own[0].number):
+        findings += _order(own)
+    findings += run.check_dependencies([measured(record) for record in dependencies])
     if any(finding.severity == "fail" for finding in findings):
         verdict = Verdict.UNTRUSTED
     else:
@@ -81,20 +96,22 @@ def appraise(
 
 
 def compare(
-    records: Sequence[Record],
+    records: Sequence[Measured],
     references: References,
     policy: Policy,
-    dependencies: Sequence[Record] = (),
+    dependencies: Sequence[Measured] | None = (),
 ) -> Iterator[Finding]:
-    """Yield what differs from the reference values in records that were verified.
+    """Yield what differs from the reference values in records of one run that were verified.
 
-    ``records`` may continue earlier ones, which were found good by the same values. Unlike
+    ``records`` may continue earlier ones, which were found good by the same values; there may be
+    none then. ``dependencies`` is None for a run of which they are not shown. Unlike
     :func:`appraise` this does not look for what the records themselves say is missing.
     """
     run = _Run(references, policy)
     yield from run.compare(records)
-    yield from run.check_dependencies(dependencies)
-    if references.image is not None and records and not records[0].recnum and not run.compared:
+    if dependencies is not None:
+        yield from run.check_dependencies(dependencies)
+    if references.image is not None and records and not records[0].number and not run.compared:
         yield Finding(
             severity="fail",
             rule="reference.image",
@@ -107,19 +124,18 @@ class _Run:
     references: References
     policy: Policy
     compared: int = 0
-    relies_on: object = None
+    relies_on: int | None = None
     """Number of the partition of its dependencies, as the ``register`` record says."""
     _image: ImageFiles | None = field(init=False)
     _config: ConfigSummary | None = None
-    _namespaces: dict[str, Any] = field(default_factory=dict)
-    _register: Mapping[str, Any] = field(default_factory=dict)
+    _register: RegisterV1 | None = None
     _layers_are_the_images: bool = False
 
     def __post_init__(self) -> None:
         image = self.references.image
         self._image = ImageFiles(image) if image is not None else None
 
-    def compare(self, records: Sequence[Record]) -> Iterator[Finding]:
+    def compare(self, records: Sequence[Measured]) -> Iterator[Finding]:
         if self.references.image is None:
             yield Finding(
                 severity="warn",
@@ -128,80 +144,67 @@ class _Run:
                 next="cima reference image IMAGE -o ref.json, and give it with --reference",
             )
             return
-        if not records or records[0].recnum == 0:
+        if records and not records[0].number:
             yield from _order(records)
         seen: set[tuple[bytes, bytes]] = set()
-        for record in records:
-            if record.content_type == IMA_TEMPLATE:
-                yield from self._file(record, seen)
-            elif record.content_type == CIMA:
-                yield from self._cima(record)
+        for number, content in records:
+            if isinstance(content, File):
+                yield from self._file(number, content, seen)
+            else:
+                yield from self._cima(number, content)
 
-    def check_dependencies(self, records: Sequence[Record]) -> Iterator[Finding]:
-        yield from check_dependencies(records, self.references.host, self.policy.dependencies)
-        wanted = f"dependencies:{self.relies_on}"
-        if records and self.relies_on is not None and records[0].cpcr != wanted:
+    def check_dependencies(self, records: Sequence[Measured]) -> Iterator[Finding]:
+        yield from check_dependencies(records, self.references.host, self.policy)
+        first = records[0].content if records else None
+        if isinstance(first, ServicesRegister) and self.relies_on not in {None, first.registration}:
             yield Finding(
                 severity="fail",
                 rule="dependencies.other",
                 what="the records are of other services than the container relies on",
-                got=printable(records[0].cpcr),
-                expected=wanted,
+                got=printable(first.id),
+                expected=f"dependencies:{self.relies_on}",
                 next="ask for evidence anew",
             )
 
-    def _cima(self, record: Record) -> Iterator[Finding]:
+    def _cima(self, number: int, content: Content) -> Iterator[Finding]:
         image, files = self.references.image, self._image
         assert image is not None and files is not None
-        content = record.content
-        match content.get("type"):
-            case "register":
-                namespaces = content.get("namespaces")
-                self._namespaces = namespaces if isinstance(namespaces, dict) else {}
-                self.relies_on = content.get("dependencies")
+        match content:
+            case RegisterV1():
                 self._register = content
-            case "config":
-                config = content.get("config")
-                config = config if isinstance(config, dict) else {}
-                self._config = summarize(config, self._namespaces)
-                mounts = EngineMounts(self._register, self._config, files)
-                policy = self.policy.config
-                rule = ConfigRule(self._config, image.config, policy, record.recnum, mounts)
+                self.relies_on = content.dependencies
+            case Config():
+                register = self._register
+                self._config = summarize(content.config, register.namespaces if register else {})
+                made = register.to_json() if register is not None else {}
+                mounts = EngineMounts(made, self._config, files)
+                rule = ConfigRule(self._config, image.config, self.policy.config, number, mounts)
                 yield from rule.check()
-            case "rootfs":
-                layers = RootfsRule(image, files, self._config, self.policy.rootfs, record.recnum)
+            case Rootfs():
+                layers = RootfsRule(image, files, self._config, self.policy.rootfs, number)
                 yield from layers.check(content)
                 self.compared += layers.compared
-            case "unmeasured":
+            case Unmeasured():
                 required = self.policy.dependencies.required or self.references.host is not None
                 yield Finding(
                     severity="fail" if required else "warn",
                     rule="dependencies.unknown",
-                    what="what it relies on is not known: " + printable(str(content.get("reason"))),
-                    record=record.recnum,
+                    what="what it relies on is not known: " + printable(content.reason),
+                    record=number,
                     next="see cima status, and start it anew",
                 )
-            case other if other not in _KNOWN:
+            case Service() | ServicesRegister():
                 yield Finding(
                     severity="fail",
-                    rule="records.type",
-                    what=f"a record of an unknown type: {printable(str(other))}",
-                    record=record.recnum,
-                    next="verify with the host's version of cima",
+                    rule="records.order",
+                    what="a record of the host services stands among the container's",
+                    record=number,
+                    next="this is no container's partition: see cima log",
                 )
 
-    def _file(self, record: Record, seen: set[tuple[bytes, bytes]]) -> Iterator[Finding]:
+    def _file(self, number: int, file: File, seen: set[tuple[bytes, bytes]]) -> Iterator[Finding]:
         assert self._image is not None
-        try:
-            digest, path, _, func = unpack_cima_ng(template_data(record.content))
-        except (RecordError, TemplateError) as error:
-            yield Finding(
-                severity="fail",
-                rule="records.file",
-                what=f"a file's record cannot be read: {error}",
-                record=record.recnum,
-            )
-            return
+        digest, path, _, func = file
         if (digest, path) in seen:
             return  # in another namespace of the same container
         seen.add((digest, path))
@@ -210,7 +213,7 @@ class _Run:
             path,
             digest,
             func,
-            record=record.recnum,
+            record=number,
             image=self._image,
             host=self.references.host,
             mounts=self._config.mounts if self._config is not None else (),
@@ -218,19 +221,18 @@ class _Run:
         )
 
 
-def _order(records: Iterable[Record]) -> Iterator[Finding]:
+def _order(records: Iterable[Measured]) -> Iterator[Finding]:
     """Yield which of the records that must come once, and first, do not."""
+    names = {kind: kind.__name__.removesuffix("V1").lower() for kind in _ONCE}
     found = [
-        str(record.content.get("type"))
-        for record in records
-        if record.content_type == CIMA and record.content.get("type") in _ONCE
+        name for _, content in records for kind, name in names.items() if isinstance(content, kind)
     ]
-    if found != list(_ONCE):
+    if found != list(names.values()):
         yield Finding(
             severity="fail",
             rule="records.order",
             what="the records do not begin as a container's do",
             got=", ".join(found) or "none of them",
-            expected=", ".join(_ONCE),
+            expected=", ".join(names.values()),
             next="this is not a whole partition: see cima log",
         )

@@ -1,63 +1,92 @@
 """Was everything measured? What the records themselves say, whatever the reference values are."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from cima_runc.base.text import printable
-from cima_runc.ml.records import CIMA, Record
+from cima_runc.ml.contents import (
+    Lost,
+    Measured,
+    Memory,
+    RegisterV1,
+    ServicesRegister,
+    Violation,
+    ViolationV1,
+)
 from cima_runc.verifier.policy import Policy
 from cima_runc.verifier.result import Finding
+from cima_runc.verifier.toml import array, quoted
+
+_KINDS = {
+    "unnamed": "something ran that cannot be named",
+    "unstable": "what ran may not be what its digest says",
+    "changed": "code was changed after it was measured",
+    "guard": "somebody reached for what measures",
+    "entry": "somebody entered with more rights than the container has",
+    "helper": "the kernel ran something for it outside",
+}
 
 
-def completeness(records: Iterable[Record], policy: Policy) -> Iterator[Finding]:
+def completeness(records: Iterable[Measured], policy: Policy) -> Iterator[Finding]:
     """Yield what is missing from these records: lost events, violations, missing sources."""
-    for record in records:
-        if record.content_type != CIMA:
-            continue
-        content, at = record.content, record.recnum
-        match content.get("type"):
-            case "lost":
-                count = content.get("count")
-                what = "an unknown number of" if count is None else str(count)
-                reason = printable(str(content.get("reason")))
-                what = f"{what} events were lost: {reason}"
-                yield _finding("records.lost", policy.allow_lost, what, at, "allow_lost")
-            case "violation":
-                reason = printable(str(content.get("reason")))
-                if content.get("denied") is True:
-                    yield _denied(content, at)
-                    continue
-                what = f"something ran that cannot be named: {reason}"
-                allowed = policy.allow_violations
-                yield _finding("records.violation", allowed, what, at, "allow_violations")
-            case "register":
-                for source in _names(content.get("missing")):
+    for at, content in records:
+        match content:
+            case Lost():
+                many = "an unknown number of" if content.count is None else str(content.count)
+                what = f"{many} events were lost: {printable(content.reason)}"
+                yield _finding("records.lost", policy.allow_lost, what, at, "allow_lost = true")
+            case ViolationV1():
+                yield from _violation(content, at, policy)
+            case Memory():
+                yield _memory(content, at, policy)
+            case RegisterV1() | ServicesRegister():
+                for source in content.missing:
                     allowed = source in policy.allow_missing
                     what = f"measured without {printable(source)}"
-                    yield _finding("records.missing", allowed, what, at, "allow_missing")
+                    key = f"allow_missing = [{quoted(printable(source))}]"
+                    yield _finding("records.missing", allowed, what, at, key)
 
 
-def _denied(content: Mapping[str, Any], at: int) -> Finding:
-    """Return what is shown of a file that the kernel refused: nothing of it ran."""
-    try:
-        path = bytes.fromhex(str(content.get("path_hex")))
-    except ValueError:
-        path = b"a file without a path"
-    return Finding(
-        severity="warn",
-        rule="records.denied",
-        what=f"{printable(path)} was to run and was denied: it is not in the container's image",
-        record=at,
-        path=printable(path),
-        got=printable(str(content.get("digest"))),
-        next="find out who tried",
-    )
+def _violation(content: ViolationV1, at: int, policy: Policy) -> Iterator[Finding]:
+    path = printable(content.path_hex) if content.path_hex is not None else ""
+    digest = content.digest.hex() if content.digest is not None else ""
+    kind = content.kind if isinstance(content, Violation) else "unnamed"
+    if kind in {"denied", "unnamed"} and content.denied:
+        # Nothing of it ran: the kernel refused it.
+        yield Finding(
+            severity="warn",
+            rule="records.denied",
+            what=f"{path or 'a file without a path'} was to run and was denied: "
+            f"{printable(content.reason)}",
+            record=at,
+            path=path,
+            got=digest,
+            next="find out who tried",
+        )
+        return
+    what = f"{_KINDS.get(kind, kind)}: {printable(content.reason)}"
+    if isinstance(content, Violation) and content.why is not None:
+        what += f" ({printable(content.why)})"
+    if content.denied:
+        what += "; it was denied"
+    rule = "records.violation" if kind == "unnamed" else f"records.{kind}"
+    allowed = policy.allow_violations or (content.denied and kind == "unstable")
+    finding = _finding(rule, allowed, what, at, "allow_violations = true")
+    yield finding.model_copy(update={"path": path, "got": digest})
 
 
-def _names(value: Any) -> list[str]:
-    return [str(item) for item in value] if isinstance(value, list) else []
+def _memory(content: Memory, at: int, policy: Policy) -> Finding:
+    program = content.program_path_hex or b""
+    shown = printable(program) if program else "a program without a path"
+    allowed = content.denied or any(one.allows(program, content.kind) for one in policy.memory)
+    what = f"{shown} made memory executable that is no measured file ({content.kind})"
+    if content.denied:
+        what += "; it was denied"
+    key = f"[[memory]] program = {quoted(shown)}, kinds = {array([content.kind])}"
+    finding = _finding("records.memory", allowed, what, at, key)
+    digest = content.program_digest.hex() if content.program_digest is not None else ""
+    return finding.model_copy(update={"path": shown, "got": digest})
 
 
 def _finding(rule: str, allowed: bool, what: str, record: int, key: str) -> Finding:
-    next_ = f"see cima status; to tolerate it: {key} in the policy"
+    next_ = f"see cima status; to tolerate it, in the policy: {key}"
     return Finding.unless(allowed, rule, what, record=record, next_=next_)

@@ -84,7 +84,7 @@ class QuoteFormatError(VerificationError):
 
 
 class DisclosureError(VerificationError):
-    """Less is shown of the host's or the firmware's log than was asked for."""
+    """The host's or the firmware's log is not shown as it was asked for."""
 
 
 class PcrSelectionError(VerificationError):
@@ -102,7 +102,11 @@ class ContainerError(VerificationError):
 
 
 class QualifyingDataError(VerificationError):
-    """The quote was not made for this nonce and this container."""
+    """The quote was not made for this request, or for somebody else's kind of request."""
+
+
+class RequestError(VerificationError):
+    """The request that was answered is not the one that was asked."""
 
 
 class PcrValuesError(VerificationError):
@@ -119,12 +123,20 @@ class ResetCountError(VerificationError):
     """The TPM's count of resets has gone back."""
 
 
+class RestartCountError(VerificationError):
+    """The TPM's count of restarts has gone back."""
+
+
 class ClockError(VerificationError):
     """The TPM's clock has gone back."""
 
 
+class StatusError(VerificationError):
+    """What the host says of this boot's troubles has gone back."""
+
+
 class RebootedError(VerificationError):
-    """The host has booted again: what is remembered of the container has ended with that boot."""
+    """The TPM has started again since the remembered evidence: the whole must be shown anew."""
 
     verdict = Verdict.STALE
 
@@ -149,6 +161,10 @@ class OwnerKeyError(VerificationError):
     verdict = Verdict.UNKNOWN
 
 
+class OwnerPartError(VerificationError):
+    """The owner's part is not of the form that it has, not padded as it must be, or there twice."""
+
+
 class NotRememberedError(VerificationError):
     """The evidence begins at a record up to which nothing is remembered."""
 
@@ -157,6 +173,14 @@ class NotRememberedError(VerificationError):
 
 class RecordFormatError(VerificationError):
     """A record is not of the form that records have."""
+
+
+class RecordTypeError(VerificationError):
+    """A record is of a type that this program does not know."""
+
+
+class RecordShapeError(VerificationError):
+    """A record's content is not of the shape that its type has."""
 
 
 class ForeignRecordError(VerificationError):
@@ -191,17 +215,35 @@ class RecordDigestError(VerificationError):
     """A record's content is not what was measured."""
 
 
+class RunError(VerificationError):
+    """A run is not what its records, or the run after it, say."""
+
+
 class RollbackError(VerificationError):
-    """Container or binding have gone back behind what is remembered."""
+    """The container's line has gone back behind what is remembered."""
 
 
 class DependenciesError(VerificationError):
-    """The dependencies' partition is not the one that was bound."""
+    """The partition of the host services is not the one that was bound."""
+
+
+class DependencyLineError(VerificationError):
+    """A file of the host services is not in the kernel's log as it is proved."""
 
 
 class HostLogError(VerificationError):
     """The host's log does not add up to the host's PCR."""
 
 
+class ForeignLogError(VerificationError):
+    """The host's log is empty, or does not begin as a kernel's own log does."""
+
+
 class BootLogError(VerificationError):
     """The firmware's event log does not add up to the boot PCRs."""
+
+
+class UnexpectedError(VerificationError):
+    """Verification failed in a way that nobody thought of: nothing is said of the container."""
+
+    verdict = Verdict.UNKNOWN

@@ -3,12 +3,20 @@
 import tomllib
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
+from cima_runc.evidence.errors import first_of
 from cima_runc.evidence.fields import Digest, Model, PcrNumber
-from cima_runc.evidence.models import first_of
+from cima_runc.ml.contents import MemoryKind
 from cima_runc.verifier.pattern import PatternError, compile_pattern, matches
 
 
@@ -45,15 +53,44 @@ class AllowedFile(Model):
 
     path: _Pattern
     """Pattern of its path (:mod:`cima_runc.verifier.pattern`)."""
-    sha256: _Digests = ()
-    """What its content may be; any content, where none is given, and the result says so."""
+    sha256: _Digests | None = None
+    """What its content may be, nothing where the list is empty; any content, where there is no such
+    key, and the result says so."""
 
     def allows(self, path: bytes, digest: bytes) -> bool:
         """Return whether a file with this path and SHA-256 may run."""
-        return (not self.sha256 or digest in self.sha256) and matches(self.path, path)
+        is_content = self.sha256 is None or digest in self.sha256
+        return is_content and matches(self.path, path)
 
 
 _Files = Annotated[tuple[AllowedFile, ...], BeforeValidator(_to_tuple)]
+
+
+class AllowedMemory(Model):
+    """A program that may make memory executable that is no measured file."""
+
+    program: _Pattern
+    """Pattern of its path."""
+    kinds: Annotated[tuple[MemoryKind, ...], BeforeValidator(_to_tuple)]
+    """``execmem``, ``execmod``, ``execstack``, ``execheap``, by SELinux's names."""
+
+    def allows(self, program: bytes, kind: MemoryKind) -> bool:
+        """Return whether the program with this path may do this."""
+        return kind in self.kinds and matches(self.program, program)
+
+
+_Memory = Annotated[tuple[AllowedMemory, ...], BeforeValidator(_to_tuple)]
+
+
+class HostPolicy(Model):
+    """What the kernel's log of the host may hold, where it is asked for."""
+
+    allow_not_comparable_boot_aggregate: bool = False
+    """Whether ``boot_aggregate`` may be of another hash than SHA-256, or the PCRs that it is of not
+    quoted: then nothing ties the log to this boot."""
+    allow_violations: bool = False
+    """Whether files may have changed while IMA measured them, though their paths are not shown
+    (``redacted``), or are those of the host services."""
 
 
 class RootfsPolicy(Model):
@@ -156,15 +193,28 @@ class Policy(Model):
     """Whether files that ran without a digest or a path are tolerated."""
     allow_missing: _Names = ()
     """Sources of measurement that may be missing: ``ima``, ``sensor``."""
+    allow_restarts: bool = False
+    """Whether a container may be trusted though an earlier run of it was not, or was not seen to
+    its end."""
     allow_foreign_extends: bool = True
     """Whether the binding PCR may have been extended by somebody else; it is shown anyhow."""
     pcr_values: dict[str, _Digests] = Field(default_factory=dict)
     """Allowed values (hexadecimal) of a boot PCR, by its number."""
     files: _Files = ()
     """Files that may run though the image does not have them."""
+    memory: _Memory = ()
+    """Programs that may make memory executable, such as those that compile as they run."""
     rootfs: RootfsPolicy = RootfsPolicy()
     config: ConfigPolicy = ConfigPolicy()
     dependencies: DependenciesPolicy = DependenciesPolicy()
+    host: HostPolicy = HostPolicy()
+
+    @field_validator("pcr_values")
+    @classmethod
+    def _numbers_are_canonical(cls, value: dict[str, object]) -> dict[str, object]:
+        if not value.keys() <= {str(pcr) for pcr in range(24)}:
+            raise ValueError("a PCR is a decimal number from 0 to 23")
+        return value
 
     def selection(self, host: str) -> tuple[int, ...]:
         """Return the PCRs that a quote must show at this disclosure of the host's log."""

@@ -13,6 +13,8 @@ class Finding(Model):
     """``fail`` makes the container untrusted, ``warn`` and ``info`` are shown."""
     what: str
     """One line."""
+    run: int | None = None
+    """The run of the line that it is about, where that is an earlier one."""
     record: int | None = None
     """Number of the record that it is about."""
     rule: str = ""
@@ -84,6 +86,29 @@ class Refusal(Model):
         )
 
 
+class Host(Model):
+    """Whose TPM signed."""
+
+    ak_name: Hex
+    """TPM name of the attestation key: the host's identity."""
+    label: str
+    """What the host was called when it was enrolled; it proves nothing."""
+    known_by: Literal["name", "certificate", "key"]
+    """How the key is known: by its name, by a certificate that holds it, or by the key alone."""
+
+
+class Source(Model):
+    """What was compared with: a file of reference values, or the policy."""
+
+    kind: Literal["image", "host", "policy"]
+    name: str
+    """What it calls itself; ``default`` for the policy that is built in."""
+    version: str
+    """Of its form; the program's own for the default policy."""
+    sha256: Digest
+    """Of the file."""
+
+
 class Facts(Model):
     """What verified evidence proves."""
 
@@ -93,14 +118,22 @@ class Facts(Model):
     restart_count: U64
     clock: U64
     """Milliseconds that the TPM was powered, at the quote."""
-    seq: U64
-    """The bind that the quote shows."""
+    line: Digest
+    """What this run has in common with the container's earlier and later ones."""
+    run: U64
+    """Which run of its line it is."""
+    registration: U64
+    """Of this run, on the host."""
+    first_seen: bool
+    """Whether nothing was remembered of the line."""
+    ended: str | None = None
+    """Why the run has ended; None for one that had not at the quote."""
     count: U64
-    """Records bound."""
+    """Records of the run that were bound."""
     cpcr: Digest
     """The register after them."""
     since: U64
-    """The first record that was looked at now; those before were at an earlier time."""
+    """The first record of the run that was looked at now; those before were at an earlier time."""
 
 
 class Result(Model):
@@ -110,6 +143,12 @@ class Result(Model):
     container: str | None
     """The container's id; None where the evidence cannot even be read."""
     nonce: Hex
+    host: Host | None = None
+    """None where it is not even known who signed."""
+    sources: tuple[Source, ...] = ()
+    """The reference values and the policy."""
+    not_proved: tuple[str, ...] = ()
+    """What this result does not vouch for, one line each."""
     checks: tuple[Check, ...] = ()
     findings: tuple[Finding, ...] = ()
     appraised: bool = False

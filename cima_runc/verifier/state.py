@@ -1,87 +1,201 @@
-"""What a verifier remembers of a container, to see reboots and rollbacks, and to go on from."""
+"""What a verifier remembers of a container's line, to see restarts, reboots and rollbacks, and to
+go on from.
 
+Kept by the attestation key's name and the line, which no tenant chooses: a container's id is made
+anew, and another user's container may bear it. Source: design, section 7.
+"""
+
+import fcntl
 import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from pydantic import Field, ValidationError
 
 from cima_runc.base import limits
+from cima_runc.base.bounded import read_bounded
 from cima_runc.base.durable import replace_file
 from cima_runc.base.errors import CimaError
-from cima_runc.evidence.fields import U64, Digest, Hex, Model
-from cima_runc.evidence.models import ContainerId, first_of
+from cima_runc.base.jsonio import JsonError, load_object
+from cima_runc.base.text import printable
+from cima_runc.evidence.errors import first_of
+from cima_runc.evidence.fields import U64, Count, Digest, Hex, Model
+from cima_runc.evidence.request import ContainerId, Since
+
+VERSION = 2
 
 
 class StateError(CimaError):
     """What is remembered cannot be read or written."""
 
 
-class Remembered(Model):
-    """What the last evidence that was not refused proved."""
+class StateVersionError(StateError):
+    """What is remembered is of a version that this program does not read."""
 
-    version: Annotated[int, Field(ge=1, le=1)] = 1
+
+class Remembered(Model):
+    """What the last evidence of a line that was not refused proved."""
+
+    version: Annotated[int, Field(ge=VERSION, le=VERSION)] = VERSION
+    ak_name: Annotated[Hex, Field(min_length=34, max_length=34)]
+    line: Digest
     container: ContainerId
-    ak_name: Hex
-    reset_count: U64
-    clock: U64
-    seq: U64
-    count: U64
-    """Records that were verified."""
+    """The container that its last run was."""
+    run: Annotated[Count, Field(ge=1)]
+    boot_id: str
+    """The kernel's boot in which that run was registered."""
+    registration: Count
+    count: Count
+    """Records of that run that were verified."""
     cpcr: Digest
     """The register after them."""
-    first: Digest
-    """Digest of the container's first record, which tells one registration from the next."""
-    registration: U64
-    """The registration's number on the host."""
-    dependencies: U64 | None
-    """The number of the partition of its dependencies, as the registration says."""
-    appraised_with: Digest | None
-    """Identifies the reference values and policy by which all records so far were found to be
-    good; None where they were not appraised, or not good."""
+    inner: Digest
+    """The same, masked: proves to the host that it was seen."""
+    ended: str | None
+    """The reason of the run's ``exit``, where that was among them."""
+    earlier: Annotated[tuple[Count, ...], Field(max_length=64, strict=False)]
+    """Registrations of its earlier runs that were seen, the latest of them."""
+    dependencies: Count | None
+    """Registration of the host services that it relies on."""
+    reset_count: U64
+    restart_count: U64
+    clock: U64
+    initial: Digest | None
+    foreign: Count
+    gaps: Count
+    good_with: Digest | None
+    """Identifies the reference values and policy by which all records of the run so far were found
+    to be good; None where they were not appraised, or not good."""
+    earlier_good_with: Digest | None
+    """The same of all runs before it, each seen to its end."""
+    earlier_seen: bool
+    """Whether all runs before it were seen, or vouched for, to their ends."""
+    untrusted_run: Count | None
+    """The latest run that was found UNTRUSTED."""
+    untrusted_with: Digest | None
+    """By which reference values and policy."""
+
+    @property
+    def since(self) -> Since:
+        """What to ask for, to be shown only what is new."""
+        return Since(run=self.run, count=self.count, inner=self.inner)
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Run, its registration, and how many of its records were verified."""
+        return self.run, self.registration, self.count
+
+    @property
+    def counters(self) -> tuple[int, int, int]:
+        """resetCount, restartCount and clock, which never go back in this order."""
+        return self.reset_count, self.restart_count, self.clock
 
 
-class StateDirectory:
-    """A directory with one file a container."""
+class Memory(Protocol):
+    """Where a verifier remembers."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    def load(self, container: str) -> Remembered | None:
-        """Return what is remembered, None where nothing is.
+    def recall(self, ak_name: bytes, line: bytes, container: str) -> Remembered | None:
+        """Return what is remembered of a line, None where nothing is.
 
         Raises:
-            StateError: the file cannot be read. Delete it to begin anew, knowing that a rollback
-                until now would then go unseen.
+            StateError: it cannot be read.
         """
-        path = self._path(container)
-        try:
-            with path.open("rb") as file:
-                raw = file.read(limits.VERIFIER_INPUT)
-            found = Remembered.model_validate_json(raw)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValidationError) as error:
-            text = first_of(error) if isinstance(error, ValidationError) else error.strerror
-            raise StateError(
-                f"{path} cannot be read: {text}", hint="delete it to begin anew"
-            ) from error
-        return found
 
-    def store(self, remembered: Remembered) -> None:
-        """Remember, durably.
+    def remember(self, remembered: Remembered) -> None:
+        """Remember, durably, unless something later is remembered already.
 
         Raises:
             StateError: it cannot be written.
         """
-        path = self._path(remembered.container)
+
+
+class StateDirectory:
+    """A directory with one file a line. Several processes may use it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def recall(self, ak_name: bytes, line: bytes, container: str) -> Remembered | None:
+        """Return what is remembered of a line, None where nothing is.
+
+        Raises:
+            StateVersionError: what is remembered of the container is of version 1.
+            StateError: the file cannot be read. Delete it to begin anew, knowing that a rollback
+                until now would then go unseen.
+        """
+        self._refuse_version_1(container)
+        found = self._read(self._path(ak_name, line))
+        if found is not None and (found.ak_name, found.line) != (ak_name, line):
+            raise StateError(f"{self._path(ak_name, line)} is of another line")
+        return found
+
+    def remember(self, remembered: Remembered) -> None:
+        """Remember, durably, unless something later is remembered already.
+
+        Raises:
+            StateError: it cannot be written.
+        """
+        path = self._path(remembered.ak_name, remembered.line)
         try:
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            replace_file(path, remembered.model_dump_json(indent=1).encode("ascii") + b"\n")
+            with self._locked():
+                known = self._read(path)
+                if known is not None and known.counters > remembered.counters:
+                    return
+                replace_file(path, remembered.model_dump_json(indent=1).encode("ascii") + b"\n")
         except OSError as error:
             raise StateError(f"{path} cannot be written: {error.strerror}") from error
 
-    def _path(self, container: str) -> Path:
-        # Nothing that a container's id holds becomes part of a path.
+    def since_of(self, container: str) -> Since | None:
+        """Return what to ask for of a container; None where nothing, or not one thing alone, is
+        remembered of it: then all must be asked for.
+
+        Raises:
+            StateError: a file cannot be read.
+        """
+        self._refuse_version_1(container)
+        paths = sorted(self._root.glob("*.json")) if self._root.is_dir() else []
+        found = [one for path in paths if (one := self._read(path)) and one.container == container]
+        return found[0].since if len(found) == 1 else None
+
+    def _refuse_version_1(self, container: str) -> None:
         name = hashlib.sha256(container.encode("utf-8", "surrogatepass")).hexdigest()
-        return self._root / f"{name}.json"
+        self._read(self._root / f"{name}.json")
+
+    def _read(self, path: Path) -> Remembered | None:
+        try:
+            raw = read_bounded(path, limits.VERIFIER_INPUT)
+            value = load_object(raw, what=str(path), limit=limits.VERIFIER_INPUT)
+            version = value.get("version")
+            if type(version) is not int or version != VERSION:
+                raise StateVersionError(
+                    f"{path} is of version {printable(str(version)[:20])}, expected {VERSION}",
+                    hint="delete it to begin anew: what came before is then not compared",
+                )
+            return Remembered.model_validate(value)
+        except FileNotFoundError:
+            return None
+        except (OSError, JsonError, ValidationError) as error:
+            if isinstance(error, ValidationError):
+                text = first_of(error)
+            else:
+                text = error.what if isinstance(error, JsonError) else str(error.strerror)
+            raise StateError(
+                f"{path} cannot be read: {text}", hint="delete it to begin anew"
+            ) from error
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        handle = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def _path(self, ak_name: bytes, line: bytes) -> Path:
+        # Nothing that others choose becomes part of a path.
+        return self._root / f"{hashlib.sha256(ak_name + line).hexdigest()}.json"

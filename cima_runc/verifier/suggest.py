@@ -10,6 +10,7 @@ from cima_runc.base.text import printable
 from cima_runc.ima.template import unpack_cima_ng
 from cima_runc.measure.config_summary import ConfigSummary, Mount, summarize
 from cima_runc.measure.mtree import MtreeError, parse_manifest
+from cima_runc.ml.contents import Memory, read
 from cima_runc.ml.records import CIMA, IMA_TEMPLATE, Record, template_data
 from cima_runc.verifier.appraisal import References, appraise
 from cima_runc.verifier.pattern import exactly
@@ -53,6 +54,9 @@ def suggest(records: Sequence[Record], references: References) -> str:
     for rule, key, why in _TOP:
         if rule in rules:
             lines.append(f"# {why}\n{key}\n")
+    if rules & _VIOLATIONS:
+        why = ", ".join(sorted(each.removeprefix("records.") for each in rules & _VIOLATIONS))
+        lines.append(f"# Something ran that its records do not vouch for: {why}.\n{_ALLOW}\n")
     lines += _rootfs(records, rules, {x.path for x in found if x.rule == "rootfs.written"})
     if config is not None and mounts is not None:
         loading = {finding.got for finding in found if finding.rule == "config.env"}
@@ -63,6 +67,7 @@ def suggest(records: Sequence[Record], references: References) -> str:
         if finding.severity == "fail" and finding.rule.startswith("file.")
     }
     lines += _files(records, wanted)
+    lines += _memory(records, rules)
     for finding in found:
         if finding.severity == "fail" and finding.rule in _NEVER and references.image is not None:
             lines.append(f"# Not allowed by any policy: {printable(finding.what)}\n")
@@ -71,12 +76,15 @@ def suggest(records: Sequence[Record], references: References) -> str:
 
 _TOP = (
     ("records.lost", "allow_lost = true", "Events were lost: something may have run unseen."),
-    ("records.violation", "allow_violations = true", "Something ran that could not be named."),
     (
         "records.missing",
         'allow_missing = ["ima", "sensor"]',
         "It was measured without a part of the measurement.",
     ),
+)
+_ALLOW = "allow_violations = true"
+_VIOLATIONS = frozenset(
+    f"records.{kind}" for kind in ("violation", "unstable", "changed", "guard", "entry", "helper")
 )
 _NEVER = frozenset({"rootfs.layer", "rootfs.layers", "rootfs.image", "rootfs.format"})
 
@@ -194,6 +202,22 @@ def _files(records: Sequence[Record], wanted: set[int | None]) -> Iterator[str]:
         yield (
             f"{why}[[files]]\npath = {quoted(exactly(path))}\n"
             f"sha256 = {array(sorted(digests[path]))}\n"
+        )
+
+
+def _memory(records: Sequence[Record], rules: set[str]) -> Iterator[str]:
+    if "records.memory" not in rules:
+        return
+    found: dict[bytes, set[str]] = {}
+    for record in records:
+        content = read(record)
+        if isinstance(content, Memory) and not content.denied:
+            found.setdefault(content.program_path_hex or b"", set()).add(content.kind)
+    for number, program in enumerate(sorted(found)):
+        why = "# Programs that make memory executable, as those do that compile as they run.\n"
+        yield (
+            f"{why if not number else ''}[[memory]]\nprogram = {quoted(exactly(program))}\n"
+            f"kinds = {array(sorted(found[program]))}\n"
         )
 
 

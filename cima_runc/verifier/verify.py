@@ -1,57 +1,52 @@
-"""Verification of evidence: the checks in the design's order, then appraisal, then the verdict.
+"""Verification of evidence: the steps in the design's order, then appraisal, then the verdict.
 
-Pure: whoever calls brings the evidence, the keys and what is remembered, and keeps what is to be
-remembered next. Source: design, section 7; RFC 9334 for the words.
+Pure but for what is remembered: whoever calls brings evidence, keys, reference values and memory.
+Source: design, section 7; RFC 9334 for the words.
 """
 
 import gc
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
-from cima_runc.cpcr import register
-from cima_runc.evidence.disclosure import Disclosure
-from cima_runc.evidence.models import (
-    Evidence,
-    EvidenceError,
-    EvidenceTooDeepError,
-    EvidenceTooLargeError,
-    EvidenceVersionError,
-    parse_evidence,
-)
-from cima_runc.ml.records import Record
-from cima_runc.verifier import errors, steps
-from cima_runc.verifier.ak_certificate import AkAuthority
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
+from cima_runc.ml.contents import Measured
+from cima_runc.verifier import errors
 from cima_runc.verifier.completeness import completeness
-from cima_runc.verifier.enrolled import EnrolledAk
 from cima_runc.verifier.errors import Verdict, VerificationError
+from cima_runc.verifier.expectation import Expectation
 from cima_runc.verifier.policy import Policy
-from cima_runc.verifier.result import Check, Facts, Finding, Refusal, Result
-from cima_runc.verifier.state import Remembered
+from cima_runc.verifier.result import Check, Facts, Finding, Host, Refusal, Result, Source
+from cima_runc.verifier.rules.host_log import check_host_log
+from cima_runc.verifier.rules.runs import are_earlier_seen, are_hidden_good, check_runs
+from cima_runc.verifier.state import Memory, Remembered
+from cima_runc.verifier.steps.bound import check_bound
+from cima_runc.verifier.steps.explained import Explained, explain
+from cima_runc.verifier.steps.opened import open_owner_part, recall
+from cima_runc.verifier.steps.parsed import parse
+from cima_runc.verifier.steps.quoted import Quoted, Signed, check_quoted, check_signed
+from cima_runc.verifier.steps.replayed import Continued, Run, continue_remembered, replay
 
-_UNREADABLE: dict[type[EvidenceError], type[errors.UnreadableError]] = {
-    EvidenceTooLargeError: errors.TooLargeError,
-    EvidenceTooDeepError: errors.TooDeepError,
-    EvidenceVersionError: errors.VersionError,
-}
+_log = logging.getLogger(__name__)
 
 
 class Appraise(Protocol):
     """Compares records that were verified with reference values; a pure function.
 
-    ``records`` are those of this evidence: all of the container's, or, where it continues what is
-    remembered, those since then. ``dependencies`` are those of the services that it relies on.
+    ``records`` are those of one run that this evidence shows: all, or, where it continues what is
+    remembered, those since then. ``dependencies`` are those of the services that it relies on,
+    None for an earlier run.
     """
 
     def __call__(
         self,
-        records: Sequence[Record],
+        records: Sequence[Measured],
         references: Any,
         policy: Policy,
-        dependencies: Sequence[Record],
+        dependencies: Sequence[Measured] | None,
         /,
     ) -> Iterable[Finding]:
         """Return what was noticed; nothing, where all is as the reference values want it."""
@@ -67,57 +62,59 @@ class Appraisal:
     """SHA-256 over reference values and policy: an appraisal of earlier records by others does not
     count."""
 
-    def __call__(
-        self, records: Sequence[Record], policy: Policy, dependencies: Sequence[Record]
-    ) -> list[Finding]:
-        """Return what was noticed."""
-        return list(self.appraise(records, self.reference, policy, dependencies))
-
 
 @dataclass(frozen=True)
-class Expectation:
-    """What a verifier knows without the evidence."""
+class Appraised:
+    """Evidence that was verified, and what the rules say of it."""
 
-    nonce: bytes
-    """The nonce that he sent."""
-    ak: EnrolledAk | AkAuthority
-    """The key that he has enrolled, or who enrols keys for him."""
-    container: str | None = None
-    """The container that he asked for; None takes the evidence's word."""
-    owner_key: X25519PrivateKey | None = None
-    host: Disclosure = "none"
-    """How much of the host's log he asked for; less is refused."""
-    boot_log: bool = False
-    """Whether he asked for the firmware's event log."""
-    policy: Policy = field(default_factory=Policy)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result, and what to remember; None where the evidence was refused."""
-
-    result: Result
-    remember: Remembered | None
+    explained: Explained
+    findings: tuple[Finding, ...]
+    last_is_good: bool
+    """Whether all records of the last run were found to be good, now and before."""
+    earlier_are_good: bool
+    """The same of all runs before it."""
+    earlier_are_seen: bool
+    """Whether those were seen to their ends."""
 
 
 def verify(
-    evidence: bytes | Evidence,
+    evidence: bytes,
     expectation: Expectation,
     *,
-    remembered: Remembered | None = None,
+    memory: Memory | None = None,
     appraisal: Appraisal | None = None,
-) -> Outcome:
+    sources: tuple[Source, ...] = (),
+) -> Result:
     """Verify and appraise ``evidence``; whatever is wrong with it ends in the result.
 
-    ``remembered`` is what the last :class:`Outcome` of the same container said.
+    ``sources`` are the reference values and the policy, as the result names them.
+
+    Never raises: what nobody thought of is a refusal with the verdict UNKNOWN. What a refusal says
+    is not remembered.
     """
-    run = _Run(expectation, remembered, appraisal)
+    run = _Verification(expectation, memory, appraisal, sources)
     try:
         with _collector_paused():
-            parsed = _read(evidence) if isinstance(evidence, bytes) else evidence
-            return run.outcome(parsed)
+            return run.result(evidence)
     except VerificationError as error:
-        return Outcome(run.refused(error), None)
+        return run.refused(error)
+    except CimaError as error:
+        return run.refused(_named(error))
+    except Exception as error:
+        _log.exception("verification failed unexpectedly")
+        return run.refused(
+            errors.UnexpectedError(
+                f"verification failed: {printable(repr(error)[:200])}",
+                hint="this is a fault of the verifier: please report it",
+            )
+        )
+
+
+def _named(error: CimaError) -> VerificationError:
+    """Return an error of a state file and the like as a refusal of its own name."""
+    kind = type(type(error).__name__, (errors.UnexpectedError,), {})
+    refusal: VerificationError = kind(error.what, hint=error.hint)
+    return refusal
 
 
 @contextmanager
@@ -133,210 +130,93 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _read(raw: bytes) -> Evidence:
-    try:
-        return parse_evidence(raw)
-    except EvidenceError as error:
-        unreadable = _UNREADABLE.get(type(error), errors.UnreadableError)
-        raise unreadable(error.what, hint=error.hint) from error
-
-
-class _Run:
+class _Verification:
     def __init__(
         self,
         expectation: Expectation,
-        remembered: Remembered | None,
+        memory: Memory | None,
         appraisal: Appraisal | None,
+        sources: tuple[Source, ...],
     ) -> None:
+        self._sources = sources
         self._wanted = expectation
-        self._remembered = remembered
+        self._memory = memory
         self._appraisal = appraisal
         self._container: str | None = expectation.container
+        self._host: Host | None = None
         self._checks: list[Check] = []
-        self._all_appraised = appraisal is not None
 
     def refused(self, error: VerificationError) -> Result:
         return Result(
             verdict=error.verdict,
             container=self._container,
             nonce=self._wanted.nonce,
+            host=self._host,
+            sources=self._sources,
             checks=tuple(self._checks),
             refusal=Refusal.of(error),
         )
 
-    def outcome(self, evidence: Evidence) -> Outcome:
-        wanted, policy, remembered = self._wanted, self._wanted.policy, self._remembered
-        self._container = evidence.container
-
-        public = steps.check_key(evidence, wanted.ak)
-        self._passed("ak", f"the enrolled key, known by its {_how_known(wanted.ak)}")
-        steps.check_signature(evidence, public)
-        self._passed("signature", "the quote is signed by it")
-        body = steps.check_quote(evidence, public)
-        self._passed("quote", "made by a TPM, under the endorsement hierarchy")
-        steps.check_disclosure(evidence, wanted.host, wanted.boot_log)
-        steps.check_selection(evidence, body, policy)
-        self._passed("pcr-selection", "PCRs " + " ".join(map(str, body.pcrs)))
-        steps.check_request(evidence, body, wanted.nonce, wanted.container)
-        self._passed("nonce", "fresh, for this container")
-        values = steps.check_values(evidence, body)
-        self._passed("pcr-values", "as quoted")
-        rebooted = steps.check_clock(body.clock, public, policy, remembered)
-        self._passed("clock", _clock_detail(remembered, rebooted))
-        steps.check_binding(evidence.binding, values)
-        self._passed("binding", f"bind {evidence.binding.seq} in PCR {evidence.binding.pcr}")
-
-        part = steps.owner_part(evidence, wanted.owner_key)
-        continues = self._continued(part.since, rebooted)
-        replayed = steps.check_leaf(
-            part,
-            evidence.binding,
-            start=continues.cpcr if continues else register.ZERO,
-            name=evidence.container,
-            watch=remembered.count if remembered else None,
-        )
-        self._passed("leaf", f"{evidence.binding.count} records are what was bound")
-        steps.check_digests(replayed.records)
-        self._passed("records", f"{len(replayed.records)} contents are what was measured")
-        if continues is None:
-            registration = steps.registration_of(replayed.records, evidence.container)
-            first = replayed.records[0].digest
-        else:
-            registration = steps.Registration(continues.registration, continues.dependencies)
-            first = continues.first
-        if remembered is not None and not rebooted:
-            steps.check_progress(evidence.binding, replayed, registration.number, first, remembered)
-            self._passed("continuity", f"continues what was seen at record {remembered.count}")
-        dependencies = steps.check_dependencies(
-            part.dependencies, evidence.binding, registration.dependencies
-        )
-        self._note("dependencies", bool(dependencies), f"{len(dependencies)} records")
-        proved = steps.check_host_log(evidence, values)
-        self._note("host-log", proved is not None, f"{proved} entries add up to the PCR")
-        boot = steps.check_boot_log(evidence, values, policy)
-        self._note("boot-log", boot, "adds up to the boot PCRs")
-
-        facts = Facts(
-            container=evidence.container,
-            ak_name=public.name,
-            reset_count=body.clock.reset_count,
-            restart_count=body.clock.restart_count,
-            clock=body.clock.clock,
-            seq=evidence.binding.seq,
-            count=evidence.binding.count,
-            cpcr=replayed.value,
-            since=part.since,
-        )
-        findings = list(self._findings(evidence, values, replayed.records, rebooted))
-        findings += self._appraised(replayed.records, continues, dependencies)
-        failed = any(finding.severity == "fail" for finding in findings)
-        verdict = _verdict(failed, self._all_appraised)
-        result = Result(
+    def result(self, raw: bytes) -> Result:
+        explained = self._explained(raw)
+        appraised = self._appraised(explained)
+        verdict = self._verdict(appraised)
+        facts = _facts(explained)
+        if self._memory is not None:
+            self._memory.remember(self._remembered(appraised, verdict))
+        return Result(
             verdict=verdict,
-            container=evidence.container,
-            nonce=wanted.nonce,
+            container=facts.container,
+            nonce=self._wanted.nonce,
+            host=self._host,
+            sources=self._sources,
+            not_proved=tuple(self._not_proved(explained)),
             checks=tuple(self._checks),
-            findings=tuple(findings),
+            findings=appraised.findings,
             appraised=self._appraisal is not None,
             facts=facts,
         )
-        return Outcome(
-            result,
-            Remembered(
-                container=evidence.container,
-                ak_name=public.name,
-                reset_count=facts.reset_count,
-                clock=facts.clock,
-                seq=facts.seq,
-                count=facts.count,
-                cpcr=facts.cpcr,
-                first=first,
-                registration=registration.number,
-                dependencies=registration.dependencies,
-                appraised_with=self._appraised_with(verdict),
-            ),
-        )
 
-    def _continued(self, since: int, rebooted: bool) -> Remembered | None:
-        """Return what evidence from the record ``since`` on continues, None where from the first.
+    # -- the steps --------------------------------------------------------------------------------
 
-        Raises:
-            NotRememberedError, RebootedError: there is nothing that it could continue.
-        """
-        remembered = self._remembered
-        if since == 0:
-            return None
-        if remembered is None or remembered.count != since:
-            raise errors.NotRememberedError(
-                f"the evidence begins at record {since}",
-                expected=f"record {remembered.count if remembered else 0}, or 0",
-                found=f"record {since}",
-                hint=f"ask with --since {remembered.count if remembered else 0}",
-            )
-        if rebooted:
-            raise errors.RebootedError(
-                "the host has booted since the remembered evidence",
-                expected=f"resetCount {remembered.reset_count}",
-                found="a higher one",
-                hint="ask for the whole of it: --since 0",
-            )
-        return remembered
-
-    def _findings(
-        self,
-        evidence: Evidence,
-        values: dict[int, bytes],
-        records: Sequence[Record],
-        rebooted: bool,
-    ) -> Iterator[Finding]:
-        policy = self._wanted.policy
-        yield from completeness(records, policy)
-        self._passed("completeness", "lost events, violations, missing sources were looked for")
-        foreign = evidence.binding.foreign.count
-        if foreign:
-            what = f"PCR {policy.binding_pcr} was extended by somebody else {foreign} times"
-            yield Finding(severity="warn" if policy.allow_foreign_extends else "fail", what=what)
-        gaps = evidence.binding.gaps
-        if gaps.count:
-            what = f"for a time the host could not write records or bind them, {gaps.count} times"
-            last = "".join(f"; last from {one.since} to {one.until}" for one in gaps.last[-1:])
-            yield Finding(severity="warn", what=what + last)
-        if rebooted:
-            yield Finding(severity="info", what="the host has booted since the last evidence")
-        for name, allowed in policy.pcr_values.items():
-            pcr = int(name) if name.isdecimal() else -1
-            if values.get(pcr) not in allowed:
-                found = values[pcr].hex() if pcr in values else "not quoted"
-                yield Finding(severity="fail", what=f"PCR {name} is {found}, which is not allowed")
-        unseen = [pcr for pcr in policy.boot_pcrs if str(pcr) not in policy.pcr_values]
-        if unseen:
-            numbers = " ".join(map(str, unseen))
-            what = f"no reference values for PCRs {numbers}: firmware and kernel not appraised"
-            yield Finding(severity="warn", what=what)
-
-    def _appraised(
-        self,
-        records: Sequence[Record],
-        continues: Remembered | None,
-        dependencies: Sequence[Record],
-    ) -> list[Finding]:
-        appraisal = self._appraisal
-        if appraisal is None:
-            self._note("appraisal", False, "", "no reference values")
-            what = "nothing was appraised: no reference values were given"
-            return [Finding(severity="warn", what=what)]
-        findings = appraisal(records, self._wanted.policy, dependencies)
-        self._passed("appraisal", f"{len(records)} records were compared with reference values")
-        if continues is not None and continues.appraised_with != appraisal.identity:
-            self._all_appraised = False
-            what = f"the records before {continues.count} were not found good by this appraisal"
-            findings.append(Finding(severity="warn", what=f"{what}: ask with --since 0"))
-        return findings
-
-    def _appraised_with(self, verdict: Verdict) -> bytes | None:
-        if self._appraisal is None or verdict != Verdict.TRUSTED:
-            return None
-        return self._appraisal.identity
+    def _explained(self, raw: bytes) -> Explained:
+        wanted = self._wanted
+        parsed = parse(raw)
+        self._container = parsed.evidence.container
+        signed = check_signed(parsed, wanted)
+        self._host = Host(ak_name=signed.public.name, label=signed.label, known_by=signed.known_by)
+        self._passed("ak", f"the enrolled key, known by its {signed.known_by}{_of_host(signed)}")
+        self._passed("signature", "the quote is signed by it")
+        self._passed("quote", "made by a TPM, under the endorsement hierarchy")
+        quoted = check_quoted(signed, wanted)
+        self._passed("pcr-selection", "PCRs " + " ".join(map(str, signed.body.pcrs)))
+        whose = "this" if wanted.container is not None else "the container that it names"
+        self._passed("nonce", f"fresh, for {whose} request")
+        self._passed("pcr-values", "as quoted")
+        bound = check_bound(quoted)
+        pcr = quoted.evidence.binding.pcr
+        self._passed("binding", f"leaf and status are bound in PCR {pcr}")
+        opened = open_owner_part(bound, wanted)
+        self._passed("owner-part", "sealed" if opened.was_sealed else "in the clear")
+        recalled = recall(opened, self._memory)
+        self._passed("clock", _clock_detail(quoted, recalled.remembered))
+        replayed = replay(recalled)
+        last = replayed.last
+        self._passed("leaf", f"{last.count} records of run {last.number} are what was bound")
+        shown = sum(len(run.records) for run in replayed.runs)
+        runs = len(replayed.runs)
+        self._passed("records", f"{shown} contents in {runs} runs are what was measured")
+        continued = continue_remembered(replayed)
+        self._note("continuity", *_continuity(continued))
+        services = replayed.services
+        count = len(services.records) if services is not None else 0
+        self._note("dependencies", services is not None, f"{count} records")
+        explained = explain(continued, wanted)
+        log = explained.host_log
+        lines = log.lines if log is not None else 0
+        self._note("host-log", log is not None, f"{lines} entries add up to the PCR")
+        self._note("boot-log", explained.has_boot_log, "adds up to the boot PCRs")
+        return explained
 
     def _passed(self, step: str, detail: str) -> None:
         self._checks.append(Check(step=step, done=True, detail=detail))
@@ -344,20 +224,251 @@ class _Run:
     def _note(self, step: str, done: bool, detail: str, otherwise: str = "not shown") -> None:
         self._checks.append(Check(step=step, done=done, detail=detail if done else otherwise))
 
+    # -- appraisal --------------------------------------------------------------------------------
 
-def _verdict(failed: bool, all_appraised: bool) -> Verdict:
-    if failed:
-        return Verdict.UNTRUSTED
-    return Verdict.TRUSTED if all_appraised else Verdict.UNKNOWN
+    def _appraised(self, explained: Explained) -> Appraised:
+        policy, appraisal = self._wanted.policy, self._appraisal
+        continued = explained.continued
+        replayed = continued.replayed
+        identity = appraisal.identity if appraisal is not None else None
+        findings = list(self._of_the_host(explained))
+        findings += check_runs(continued, policy, identity)
+        earlier = [
+            finding for run in replayed.runs[:-1] for finding in self._of_run(run, explained)
+        ]
+        findings += [_of_earlier(finding, policy) for finding in earlier]
+        own = self._of_run(replayed.last, explained)
+        findings += own
+        self._passed("completeness", "lost events, violations, missing sources were looked for")
+        good = appraisal is not None and not _fails(own)
+        if appraisal is None:
+            self._note("appraisal", False, "", "no reference values")
+            what = "nothing was appraised: no reference values were given"
+            findings.append(Finding(severity="warn", what=what))
+        else:
+            shown = sum(len(run.records) for run in replayed.runs)
+            self._passed("appraisal", f"{shown} records were compared with reference values")
+            good = good and self._was_good(replayed.last, continued, appraisal.identity, findings)
+        earlier_are_good = (
+            appraisal is not None
+            and not _fails(earlier)
+            and are_hidden_good(continued, appraisal.identity)
+        )
+        return Appraised(
+            explained, tuple(findings), good, earlier_are_good, are_earlier_seen(continued)
+        )
+
+    def _was_good(
+        self, last: Run, continued: Continued, identity: bytes, findings: list[Finding]
+    ) -> bool:
+        """Whether the last run's records before those shown were found good by the same values."""
+        remembered = continued.replayed.recalled.remembered
+        if not last.since:
+            return True
+        if remembered is not None and remembered.good_with == identity:
+            return True
+        what = f"the records before {last.since} were not found good by this appraisal"
+        next_ = "ask for the whole of it"
+        findings.append(Finding(severity="warn", rule="records.before", what=what, next=next_))
+        return False
+
+    def _of_run(self, run: Run, explained: Explained) -> list[Finding]:
+        policy, appraisal = self._wanted.policy, self._appraisal
+        replayed = explained.continued.replayed
+        findings = list(completeness(run.records, policy))
+        if appraisal is None:
+            return findings
+        services: Sequence[Measured] | None = None
+        if run is replayed.last:
+            services = replayed.services.measured if replayed.services is not None else ()
+        findings += appraisal.appraise(run.records, appraisal.reference, policy, services)
+        if run is not replayed.last:
+            findings = [finding.model_copy(update={"run": run.number}) for finding in findings]
+        return findings
+
+    def _of_the_host(self, explained: Explained) -> Iterator[Finding]:
+        policy = self._wanted.policy
+        replayed = explained.continued.replayed
+        status = replayed.evidence.binding.status
+        foreign, gaps = status.foreign, status.gaps
+        if foreign.count:
+            kinds = ", ".join(sorted({one.kind for one in foreign.last}))
+            yield Finding(
+                severity="warn" if policy.allow_foreign_extends else "fail",
+                rule="host.foreign",
+                what=f"PCR {policy.binding_pcr} was not as the host had made it, {foreign.count} "
+                f"times in this boot (latest kinds: {kinds})",
+            )
+        if gaps.count:
+            last = "".join(f"; last from {one.since} to {one.until}" for one in gaps.last[-1:])
+            what = f"for a time the host could not write records or bind them, {gaps.count} times"
+            yield Finding(severity="warn", rule="host.gaps", what=what + last)
+        remembered = replayed.recalled.remembered
+        if remembered is not None and not explained.continued.same_boot:
+            what = "the host has booted since the last evidence"
+            yield Finding(severity="info", rule="host.booted", what=what)
+        elif remembered is not None and not replayed.recalled.same_start:
+            what = "the TPM has started again since the last evidence, in the same boot of the host"
+            yield Finding(severity="warn", rule="host.tpm_restarted", what=what)
+        values = replayed.recalled.opened.bound.quoted.values
+        for name, allowed in policy.pcr_values.items():
+            found = values.get(int(name))
+            if found not in allowed:
+                shown = found.hex() if found is not None else "not quoted"
+                what = f"PCR {name} is {shown}, which is not allowed"
+                yield Finding(severity="fail", rule="host.pcr", what=what)
+        unseen = [pcr for pcr in policy.boot_pcrs if str(pcr) not in policy.pcr_values]
+        if unseen:
+            numbers = " ".join(map(str, unseen))
+            what = f"no reference values for PCRs {numbers}: firmware and kernel not appraised"
+            yield Finding(severity="warn", rule="host.pcrs_unknown", what=what)
+        if explained.host_log is not None:
+            host = getattr(self._appraisal.reference, "host", None) if self._appraisal else None
+            yield from check_host_log(explained.host_log, replayed.services, host, policy)
+
+    def _verdict(self, appraised: Appraised) -> Verdict:
+        if _fails(appraised.findings):
+            return Verdict.UNTRUSTED
+        earlier = self._wanted.policy.allow_restarts or (
+            appraised.earlier_are_good and appraised.earlier_are_seen
+        )
+        return Verdict.TRUSTED if appraised.last_is_good and earlier else Verdict.UNKNOWN
+
+    # -- what stays -------------------------------------------------------------------------------
+
+    def _remembered(self, appraised: Appraised, verdict: Verdict) -> Remembered:
+        continued = appraised.explained.continued
+        replayed = continued.replayed
+        last, before = replayed.last, replayed.recalled.remembered
+        clock = replayed.recalled.opened.bound.quoted.clock
+        status = replayed.evidence.binding.status
+        identity = self._appraisal.identity if self._appraisal is not None else None
+        earlier = [run.registration for run in replayed.runs[:-1]]
+        if before is not None:
+            earlier = [*before.earlier, before.registration, *earlier]
+        kept = [one for one in dict.fromkeys(earlier) if one != last.registration]
+        untrusted_run, untrusted_with = None, None
+        if verdict is Verdict.UNTRUSTED:
+            untrusted_run, untrusted_with = _oldest_bad(appraised.findings, last), identity
+        elif before is not None and not self._has_healed(continued, before, verdict):
+            untrusted_run, untrusted_with = before.untrusted_run, before.untrusted_with
+        return Remembered(
+            ak_name=replayed.recalled.opened.bound.quoted.signed.public.name,
+            line=replayed.recalled.opened.part.line,
+            container=last.id,
+            run=last.number,
+            boot_id=last.boot_id,
+            registration=last.registration,
+            count=last.count,
+            cpcr=last.cpcr,
+            inner=replayed.inner,
+            ended=last.ended,
+            earlier=tuple(kept[-64:]),
+            dependencies=last.dependencies,
+            reset_count=clock.reset_count,
+            restart_count=clock.restart_count,
+            clock=clock.clock,
+            initial=status.initial,
+            foreign=status.foreign.count,
+            gaps=status.gaps.count,
+            good_with=identity if appraised.last_is_good and verdict is Verdict.TRUSTED else None,
+            earlier_good_with=identity if appraised.earlier_are_good else None,
+            earlier_seen=appraised.earlier_are_seen,
+            untrusted_run=untrusted_run,
+            untrusted_with=untrusted_with,
+        )
+
+    def _has_healed(self, continued: Continued, before: Remembered, verdict: Verdict) -> bool:
+        """Whether the run that was untrusted was found good as a whole, by other values."""
+        return verdict is Verdict.TRUSTED and any(
+            run.number == before.untrusted_run and not run.since for run in continued.replayed.runs
+        )
+
+    def _not_proved(self, explained: Explained) -> Iterator[str]:
+        continued, wanted = explained.continued, self._wanted
+        if self._host is not None and self._host.known_by == "key":
+            yield "the attestation key's attributes: its TPM name was not enrolled"
+        if self._host is not None and self._host.known_by == "certificate":
+            only = getattr(wanted.ak, "only", None)
+            if only is None:
+                yield "which host it is: any that this authority has enrolled would do"
+        if wanted.container is None:
+            yield "which container it is: none was asked for, this is the evidence's own word"
+        if continued.replayed.recalled.remembered is None:
+            yield "that the container has not gone back: nothing is remembered of it"
+        if explained.host_log is None:
+            yield "dependencies: on the agent's word, no host log was asked for"
+        elif explained.host_log.disclosure == "redacted":
+            yield "the host's other files: their names were not asked for"
+        if not explained.has_boot_log and not wanted.policy.pcr_values:
+            yield "firmware, loader and kernel: neither their log nor PCR values were asked for"
+        if self._appraisal is None:
+            yield "that what ran is what should: no reference values were given"
 
 
-def _how_known(ak: EnrolledAk | AkAuthority) -> str:
-    if isinstance(ak, AkAuthority):
-        return "certificate"
-    return "name" if ak.name else "key alone, its attributes by the evidence's word"
+def _facts(explained: Explained) -> Facts:
+    replayed = explained.continued.replayed
+    last, quoted = replayed.last, replayed.recalled.opened.bound.quoted
+    return Facts(
+        container=last.id,
+        ak_name=quoted.signed.public.name,
+        reset_count=quoted.clock.reset_count,
+        restart_count=quoted.clock.restart_count,
+        clock=quoted.clock.clock,
+        line=replayed.recalled.opened.part.line,
+        run=last.number,
+        registration=last.registration,
+        first_seen=explained.continued.standing == "new",
+        ended=last.ended,
+        count=last.count,
+        cpcr=last.cpcr,
+        since=last.since,
+    )
 
 
-def _clock_detail(remembered: Remembered | None, rebooted: bool) -> str:
+def _oldest_bad(findings: Iterable[Finding], last: Run) -> int:
+    """Return the oldest run that was found bad itself, now or before."""
+    runs = [
+        finding.run
+        for finding in findings
+        if finding.severity == "fail"
+        and finding.run is not None
+        and (finding.rule == "runs.untrusted" or not finding.rule.startswith("runs."))
+    ]
+    return min([*runs, last.number])
+
+
+def _fails(findings: Iterable[Finding]) -> bool:
+    return any(finding.severity == "fail" for finding in findings)
+
+
+def _of_earlier(finding: Finding, policy: Policy) -> Finding:
+    """Return a finding of an earlier run: where restarts are allowed it decides nothing."""
+    soft = finding.severity == "fail" and policy.allow_restarts
+    return finding.model_copy(update={"severity": "warn"}) if soft else finding
+
+
+def _of_host(signed: Signed) -> str:
+    return f", of the host {printable(signed.label)}" if signed.label else ""
+
+
+def _clock_detail(quoted: Quoted, remembered: Remembered | None) -> str:
     if remembered is None:
         return "nothing is remembered to compare it with"
-    return "the host has booted since" if rebooted else "the same boot, later"
+    if quoted.clock.reset_count > remembered.reset_count:
+        return "the host has booted since"
+    if quoted.clock.restart_count > remembered.restart_count:
+        return "the TPM has started again since, without a reset"
+    return "the same start of the TPM, not earlier"
+
+
+def _continuity(continued: Continued) -> tuple[bool, str, str]:
+    remembered = continued.replayed.recalled.remembered
+    if remembered is None:
+        return False, "", "first seen"
+    if continued.standing != "continues":
+        return False, "", "what is remembered is not on the chain"
+    if continued.replayed.last.registration == remembered.registration:
+        return True, f"continues run {remembered.run} at record {remembered.count}", ""
+    detail = f"run {remembered.run}, which is remembered, ended as it was seen to go on"
+    return True, detail, ""

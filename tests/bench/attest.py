@@ -27,9 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from simulated_host import SimulatedHost
 
-from cima_runc.evidence.models import Request
+from cima_runc.agent.waiting import until_beat
+from cima_runc.base import limits
 from cima_runc.evidence.owner import generate, parse_private, public_text
 from cima_runc.ima.template import Func
+from cima_runc.ml.contents import Lost
+from cima_runc.ml.store import ContainerNote
 from cima_runc.tpm.device import Tpm
 from cima_runc.tpm.swtpm import software_tpm
 from cima_runc.verifier.verify import Appraisal, Expectation, verify
@@ -57,6 +60,7 @@ class TimedTpm:
     def __init__(self, tpm: Tpm) -> None:
         self._tpm = tpm
         self.spent = 0.0
+        self.processor = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tpm, name)
@@ -70,11 +74,12 @@ class TimedTpm:
         self._timed(lambda: self._tpm.extend(pcr, digest))
 
     def _timed(self, work: Callable[[], Any]) -> Any:
-        before = time.perf_counter_ns()
+        before, processor = time.perf_counter_ns(), time.process_time_ns()
         try:
             return work()
         finally:
             self.spent += (time.perf_counter_ns() - before) / 1e6
+            self.processor += (time.process_time_ns() - processor) / 1e6
 
 
 class TimedDisk:
@@ -127,7 +132,7 @@ class FlatScheme:
     def evidence(self, ours: bytes) -> bytes:
         """Return our evidence with the paper's list in the place of the tree's path."""
         evidence = json.loads(ours)
-        for key in ("slot", "path", "leaf", "root", "seq"):
+        for key in ("slot", "path", "leaf", "root", "host", "status"):
             del evidence["binding"][key]
         evidence["binding"]["history"] = self.history.hex()
         evidence["binding"]["masked"] = [one.hex() for one in self.masked()]
@@ -150,10 +155,12 @@ class Row:
 
     containers: int
     bind_ms: float
-    """Without the TPM's own time."""
+    """Of a bind for one change: processor time, without the TPM's."""
     flush_ms: float
-    """Of this, what making the journal durable takes."""
+    """What making the journal durable takes."""
     tpm_ms: float
+    tenant_ms: float
+    """Of a bind for a tenant's quote: processor time, without the TPM's."""
     bytes: int
     verify_ms: float
     flat_bind_ms: float
@@ -161,39 +168,59 @@ class Row:
     flat_verify_ms: float
 
 
+def fill(host: SimulatedHost, number: int) -> None:
+    """Have one more container in the table, with nothing on disk."""
+    note = ContainerNote(
+        registration=number + 1,
+        id=f"simulated-{number}",
+        boot_id=host.boot_id,
+        mntns=number + 1,
+        cgroup="/c",
+        pid=1,
+        start_ticks=1,
+        bundle="/b",
+        started="2026-01-01T00:00:00.000Z",
+        state="running",
+    )
+    host.core.register(note, os.urandom(32), [Lost(count=0, reason="simulated")], note.started)
+
+
 def measure(host: SimulatedHost, containers: int, rounds: int) -> Row:
     """Fill the host up to ``containers`` and measure."""
     have = sum(1 for _ in host.core.containers)
     # One more changes all the time; the measured one stays as it is.
     for number in range(have, containers - 1):
-        host.start(f"simulated-{number}", write=False)
+        fill(host, number)
     tpm: Any = host.tpm
     counter = iter(range(10**9))
-    changing = host.start("changing")
-    host.ledger.bind()
+    changing = host.start(f"changing-{containers}")
+    host.writer.bind()
 
     def change() -> None:
         host.run(changing, b"/usr/bin/program-%d" % next(counter), os.urandom(8))
-        host.ledger.write()
 
-    bound, flushed, in_tpm = [], [], []
+    bound, flushed, in_tpm, tenant = [], [], [], []
     for _ in range(rounds):
         change()
-        tpm.spent = 0.0
+        tpm.spent = tpm.processor = 0.0
         with TimedDisk() as disk:
-            before = time.perf_counter_ns()
-            host.ledger.bind()
-            took = (time.perf_counter_ns() - before) / 1e6
-        bound.append(took - tpm.spent)
+            before = time.process_time_ns()
+            host.writer.bind()
+            took = (time.process_time_ns() - before) / 1e6
+        bound.append(took - tpm.processor)
         flushed.append(disk.spent)
         in_tpm.append(tpm.spent)
+        tpm.processor = 0.0
+        before = time.process_time_ns()
+        host.writer.bind_for_quote()
+        tenant.append((time.process_time_ns() - before) / 1e6 - tpm.processor)
 
     nonce = os.urandom(32)
     raw = host.evidence("measured", nonce)
     wanted = Expectation(nonce, host.enrolled(), owner_key=OWNER)
 
     def check() -> None:
-        result = verify(raw, wanted, appraisal=APPRAISAL).result
+        result = verify(raw, wanted, appraisal=APPRAISAL)
         if result.verdict != "TRUSTED":
             raise SystemExit(f"the evidence is not trusted: {result}")
 
@@ -207,8 +234,7 @@ def measure(host: SimulatedHost, containers: int, rounds: int) -> Row:
         flat_bound.append((time.perf_counter_ns() - before) / 1e6 - tpm.spent)
     flat_raw = flat.evidence(raw)
     value = host.tpm.read_pcrs([FLAT_PCR])[FLAT_PCR]
-    own = host.core.get(1)
-    assert own is not None
+    own = next(iter(host.core.containers))
     flat_check = fastest_ms(
         lambda: flat.check(flat_raw, value, 0, own.partition.cpcr, own.secret), rounds
     )
@@ -217,6 +243,7 @@ def measure(host: SimulatedHost, containers: int, rounds: int) -> Row:
         statistics.median(bound),
         statistics.median(flushed),
         statistics.median(in_tpm),
+        statistics.median(tenant),
         len(raw),
         verify_ms,
         statistics.median(flat_bound),
@@ -246,15 +273,16 @@ def large_partition(root: Path, tpm: Tpm, records: int) -> tuple[int, float, flo
         )
         for at in range(records - container.partition.count)
     ]
-    host.ledger.add(number, added)
-    host.ledger.write()
+    host.store.append(number, added)
+    host.store.sync()
+    host.core._index.touch(number)
     nonce = os.urandom(32)
     raw = host.evidence("large", nonce)
     wanted = Expectation(nonce, host.enrolled(), owner_key=OWNER)
     times = []
     for _ in range(3):
         before, cpu = time.perf_counter(), time.thread_time()
-        result = verify(raw, wanted, appraisal=APPRAISAL).result
+        result = verify(raw, wanted, appraisal=APPRAISAL)
         times.append((time.perf_counter() - before, time.thread_time() - cpu))
         if result.verdict != "TRUSTED" or result.facts is None or result.facts.count != records:
             raise SystemExit(f"the evidence is not trusted: {result}")
@@ -262,28 +290,39 @@ def large_partition(root: Path, tpm: Tpm, records: int) -> tuple[int, float, flo
 
 
 def concurrent_quotes(host: SimulatedHost, requests: int) -> tuple[int, float]:
-    """Return (quotes, seconds) for requests that come at once, served as the agent does."""
-    writer = ThreadPoolExecutor(1)
-    ready = threading.Barrier(requests)
+    """Return (quotes, seconds) for requests that come at once, served on the agent's beat."""
+    names = [f"asked-{n}" for n in range(requests // limits.WAITING_FOR_ONE_CONTAINER)]
+    for name in names:
+        host.start(name, owner=public_text(PUBLIC))
+    ready = threading.Barrier(requests + 1)
+    stop = threading.Event()
     quotes = set()
     lock = threading.Lock()
 
-    def one(_: int) -> None:
+    def one(number: int) -> None:
+        request = host.request(names[number % len(names)], os.urandom(32))
         ready.wait()
-        waiting = host.attester.ask(
-            Request(container="measured", nonce=os.urandom(32)), anybody=True
-        )
-        writer.submit(host.attester.serve)
+        waiting = host.attester.ask(request, source=f"source-{number}")
         answer = waiting.result()
-        host.attester.assemble(answer)
+        host.assembly.evidence(answer)
         with lock:
             quotes.add(answer.quoted.quote.attest)
 
-    before = time.perf_counter()
+    def serve() -> None:
+        while not stop.wait(until_beat(time.monotonic(), host.writer.slots)):
+            host.attester.serve()
+
+    serving = threading.Thread(target=serve)
     with ThreadPoolExecutor(requests) as pool:
-        list(pool.map(one, range(requests)))
+        done = [pool.submit(one, number) for number in range(requests)]
+        serving.start()
+        ready.wait()
+        before = time.perf_counter()
+        for future in done:
+            future.result()
     took = time.perf_counter() - before
-    writer.shutdown()
+    stop.set()
+    serving.join()
     return len(quotes), took
 
 
@@ -321,9 +360,11 @@ def main() -> int:
     goals = {
         "evidence at 10,000 within 1.5 times that at 1": last.bytes <= 1.5 * first.bytes,
         "verify at 10,000 within 1.5 times that at 1": last.verify_ms <= 1.5 * first.verify_ms,
-        "bind within 1 ms and the TPM's time": all(row.bind_ms <= 1 for row in sizes),
+        "bind for one change within 1 ms": all(row.bind_ms <= 1 for row in sizes),
+        "tenants' bind at 1,000 within 6 ms": sizes[3].tenant_ms <= 6,
+        "tenants' bind at 10,000 within 60 ms": last.tenant_ms <= 60,
         "200 concurrent requests by fewer than 10 quotes": quotes < 10,
-        "100,000 records within 1 s": large_seconds <= 1,
+        "100,000 records within 0.5 s of processor time": large_cpu <= 0.5,
     }
     if options.json:
         made = {
@@ -354,18 +395,19 @@ def main() -> int:
 def show(rows: list[Row], kind: str) -> None:
     """Print the table."""
     print(f"{platform.platform()}, TPM: {kind}")
-    print("bind: one change, without the TPM's own time (tpm), with the journal's flush to disk")
+    print("bind: for one change; tenant: for a quote; processor time without the TPM's (tpm)")
     print("verify: the fastest; all others: medians")
-    print(f"{'':>10} | {'cima-runc':^52} | {'flat list (paper)':^32}")
+    print(f"{'':>10} | {'cima-runc':^62} | {'flat list (paper)':^32}")
     print(
-        f"{'containers':>10} | {'bind ms':>9} {'flush ms':>9} {'tpm ms':>9} {'bytes':>11}"
+        f"{'containers':>10} | {'bind ms':>9} {'flush ms':>9} {'tpm ms':>9} {'tenant ms':>9}"
+        f" {'bytes':>11}"
         f" {'verify ms':>10} |"
         f" {'bind ms':>9} {'bytes':>11} {'verify ms':>10}"
     )
     for row in rows:
         print(
             f"{row.containers:>10,} | {row.bind_ms:>9.3f} {row.flush_ms:>9.3f}"
-            f" {row.tpm_ms:>9.3f} {row.bytes:>11,}"
+            f" {row.tpm_ms:>9.3f} {row.tenant_ms:>9.3f} {row.bytes:>11,}"
             f" {row.verify_ms:>10.2f} | {row.flat_bind_ms:>9.3f} {row.flat_bytes:>11,}"
             f" {row.flat_verify_ms:>10.2f}"
         )

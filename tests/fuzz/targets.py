@@ -19,12 +19,13 @@ from cima_runc.base import jsonio, limits
 from cima_runc.base.errors import CimaError
 from cima_runc.config import parse_settings
 from cima_runc.cpcr import journal
+from cima_runc.cpcr.status import Status
 from cima_runc.engines.containerd import CONTAINERD
 from cima_runc.engines.crio import CRIO
 from cima_runc.engines.docker import DOCKER
 from cima_runc.engines.engine import Wish
 from cima_runc.engines.podman import PODMAN
-from cima_runc.evidence import enrolment, models, owner
+from cima_runc.evidence import enrolment, models, owner, request
 from cima_runc.ima import entry, template
 from cima_runc.measure import (
     config_summary,
@@ -36,7 +37,7 @@ from cima_runc.measure import (
     procfs,
     xattrs,
 )
-from cima_runc.ml import records
+from cima_runc.ml import contents, records
 from cima_runc.runtime import agent_socket, hook_state, oci_hooks
 from cima_runc.sensor import events
 from cima_runc.tpm import structures
@@ -98,7 +99,7 @@ def oci(data: bytes) -> None:
         owner.variable_owner(config)
     config_summary.summarize(config)
     measured = oci_config.measured_config(config, secret=bytes(32), hooks_dir="/hooks")
-    records.digest_of(records.CIMA, {"type": "config", "config": measured})
+    records.digest_of(records.CIMA, contents.Config(config=measured).to_json())
     assert json.dumps(config) == before
     oci_hooks.inject(
         config, hooks_dir="/hooks", create_stage="createRuntime", timeout_seconds=1, env=[]
@@ -114,17 +115,28 @@ def record(data: bytes) -> None:
     with suppress(CimaError):
         assert template.pack_cima_ng(*template.unpack_cima_ng(data)) == data
     found = records.parse_line(data)
+    with suppress(CimaError):
+        content = contents.read(found)
+        if isinstance(content, contents.Content):
+            assert content.to_json() == found.content
     assert records.parse_line(found.to_line()) == found
     if found.content_type == records.IMA_TEMPLATE:
         template.unpack_cima_ng(records.template_data(found.content))
 
 
 def binding_journal(data: bytes) -> None:
-    state = journal.JournalState()
+    state = journal.JournalState(Status.begin())
     for line in data.splitlines():
         value = jsonio.load_object(line, what="the journal", limit=limits.JOURNAL_ENTRY)
         state = journal.apply(state, value)
-    journal.reconcile(state, bytes(32))
+    counters = state.counters or journal.Counters(1, 0)
+    found = journal.Found(bytes(32), counters, "2026-01-01T13:00:00Z")
+    for _ in range(3):
+        entry = journal.reconcile(state, found)
+        if entry is None:
+            return
+        state = journal.apply(state, entry)
+    raise AssertionError("the journal explains nothing")
 
 
 def evidence(data: bytes) -> None:
@@ -150,7 +162,7 @@ def messages(data: bytes) -> None:
     for kind in (enrolment.EnrolmentRequest, enrolment.Challenge, enrolment.EnrolmentAnswer):
         with suppress(CimaError):
             enrolment.parse(kind, data, "a message")
-    for parse in (enrolled.parse_enrolled_ak, models.parse_request, models.parse_owner_part):
+    for parse in (enrolled.parse_enrolled_ak, request.parse_request, models.parse_owner_part):
         with suppress(CimaError):
             parse(data)
 

@@ -44,12 +44,15 @@ def test_true_evidence_without_reference_values(host: SimulatedHost) -> None:
     done = verify(host, host.evidence("plain", NONCE), "--container", "plain")
     assert done.exit_code == 2, done.output
     assert "nothing was appraised" in done.stdout
-    assert done.stdout.splitlines()[-1] == "UNKNOWN: container plain"
+    assert done.stdout.splitlines()[-1] == "UNKNOWN: container plain, run 1, first seen"
+    assert f"host: attestation key {host.enrolled().name.hex()}" in done.stdout
+    assert "not proved: dependencies: on the agent's word" in done.stdout
+    assert "policy default, version" in done.stdout
 
 
 def test_untrusted(host: SimulatedHost) -> None:
     raw = host.evidence("plain", NONCE)
-    done = verify(host, tampered(raw, owner__secret="5e" * 32))
+    done = verify(host, tampered(raw, owner__blind="5e" * 32))
     assert done.exit_code == 1
     assert "LeafError: " in done.stdout
     assert "expected: " in done.stdout and "hint: " in done.stdout
@@ -59,14 +62,19 @@ def test_untrusted(host: SimulatedHost) -> None:
 
 def test_state(host: SimulatedHost) -> None:
     seen = ("--state", host.root / "seen")
+    (number,) = host.store.registrations()
     raw = host.evidence("plain", NONCE)
     assert "nothing is remembered" in verify(host, raw, *seen).stdout
-    host.run(1, b"/bin/more", b"more")
-    later = host.evidence("plain", NONCE, since=2)
-    assert "continuity" in verify(host, later, *seen).stdout
+    host.run(number, b"/bin/more", b"more")
+    later = host.evidence("plain", NONCE, since=host.since(number, 2))
+    assert "continues run 1 at record 2" in verify(host, later, *seen).stdout
     done = verify(host, raw, *seen)
     assert done.exit_code == 1
     assert "ClockError" in done.stdout or "RollbackError" in done.stdout
+    next((host.root / "seen").glob("*.json")).write_bytes(b"{}")
+    done = verify(host, raw, *seen)
+    assert done.exit_code == 2
+    assert "StateVersionError" in done.stdout
 
 
 def test_policy_and_token(host: SimulatedHost) -> None:
@@ -85,6 +93,49 @@ def test_policy_and_token(host: SimulatedHost) -> None:
     claims = jwt.decode(token.read_text().strip(), ECKey.import_key(key)).claims
     assert claims["cima"]["verdict"] == "UNKNOWN"
     assert claims["submods"].keys() == {"plain"}
+
+
+def test_of_what_has_ended_there_is_no_token(host: SimulatedHost) -> None:
+    key = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    (host.root / "key.pem").write_bytes(key)
+    (number,) = host.store.registrations()
+    host.end(number)
+    token = host.root / "result.jwt"
+    options = ("--jwt", token, "--jwt-key", host.root / "key.pem")
+    done = verify(host, host.evidence("plain", NONCE), *options)
+    assert done.stdout.splitlines()[-1].endswith("ended: deleted")
+    assert "no token" in done.stderr
+    assert not token.exists()
+
+
+def test_exit_status_1_is_untrusted_and_nothing_else(host: SimulatedHost) -> None:
+    """Kind: an error that a program takes for a verdict."""
+    raw = host.evidence("plain", NONCE)
+    (host.root / "bad").write_bytes(b"\xff{")
+    bad = host.root / "bad"
+    for options in (
+        ("--policy", bad),
+        ("--policy", "/nowhere"),
+        ("--reference", bad),
+        ("--owner-key", bad),
+        ("--state", bad),
+        ("--ak-name", "00"),
+        ("--jwt", "/nowhere"),
+    ):
+        done = verify(host, raw, *options)
+        code = done.exception.exit_code if isinstance(done.exception, CimaError) else done.exit_code
+        assert code == 2, (options, done.output)
+
+
+@pytest.mark.parametrize("words", [("reference", "image"), ("reference", "host"), ("verify",)])
+def test_help_is_no_traceback(words: tuple[str, ...]) -> None:
+    done = cima(*words, "--help")
+    assert done.exit_code == 0
+    assert words[-1] in done.output
 
 
 def test_terminal_gets_nothing_of_the_evidence_unescaped(host: SimulatedHost) -> None:
@@ -121,8 +172,8 @@ def test_keygen(tmp_path: Path) -> None:
 
 
 def test_log_formats(host: SimulatedHost) -> None:
-    host.run(1, b"/bin/sh", b"sh")
-    host.ledger.write()
+    (number,) = host.store.registrations()
+    host.run(number, b"/bin/sh", b"sh")
     settings = host.root / "config.toml"
     settings.write_text(f'state_dir = "{host.root / "state"}"\nsocket = "{host.root / "none"}"\n')
     # No agent there: what is stored is shown.

@@ -21,7 +21,9 @@ from cima_runc.cli.remote import UrlError, call_url
 from cima_runc.config import HttpsSettings
 from cima_runc.runtime.agent_socket import AgentRefusedError, AgentUnavailableError
 
-BODY = b'{"container":"c","nonce":"' + b"ab" * 16 + b'"}'
+BODY = (
+    b'{"boot_log":false,"container":"c","host":"none","nonce":"' + b"ab" * 16 + b'","since":null}'
+)
 
 
 def openssl(*arguments: str | Path) -> None:
@@ -47,7 +49,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(keys: Path, ask: Callable[[int], Any], *, answer: bytes = b"", **settings: Any) -> Any:
     """Open an endpoint, and run ``ask(port)`` in a thread meanwhile."""
 
-    async def agent(verb: str, body: bytes) -> bytes:
+    async def agent(verb: str, body: bytes, source: str) -> bytes:
         if verb == "enrolment":
             raise NotForYouError
         return answer or b'{"verb":"%s"}' % verb.encode()

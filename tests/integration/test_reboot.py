@@ -2,13 +2,16 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
-from simulated_host import simulated_host
+from simulated_host import BOOT_ID, SimulatedHost, simulated_host
+from support.unsealed import owner_part
 
 from cima_runc.cpcr import register
 from cima_runc.ml.records import parse_line
+from cima_runc.tpm.device import Tpm
 from cima_runc.tpm.swtpm import software_tpm
 from cima_runc.verifier.errors import Verdict
 from cima_runc.verifier.verify import Appraisal, Expectation, verify
@@ -26,28 +29,28 @@ def test_a_new_boot_begins_anew_and_earlier_partitions_stay(tmp_path: Path) -> N
         host.end(number)
         raw = host.evidence("before", asked)
         wanted = Expectation(nonce=asked, ak=host.enrolled())
-        bound = host.ledger.journal_state.seq
-    assert bound > 0
+        bound = host.writer.expected_value
+    assert bound is not None
     with software_tpm() as tcti:
         agent = booted(tmp_path / "state", tcti)
         agent.rooms.take_over()
         assert agent.registers() == {}
         assert agent.rooms.questions.ps() == []
         again = agent.start("after", 7)
-        assert again > living
-        assert agent.writer.journal_state.seq == 1
-        assert agent.writer.journal_state.value == agent.tpm.read_pcrs([12])[12]
+        assert agent.writer.expected_value == agent.tpm.read_pcrs([12])[12]
 
         lines = b"".join(agent.rooms.questions.log(b'{"id":"before"}').chunks()).splitlines()
         evidence = json.loads(raw)
         measured = [(one["content"], one["digests"]) for one in map(json.loads, lines)]
-        shown = [(one["content"], one["digests"]) for one in evidence["owner"]["records"]]
+        shown = [
+            (one["content"], one["digests"]) for one in evidence["owner"]["runs"][0]["records"]
+        ]
         assert shown == measured
         value = register.ZERO
         for line in lines:
             value = register.extend(value, parse_line(line).digest)
         assert value.hex() == evidence["owner"]["cpcr"]
-        assert verify(raw, wanted, appraisal=GOOD).result.verdict == Verdict.TRUSTED
+        assert verify(raw, wanted, appraisal=GOOD).verdict == Verdict.TRUSTED
         assert agent.rooms.questions.log(b'{"id":"cut-off"}').length
         agent.rooms.retention.apply()
         assert {number, living, again} <= set(agent.store.registrations())
@@ -61,3 +64,31 @@ def booted(state: Path, tcti: str) -> SimulatedAgent:
         return getattr(kernel, name)(*arguments)
 
     return SimulatedAgent(state, tcti, "the next boot", call)
+
+
+def test_a_run_after_a_reboot_goes_on_from_the_one_that_was_cut_off(tmp_path: Path) -> None:
+    with simulated_host(tmp_path) as host:
+        first = host.start("box")
+        host.run(first, b"/bin/sh", b"content")
+        seen = host.since(first)
+        register_before = host.container(first).partition.cpcr
+    with software_tpm() as tcti:
+        tpm = Tpm.open(tcti)
+        shutil.rmtree(tmp_path / "ima")
+        (tmp_path / "event-log").unlink()
+        again = SimulatedHost(tmp_path, tpm, boot_id="the next boot")
+        second = again.start("box")
+        part = owner_part(again.evidence("box", os.urandom(32)), None)
+        assert [run["registration"] for run in part["runs"]] == [first, second]
+        assert part["runs"][1]["records"][0]["content"]["previous"] == {
+            "run": 1,
+            "boot_id": BOOT_ID,
+            "registration": first,
+            "count": 3,
+            "cpcr": register_before.hex(),
+            "reason": None,
+        }
+        asked = seen.model_dump(mode="json")
+        part = owner_part(again.evidence("box", os.urandom(32), since=asked), None)
+        assert [(run["since"], len(run["records"])) for run in part["runs"]] == [(3, 0), (0, 2)]
+        tpm.close()

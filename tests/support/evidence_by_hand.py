@@ -1,4 +1,4 @@
-"""Evidence checked by hand: the formulas of docs/evidence.md with hashlib, struct and cryptography.
+"""Evidence checked by hand: docs/design.md and docs/evidence.md with hashlib, hmac, cryptography.
 
 Nothing of cima_runc is imported. Every check is an assertion; what is returned was proved.
 """
@@ -8,8 +8,10 @@ import hashlib
 import hmac
 import json
 import struct
+from contextlib import suppress
 from typing import Any
 
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
@@ -23,9 +25,36 @@ def sha(*parts: bytes) -> bytes:
     return hashlib.sha256(b"".join(parts)).digest()
 
 
-def hexed(text: str) -> bytes:
-    assert text == text.lower()
-    return bytes.fromhex(text)
+def hexed(text: str, size: int | None = 32) -> bytes:
+    """Lower-case hexadecimal, 32 bytes unless said otherwise."""
+    value = bytes.fromhex(text)
+    assert value.hex() == text
+    assert size is None or len(value) == size
+    return value
+
+
+def number(value: Any) -> int:
+    assert type(value) is int and 0 <= value < 1 << 53
+    return value
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object in which no key stands twice."""
+    value = dict(pairs)
+    assert len(value) == len(pairs)
+    return value
+
+
+def blob(text: str) -> bytes:
+    """Base64 in the one form that its bytes have."""
+    value = base64.b64decode(text, validate=True)
+    assert base64.b64encode(value).decode() == text
+    return value
+
+
+def keys(value: dict[str, Any], names: str, may: str = "") -> None:
+    """An object has just these keys, and perhaps those."""
+    assert set(names.split()) <= set(value) <= {*names.split(), *may.split()}, set(value)
 
 
 class Reader:
@@ -88,76 +117,145 @@ def check_signature(
     assert not reader.data
 
 
-def root_of(leaf: bytes, index: int, size: int, path: list[bytes]) -> bytes:
-    """RFC 9162, 2.1.3.2."""
-    assert 0 <= index < size
-    fn, sn, r = index, size - 1, leaf
-    for p in path:
-        assert sn
-        if fn & 1 or fn == sn:
-            r = sha(b"\x01", p, r)
-            while not fn & 1 and fn:
-                fn, sn = fn >> 1, sn >> 1
-        else:
-            r = sha(b"\x01", r, p)
-        fn, sn = fn >> 1, sn >> 1
-    assert sn == 0
-    return r
-
-
-def check_path(part: dict[str, Any], root: bytes) -> None:
-    """A partition's leaf under the tree's root."""
-    value, slot = hexed(part["leaf"]), part["slot"]
-    assert len(part["path"]) >= 10 and slot < 1 << len(part["path"])
-    for sibling in map(hexed, part["path"]):
-        value = sha(b"\x01", sibling, value) if slot & 1 else sha(b"\x01", value, sibling)
-        slot >>= 1
-    assert value == root
+def up(leaf: bytes, place: int, path: list[str]) -> bytes:
+    """The root above a leaf: siblings lowest first, bit i of its place is 1 where it is right."""
+    assert 0 <= place < 1 << len(path)
+    value = leaf
+    for sibling in map(hexed, path):
+        value = sha(b"\x01", sibling, value) if place & 1 else sha(b"\x01", value, sibling)
+        place >>= 1
+    return value
 
 
 def canonical(value: Any) -> bytes:
-    """RFC 8785, as far as records go: strings, integers, booleans, null; ASCII names."""
+    """RFC 8785, as far as evidence goes: strings, integers, booleans, null; keys in the BMP."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text.encode("utf-8")
+    return text.encode("utf-8", "surrogatepass")
 
 
-def check_records(part: dict[str, Any], leaf: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """Records add up to the register, and that with secret and count to the leaf."""
-    assert part["since"] == 0
-    value = bytes(32)
-    for number, record in enumerate(part["records"]):
-        assert (record["recnum"], record["cpcr"]) == (number, name)
+def padme(size: int) -> int:
+    exponent = size.bit_length() - 1
+    granule = 1 << (exponent - exponent.bit_length())
+    return -(-size // granule) * granule
+
+
+def fields_of(data: bytes) -> list[bytes]:
+    """Template data: u32 little-endian length and so many bytes, again and again."""
+    found = []
+    while data:
+        (size,) = struct.unpack_from("<I", data)
+        assert len(data) >= 4 + size
+        found.append(data[4 : 4 + size])
+        data = data[4 + size :]
+    return found
+
+
+def file_of(data: bytes) -> tuple[bytes, bytes, bytes]:
+    """Algorithm, digest and name of a line of the kernel's log."""
+    digest, name, *_ = fields_of(data)
+    algorithm, value = digest.split(b":\0", 1)
+    assert name.endswith(b"\0")
+    return algorithm.rpartition(b":")[2], value, name[:-1]
+
+
+RECORD = "recnum cpcr digests content_type content meta"
+
+
+def replay(
+    records: list[dict[str, Any]], since: int, name: str, start: bytes, *, lines: bool = False
+) -> bytes:
+    """The register after records that are named and numbered as they must be."""
+    value = start
+    for expected, record in enumerate(records, start=since):
+        keys(record, RECORD, "line" if lines else "")
+        assert (number(record["recnum"]), record["cpcr"]) == (expected, name)
         (digest,) = record["digests"]
+        keys(digest, "hashAlg digest")
         assert digest["hashAlg"] == "sha256"
         content = record["content"]
         if record["content_type"] == "ima_template":
+            keys(content, "template_name template_data")
             assert content["template_name"] == "cima-ng"
-            measured = base64.b64decode(content["template_data"], validate=True)
+            measured = blob(content["template_data"])
+            sized, path, mntns, func = fields_of(measured)
+            assert sized.startswith(b"sha256:\0") and len(sized) == 40
+            assert path.endswith(b"\0") and b"\0" not in path[:-1] and len(mntns) == 4
+            assert func in {b"BPRM_CHECK", b"MMAP_CHECK", b"FILE_CHECK"}
         else:
             assert record["content_type"] == "cima"
             measured = canonical(content)
         assert sha(measured) == hexed(digest["digest"])
         value = sha(value, hexed(digest["digest"]))
-    assert value == hexed(part["cpcr"])
-    count = len(part["records"])
-    assert count == leaf["count"]
-    masked = hmac.digest(hexed(part["secret"]), value + struct.pack(">Q", count), "sha256")
-    assert sha(b"\x00", masked) == hexed(leaf["leaf"])
-    return list(part["records"])
+    return value
+
+
+def leaf_of(blind: str, secret: str, cpcr: bytes, count: int) -> bytes:
+    inner = hmac.digest(hexed(secret), cpcr + struct.pack(">Q", count), "sha256")
+    return sha(b"\x00", hexed(blind), inner)
+
+
+def said_before(run: dict[str, Any]) -> tuple[str, int, Any]:
+    """Line, run and previous, as the first record or the one of the take-over says them."""
+    first = run["records"][0]["content"]
+    assert first["type"] == "register"
+    assert (first["id"], first["registration"]) == (run["id"], run["registration"])
+    adopted = [r["content"] for r in run["records"] if r["content"].get("type") == "adopted"]
+    said = first
+    if "line" not in first:
+        (said,) = adopted
+    else:
+        assert not adopted
+    assert (said["previous"] is None) == (said["run"] == 1)
+    return said["line"], said["run"], said["previous"]
+
+
+def end_of(run: dict[str, Any]) -> str | None:
+    exits = [r["content"]["reason"] for r in run["records"] if r["content"].get("type") == "exit"]
+    return exits[0] if exits else None
+
+
+def check_runs(owner: dict[str, Any], container: str) -> tuple[bytes, int]:
+    """Every run adds up, and each says of the one before what that came to; the last's register."""
+    before = None
+    value, count = bytes(32), 0
+    for run in owner["runs"]:
+        keys(run, "run id registration secret since records")
+        assert number(run["since"]) == 0
+        value = replay(run["records"], 0, run["id"], bytes(32))
+        count = len(run["records"])
+        line, own, previous = said_before(run)
+        assert (line, own) == (owner["line"], number(run["run"]))
+        if before is not None:
+            assert previous == before
+        before = {
+            "run": own,
+            "boot_id": run["records"][0]["content"]["boot_id"],
+            "registration": run["registration"],
+            "count": count,
+            "cpcr": value.hex(),
+            "reason": end_of(run),
+        }
+    assert owner["runs"][-1]["id"] == container
+    return value, count
 
 
 def open_owner_part(evidence: dict[str, Any], private_pem: bytes | None) -> dict[str, Any]:
-    """The owner's part: in the clear, or sealed with HPKE (RFC 9180)."""
-    if private_pem is None:
+    """The owner's part: in the clear, or sealed with HPKE (RFC 9180), which exactly one opens."""
+    assert ("owner" in evidence) != ("sealed" in evidence)
+    if "owner" in evidence:
         owner: dict[str, Any] = evidence["owner"]
         return owner
-    assert "owner" not in evidence
+    assert private_pem is not None
     key: Any = serialization.load_pem_private_key(private_pem, password=None)
-    own = sha(key.public_key().public_bytes_raw()).hex()
-    (data,) = (one["data"] for one in evidence["sealed"] if one["key"] == own)
     suite = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
-    info = b"cima-evidence-v1\0" + sha(evidence["container"].encode()) + hexed(evidence["nonce"])
-    opened: dict[str, Any] = json.loads(suite.decrypt(base64.b64decode(data), key, info))
+    info = b"cima-evidence-v2\0\x00" + hexed(evidence["request"])
+    texts = []
+    for sealed in evidence["sealed"]:
+        with suppress(InvalidTag):
+            texts.append(suite.decrypt(blob(sealed), key, info))
+    (text,) = texts
+    assert len(text) == padme(max(len(text.rstrip(b" ")), 16384))
+    opened: dict[str, Any] = json.loads(text, object_pairs_hook=unique)
     return opened
 
 
@@ -168,9 +266,57 @@ def host_lines(entries: list[Any]) -> list[bytes]:
         if isinstance(entry, str)
         else b"\xff" * 32
         if entry["violation"]
-        else sha(hexed(entry["data"]))
+        else sha(hexed(entry["data"], None))
         for entry in entries
     ]
+
+
+def check_host_log(
+    log: dict[str, Any], values: dict[int, bytes], services: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The log adds up to PCR 10, begins with this boot, and holds the files of the services."""
+    keys(log, "disclosure pcr entries")
+    assert log["pcr"] == 10
+    if log["disclosure"] == "none":
+        assert log["entries"] == []
+        return {}
+    shown = [isinstance(entry, dict) for entry in log["entries"]]
+    assert shown[0] and all(shown) if log["disclosure"] == "full" else not any(shown[1:])
+    extended, value, proved = host_lines(log["entries"]), bytes(32), None
+    for at, line in enumerate(extended, start=1):
+        value = sha(value, line)
+        if value == values[10]:
+            proved = at
+            break
+    assert proved is not None
+    first = log["entries"][0]
+    assert not first["violation"]
+    algorithm, digest, name = file_of(hexed(first["data"], None))
+    assert name == b"boot_aggregate"
+    for record in services:
+        if record["content_type"] != "ima_template":
+            continue
+        data = blob(record["line"]["data"])
+        assert sha(data) in extended[:proved]
+        own, path, _, _ = fields_of(blob(record["content"]["template_data"]))
+        kernels = file_of(data)
+        assert kernels[:2] == (b"sha256", own.removeprefix(b"sha256:\0"))
+        assert kernels[2] == path[:-1].replace(b" ", b"_")
+    expected = sha(*(values[pcr] for pcr in range(10)))
+    return {
+        "lines": proved,
+        "aggregate": "zero"
+        if not any(digest)
+        else "not comparable"
+        if algorithm != b"sha256"
+        else "equal"
+        if digest == expected
+        else "another",
+        "violations": extended[:proved].count(b"\xff" * 32),
+    }
+
+
+OUTSIDE = "type version container nonce request quote aggregation ak binding host_log"
 
 
 def verify(
@@ -181,20 +327,26 @@ def verify(
     *,
     private_pem: bytes | None = None,
     boot_pcrs: tuple[int, ...] = (*range(10), 14),
+    host: str = "none",
+    boot_log: bool = False,
 ) -> dict[str, Any]:
-    """Check everything in the design's order; return records, dependencies, values and counters."""
-    evidence = json.loads(raw)
-    assert (evidence["type"], evidence["version"]) == ("cima-evidence", 1)
+    """Check all of it, in the design's order, of evidence that begins with a whole run.
 
-    area = base64.b64decode(evidence["ak"]["public"], validate=True)
+    Returns runs, services, PCR values, counters, status, and what the host's log says.
+    """
+    evidence = json.loads(raw, object_pairs_hook=unique)
+    keys(evidence, OUTSIDE, "sealed owner boot_log")
+    assert (evidence["type"], number(evidence["version"])) == ("cima-evidence", 2)
+
+    area = blob(evidence["ak"]["public"])
     assert struct.pack(">H", SHA256) + sha(area) == ak_name
     attributes, key = parse_public(area)
     for bit in (FIXED_TPM, FIXED_PARENT, ORIGIN, RESTRICTED, SIGN):
         assert attributes & 1 << bit
     assert not attributes & 1 << DECRYPT
 
-    attest = base64.b64decode(evidence["quote"]["attest"], validate=True)
-    check_signature(key, base64.b64decode(evidence["quote"]["signature"], validate=True), attest)
+    attest = blob(evidence["quote"]["attest"])
+    check_signature(key, blob(evidence["quote"]["signature"]), attest)
 
     reader = Reader(attest)
     assert reader.take(4) == b"\xffTCG"
@@ -211,44 +363,62 @@ def verify(
     assert not reader.data
 
     log = evidence["host_log"]
-    wanted = {*boot_pcrs, 12} | ({10} if log["disclosure"] != "none" else set())
+    assert log["disclosure"] == host and ("boot_log" in evidence) == boot_log
+    wanted = {*boot_pcrs, 12} | ({10} if host != "none" else set())
     assert {pcr for pcr in range(24) if selected & 1 << pcr} == wanted
     values = {int(pcr): hexed(value) for pcr, value in evidence["quote"]["pcrs"].items()}
-    assert set(values) == wanted
+    assert set(values) == wanted and {str(pcr) for pcr in values} == set(evidence["quote"]["pcrs"])
 
-    assert hexed(evidence["nonce"]) == nonce and evidence["container"] == container
+    assert hexed(evidence["nonce"], None) == nonce and evidence["container"] == container
     place = evidence["aggregation"]
-    request = sha(b"\x00", nonce, sha(container.encode()))
-    assert root_of(request, place["index"], place["size"], list(map(hexed, place["path"]))) == extra
+    keys(place, "index path")
+    assert len(place["path"]) == 10
+    request = hexed(evidence["request"])
+    assert up(sha(b"\x00", request), number(place["index"]), place["path"]) == extra
     assert sha(*(values[pcr] for pcr in sorted(values))) == digest
 
     binding = evidence["binding"]
-    root = hexed(binding["root"])
-    check_path(binding, root)
-    bind = sha(b"cima-bind-v1\0", struct.pack(">Q", binding["seq"]), root)
+    keys(binding, "pcr status host root history slot leaf path")
+    status, root = binding["status"], hexed(binding["root"])
+    assert len(binding["path"]) >= 10
+    assert up(hexed(binding["leaf"]), number(binding["slot"]), binding["path"]) == root
+    bind = sha(b"cima-bind-v2\0", sha(canonical(status)), hexed(binding["host"]), root)
     assert binding["pcr"] == 12 and sha(hexed(binding["history"]), bind) == values[12]
 
     owner = open_owner_part(evidence, private_pem)
-    records = check_records(owner, binding, container)
-    register = records[0]["content"]
-    assert (register["type"], register["id"]) == ("register", container)
-    relied_on = []
-    part, leaf = owner.get("dependencies"), binding.get("dependencies")
-    assert len({part is None, leaf is None, register["dependencies"] is None}) == 1
-    if part is not None:
-        check_path(leaf, root)
-        relied_on = check_records(part, leaf, f"dependencies:{register['dependencies']}")
-        assert relied_on[0]["content"]["registration"] == register["dependencies"]
+    keys(owner, "request line blind cpcr count runs missing services")
+    asked = owner["request"]
+    keys(asked, "boot_log container host nonce since")
+    assert sha(canonical(asked)) == request
+    assert (asked["container"], asked["nonce"]) == (container, nonce.hex())
+    assert (asked["host"], asked["boot_log"]) == (host, boot_log)
 
-    if log["disclosure"] != "none":
-        value, seen = bytes(32), [bytes(32)]
-        for line in host_lines(log["entries"]):
-            value = sha(value, line)
-            seen.append(value)
-        assert log["pcr"] == 10 and values[10] in seen
+    value, count = check_runs(owner, container)
+    assert (hexed(owner["cpcr"]), number(owner["count"])) == (value, count)
+    last = owner["runs"][-1]
+    assert leaf_of(owner["blind"], last["secret"], value, count) == hexed(binding["leaf"])
+
+    relied_on = last["records"][0]["content"]["dependencies"]
+    part, services = owner["services"], []
+    assert (part is None) == (relied_on is None)
+    if part is not None:
+        keys(part, "registration slot leaf path blind secret cpcr count records")
+        assert part["registration"] == relied_on and len(part["path"]) >= 10
+        assert up(hexed(part["leaf"]), number(part["slot"]), part["path"]) == root
+        services = part["records"]
+        value = replay(services, 0, f"dependencies:{relied_on}", bytes(32), lines=True)
+        assert (value, len(services)) == (hexed(part["cpcr"]), number(part["count"]))
+        made = leaf_of(part["blind"], part["secret"], value, len(services))
+        assert made == hexed(part["leaf"])
+        first = services[0]["content"]
+        assert (first["type"], first["registration"]) == ("register", relied_on)
+
     return {
-        "records": records,
-        "dependencies": relied_on,
+        "runs": owner["runs"],
+        "records": last["records"],
+        "dependencies": services,
+        "status": status,
+        "host_log": check_host_log(log, values, services),
         "values": values,
         "clock": clock,
         "reset_count": reset_count,

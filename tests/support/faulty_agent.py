@@ -144,9 +144,10 @@ def run(job: Job, kernel: Connection, tell: Connection) -> None:
         else:
             _live(agent, attempt)
     agent.writer.compare() if job.recover else None
-    state = agent.writer.journal_state
+    value, status = agent.writer.expected_value, agent.writer.status
+    gaps = status.gaps.count if status else 0
     pcr = agent.tpm.read_pcrs([12])[12].hex() if job.recover else ""
-    tell.send(("end", faults.steps, (pcr, state.value.hex() if state.value else None, state.gaps)))
+    tell.send(("end", faults.steps, (pcr, value.hex() if value else None, gaps)))
     os._exit(0)
 
 

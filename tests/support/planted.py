@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from support import evidence_by_hand as by_hand
+from support.unsealed import owner_part
 
 _ENCODED = re.compile(r"[A-Za-z0-9+/=_-]{16,}")
 
@@ -34,7 +34,7 @@ def decoded(value: Any) -> Iterator[bytes]:
 def everything(raw: bytes, private_pem: bytes | None) -> bytes:
     """Return the evidence and all that is in it, the owner's part opened."""
     evidence = json.loads(raw)
-    owner = by_hand.open_owner_part(evidence, private_pem)
+    owner = owner_part(raw, private_pem)
     parts = [raw, *decoded(evidence), json.dumps(owner).encode(), *decoded(owner)]
     return b"\n".join(parts)
 

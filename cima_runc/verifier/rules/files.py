@@ -82,7 +82,7 @@ def check_file(
 
 
 def _allowed(by: AllowedFile, shown: str, got: str, done: str, record: int) -> Finding:
-    how = "path and digest" if by.sha256 else "path pattern alone, whatever its content"
+    how = "path pattern alone, whatever its content" if by.sha256 is None else "path and digest"
     return Finding(
         severity="info",
         rule="file.allowed",

@@ -8,17 +8,13 @@ and the directories that lead to it, and what engines make everywhere
 """
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
-
-from pydantic import ValidationError
 
 from cima_runc.base.text import printable
-from cima_runc.evidence.models import first_of
 from cima_runc.measure.config_summary import ConfigSummary
 from cima_runc.measure.mtree import Entry, MtreeError, digest, escape, format_mode, parse_manifest
-from cima_runc.measure.rootfs import LayerMeasurement, RootfsMeasurement
+from cima_runc.ml.contents import Layer, Rootfs
 from cima_runc.verifier.pattern import exactly, matches
 from cima_runc.verifier.policy import RootfsPolicy
 from cima_runc.verifier.reference.file import ImageReference, ReferenceFile
@@ -63,15 +59,8 @@ class RootfsRule:
             parts = path.split("/")
             self._leading.update("/".join(parts[:end]) for end in range(2, len(parts) + 1))
 
-    def check(self, content: Mapping[str, Any]) -> Iterator[Finding]:
+    def check(self, rootfs: Rootfs) -> Iterator[Finding]:
         """Yield what is wrong with the content of a ``rootfs`` record."""
-        try:
-            rootfs = RootfsMeasurement.model_validate(
-                {key: value for key, value in content.items() if key != "type"}
-            )
-        except ValidationError as error:
-            yield self._fail("rootfs.form", f"the record cannot be read: {first_of(error)}")
-            return
         if rootfs.mode == "off":
             yield self._finding(
                 self._policy.allow_unmeasured,
@@ -107,7 +96,7 @@ class RootfsRule:
             if layer.kind not in {"data", "lower"}:
                 yield from self._written(layer)
 
-    def _changed(self, layer: LayerMeasurement) -> Iterator[Finding]:
+    def _changed(self, layer: Layer) -> Iterator[Finding]:
         if not layer.changed_count:
             return
         yield self._finding(
@@ -118,7 +107,7 @@ class RootfsRule:
             next_="find out who writes there; allow_changing under [rootfs] in the policy",
         )
 
-    def _layers(self, layers: list[LayerMeasurement]) -> Iterator[Finding]:
+    def _layers(self, layers: list[Layer]) -> Iterator[Finding]:
         wanted = self._reference.layers
         self.compared = True
         name = self._reference.name or self._reference.image_id
@@ -155,7 +144,7 @@ class RootfsRule:
 
     # -- layers of no image -----------------------------------------------------------------------
 
-    def _written(self, layer: LayerMeasurement) -> Iterator[Finding]:
+    def _written(self, layer: Layer) -> Iterator[Finding]:
         where = "Docker's init layer" if layer.kind == "init" else "the container's own layer"
         if layer.manifest is None:
             if layer.entries or "**" in self._policy.allow_written:

@@ -138,8 +138,9 @@ class ContainersInStep(RuleBasedStateMachine):
             NO_ROOTFS,
             Look(error="not looked for"),
         )
-        before = self.writer.live(name, bundle)
-        blocked = before is not None and self.kernel.is_alive(before.note.pid)
+        # One of this name, whatever its bundle, is a run of the same line.
+        before = [one for one in self.living() if one.note.id == name]
+        blocked = any(self.kernel.is_alive(one.note.pid) for one in before)
         try:
             registered = self.attempt(lambda: self.rooms.registration.register(candidate))
         except CimaError as error:
@@ -196,7 +197,8 @@ class ContainersInStep(RuleBasedStateMachine):
         """The quota is none at all: all that has ended goes."""
         nothing = StorageSettings.model_construct(quota_mib=0, keep_days=0)
         current = CurrentSettings(Settings.model_construct(storage=nothing))
-        self.attempt(Retention(current, "boot", self.writer, self.store).apply)
+        runs = self.rooms.retention._runs
+        self.attempt(Retention(current, "boot", self.writer, self.store, runs).apply)
 
     @precondition(lambda self: not self.full)
     @rule()
@@ -226,7 +228,7 @@ class ContainersInStep(RuleBasedStateMachine):
     def slots_are_those_of_containers(self) -> None:
         core = self.writer._core
         slots = [one.note.slot for one in core.containers]
-        assert sorted(core._tree._taken) == sorted(slots)
+        assert sorted(core._table._taken) == sorted(slots)
 
     @invariant()
     def nothing_is_queued_of_what_is_gone(self) -> None:

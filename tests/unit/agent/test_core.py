@@ -1,11 +1,14 @@
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from cima_runc.agent.core import Core, CoreError
 from cima_runc.config import LimitSettings
-from cima_runc.cpcr.binding import Bind
-from cima_runc.cpcr.tree import Tree, leaf_hash
+from cima_runc.cpcr.inner import inner
+from cima_runc.cpcr.table import Table
+from cima_runc.ima.template import Func as TemplateFunc
+from cima_runc.ml.contents import Lost
 from cima_runc.ml.records import Record
 from cima_runc.ml.store import ContainerNote
 from cima_runc.sensor.events import Event, Func
@@ -46,7 +49,7 @@ def registered(core: Core, registration: int, container_id: str | None = None) -
 
 
 def test_events_go_to_the_registration_that_they_name() -> None:
-    core = Core(Tree())
+    core = Core(Table())
     registered(core, 1)
     registered(core, 2)
     first = core.measure(EVENT, 5, "now")
@@ -58,7 +61,7 @@ def test_events_go_to_the_registration_that_they_name() -> None:
 
 
 def test_a_file_comes_once() -> None:
-    core = Core(Tree())
+    core = Core(Table())
     registered(core, 1)
     assert core.measure(EVENT, None, "now") is not None
     assert core.measure(EVENT, None, "now") is None
@@ -78,7 +81,7 @@ def test_a_file_comes_once() -> None:
     ],
 )
 def test_what_cannot_be_named_is_a_violation(change: dict[str, object], reason: str) -> None:
-    core = Core(Tree())
+    core = Core(Table())
     registered(core, 1)
     record = core.measure(replace(EVENT, **change), None, "now")  # type: ignore[arg-type]
     assert record is not None
@@ -89,7 +92,7 @@ def test_what_cannot_be_named_is_a_violation(change: dict[str, object], reason: 
 
 
 def test_what_was_denied_has_not_run() -> None:
-    core = Core(Tree())
+    core = Core(Table())
     registered(core, 1)
     core.measure(replace(EVENT, denied=True), None, "now")
     record = core.measure(EVENT, None, "now")
@@ -101,7 +104,7 @@ def test_what_was_denied_has_not_run() -> None:
     [({"records": 100}, b"/bin/%d"), ({"bytes": 1 << 20}, b"/" + b"d" * 4000 + b"%d")],
 )
 def test_one_container_has_no_more_than_its_share(limit: dict[str, int], path: bytes) -> None:
-    core = Core(Tree(), limits=lambda: LimitSettings(**limit))
+    core = Core(Table(), limits=lambda: LimitSettings(**limit))
     registered(core, 1)
     registered(core, 2)
     files = [replace(EVENT, path=path % number) for number in range(200)]
@@ -117,7 +120,7 @@ def test_one_container_has_no_more_than_its_share(limit: dict[str, int], path: b
 
 
 def test_one_mount_namespace_is_one_living_containers() -> None:
-    core = Core(Tree())
+    core = Core(Table())
     registered(core, 1)
     note = next(iter(core.containers)).note
     other = note.model_copy(update={"registration": 2, "id": "thief"})
@@ -128,7 +131,7 @@ def test_one_mount_namespace_is_one_living_containers() -> None:
 
 
 def test_events_after_the_end_are_refused() -> None:
-    core = Core(Tree())
+    core = Core(Table())
     registered(core, 1)
     core.end(1, "ended", "later", 5)
     with pytest.raises(CoreError):
@@ -137,40 +140,141 @@ def test_events_after_the_end_are_refused() -> None:
         core.measure(replace(EVENT, registration=9), None, "later")
 
 
-def test_a_bind_holds_every_register() -> None:
-    tree = Tree()
-    core = Core(tree)
+def test_the_table_holds_every_register() -> None:
+    table = Table()
+    core = Core(table)
     registered(core, 1)
     registered(core, 2)
-    assert core.changed
-    bind = core.next_bind(1, bytes(32))
-    assert bind == Bind(1, tree.root, bytes(32))
+    assert core.changed_registrations == [1, 2]
+    before = core.update_table()
+    assert before == table.digest == core.table
     assert not core.changed
     for container in core.containers:
-        leaf = leaf_hash(container.secret, container.partition.cpcr, container.partition.count)
-        from cima_runc.cpcr.tree import root_from_path
-
-        slot = container.note.slot
-        assert root_from_path(leaf, slot, tree.path(slot)) == bind.root
-    before = bind.root
+        partition = container.partition
+        wanted = inner(container.secret, partition.cpcr, partition.count)
+        assert table.inner(container.note.slot) == wanted
+    mark = core.change_mark
+    found = core.get(1)
+    assert found is not None
     core.lost(1, 3, "dropped", "now")
     assert core.changed
-    assert core.next_bind(2, bytes(32)).root != before
+    assert core.update_table() != before
+    assert [slot for slot, _ in core.changes(mark)] == [found.note.slot]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda core: core.add(1, Lost(count=1, reason="x"), "now"),
+        lambda core: core.add_file(
+            1, b"d" * 32, b"/x", func=TemplateFunc.BPRM_CHECK, line=1, time="now"
+        ),
+        lambda core: core.measure(EVENT, None, "now"),
+        lambda core: core.dropped(1, 1, "now"),
+        lambda core: core.end(1, "ended", "now", 5),
+    ],
+)
+def test_whatever_changes_a_register_changes_the_table(change: Callable[[Core], object]) -> None:
+    core = Core(Table())
+    registered(core, 1)
+    before = core.update_table()
+    change(core)
+    assert core.changed_registrations == [1]
+    assert core.update_table() != before
+
+
+@pytest.mark.parametrize("state", ["running", "stopped"])
+def test_a_container_that_is_restored_is_bound(state: str) -> None:
+    core = Core(Table())
+    registered(core, 1)
+    found = core.get(1)
+    assert found is not None
+    core.end(1, "ended", "later", 5) if state == "stopped" else None
+    other = Core(Table())
+    other.restore(found)
+    assert other.changed_registrations == [1]
+    core.update_table()
+    assert other.update_table() == core.table
 
 
 def test_an_ended_container_keeps_its_leaf() -> None:
-    core = Core(Tree())
+    table = Table()
+    core = Core(table)
     registered(core, 1)
     core.end(1, "ended", "later", 5)
-    root = core.next_bind(1, bytes(32)).root
-    registered(core, 2)
+    core.update_table()
     container = core.get(1)
     assert container is not None and container.note.state == "stopped"
-    assert core.next_bind(2, bytes(32)).root != root
+    held = table.inner(container.note.slot)
+    registered(core, 2)
+    core.update_table()
+    assert core.settled(()) == []
+    assert table.inner(container.note.slot) == held != bytes(32)
+
+
+def a_run(core: Core, registration: int, run: int) -> ContainerNote:
+    note = ContainerNote(
+        registration=registration,
+        id="box",
+        boot_id="boot",
+        mntns=registration,
+        cgroup="/box",
+        pid=3,
+        start_ticks=4,
+        bundle="/b",
+        started="now",
+        state="created",
+        line="ab" * 32,
+        run=run,
+    )
+    return core.register(note, bytes(32), [Lost(count=0, reason="x")], "now")[0]
+
+
+def test_a_run_is_let_go_of_once_the_next_is_bound() -> None:
+    table = Table()
+    core = Core(table)
+    first = a_run(core, 1, 1)
+    core.end(1, "ended", "later", 5)
+    core.update_table()
+    assert core.settled(()) == []
+    a_run(core, 2, 2)
+    core.update_table()
+    assert core.settled({1}) == []
+    assert [one.number for one in core.settled(())] == [1]
+    assert core.get(1) is None
+    assert table.inner(first.slot) == bytes(32)
+    latest = core.run_of("ab" * 32)
+    assert latest is not None and latest.number == 2
+
+
+def test_a_run_stays_where_the_next_came_to_nothing() -> None:
+    core = Core(Table())
+    a_run(core, 1, 1)
+    core.end(1, "ended", "later", 5)
+    a_run(core, 2, 2)
+    core.forget(2)
+    core.update_table()
+    assert core.settled(()) == []
+    latest = core.run_of("ab" * 32)
+    assert latest is not None and latest.number == 1
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_of_runs_that_are_restored_the_last_is_kept(order: tuple[int, int]) -> None:
+    core, restored = Core(Table()), Core(Table())
+    for number in (1, 2):
+        a_run(core, number, number)
+        core.end(number, "ended", "later", number)
+    for number in order:
+        found = core.get(number)
+        assert found is not None
+        restored.restore(found)
+    restored.update_table()
+    assert [one.number for one in restored.settled(())] == [1]
 
 
 def test_what_is_missing_stands_in_every_record() -> None:
-    core = Core(Tree(), ("tpm",))
+    core = Core(Table(), ("tpm",))
     records = registered(core, 1)
     records.append(core.lost(1, None, "why", "now"))
     event = core.measure(EVENT, None, "now")
@@ -180,7 +284,7 @@ def test_what_is_missing_stands_in_every_record() -> None:
 
 
 def test_live_is_found_by_id_and_bundle() -> None:
-    core = Core(Tree())
+    core = Core(Table())
     registered(core, 1, "same")
     registered(core, 2, "same")
     found = core.live("same", "/bundle1")

@@ -17,6 +17,7 @@ TAKES_A_RESTART = {
     *("attestation.event_log", "attestation.https.enabled", "attestation.https.address"),
     *("attestation.https.port", "attestation.https.certificate", "attestation.https.key"),
     *("attestation.https.client_ca", "attestation.https.requests_per_minute"),
+    *("attestation.https.redacted", "binding.slots"),
 }
 
 

@@ -11,11 +11,11 @@ from support.ima_log import WrittenLog
 from cima_runc.agent.core import Core
 from cima_runc.agent.dependencies import Dependencies
 from cima_runc.agent.index import Container
-from cima_runc.agent.ledger import Ledger
+from cima_runc.agent.runs import Runs
 from cima_runc.agent.writer import Writer
-from cima_runc.cpcr.journal import Journal
-from cima_runc.cpcr.tree import Tree
+from cima_runc.cpcr.table import Table
 from cima_runc.ima.template import Func, unpack_cima_ng
+from cima_runc.ml.lines import Lines
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import IMA_TEMPLATE, Record, template_data
 from cima_runc.ml.store import Store
@@ -30,10 +30,9 @@ class Agent:
     def __init__(self, directory: Path, log: WrittenLog | None) -> None:
         self.store = Store(directory / "state")
         self.store.prepare()
-        self.core = Core(Tree())
-        journal = Journal.open(self.store.journal_path("boot"))
-        ledger = Ledger(self.core, self.store, journal, None, 12)
-        self.writer = Writer(self.core, ledger, self.store, lambda registration: None)
+        self.core = Core(Table())
+        runs = Runs(self.store, Lines(self.store.root / "lines"))
+        self.writer = Writer(self.core, self.store, runs, None, lambda registration: None)
         self._next = max(self.store.registrations(), default=0)
         self.dependencies = Dependencies(
             boot_id="boot",

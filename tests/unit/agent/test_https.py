@@ -7,11 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cima_runc.agent.attester import AttestError, NotForYouError
+from cima_runc.agent.attester import AttestError, NoEvidenceError, NotForYouError
 from cima_runc.agent.https import RateLimit, application
+from cima_runc.agent.waiting import TooManyError
 from cima_runc.base import limits
 
-BODY = {"container": "c", "nonce": "ab" * 16}
+BODY = {
+    "boot_log": False,
+    "container": "c",
+    "host": "none",
+    "nonce": "ab" * 16,
+    "since": {"run": 1, "count": 8, "inner": "ab" * 32},
+}
 
 
 def ask(
@@ -19,7 +26,7 @@ def ask(
 ) -> tuple[httpx.Response, list[tuple[str, bytes]]]:
     asked: list[tuple[str, bytes]] = []
 
-    async def agent(verb: str, body: bytes) -> bytes:
+    async def agent(verb: str, body: bytes, source: str) -> bytes:
         asked.append((verb, body))
         if error is not None:
             raise error
@@ -37,7 +44,7 @@ def test_evidence() -> None:
     answer, asked = ask("POST", "/v1/evidence", json=BODY)
     assert (answer.status_code, answer.json()) == (200, {"some": "evidence"})
     assert asked[0][0] == "attest"
-    assert json.loads(asked[0][1]) == {**BODY, "host": "none", "since": 0, "boot_log": False}
+    assert json.loads(asked[0][1]) == BODY
 
 
 @pytest.mark.parametrize(
@@ -46,8 +53,10 @@ def test_evidence() -> None:
         {},
         {**BODY, "more": 1},
         {**BODY, "nonce": "ab"},
-        {**BODY, "since": -1},
-        {**BODY, "since": "0"},
+        {key: value for key, value in BODY.items() if key != "since"},
+        {**BODY, "since": 0},
+        {**BODY, "since": {"run": 1, "count": 8}},
+        {**BODY, "boot_log": 0},
         {**BODY, "host": "all"},
     ],
 )
@@ -64,7 +73,7 @@ def test_too_large() -> None:
 
 
 def test_too_many() -> None:
-    async def agent(verb: str, body: bytes) -> bytes:
+    async def agent(verb: str, body: bytes, source: str) -> bytes:
         return b"{}"
 
     async def go() -> list[int]:
@@ -76,7 +85,14 @@ def test_too_many() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(NotForYouError(), 403), (AttestError("no"), 400), (OSError(5, "x"), 503)]
+    ("error", "status"),
+    [
+        (NotForYouError(), 403),
+        (TooManyError(), 429),
+        (NoEvidenceError(), 503),
+        (AttestError("no"), 400),
+        (OSError(5, "x"), 503),
+    ],
 )
 def test_refusals_have_a_status(error: Exception, status: int) -> None:
     answer, _ = ask("POST", "/v1/evidence", json=BODY, error=error)

@@ -4,13 +4,13 @@ from pathlib import Path
 from cima_runc.agent.core import Core
 from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.index import Container
-from cima_runc.agent.ledger import Ledger
 from cima_runc.agent.retention import Retention, Stored, to_remove
+from cima_runc.agent.runs import Runs
 from cima_runc.agent.writer import Writer
 from cima_runc.base import clock
 from cima_runc.config import Settings, StorageSettings
-from cima_runc.cpcr.journal import Journal
-from cima_runc.cpcr.tree import Tree
+from cima_runc.cpcr.table import Table
+from cima_runc.ml.lines import Lines
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.store import ContainerNote, Store
 
@@ -78,10 +78,9 @@ class Host:
     def __init__(self, root: Path) -> None:
         self.store = Store(root)
         self.store.prepare()
-        self.core = Core(Tree())
-        journal = Journal.open(self.store.journal_path("this"))
-        ledger = Ledger(self.core, self.store, journal, None, 12)
-        self.writer = Writer(self.core, ledger, self.store, lambda registration: None)
+        self.core = Core(Table())
+        self.runs = runs = Runs(self.store, Lines(self.store.root / "lines"))
+        self.writer = Writer(self.core, self.store, runs, None, lambda registration: None)
 
     def stored(self, note: ContainerNote, records: int = 4) -> None:
         self.store.create(note, bytes(32))
@@ -94,12 +93,8 @@ class Host:
             self.writer.restore(Container(note, bytes(32), partition))
 
     def apply(self, **settings: int) -> Retention:
-        made = Retention(
-            CurrentSettings(Settings(storage=StorageSettings(**settings))),
-            "this",
-            self.writer,
-            self.store,
-        )
+        current = CurrentSettings(Settings(storage=StorageSettings(**settings)))
+        made = Retention(current, "this", self.writer, self.store, self.runs)
         made.apply()
         return made
 

@@ -4,11 +4,11 @@ from typing import Any
 import pytest
 
 from cima_runc.agent.core import Core
-from cima_runc.agent.ledger import Ledger
+from cima_runc.agent.runs import Runs
 from cima_runc.agent.writer import Writer
 from cima_runc.base import clock
-from cima_runc.cpcr.journal import Journal
-from cima_runc.cpcr.tree import Tree
+from cima_runc.cpcr.table import Table
+from cima_runc.ml.lines import Lines
 from cima_runc.ml.store import ContainerNote, Store
 
 
@@ -18,11 +18,10 @@ class Host:
     def __init__(self, root: Path) -> None:
         self.store = Store(root)
         self.store.prepare()
-        self.core = Core(Tree())
-        journal = Journal.open(self.store.journal_path("boot"))
-        ledger = Ledger(self.core, self.store, journal, None, 12)
+        self.core = Core(Table())
+        runs = Runs(self.store, Lines(self.store.root / "lines"))
         self.ended: list[int] = []
-        self.writer = Writer(self.core, ledger, self.store, self.ended.append)
+        self.writer = Writer(self.core, self.store, runs, None, self.ended.append)
 
     def begin(self, number: int) -> ContainerNote:
         note = ContainerNote(

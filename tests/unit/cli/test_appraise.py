@@ -1,4 +1,6 @@
+import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from unit.verifier.appraised import Box, image
 from cima_runc.base.errors import CimaError
 from cima_runc.cli import context
 from cima_runc.cli.main import app
-from cima_runc.cli.references import ReferencesError, appraisal, read_references
+from cima_runc.cli.references import read_references, values_in
 from cima_runc.ima.template import Func
 from cima_runc.ml.listing import boot_id
 from cima_runc.ml.partition import Partition
@@ -20,6 +22,7 @@ from cima_runc.verifier.reference.file import (
     format_reference,
     read_reference,
 )
+from cima_runc.verifier.values import ReferencesError
 
 RUNC = b"\x11" * 32
 
@@ -185,10 +188,33 @@ def test_the_identity_is_of_all_that_is_compared_with(host: Host) -> None:
     golden = host.directory / "host.json"
     golden.write_bytes(format_reference(HostReference(files={})))
     identities = {
-        appraisal([host.reference], None).identity,
-        appraisal([host.reference], policy).identity,
-        appraisal([host.reference, golden], None).identity,
+        identity([host.reference], None),
+        identity([host.reference], policy),
+        identity([host.reference, golden], None),
     }
+    assert identity([golden, host.reference], None) in identities
     policy.write_text("allow_lost = true")
-    identities.add(appraisal([host.reference], policy).identity)
+    identities.add(identity([host.reference], policy))
     assert len(identities) == 4
+
+
+def identity(paths: list[Path], policy: Path | None) -> bytes:
+    found = values_in(paths, policy).appraisal
+    assert found is not None
+    return found.identity
+
+
+def test_what_is_parsed_is_what_is_hashed(host: Host) -> None:
+    """Kind: a file that is read twice may be another, or nothing, the second time (a pipe is)."""
+    read, write = os.pipe()
+    os.write(write, host.reference.read_bytes())
+    os.close(write)
+    found = values_in([Path(f"/dev/fd/{read}")], None)
+    os.close(read)
+    by_file = values_in([host.reference], None)
+    assert found.sources == by_file.sources
+    assert found.appraisal is not None
+    assert by_file.appraisal is not None
+    assert found.appraisal.identity == by_file.appraisal.identity
+    digest = hashlib.sha256(host.reference.read_bytes()).digest()
+    assert digest in {source.sha256 for source in found.sources}

@@ -1,4 +1,7 @@
+import base64
+import copy
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -6,78 +9,127 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cima_runc.evidence.models import (
-    AggregationPart,
-    AkPart,
-    BindingPart,
-    Evidence,
+from cima_runc.cpcr.status import Foreign, Gap, Status
+from cima_runc.evidence.errors import (
     EvidenceError,
     EvidenceFormatError,
     EvidenceTooDeepError,
     EvidenceTooLargeError,
     EvidenceVersionError,
-    ForeignChange,
-    ForeignPart,
+)
+from cima_runc.evidence.models import (
+    AggregationPart,
+    AkPart,
+    BindingPart,
+    Evidence,
     HostLine,
     HostLog,
-    OwnerPart,
+    Outside,
     QuotePart,
-    Request,
-    Sealed,
     _quickly,
     parse_evidence,
-    parse_request,
+    parse_owner_part,
 )
+from cima_runc.evidence.padding import padded
 
 D = bytes(range(32))
-EVIDENCE = Evidence(
+H = D.hex()
+HOUR = "2025-01-31T13:00:00Z"
+SEALED = Evidence(
     type="cima-evidence",
-    version=1,
+    version=2,
     container="some-id",
     nonce=b"n" * 16,
+    request=D,
     quote=QuotePart(attest=b"a", signature=b"s", pcrs={"12": D}),
-    aggregation=AggregationPart(index=1, size=2, path=(D,)),
-    ak=AkPart(public=b"k"),
+    aggregation=AggregationPart(index=1, path=(D,) * 10),
+    ak=AkPart(public=b"k", certificate=b"c"),
     binding=BindingPart(
-        slot=5,
-        path=(D, D),
-        leaf=D,
-        count=3,
         pcr=12,
-        seq=2**63,
+        status=Status.begin(D)
+        .with_foreign(Foreign(kind="changed", time=HOUR))
+        .with_gap(Gap(kind="tpm", since=HOUR, until=HOUR)),
+        host=D,
         root=D,
         history=D,
-        foreign=ForeignPart(count=1, last=(ForeignChange(seq=1, expected=D, found=D, time="now"),)),
+        slot=5,
+        leaf=D,
+        path=(D,) * 10,
     ),
-    sealed=(Sealed(key=D, data=b"c"),),
-    owner=OwnerPart(secret=D, cpcr=D, since=0, records=[{"a": [1, None]}]),
+    sealed=(b"c" * 40,),
     host_log=HostLog(
         disclosure="redacted",
         pcr=10,
-        entries=(D, HostLine(template="ima-ng", data=b"d", violation=False)),
+        entries=(HostLine(template="ima-ng", data=b"d", violation=False), D),
     ),
+    boot_log=b"b",
 )
-RAW = EVIDENCE.to_json()
+RUN = {"run": 1, "id": "some-id", "registration": 7, "secret": H, "since": 0, "records": [{"a": 1}]}
+SERVICES = {
+    "registration": 3,
+    "slot": 1023,
+    "leaf": H,
+    "path": [H] * 10,
+    "blind": H,
+    "secret": H,
+    "cpcr": H,
+    "count": 1,
+    "records": [],
+}
+OWNER: dict[str, Any] = {
+    "request": {
+        "boot_log": False,
+        "container": "some-id",
+        "host": "none",
+        "nonce": "00" * 16,
+        "since": None,
+    },
+    "line": H,
+    "blind": H,
+    "cpcr": H,
+    "count": 1,
+    "runs": [RUN],
+    "missing": [{"run": 1, "from": 0, "to": 5}],
+    "services": SERVICES,
+}
+RAW = SEALED.to_json()
 
 
-def changed(**changes: Any) -> bytes:
-    return json.dumps({**json.loads(RAW), **changes}).encode()
+def in_the_clear(owner: dict[str, Any]) -> bytes:
+    shown = {**dict(SEALED), "sealed": None}
+    del shown["owner"]
+    outside = Outside(**shown)
+    return outside.to_json(padded(json.dumps(owner).encode()))
 
 
 def test_round_trip() -> None:
-    assert parse_evidence(RAW) == EVIDENCE
-    assert json.loads(RAW)["binding"]["leaf"] == D.hex()
+    assert parse_evidence(RAW) == SEALED
+    assert "owner" not in json.loads(RAW)
+    raw = in_the_clear(OWNER)
+    owner = parse_evidence(raw).owner
+    assert owner is not None
+    assert owner == parse_owner_part(padded(json.dumps(OWNER).encode()))
+    assert owner.runs[0].records == [{"a": 1}]
+    assert (owner.missing[0].from_, owner.missing[0].to) == (0, 5)
+    assert json.loads(raw).keys() == json.loads(RAW).keys() - {"sealed"} | {"owner"}
 
 
-def test_too_large() -> None:
+def test_what_is_not_there_is_left_out() -> None:
+    bare = json.loads(
+        SEALED.model_copy(update={"boot_log": None, "ak": AkPart(public=b"k")}).to_json()
+    )
+    assert "boot_log" not in bare
+    assert "certificate" not in bare["ak"]
+    status = Status.begin().model_dump(mode="json")
+    assert status["initial"] is None
+
+
+def test_sizes_and_depths() -> None:
     with pytest.raises(EvidenceTooLargeError):
         parse_evidence(RAW, limit=len(RAW) - 1)
-
-
-@pytest.mark.parametrize("depth", [65, 100_000])
-def test_too_deep(depth: int) -> None:
-    with pytest.raises(EvidenceTooDeepError):
-        parse_evidence(b'{"a":' + b"[" * depth + b"]" * depth + b"}")
+    for depth in (65, 100_000):
+        with pytest.raises(EvidenceTooDeepError):
+            parse_evidence(b'{"a":' + b"[" * depth + b"]" * depth + b"}")
 
 
 @pytest.mark.parametrize("raw", [b"", b"\xff", b"[]", b"{", b"null", b'{"a":1,"a":1}', b"{}"])
@@ -86,31 +138,130 @@ def test_not_evidence(raw: bytes) -> None:
         parse_evidence(raw)
 
 
-@pytest.mark.parametrize("version", [2, 0, "1", 1.0, None, True, "\x1b[31m"])
+@pytest.mark.parametrize("version", [1, 3, 0, "2", 2.0, None, True, "\x1b[31m"])
 def test_version(version: object) -> None:
     with pytest.raises(EvidenceVersionError) as caught:
-        parse_evidence(changed(version=version))
+        parse_evidence(json.dumps({**json.loads(RAW), "version": version}).encode())
     assert str(caught.value).isprintable()
 
 
+def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return where every value of some JSON is."""
+    inside: list[tuple[Any, ...]] = [at] if at else []
+    if isinstance(value, dict):
+        value = list(value.items())
+    elif isinstance(value, list):
+        value = list(enumerate(value))
+    else:
+        return inside
+    for key, item in value:
+        inside += places(item, (*at, key))
+    return inside
+
+
+def changed(raw: Any, at: tuple[Any, ...], change: Callable[[Any], Any]) -> Any:
+    made = copy.deepcopy(raw)
+    holder = made
+    for key in at[:-1]:
+        holder = holder[key]
+    holder[at[-1]] = change(holder[at[-1]])
+    return made
+
+
+OUTSIDE = json.loads(RAW)
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "float": lambda old: float(old) if type(old) is int else 1.5,
+    "bool": lambda old: bool(old) if type(old) is int else [old],
+    "text": lambda old: str(old) if type(old) is int else 7,
+    "upper": lambda old: old.upper() + "G" if isinstance(old, str) else "X",
+    "space": lambda old: old + " " if isinstance(old, str) else {},
+    "null": lambda old: [[None]],
+    "padding": lambda old: old + "==" if isinstance(old, str) else -1,
+}
+
+
+@pytest.mark.parametrize("name", list(CHANGES))
+def test_no_value_has_another_spelling(name: str) -> None:
+    """Every value outside the seal, but a container's name and a template's, has one form only."""
+    for at in places(OUTSIDE):
+        if at in {("container",), ("host_log", "entries", 0, "template")}:
+            continue
+        value = changed(OUTSIDE, at, CHANGES[name])
+        with pytest.raises(EvidenceError):
+            parse_evidence(json.dumps(value).encode())
+            pytest.fail(f"{at} was taken as {name}")
+
+
+@pytest.mark.parametrize("name", list(CHANGES))
+def test_no_value_under_the_seal_has_another_spelling(name: str) -> None:
+    for at in places(OWNER):
+        free = at[-1] in {"container", "id"} or "records" in at
+        if free or (name == "null" and at[-1] == "services"):
+            continue
+        value = changed(OWNER, at, CHANGES[name])
+        with pytest.raises(EvidenceError):
+            parse_owner_part(json.dumps(value).encode())
+            pytest.fail(f"{at} was taken as {name}")
+
+
+@pytest.mark.parametrize("holder", [(), *places(OUTSIDE)])
+def test_nothing_is_there_besides(holder: tuple[Any, ...]) -> None:
+    value = copy.deepcopy(OUTSIDE)
+    place = value
+    for key in holder:
+        place = place[key]
+    if not isinstance(place, dict) or holder == ("quote", "pcrs"):
+        return
+    place["more"] = 1
+    with pytest.raises(EvidenceFormatError):
+        parse_evidence(json.dumps(value).encode())
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("at", "new"),
     [
-        {"more": 1},
-        {"nonce": "00" * 15},
-        {"nonce": "AA" * 16},
-        {"nonce": " " + "aa" * 16},
-        {"container": ""},
-        {"quote": {"attest": "a", "signature": "", "pcrs": {}}},
-        {"aggregation": {"index": -1, "size": 1, "path": []}},
-        {"aggregation": {"index": True, "size": 1, "path": []}},
-        {"host_log": {"disclosure": "all", "pcr": 10}},
-        {"host_log": {"disclosure": "full", "pcr": 24}},
+        (("aggregation", "index"), 1024),
+        (("aggregation", "index"), -1),
+        (("aggregation", "path"), [H] * 9),
+        (("aggregation", "path"), [H] * 11),
+        (("binding", "slot"), 1024),
+        (("binding", "path"), [H]),
+        (("binding", "path"), []),
+        (("binding", "path"), [H] * 33),
+        (("binding", "pcr"), 24),
+        (("binding", "status", "foreign", "count"), 2**53),
+        (("binding", "status", "foreign", "last"), [{"kind": "changed", "time": HOUR}] * 9),
+        (("binding", "status", "foreign", "last", 0, "kind"), "other"),
+        (("binding", "status", "initial"), "00"),
+        (("quote", "pcrs"), {"012": H}),
+        (("quote", "pcrs"), {"24": H}),
+        (("quote", "pcrs"), {"+1": H}),
+        (("sealed",), []),
+        (("sealed",), [base64.b64encode(b"c").decode()] * 9),
+        (("sealed",), ["AB=="]),
+        (("host_log", "disclosure"), "none"),
+        (("host_log", "disclosure"), "full"),
+        (("host_log", "entries"), []),
+        (("host_log", "entries"), [H, H]),
+        (("nonce",), "00" * 15),
+        (("nonce",), "00" * 65),
+        (("container",), ""),
     ],
 )
-def test_wrong_fields(changes: dict[str, Any]) -> None:
+def test_wrong_values(at: tuple[Any, ...], new: Any) -> None:
+    value = changed(OUTSIDE, at, lambda old: new)
     with pytest.raises(EvidenceFormatError):
-        parse_evidence(changed(**changes))
+        parse_evidence(json.dumps(value).encode())
+
+
+def test_sealed_or_owner() -> None:
+    for raw in (
+        {**OUTSIDE, "owner": OWNER},
+        {**OUTSIDE, "owner": None},
+        {key: value for key, value in OUTSIDE.items() if key != "sealed"},
+    ):
+        with pytest.raises(EvidenceFormatError):
+            parse_evidence(json.dumps(raw).encode())
 
 
 @given(st.binary(max_size=200))
@@ -124,14 +275,6 @@ def test_any_change_is_read_or_refused(at: int, byte: int) -> None:
     raw = RAW[:at] + bytes([byte]) + RAW[at + 1 :]
     with suppress(EvidenceError):
         parse_evidence(raw)
-
-
-def test_request() -> None:
-    request = parse_request(b'{"container":"c","nonce":"' + b"ab" * 16 + b'"}')
-    assert request == Request(container="c", nonce=b"\xab" * 16, host="none", since=0)
-    for wrong in (b"{}", b"no", b'{"container":"c","nonce":"ab"}'):
-        with pytest.raises(EvidenceFormatError):
-            parse_request(wrong)
 
 
 JSON = st.recursive(

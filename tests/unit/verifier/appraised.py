@@ -151,6 +151,10 @@ class Box:
         meta = {"time": "now"}
         register = {
             "type": "register",
+            "id": "box",
+            "boot_id": "6f4b4c55",
+            "registration": 7,
+            "cgroup": "/box",
             "namespaces": self.namespaces,
             "dependencies": self.relies_on,
             "missing": self.missing,

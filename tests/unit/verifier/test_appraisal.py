@@ -13,6 +13,7 @@ from unit.verifier.appraised import BUSYBOX, NAMESPACES, Box, image, upper
 from cima_runc.ima.template import Func
 from cima_runc.measure.mtree import Entry, Type, digest, format_manifest, whiteout
 from cima_runc.measure.xattrs import OPAQUE
+from cima_runc.ml.contents import ContentError, measured
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import Record
 from cima_runc.verifier.appraisal import References, appraise, compare
@@ -127,7 +128,7 @@ def test_any_changed_byte_of_a_digest_or_a_path_is_a_finding(
 def test_a_file_seen_in_two_namespaces_is_reported_once(reference: ImageReference) -> None:
     partition = Partition("box")
     records = [partition.add_file(OTHER, b"/tmp/x", mntns, Func.BPRM_CHECK, {}) for mntns in (1, 2)]
-    found = list(compare([r for r in records if r], References(reference), Policy()))
+    found = list(compare([measured(r) for r in records], References(reference), Policy()))
     assert sum(finding.rule == "file.added" for finding in found) == 1
 
 
@@ -215,8 +216,6 @@ def test_another_number_of_layers_is_found(
         ({"mode": "off", "layers": []}, "rootfs.off", "allow_unmeasured = true"),
         ({"filesystem": "tree", "reason": "why"}, "rootfs.tree", "allow_tree = true"),
         ({"format": "cima-layer-2"}, "rootfs.format", None),
-        ({"layers": 5}, "rootfs.form", None),
-        ({"mode": None}, "rootfs.form", None),
     ],
 )
 def test_a_root_that_cannot_be_compared(
@@ -509,12 +508,68 @@ def test_a_later_rule_of_the_device_controller_counts(box: Box) -> None:
 # -- records --------------------------------------------------------------------------------------
 
 
+VIOLATION: dict[str, Any] = {
+    "type": "violation",
+    "denied": False,
+    "reason": "r",
+    "func": "BPRM_CHECK",
+    "digest": None,
+    "path_hex": None,
+    "mntns": 7,
+    "inode": "1",
+    "device": "8:1",
+}
+SERVICES: dict[str, Any] = {
+    "type": "register",
+    "id": "dependencies:1",
+    "kind": "dependencies",
+    "boot_id": "6f4b4c55",
+    "registration": 1,
+    "services": [],
+    "missing": [],
+}
+
+
+@pytest.mark.parametrize("content", [{"type": "news"}, {"type": ["exit"]}, {"type": "exit"}])
+def test_what_nobody_knows_is_refused_by_name(box: Box, content: dict[str, Any]) -> None:
+    box.more.append(content)
+    with pytest.raises(ContentError):
+        box.appraise()
+
+
 @pytest.mark.parametrize(
     ("content", "rule", "policy"),
     [
         ({"type": "lost", "count": 3, "reason": "r"}, "records.lost", "allow_lost = true"),
-        ({"type": "violation", "reason": "r"}, "records.violation", "allow_violations = true"),
-        ({"type": "news"}, "records.type", None),
+        (VIOLATION, "records.violation", "allow_violations = true"),
+        (VIOLATION | {"kind": "unnamed"}, "records.violation", "allow_violations = true"),
+        (
+            VIOLATION | {"kind": "unstable", "why": "w"},
+            "records.unstable",
+            "allow_violations = true",
+        ),
+        (VIOLATION | {"kind": "changed"}, "records.changed", "allow_violations = true"),
+        (VIOLATION | {"kind": "guard"}, "records.guard", "allow_violations = true"),
+        (VIOLATION | {"kind": "entry"}, "records.entry", "allow_violations = true"),
+        (VIOLATION | {"kind": "helper"}, "records.helper", "allow_violations = true"),
+        (
+            {
+                "type": "memory",
+                "kind": "execmem",
+                "program_path_hex": b"/usr/bin/node".hex(),
+                "program_digest": "11" * 32,
+                "mntns": 1,
+                "denied": False,
+            },
+            "records.memory",
+            "memory = [{program = '/usr/bin/*', kinds = ['execmem', 'execmod']}]",
+        ),
+        (
+            {"type": "service", "role": "r", "path_hex": "2f", "path": "/", "digest": None},
+            "records.order",
+            None,
+        ),
+        (SERVICES, "records.order", None),
         ({"type": "config", "config": {}}, "records.order", None),
         ({"type": "exit", "reason": "deleted"}, None, None),
     ],
@@ -529,20 +584,18 @@ def test_what_records_say(
 
 
 def test_a_denied_file_has_not_run(box: Box) -> None:
-    denied = {
-        "type": "violation",
-        "denied": True,
-        "reason": "denied",
-        "path_hex": b"/tmp/\n".hex(),
-        "digest": "ab" * 32,
-    }
+    changes = {"denied": True, "path_hex": b"/tmp/\n".hex(), "digest": "ab" * 32}
+    denied = VIOLATION | changes
     box.more.append(denied)
     assert box.failed() == []
     [finding] = [each for each in box.appraise().findings if each.rule == "records.denied"]
     assert (finding.severity, finding.path, finding.got) == ("warn", r"/tmp/\x0a", "ab" * 32)
-    for unclear in ({"denied": 1}, {"denied": "true"}, {"denied": False}):
-        box.more[-1] = denied | unclear
-        assert [each.rule for each in box.failed()] == ["records.violation"]
+    for unclear in (1, "true", None):
+        box.more[-1] = denied | {"denied": unclear}
+        with pytest.raises(ContentError):
+            box.appraise()
+    box.more[-1] = denied | {"denied": False}
+    assert [each.rule for each in box.failed()] == ["records.violation"]
     box.more[-1] = denied | {"path_hex": None}
     assert box.failed() == []
 
@@ -564,7 +617,8 @@ def test_a_partition_without_its_beginning_is_not_trusted(box: Box) -> None:
 
 
 def test_records_that_continue_others_are_compared(box: Box) -> None:
-    later = box.records()[3:]
+    later = [measured(record) for record in box.records()[3:]]
+    assert list(compare([], References(box.image), Policy(), None)) == []
     assert [x.rule for x in compare(later, References(box.image), Policy())] == [
         "dependencies.reference"
     ]
@@ -572,10 +626,8 @@ def test_records_that_continue_others_are_compared(box: Box) -> None:
 
 def test_a_file_record_that_cannot_be_read(box: Box) -> None:
     bad = Record(3, "box", bytes(32), "ima_template", {"template_name": "ima-ng"}, {})
-    records = [*box.records()[:3], bad]
-    found = appraise(records, References(box.image), Policy())
-    assert found.verdict == Verdict.UNTRUSTED
-    assert "records.file" in {finding.rule for finding in found.findings}
+    with pytest.raises(ContentError):
+        appraise([*box.records()[:3], bad], References(box.image), Policy())
 
 
 def test_nothing_compared_is_never_trusted(box: Box) -> None:
@@ -585,7 +637,7 @@ def test_nothing_compared_is_never_trusted(box: Box) -> None:
     appraised = box.appraise("[rootfs]\nallow_unmeasured = true")
     assert (appraised.verdict, appraised.compared) == (Verdict.UNKNOWN, 0)
     found = compare(
-        box.records(),
+        [measured(record) for record in box.records()],
         References(box.image),
         Policy.model_validate({"rootfs": {"allow_unmeasured": True}}),
     )
@@ -600,6 +652,9 @@ def dependencies(
 ) -> list[Record]:
     partition = Partition("dependencies:1")
     records = [
+        partition.add(SERVICES, {}),
+    ]
+    records += [
         partition.add_file(sha256, path, NAMESPACES["mnt"], Func.BPRM_CHECK, {})
         for path, sha256 in files
     ]
@@ -609,7 +664,9 @@ def dependencies(
             "type": "unmeasured",
             "role": "conmon",
             "path_hex": unmeasured.encode().hex(),
+            "path": unmeasured,
             "digest": digest,
+            "func": "BPRM_CHECK",
             "reason": "the log does not have it",
         }
         found.append(partition.add(content, {}))
@@ -658,6 +715,31 @@ def test_an_unmeasured_dependency(box: Box) -> None:
     assert [finding.rule for finding in box.failed()] == ["dependency.unmeasured"]
 
 
+def test_services_that_hold_no_file_or_have_lost_events(box: Box) -> None:
+    """Kind: what says nothing about the host passes for a host that is as it should be."""
+    box.host = HostReference(files={RUNC_PATH: (HASH,)})
+    box.dependencies = dependencies()
+    assert [finding.rule for finding in box.failed()] == ["dependencies.none"]
+    partition = Partition("dependencies:1")
+    lost = partition.add({"type": "lost", "count": 1, "reason": "r"}, {})
+    box.dependencies = [*dependencies(RUNC), lost]
+    assert [finding.rule for finding in box.failed()] == ["records.lost"]
+    found = SERVICES | {
+        "services": [{"role": "shim", "path_hex": b"/usr/bin/shim".hex(), "path": "/usr/bin/shim"}]
+    }
+    box.dependencies = [partition.add(found, {}), *dependencies(RUNC)[1:]]
+    assert [finding.rule for finding in box.failed()] == ["dependencies.unfinished"]
+    box.host = None
+    assert box.failed() == []
+
+
+def test_an_empty_list_of_digests_allows_nothing(box: Box) -> None:
+    """Kind: a policy that says less than its reader takes it to say."""
+    box.files.append((b"/tmp/x", b"\x11" * 32, Func.BPRM_CHECK))
+    assert box.failed("files = [{path = '/tmp/x'}]") == []
+    assert box.failed("files = [{path = '/tmp/x', sha256 = []}]") != []
+
+
 def test_dependencies_of_other_services(box: Box) -> None:
     box.dependencies = dependencies(RUNC)
     box.host = HostReference(files={RUNC_PATH: (HASH,)})
@@ -668,7 +750,9 @@ def test_dependencies_of_other_services(box: Box) -> None:
 
 
 def test_dependencies_that_were_not_found(box: Box) -> None:
-    box.more.append({"type": "unmeasured", "role": "dependencies", "reason": "none"})
+    nothing = dict.fromkeys(("path_hex", "path", "digest", "func"))
+    content = {"type": "unmeasured", "role": "dependencies", "reason": "none"}
+    box.more.append(content | nothing)
     assert box.appraise().verdict == Verdict.TRUSTED
     assert [x.rule for x in box.failed("[dependencies]\nrequired = true")] == [
         "dependencies.unknown",

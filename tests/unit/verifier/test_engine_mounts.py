@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from unit.verifier.appraised import Box, image
 
 from cima_runc.measure.config_summary import summarize
-from cima_runc.ml.contents import Engine
+from cima_runc.ml.contents import Engine, ShapeError
 from cima_runc.verifier.appraisal import References
 from cima_runc.verifier.errors import Verdict
 from cima_runc.verifier.policy import Policy, parse_policy
@@ -299,12 +299,13 @@ def test_containerd_that_does_not_tell_the_pods_uid(reference: ImageReference) -
     assert "/etc/hosts" in refused(box_on(old, reference, foreign))
 
 
-def test_an_engine_that_cannot_be_read_makes_nothing(reference: ImageReference) -> None:
+def test_an_engine_that_cannot_be_read_is_refused(reference: ImageReference) -> None:
     host = HOSTS["docker"]
     for wrong in ({}, {"name": "docker"} | {"more": 1}, "docker", {"roots": "/var/lib/docker"}, []):
         box = box_on(host, reference)
         box.register["engine"] = wrong
-        assert "/etc/hosts" in refused(box), wrong
+        with pytest.raises(ShapeError, match="engine"):
+            refused(box)
 
 
 def test_mounts_from_the_host_in_version_1(reference: ImageReference) -> None:

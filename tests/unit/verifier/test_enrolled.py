@@ -22,10 +22,40 @@ def test_name_covers_attributes_and_the_key_alone_does_not() -> None:
     assert parse_enrolled_ak(FILE.partition(b"\n")[2]).is_key_of(other)
 
 
+NAME, PEM = FILE.partition(b"\n")[0], FILE.partition(b"\n")[2]
+
+
+def test_what_the_host_is_called() -> None:
+    assert parse_enrolled_ak(FILE).label == ""
+    labelled = enrolled_ak_file(PUBLIC, "rack 7, node 3")
+    assert parse_enrolled_ak(labelled).label == "rack 7, node 3"
+    assert parse_enrolled_ak(labelled.replace(b"\n", b"\r\n")).name == PUBLIC.name
+    for odd in ("a\nb", " a", "a ", "\x1b[2J", "ä", "x" * 129):
+        with pytest.raises(EnrolledAkError):
+            enrolled_ak_file(PUBLIC, odd)
+
+
 @pytest.mark.parametrize(
     "raw",
-    [b"", b"x", FILE[:100], FILE.partition(b"-----")[0]],
-    ids=["empty", "x", "cut", "name alone"],
+    [
+        b"",
+        b"x",
+        FILE[:100],
+        FILE.partition(b"-----")[0],
+        NAME.replace(b"name", b"nam") + b"\n" + PEM,
+        NAME.replace(b": ", b":") + b"\n" + PEM,
+        NAME.upper() + b"\n" + PEM,
+        NAME[:-1] + b"\n" + PEM,
+        b" " + FILE,
+        NAME.replace(b": 000b", b": 000c") + b"\n" + PEM,
+        NAME + b"\n" + FILE,
+        PEM + NAME + b"\n",
+        PEM + PEM,
+        b"cima-label: \x1b[2J\n" + FILE,
+        b"cima-label: a\ncima-label: b\n" + FILE,
+        b"# a note\n" + FILE,
+    ],
+    ids=lambda raw: "",
 )
 def test_not_a_key(raw: bytes) -> None:
     with pytest.raises(EnrolledAkError):

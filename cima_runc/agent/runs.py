@@ -1,0 +1,153 @@
+"""Runs of lines: which number the next one has, what it goes on from, and which are kept.
+
+For the writer's thread. Source: design, section 6 ("Lines and runs").
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from cima_runc.base import clock
+from cima_runc.base.errors import CimaError
+from cima_runc.cpcr import register
+from cima_runc.ml.contents import Exit, Previous, read
+from cima_runc.ml.lines import Lines, LineState
+from cima_runc.ml.records import Record
+from cima_runc.ml.store import ContainerNote, Store
+
+
+class LineInUseError(CimaError):
+    """The line of a container that is about to start has a run that lives."""
+
+    def __init__(self, other: str) -> None:
+        super().__init__(
+            f"container {other} is of the same line and lives",
+            hint="remove it first, or give this one another io.cima.name",
+        )
+
+
+@dataclass(frozen=True)
+class NextRun:
+    """What a new partition says of its line."""
+
+    line: bytes
+    run: int
+    previous: Previous | Literal["lost"] | None
+
+
+class Runs:
+    """The lines of this host."""
+
+    def __init__(self, store: Store, lines: Lines) -> None:
+        self._store = store
+        self._lines = lines
+        self._kept: dict[str, dict[int, int]] = {}
+        """Registration of each run whose partition is kept, by line and run."""
+
+    def restore(self, notes: Iterable[ContainerNote]) -> None:
+        """Take in the notes of all partitions that are kept, of every boot."""
+        for note in notes:
+            self.keep(note)
+
+    def keep(self, note: ContainerNote) -> None:
+        """Take in a run that has a partition."""
+        if note.line is not None and note.run is not None:
+            self._kept.setdefault(note.line, {})[note.run] = note.registration
+
+    def kept(self, note: ContainerNote) -> tuple[int, ...]:
+        """Return the registrations of the runs that are kept, up to this one, oldest first."""
+        runs = self._kept.get(note.line or "", {})
+        return tuple(runs[run] for run in sorted(runs) if run <= (note.run or 0))
+
+    def next(self, line: bytes) -> NextRun:
+        """Give the next run its number, durably; the run before must have been closed.
+
+        Raises:
+            LineError, StoreError, OSError: what is known of the line cannot be used.
+        """
+        state = self._lines.read(line)
+        runs = self._kept.get(line.hex(), {})
+        last = max(runs, default=0)
+        used = max(last, 0 if state is None else state.run)
+        previous: Previous | Literal["lost"] | None
+        if state is not None and state.last is not None and state.last.run > last:
+            previous = state.last
+        elif runs:
+            previous = previous_of(self._store, self._store.read_note(runs[last]))
+        else:
+            previous = None if state is None else "lost"
+        kept = previous if isinstance(previous, Previous) else None
+        self._lines.write(LineState(line=line, run=used + 1, last=kept, time=clock.now()))
+        return NextRun(line, used + 1, previous)
+
+    def refused(self, following: NextRun) -> None:
+        """Heed that a run that was given a number has no partition: the number is skipped.
+
+        A first one has left nothing that the next could go on from, and is not counted.
+        """
+        if following.previous is None:
+            self._lines.remove(following.line)
+
+    def adopt(self, line: bytes) -> None:
+        """Take in a run that began under an agent that knew no lines, as its line's first.
+
+        Raises:
+            LineError, OSError: it cannot be written down.
+        """
+        if self._lines.read(line) is None:
+            self._lines.write(LineState(line=line, run=1, last=None, time=clock.now()))
+
+    def forget_before(self, time: str) -> None:
+        """Forget lines of which nothing is kept, and whose last run began before ``time``.
+
+        Raises:
+            OSError: a file could not be removed.
+        """
+        self._lines.forget_before(time, frozenset(map(bytes.fromhex, self._kept)))
+
+    def discard(self, note: ContainerNote) -> None:
+        """Heed that a partition is about to be removed: what its next run goes on from is kept.
+
+        Raises:
+            LineError, StoreError, OSError: it cannot be kept.
+        """
+        if note.line is None or note.run is None:
+            return
+        runs = self._kept.get(note.line, {})
+        if runs.get(note.run) != note.registration:
+            return
+        line = bytes.fromhex(note.line)
+        state = self._lines.read(line)
+        if state is None or state.last is None or state.last.run < note.run:
+            last = previous_of(self._store, note)
+            run = max(note.run, 0 if state is None else state.run)
+            time = note.started if state is None else state.time
+            self._lines.write(LineState(line=line, run=run, last=last, time=time))
+        del runs[note.run]
+        if not runs:
+            del self._kept[note.line]
+
+
+def previous_of(store: Store, note: ContainerNote) -> Previous:
+    """Return what the next run of a line says of a run whose partition is kept.
+
+    Raises:
+        RecordError: a stored record is not what its digest says.
+        OSError: its records cannot be read.
+    """
+    assert note.run is not None
+    value, count = register.ZERO, 0
+    last: Record | None = None
+    for last in store.records(note.registration):
+        value = register.extend(value, last.digest)
+        count += 1
+    content = None if last is None else read(last)
+    return Previous(
+        run=note.run,
+        boot_id=note.boot_id,
+        registration=note.registration,
+        count=count,
+        cpcr=value,
+        # None: the host went down before its end was seen.
+        reason=content.reason if isinstance(content, Exit) else None,
+    )

@@ -1,0 +1,150 @@
+"""Lines of containers, and the runs of each: what a restart goes on from.
+
+A container that is started again is another run of the same line: the same user's and owners', and
+of the same name. A line's number of runs and its last run's register outlive its partitions, so
+that a run that is not shown is missed. Source: design, section 6.
+
+::
+
+    /var/lib/cima/lines/<line>.json    {"line", "run", "last", "time"}
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import rfc8785
+from pydantic import Field, ValidationError
+
+from cima_runc.base import limits
+from cima_runc.base.bounded import read_bounded
+from cima_runc.base.durable import replace_file, sync_directory
+from cima_runc.base.errors import CimaError
+from cima_runc.evidence.fields import Count, Digest, Model
+from cima_runc.ml.contents import Previous
+
+NAME_ANNOTATION = "io.cima.name"
+"""A container's own name for its line."""
+
+CRI_NAMES = (
+    ("io.kubernetes.cri.sandbox-uid", "io.kubernetes.cri.container-name"),
+    ("io.kubernetes.pod.uid", "io.kubernetes.container.name"),
+)
+"""Annotations that containerd's CRI plugin and CRI-O set themselves: a pod's uid, a container's
+name in it. Sources: containerd pkg/cri/annotations; cri-o internal/annotations."""
+
+LineName = (
+    tuple[Literal["annotation"], str] | tuple[Literal["cri"], str, str] | tuple[Literal["id"], str]
+)
+
+_PREFIX = b"cima-line-v2\0"
+_FILE = re.compile(r"([0-9a-f]{64})\.json")
+
+
+class LineError(CimaError):
+    """A line's state cannot be used."""
+
+
+def line_name(container_id: str, annotations: Mapping[str, Any], *, cri: bool) -> LineName:
+    """Return what a container is called: by its own annotation, by the pod, or by its id.
+
+    ``cri``: the engine that called was found to be a CRI, so that the pod's annotations are its own
+    and not the tenant's.
+    """
+    own = annotations.get(NAME_ANNOTATION)
+    if isinstance(own, str) and own:
+        return ("annotation", own)
+    for pod, name in CRI_NAMES if cri else ():
+        uid, called = annotations.get(pod), annotations.get(name)
+        if isinstance(uid, str) and isinstance(called, str) and uid and called:
+            return ("cri", uid, called)
+    return ("id", container_id)
+
+
+def line_of(user: int, owners: Iterable[str], name: LineName) -> bytes:
+    """Return a container's line, 32 bytes: SHA256("cima-line-v2" NUL || JCS of all of these).
+
+    ``owners`` are the texts of the owners' public keys, in any order.
+    """
+    whole: dict[str, Any] = {"user": user, "owners": sorted(set(owners)), "name": list(name)}
+    return hashlib.sha256(_PREFIX + rfc8785.dumps(whole)).digest()
+
+
+class LineState(Model):
+    """What is known of a line, however little of its partitions is kept."""
+
+    line: Digest
+    run: Annotated[Count, Field(ge=1)]
+    """The last number given to a run."""
+    last: Previous | None
+    """The last run that had a partition, where that partition is gone; None: see the partition."""
+    time: str
+    """When a run began last, RFC 3339."""
+
+
+class Lines:
+    """The files of all lines."""
+
+    def __init__(self, directory: Path) -> None:
+        """``directory`` is made when the first line comes."""
+        self._directory = directory
+
+    def read(self, line: bytes) -> LineState | None:
+        """Return a line's state, None where there is none.
+
+        Raises:
+            LineError: it cannot be read.
+        """
+        path = self._path(line)
+        try:
+            state = LineState.model_validate_json(read_bounded(path, limits.LINE_STATE))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            raise LineError(f"{path} cannot be read: {error}", hint="remove it") from error
+        if state.line != line:
+            raise LineError(f"{path} is of another line", hint="remove it")
+        return state
+
+    def write(self, state: LineState) -> None:
+        """Put a line's state in place, durably.
+
+        Raises:
+            OSError: the old one is there still.
+        """
+        if not self._directory.is_dir():
+            self._directory.mkdir(mode=0o700)
+            sync_directory(self._directory.parent)
+        replace_file(self._path(state.line), state.model_dump_json().encode("ascii") + b"\n")
+
+    def remove(self, line: bytes) -> None:
+        """Forget a line, where there is one of it."""
+        self._path(line).unlink(missing_ok=True)
+
+    def forget_before(self, time: str, kept: frozenset[bytes]) -> int:
+        """Remove lines whose last run began before ``time`` (RFC 3339), but those in ``kept``.
+
+        Returns how many.
+        """
+        count = 0
+        names = os.listdir(self._directory) if self._directory.is_dir() else []
+        for name in names:
+            if (match := _FILE.fullmatch(name)) is None:
+                continue
+            line = bytes.fromhex(match[1])
+            if line in kept:
+                continue
+            try:
+                state = self.read(line)
+            except LineError:
+                continue
+            if state is not None and state.time < time:
+                self._path(line).unlink()
+                count += 1
+        return count
+
+    def _path(self, line: bytes) -> Path:
+        return self._directory / f"{line.hex()}.json"

@@ -1,0 +1,122 @@
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cima_runc.ml.contents import Previous
+from cima_runc.ml.lines import LineError, Lines, LineState, line_name, line_of
+
+OWNER, OTHER = "x25519:" + "A" * 43 + "=", "x25519:" + "B" * 43 + "="
+LAST = Previous(run=2, boot_id="b", registration=7, count=9, cpcr=bytes(32), reason="deleted")
+
+
+def test_identity_is_the_designs() -> None:
+    text = f'{{"name":["annotation","web"],"owners":["{OWNER}","{OTHER}"],"user":7}}'
+    wanted = hashlib.sha256(b"cima-line-v2\0" + text.encode()).digest()
+    assert line_of(7, [OTHER, OWNER], ("annotation", "web")) == wanted
+    text = '{"name":["cri","uid","web"],"owners":[],"user":0}'
+    wanted = hashlib.sha256(b"cima-line-v2\0" + text.encode()).digest()
+    assert line_of(0, [], ("cri", "uid", "web")) == wanted
+
+
+names = st.one_of(
+    st.tuples(st.just("annotation"), st.text("ab", max_size=2)),
+    st.tuples(st.just("cri"), st.text("ab", max_size=2), st.text("ab", max_size=2)),
+    st.tuples(st.just("id"), st.text("ab", max_size=2)),
+)
+lines = st.tuples(
+    st.integers(0, 2), st.frozensets(st.sampled_from([OWNER, OTHER]), max_size=2), names
+)
+
+
+@given(lines, lines)
+def test_lines_never_cross(one: Any, other: Any) -> None:
+    assert (line_of(*one) == line_of(*other)) == (one == other)
+
+
+@pytest.mark.parametrize("cri", [False, True])
+@pytest.mark.parametrize(
+    ("annotations", "by_engine", "by_cri"),
+    [
+        ({}, ("id", "i"), ("id", "i")),
+        ({"io.cima.name": "n"}, ("annotation", "n"), ("annotation", "n")),
+        ({"io.cima.name": ""}, ("id", "i"), ("id", "i")),
+        ({"io.cima.name": 7}, ("id", "i"), ("id", "i")),
+        (
+            {
+                "io.kubernetes.cri.sandbox-uid": "u",
+                "io.kubernetes.cri.container-name": "c",
+            },
+            ("id", "i"),
+            ("cri", "u", "c"),
+        ),
+        (
+            {"io.kubernetes.pod.uid": "u", "io.kubernetes.container.name": "c"},
+            ("id", "i"),
+            ("cri", "u", "c"),
+        ),
+        ({"io.kubernetes.pod.uid": "u"}, ("id", "i"), ("id", "i")),
+        (
+            {
+                "io.cima.name": "n",
+                "io.kubernetes.pod.uid": "u",
+                "io.kubernetes.container.name": "c",
+            },
+            ("annotation", "n"),
+            ("annotation", "n"),
+        ),
+    ],
+)
+def test_name(annotations: dict[str, Any], by_engine: Any, by_cri: Any, cri: bool) -> None:
+    """What a pod's annotations say counts only where a CRI was found to have called."""
+    assert line_name("i", annotations, cri=cri) == (by_cri if cri else by_engine)
+
+
+def a_state(line: bytes, **changes: Any) -> LineState:
+    fields: dict[str, Any] = {"line": line, "run": 3, "last": LAST, "time": "2025-01-01"}
+    return LineState(**{**fields, **changes})
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    kept = Lines(tmp_path / "lines")
+    one = b"1" * 32
+    assert kept.read(one) is None
+    for state in (a_state(one), a_state(one, last=None), a_state(one, run=2**53 - 1)):
+        kept.write(state)
+        assert Lines(tmp_path / "lines").read(one) == state
+    kept.remove(one)
+    kept.remove(one)
+    assert kept.read(one) is None
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"line":"00"}'])
+def test_a_damaged_file_is_an_error(tmp_path: Path, text: bytes) -> None:
+    kept = Lines(tmp_path)
+    (tmp_path / f"{'31' * 32}.json").write_bytes(text)
+    with pytest.raises(LineError):
+        kept.read(b"1" * 32)
+
+
+def test_a_file_of_another_line_is_an_error(tmp_path: Path) -> None:
+    kept = Lines(tmp_path)
+    kept.write(a_state(b"1" * 32))
+    path = tmp_path / f"{'31' * 32}.json"
+    path.rename(tmp_path / f"{'32' * 32}.json")
+    with pytest.raises(LineError, match="another line"):
+        kept.read(b"2" * 32)
+
+
+def test_lines_are_forgotten_by_age_but_those_that_are_kept(tmp_path: Path) -> None:
+    kept = Lines(tmp_path / "lines")
+    assert kept.forget_before("2030-01-01", frozenset()) == 0
+    for number, time in enumerate(("2020-01-01", "2020-01-01", "2026-01-01")):
+        kept.write(a_state(bytes([number]) * 32, time=time))
+    (tmp_path / "lines" / "other").write_text("")
+    assert kept.forget_before("2025-01-01", frozenset([bytes(32)])) == 1
+    names = {path.name[:2] for path in (tmp_path / "lines").iterdir()}
+    assert names == {"00", "02", "ot"}
+    assert json.loads((tmp_path / "lines" / f"{'00' * 32}.json").read_text())["run"] == 3
