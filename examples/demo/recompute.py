@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 STATE = Path("/var/lib/cima")
-BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def sha256(data: bytes) -> bytes:
@@ -38,14 +37,11 @@ def cpcr(records: list[dict]) -> str:
     return value.hex()
 
 
-def pcr12(journal: list[dict]) -> str:
-    """Fold what was bound into PCR 12, from the value that it had before."""
-    binds = [line for line in journal if line["type"] == "bind"]
-    value = bytes.fromhex(binds[0]["history"])
-    for line in binds:
-        seq, root = line["seq"].to_bytes(8, "big"), bytes.fromhex(line["root"])
-        value = sha256(value + sha256(b"cima-bind-v1\0" + seq + root))
-    return value.hex()
+def pcr12(bind: dict) -> str:
+    """Return PCR 12 after a bind, from its value before and from what was bound."""
+    status, host, root = (bytes.fromhex(bind[name]) for name in ("status", "host", "root"))
+    bound = sha256(b"cima-bind-v2\0" + status + host + root)
+    return sha256(bytes.fromhex(bind["history"]) + bound).hex()
 
 
 def stored(path: Path) -> list[dict]:
@@ -73,8 +69,8 @@ def main() -> int:
     right = [agree(f"cPCR of {name[:12]}", cpcr(logs[name]), shown[name]) for name in sys.argv[1:]]
     read = subprocess.run(["tpm2_pcrread", "sha256:12"], capture_output=True, text=True, check=True)
     tpm = read.stdout.partition("0x")[2].strip().lower()
-    journal = stored(STATE / "boots" / BOOT / "journal.jsonl")
-    right.append(agree("PCR 12, read from the TPM", pcr12(journal), tpm))
+    asked = subprocess.run(["cima", "status", "--json"], capture_output=True, text=True, check=True)
+    right.append(agree("PCR 12, read from the TPM", pcr12(json.loads(asked.stdout)["bind"]), tpm))
 
     name = sys.argv[1]
     files = [record for record in logs[name] if record["content_type"] == "ima_template"]

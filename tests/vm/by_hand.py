@@ -18,18 +18,33 @@ def register(lines: list[str]) -> str:
 
 
 def binding(lines: list[str]) -> str:
-    value = start = None
+    """What a binding journal adds up to, each bind over what was there before it."""
+    value, pending = None, None
     for entry in map(json.loads, lines):
-        if entry["type"] == "abandoned":  # written, but the TPM never heard of it
-            value = start
-        if entry["type"] == "foreign":  # somebody else extended it; the next bind starts there
-            value = bytes.fromhex(entry["found"])
-        if entry["type"] == "bind":
-            start = bytes.fromhex(entry["history"]) if value is None else value
-            root = bytes.fromhex(entry["root"])
-            bind = sha(b"cima-bind-v1\0" + entry["seq"].to_bytes(8, "big") + root)
-            value = sha(start + bind)
-    return value.hex() if value else ""
+        match entry["type"]:
+            case "state" | "initial":
+                value = entry["value"]
+            case "bind":
+                known = {value} if pending is None else set(pending.values()) - {"bind"}
+                assert entry["before"] in known
+                value, pending = entry["before"], entry
+            case "done":
+                value, pending = pending["expected"], None
+            case "abandoned":
+                assert entry["value"] in (pending["before"], pending["history"])
+                value, pending = entry["value"], None
+            case "foreign":
+                value, pending = entry["value"], None
+    if pending is not None:
+        value = pending["expected"]
+    return value or ""
+
+
+def bound(bind: dict[str, str]) -> str:
+    """PCR 12 after the bind that `cima status --json` shows."""
+    parts = (bytes.fromhex(bind[name]) for name in ("status", "host", "root"))
+    digest = sha(b"cima-bind-v2\0" + b"".join(parts))
+    return sha(bytes.fromhex(bind["history"]) + digest).hex()
 
 
 def pcr(number: int) -> str:
