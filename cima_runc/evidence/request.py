@@ -65,9 +65,13 @@ class Request(Model):
     since: Since | None
     """None: all that is kept of the container's line."""
 
+    def to_json(self) -> bytes:
+        """Return the request as it is sent: its RFC 8785 bytes."""
+        return rfc8785.dumps(self.model_dump(mode="json"))
+
     def digest(self) -> bytes:
         """Return SHA-256 of the request's RFC 8785 bytes, 32 bytes."""
-        return hashlib.sha256(rfc8785.dumps(self.model_dump(mode="json"))).digest()
+        return hashlib.sha256(self.to_json()).digest()
 
 
 def parse_request(raw: bytes) -> Request:

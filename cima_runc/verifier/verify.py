@@ -215,7 +215,8 @@ class _Verification:
         log = explained.host_log
         lines = log.lines if log is not None else 0
         self._note("host-log", log is not None, f"{lines} entries add up to the PCR")
-        self._note("boot-log", explained.has_boot_log, "adds up to the boot PCRs")
+        boot = "its digests add up to the boot PCRs; what its events say beside them is not covered"
+        self._note("boot-log", explained.has_boot_log, boot)
         return explained
 
     def _passed(self, step: str, detail: str) -> None:
