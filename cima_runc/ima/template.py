@@ -63,6 +63,14 @@ class Func(StrEnum):
     """Read."""
 
 
+_START = _LENGTH.pack(len(_SHA256) + 32) + _SHA256
+_END = b"\0" + _LENGTH.pack(_LENGTH.size)
+_AFTER_MNS = {
+    _LENGTH.pack(len(func)) + func.value.encode("ascii"): func
+    for func in (Func.BPRM_CHECK, Func.MMAP_CHECK, Func.FILE_CHECK)
+}
+
+
 def pack_fields(fields: Sequence[bytes]) -> bytes:
     """Return template data: for each field its length (u32 little-endian) and its bytes."""
     return b"".join(_LENGTH.pack(len(field)) + field for field in fields)
@@ -107,6 +115,25 @@ def unpack_cima_ng(data: bytes) -> tuple[bytes, bytes, int, Func]:
     Raises:
         TemplateError: not the four fields that :func:`pack_cima_ng` writes.
     """
+    return _unpack_at_once(data) or _unpack_with_words(data)
+
+
+def _unpack_at_once(data: bytes) -> tuple[bytes, bytes, int, Func] | None:
+    """Return what a well-formed one holds, with a compare and a slice a field; else None.
+
+    Evidence may have hundreds of thousands of them.
+    """
+    if not data.startswith(_START) or len(data) > limits.IMA_LINE:
+        return None
+    end = 48 + int.from_bytes(data[44:48], "little")
+    func = _AFTER_MNS.get(data[end + 8 :])
+    if func is None or data[end - 1 : end + 4] != _END or data.find(b"\0", 48, end) != end - 1:
+        return None
+    return data[12:44], data[48 : end - 1], int.from_bytes(data[end + 4 : end + 8], "little"), func
+
+
+def _unpack_with_words(data: bytes) -> tuple[bytes, bytes, int, Func]:
+    """The same, and what is wrong with one that is not well formed."""
     fields = unpack_fields(data)
     if len(fields) != 4:
         raise TemplateError(f"{CIMA_NG} has 4 fields, found {len(fields)}")

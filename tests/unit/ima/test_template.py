@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cima_runc.ima import template
 from cima_runc.ima.template import (
     Func,
     TemplateError,
@@ -65,3 +66,16 @@ def test_cima_ng_is_written_as_the_design_says() -> None:
 def test_other_fields_are_refused(fields: list[bytes]) -> None:
     with pytest.raises(TemplateError):
         unpack_cima_ng(pack_fields(fields))
+
+
+@given(st.binary(max_size=90), st.integers(0, 200), st.binary(max_size=3))
+def test_both_ways_of_unpacking_are_one(path: bytes, at: int, other: bytes) -> None:
+    whole = pack_cima_ng(b"\1" * 32, path.replace(b"\0", b"-"), 7, Func.MMAP_CHECK)
+    for data in (whole, whole[:at] + other + whole[at + len(other) :], whole[:at], whole + other):
+        at_once = template._unpack_at_once(data)
+        try:
+            with_words = template._unpack_with_words(data)
+        except TemplateError:
+            assert at_once is None
+        else:
+            assert at_once == with_words
