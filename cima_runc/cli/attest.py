@@ -242,6 +242,7 @@ def accept(
         Path | None, typer.Option(help="Who issues it: a certificate (PEM).")
     ] = None,
     authority_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    label: Annotated[str, typer.Option(help="What to call the host in results.")] = "",
 ) -> None:
     """Verifier: check what was in the credential, and write the enrolled key."""
     from cima_runc.verifier.ak_certificate import issue
@@ -251,13 +252,14 @@ def accept(
     given = parse(EnrolmentAnswer, files.read(answer), str(answer))
     kept = parse(Pending, files.read(pending), str(pending))
     public = take(given, kept)
+    enrolled = enrolled_ak_file(public, label)
     if certificate is not None:
         if authority is None or authority_key is None:
             raise ArgumentError("--certificate takes --authority and --authority-key")
         now = datetime.now(UTC)
-        made = issue(public, files.read(authority), files.read(authority_key), now)
+        made = issue(public, files.read(authority), files.read(authority_key), now, label)
         files.write(certificate, made)
-    files.write(output, enrolled_ak_file(public))
+    files.write(output, enrolled)
 
 
 def _call(

@@ -1,5 +1,6 @@
 """Enrolment by credential activation, against a TPM that has a manufacturer's certificate."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,3 +125,27 @@ def _der(pem: bytes) -> bytes:
     from cryptography.hazmat.primitives.serialization import Encoding
 
     return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
+
+
+def test_what_the_host_is_called_stands_in_results(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from cima_runc.cli.main import app
+
+    with simulated_host(tmp_path) as host:
+        asked, pending = challenge(enrolment.request(host.attester), None)
+        answer = enrolment.answer(host.attester, asked)
+        (tmp_path / "answer.json").write_text(answer.model_dump_json())
+        (tmp_path / "pending.json").write_text(pending.model_dump_json())
+        words = ["enroll", "accept", tmp_path / "answer.json", "--pending"]
+        words += [tmp_path / "pending.json", "-o", tmp_path / "ak.pem", "--label", "rack 7"]
+        done = CliRunner().invoke(app, [str(word) for word in words])
+        assert done.exit_code == 0, done.output
+        assert parse_enrolled_ak((tmp_path / "ak.pem").read_bytes()).label == "rack 7"
+        host.start("plain")
+        nonce = os.urandom(32)
+        (tmp_path / "evidence.json").write_bytes(host.evidence("plain", nonce))
+        words = ["verify", tmp_path / "evidence.json", "--nonce", nonce.hex()]
+        words += ["--ak", tmp_path / "ak.pem"]
+        done = CliRunner().invoke(app, [str(word) for word in words])
+        assert "(rack 7)" in done.stdout

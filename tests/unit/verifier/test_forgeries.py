@@ -781,6 +781,16 @@ def test_a_full_log_without_a_reference_is_not_taken_for_good() -> None:
     assert failed(case.verify(case.evidence())) == {"host.reference"}
 
 
+def test_a_log_is_looked_at_without_reference_values_too() -> None:
+    case = Case("redacted")
+    case.appraisal = None
+    assert case.verify(case.evidence()).verdict == Verdict.UNKNOWN
+    case.forger.begin_log(bytes(32))
+    case.forger.host_runs(b"/usr/sbin/runc", b"runc")
+    case.forger.host_runs(b"/usr/bin/a_b", b"shim")
+    assert failed(case.verify(case.evidence())) == {"boot_aggregate.no_tpm"}
+
+
 def test_without_a_log_it_is_said_whose_word_it_is() -> None:
     case = Case()
     result = case.verify(case.evidence())
