@@ -182,6 +182,9 @@ def verified(
     for source in (file, *given):
         (copy / source.name).write_bytes(source.read_bytes())
     # /dev goes too, and with it the TPM.
+    if violations():  # of tests before, on volumes: redacted does not say whose
+        (copy / "violations.toml").write_text("[host]\nallow_violations = true\n")
+        options += ("--policy", "violations.toml")
     hidden = "for d in /run /var /sys /dev /etc/cima; do mount -t tmpfs none $d; done;"
     command = ["cima", "verify", file.name, "--nonce", nonce.hex(), *ak, "--json"]
     command += ["--owner-key", "owner.key", "--reference", "image.json", *options]
@@ -192,6 +195,12 @@ def verified(
     result: dict[str, Any] = json.loads(ran.out)
     assert ran.code == {"TRUSTED": 0, "UNTRUSTED": 1}.get(result["verdict"], 2)
     return result
+
+
+def violations() -> bool:
+    """Whether the kernel's log has some for the host's PCR."""
+    lines = (line.split(maxsplit=2) for line in guest.ASCII_LOG.read_bytes().splitlines())
+    return any(line[0] == b"10" and not line[1].strip(b"0") for line in lines)
 
 
 def trusted(result: dict[str, Any]) -> None:
