@@ -129,7 +129,7 @@ def binding_journal(data: bytes) -> None:
     for line in data.splitlines():
         value = jsonio.load_object(line, what="the journal", limit=limits.JOURNAL_ENTRY)
         state = journal.apply(state, value)
-    counters = state.counters or journal.Counters(1, 0)
+    counters = state.counters or (1, 0)
     found = journal.Found(bytes(32), counters, "2026-01-01T13:00:00Z")
     for _ in range(3):
         entry = journal.reconcile(state, found)

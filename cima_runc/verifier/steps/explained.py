@@ -82,7 +82,8 @@ def read_line(data: bytes) -> HostFile | None:
     algorithm, separator, digest = fields[0].partition(b":\0")
     if not separator or not algorithm.isascii() or not digest:
         return None
-    name = algorithm.rpartition(b":")[2].decode("ascii")  # "verity:sha256" of an ngv2 template
+    # d-ngv2 says of what the digest is: of the file (ima), or of a tree of hashes (verity).
+    name = algorithm.removeprefix(b"ima:").decode("ascii")
     return HostFile(name, digest, fields[1][:-1])
 
 

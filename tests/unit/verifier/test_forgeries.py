@@ -660,6 +660,13 @@ LOGS: dict[str, tuple[str, Callable[[Case], object], str]] = {
         lambda case: case.forger.host_runs(b"/usr/sbin/runc", b"evil"),
         "host.changed",
     ),
+    "a digest of another kind": (
+        "full",
+        lambda case: case.forger.log.append(
+            (host_line(b"/usr/sbin/runc", sha(b"runc"), b"verity:sha256"), False)
+        ),
+        "host.changed",
+    ),
     "a line of no file": (
         "full",
         lambda case: case.forger.log.append((b"odd", False)),
