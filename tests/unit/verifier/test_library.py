@@ -43,8 +43,8 @@ class Honest:
         config = self.box.config
         config["mounts"][2]["source"] = "/var/lib/docker/containers/box/hosts"
         first = [{"type": "config", "config": config}, self.box.rootfs]
-        engine = dict.fromkeys(("states", "kubelets", "shares", "redirected"), [])
-        engine |= {"name": "docker", "cri": False, "roots": ["/var/lib/docker"]}
+        empty: dict[str, Any] = {"states": [], "kubelets": [], "shares": [], "redirected": []}
+        engine = empty | {"name": "docker", "cri": False, "roots": ["/var/lib/docker"]}
         run = self.forger.start(first=first, register={"engine": engine})
         for path, digest, func in self.box.files:
             content = {digest: text for text in (b"busybox", b"#!/bin/sh\n", b"library")
