@@ -40,12 +40,14 @@ def record_lines(settings: Settings, wanted: str) -> list[bytes]:
     try:
         return _lines(settings, wanted)
     except CimaError as error:
-        shown = rows(settings, everything=True)
+        shown: list[dict[str, Any]] = []
+        found: set[str] | None = None
         try:
+            shown = rows(settings, everything=True)
             found = by_name(shown, wanted, settings)
         except OSError:
             # Names are looked up where the agent keeps its records, which only root may read.
-            found = None
+            pass
         found = found or _unmeasured(shown, wanted)
         if found is None:
             raise
