@@ -1,0 +1,231 @@
+"""Runs of lines as the agent registers them: restarts, starts that are refused, an upgrade."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cima_runc.agent.candidate import Candidate
+from cima_runc.agent.dependencies import Look
+from cima_runc.agent.index import Container
+from cima_runc.agent.runs import LineInUseError
+from cima_runc.ml import contents
+from cima_runc.ml.contents import Adopted, Register, read
+from cima_runc.ml.lines import line_name, line_of
+from cima_runc.ml.partition import Partition
+from cima_runc.ml.store import ContainerNote
+from cima_runc.runtime.hook_state import HookState
+from tests.support.simulated_agent import NO_ROOTFS
+from tests.unit.agent.test_containers_in_step import ContainersInStep
+
+
+class Host(ContainersInStep):
+    """The agent of the state machine, driven by hand."""
+
+    def candidate(self, name: str, **annotations: str) -> Candidate:
+        self.pids += 1
+        self.namespaces[self.pids] = self.pids
+        self.kernel.start(self.pids)
+        config = {"process": {"args": ["/bin/sh"]}, "annotations": annotations}
+        return Candidate(
+            HookState(id=name, bundle=f"/{name}", pid=self.pids),
+            config,
+            self.examine(self.pids),
+            NO_ROOTFS,
+            Look(error="not looked for"),
+        )
+
+    def start(self, name: str, **annotations: str) -> Container:
+        self.rooms.registration.register(self.candidate(name, **annotations))
+        found = self.writer.latest(name)
+        assert found is not None
+        return found
+
+    def stop(self, container: Container) -> None:
+        self.kernel.exit(container.note.pid)
+        note = container.note
+        state = json.dumps({"id": note.id, "bundle": note.bundle}).encode()
+        self.rooms.lifecycle.poststop(state)
+
+    def first(self, container: Container) -> Register:
+        content = read(next(iter(self.store.records(container.number))))
+        assert isinstance(content, Register)
+        return content
+
+    def types(self, number: int) -> list[Any]:
+        return [record.content.get("type") for record in self.store.records(number)]
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    made = Host()
+    made.begin()
+    yield made
+    made.teardown()
+
+
+def test_a_restart_is_the_next_run_and_names_the_one_before(host: Host) -> None:
+    one = host.start("box")
+    assert (host.first(one).run, host.first(one).previous) == (1, None)
+    host.stop(one)
+    two = host.start("box")
+    register = host.first(two)
+    assert (register.run, register.line.hex()) == (2, two.note.line)
+    previous = register.previous
+    assert isinstance(previous, contents.Previous)
+    assert (previous.run, previous.registration) == (1, one.number)
+    assert (previous.count, previous.cpcr) == (one.partition.count, one.partition.cpcr)
+    assert previous.reason == "deleted"
+
+
+def test_a_name_makes_another_id_the_next_run(host: Host) -> None:
+    host.stop(host.start("one", **{"io.cima.name": "web"}))
+    two = host.start("two", **{"io.cima.name": "web"})
+    assert host.first(two).run == 2
+
+
+def test_a_run_that_died_unseen_is_closed_first(host: Host) -> None:
+    one = host.start("one", **{"io.cima.name": "web"})
+    host.kernel.execute(one.number, b"/bin/late")
+    host.kernel.exit(one.note.pid)
+    two = host.start("two", **{"io.cima.name": "web"})
+    assert host.types(one.number)[-2:] == [None, "exit"]
+    previous = host.first(two).previous
+    assert isinstance(previous, contents.Previous)
+    assert previous.count == len(host.types(one.number))
+
+
+def test_a_line_with_a_run_that_lives_is_refused_and_nothing_is_closed(host: Host) -> None:
+    one = host.start("one", **{"io.cima.name": "web"})
+    with pytest.raises(LineInUseError, match="one"):
+        host.start("two", **{"io.cima.name": "web"})
+    assert "exit" not in host.types(one.number)
+    assert one.note.state != "stopped"
+    assert host.store.registrations() == [one.number]
+
+
+def test_two_of_a_line_that_come_together_are_two_one_after_the_other(host: Host) -> None:
+    candidates = [host.candidate(name, **{"io.cima.name": "web"}) for name in ("one", "two")]
+    candidates.append(host.candidate("other"))
+    first, second, third = host.rooms.registration.register_all(candidates)
+    assert (first, third) == (None, None)
+    assert isinstance(second, LineInUseError)
+    one = host.writer.latest("one")
+    assert one is not None
+    assert "exit" not in host.types(one.number)
+
+
+def test_a_start_that_was_refused_skips_a_number(host: Host) -> None:
+    host.stop(host.start("box"))
+    host.full = True
+    with pytest.raises(OSError, match="space"):
+        host.start("box")
+    host.full = False
+    host.rooms.commit(bind=True)
+    assert host.first(host.start("box")).run >= 3
+
+
+def test_a_first_start_that_came_to_nothing_is_not_counted(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(host.store, "create", fails)
+        with pytest.raises(OSError, match="space"):
+            host.start("box")
+    register = host.first(host.start("box"))
+    assert (register.run, register.previous) == (1, None)
+
+
+def test_a_run_whose_partition_is_gone_is_remembered(host: Host) -> None:
+    one = host.start("box")
+    host.stop(one)
+    count = len(host.types(one.number))
+    host.remove()
+    assert host.store.registrations() == []
+    previous = host.first(host.start("box")).previous
+    assert isinstance(previous, contents.Previous)
+    assert (previous.run, previous.count, previous.reason) == (1, count, "deleted")
+
+
+def test_a_partition_that_vanished_is_lost(host: Host) -> None:
+    one = host.start("box")
+    host.stop(one)
+    host.store.discard(one.number)
+    host.open()
+    register = host.first(host.start("box"))
+    assert (register.run, register.previous) == (2, "lost")
+
+
+def test_an_agent_that_starts_anew_goes_on_with_the_line(host: Host) -> None:
+    for _ in range(3):
+        host.stop(host.start("box"))
+    four = host.start("box")
+    host.open()
+    found = host.writer.get(four.number)
+    assert found is not None and found.note.run == 4
+    assert [one.number for one in host.writer.containers] == [four.number]
+    assert len(host.writer.runs_of(found.note)) == 4
+
+
+def test_an_upgrade_adopts_a_container_that_runs(host: Host) -> None:
+    """Registered by an agent of version 1, whose note and records know no lines."""
+    host.pids += 1
+    pid = host.pids
+    host.namespaces[pid] = pid
+    host.kernel.start(pid)
+    note = ContainerNote(
+        registration=1234567,
+        id="old",
+        boot_id="boot",
+        mntns=pid,
+        cgroup="/box",
+        pid=pid,
+        start_ticks=pid,
+        bundle="/old",
+        slot=17,
+        started="2025-01-01T00:00:00.000Z",
+        state="running",
+    )
+    raw = note.model_dump(exclude={"line", "run"}, mode="json")
+    partition = Partition("old")
+    first = [
+        contents.RegisterV1(
+            id="old",
+            boot_id="boot",
+            registration=note.registration,
+            cgroup="/box",
+            namespaces={"mnt": pid},
+            dependencies=None,
+            missing=(),
+        ),
+        contents.Config(config={"annotations": {"io.cima.name": "web"}}),
+        contents.parse_rootfs(NO_ROOTFS),
+    ]
+    host.store.create(note, b"s" * 32)
+    host.store.append(note.registration, [partition.add(content, {}) for content in first])
+    host.store.sync()
+    path = Path(host.root) / "containers" / "01234567" / "container.json"
+    path.write_text(json.dumps(raw))
+    host.kernel.watch(note.registration)
+    for _ in range(2):
+        host.open()
+        adopted = [
+            content
+            for record in host.store.records(note.registration)
+            if isinstance(content := read(record), Adopted)
+        ]
+        line = line_of(0, [], line_name("old", {"io.cima.name": "web"}, cri=False))
+        assert [(one.line, one.run, one.previous) for one in adopted] == [(line, 1, "lost")]
+        container = host.writer.get(note.registration)
+        assert container is not None
+        assert (container.note.line, container.note.run) == (line.hex(), 1)
+        assert container.note.slot == 17
+    host.stop(container)
+    two = host.first(host.start("new", **{"io.cima.name": "web"}))
+    assert two.run == 2
+    assert isinstance(two.previous, contents.Previous)
