@@ -38,9 +38,11 @@ def test_evidence_goes_on_over_lines_that_are_gone(opened: str, kernel: TrimmedL
     log = early or reader(kernel)
     latest = log.recent()[0]
     assert (latest.value, latest.lines) == (kernel.replay(), 12)
-    assert log.redacted(12) == [entry.extends("sha256").hex() for entry in kernel.all]
-    full = log.full(12)
-    assert [line["data"] for line in full] == [entry.data.hex() for entry in kernel.all]
+    assert log.redacted(12) == [entry.extends("sha256") for entry in kernel.all]
+    assert [entry.data for entry in log.entries(12)] == [entry.data for entry in kernel.all]
+    assert log.first().data == kernel.all[0].data
+    assert log.at([3, 11, 99])[11].data == kernel.all[11].data
+    assert log.entries_to(7) == 8
     # A restarted agent, too.
     keeper.close()
     again = kernel.open()
@@ -67,4 +69,4 @@ def test_the_log_is_kept_up_with(kernel: TrimmedLog) -> None:
     events.keep_up()
     assert log.count == 11
     kernel.trim(11)
-    assert reader(kernel).full(11)[-1]["data"] == kernel.all[-1].data.hex()
+    assert reader(kernel).entries(11)[-1].data == kernel.all[-1].data

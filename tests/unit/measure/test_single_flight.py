@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from cima_runc.measure import shared
+from cima_runc.measure import single_flight
 from cima_runc.measure.layer import Check, no_check
 from cima_runc.measure.single_flight import SingleFlight
 
@@ -62,7 +62,7 @@ class Observed(SingleFlight):
 
     waiting = 0
 
-    def _wait_for(self, other: shared._Round, check: Check) -> None:
+    def _wait_for(self, other: single_flight._Round, check: Check) -> None:
         with self._lock:
             self.waiting += 1
         try:
@@ -157,7 +157,7 @@ class ImpatientError(Exception):
 def test_who_gives_up_gives_up_for_nobody_else(
     pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    monkeypatch.setattr(shared, "_ASK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(single_flight, "_ASK_AGAIN_SECONDS", 0.01)
     shared_work, work = Observed(4), Work()
     impatient = threading.Event()
 
@@ -191,7 +191,7 @@ def test_who_gives_up_gives_up_for_nobody_else(
 def test_who_waits_for_others_may_give_up(
     pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "_ASK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(single_flight, "_ASK_AGAIN_SECONDS", 0.01)
     shared_work, work = Observed(4), Work()
     first = ask(pool, shared_work, work)
     assert work.begun.acquire(timeout=10)
