@@ -59,7 +59,11 @@ class SensorSettings(_Section):
     """Size of the ring buffer between the kernel and the agent, MiB, a power of two."""
     measure_reads: Annotated[list[NamePattern], Field(max_length=limits.NAME_PATTERNS)] = []
     """Names of files that are measured when they are read, too: scripts for interpreters. ``*``
-    stands at the beginning or at the end. Takes Linux 6.12."""
+    stands at the beginning or at the end. Before Linux 6.12 the kernel takes no digest at that
+    moment: a file that was not executed before is a violation with its name."""
+    largest_file_mib: Annotated[int, Field(ge=1, le=1 << 30)] = 4096
+    """MiB of a file that a container may execute, map executable or have measured; a larger one is
+    refused, since hashing it cannot be ended."""
 
     @model_validator(mode="after")
     def _power_of_two(self) -> Self:
@@ -89,6 +93,9 @@ class EnforcementSettings(_Section):
     unknown_images: Literal["refuse", "admit"] = "refuse"
     """What becomes of a container whose layers are of no image with reference values: it does not
     start, or it starts and may run anything, as without enforcement."""
+    memory: Literal["admit", "deny"] = "admit"
+    """What becomes of memory that is no file and is to become executable, as just-in-time compilers
+    want it: it is recorded, or refused too. Goes for all containers, whatever ``enforce`` says."""
     allow: Annotated[list[Sha256], Field(max_length=1024)] = []
     """SHA-256 digests of files that may run in every container, such as the engine's init."""
     files: Annotated[int, Field(ge=1, le=16_000_000)] = 250_000

@@ -52,7 +52,10 @@ write_policy() {
         return
     fi
     mkdir -p "$(dirname "$policy")"
-    sed "s/fowner=990/fowner=$owner/" "$examples/ima-policy" >"$policy.new"
+    # A container can give a file of its own to any user, but cannot put it on another file system.
+    uuid=$(findmnt --noheadings --output UUID --target "$prefix" 2>/dev/null || true)
+    [ -n "$uuid" ] || say "the file system of $prefix has no UUID: the policy measures what the user cima owns on any"
+    sed "s/fowner=990/fowner=$owner${uuid:+ fsuuid=$uuid}/" "$examples/ima-policy" >"$policy.new"
     mv "$policy.new" "$policy"
     say "wrote $policy"
 }

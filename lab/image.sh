@@ -72,8 +72,12 @@ make_image() {
     kernel=$(printf '%s\n' "$1"/root/boot/vmlinuz-* | sort -V | tail -n 1)
     cp "$kernel" "$1/vmlinuz"
     "$lab/initramfs.sh" "$1/root" "${kernel##*/vmlinuz-}" "$1/initramfs"
+    # install.sh saw this machine's file system, not the guest's.
+    local uuid
+    uuid=$(cat /proc/sys/kernel/random/uuid)
+    sed -i "s/ fsuuid=[^ ]*//; s/ fowner=[0-9]*/& fsuuid=$uuid/" "$etc/ima/ima-policy"
     # No journal: the disk is never written to, a guest writes to a snapshot that goes with it.
-    mke2fs -q -t ext4 -O ^has_journal -E lazy_itable_init=1 -d "$1/root" "$1/root.ext4" 8G
+    mke2fs -q -t ext4 -U "$uuid" -O ^has_journal -E lazy_itable_init=1 -d "$1/root" "$1/root.ext4" 8G
     umount "$1/root"
     rm -rf "${1:?}"/{root,work,upper}
 }

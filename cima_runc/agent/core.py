@@ -3,11 +3,11 @@
 It knows every registered container of this boot, its partition, and the tree that binds them.
 """
 
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from cima_runc.agent.index import Container, Index
+from cima_runc.agent.violations import content_of, is_measured
 from cima_runc.base.errors import CimaError
 from cima_runc.config import LimitSettings
 from cima_runc.cpcr.inner import inner
@@ -18,7 +18,7 @@ from cima_runc.ml.contents import Content
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import Record
 from cima_runc.ml.store import ContainerNote
-from cima_runc.sensor.events import SHA256, Event
+from cima_runc.sensor.events import Event
 
 _LINE = 512
 """Bytes of a file's record on disk beside its path, about."""
@@ -175,10 +175,9 @@ class Core:
     def measure(self, event: Event, line: int | None, time: str) -> Record | None:
         """Measure what the sensor saw; None where the container has that file already.
 
-        ``line`` is the index of the kernel's log line for the same digest and path. An event
-        without a digest or a path becomes a ``violation``: something ran that cannot be named. So
-        does one of a file that was denied: nothing ran. Where the container has reached its limit,
-        one ``lost`` record says so, and all that it does after that is left out.
+        ``line`` is the index of the kernel's log line for the same digest and path. What is no
+        file measurement becomes a ``violation`` or ``memory``. Where the container has reached its
+        limit, one ``lost`` record says so, and all that it does after that is left out.
 
         Raises:
             CoreError: the container is not known, or has ended.
@@ -188,10 +187,10 @@ class Core:
             raise CoreError(f"an event of registration {event.registration}, which is not known")
         partition = container.partition
         meta = {"time": time, "pid": event.pid, "uid": event.uid, "ima_line": line}
-        digest = event.digest if event.hash_algo == SHA256 else None
-        func = Func[event.func.name]
-        file = (digest, event.path) if digest and event.path and not event.denied else None
-        is_known = file is not None and partition.has_file(*file, func)
+        file = None
+        if is_measured(event) and event.digest and event.path:
+            file = (event.digest, event.path, Func[event.func.name])
+        is_known = file is not None and partition.has_file(*file)
         if container.note.state == "stopped":
             # Read again after its end was recorded, if the agent was killed just then.
             if is_known:
@@ -204,8 +203,9 @@ class Core:
             return self.lost(event.registration, None, reason, time)
         self._index.touch(event.registration)
         if file is None:
-            return partition.add(_violation(event), self._meta(meta))
-        return partition.add_file(*file, event.mntns, func, self._meta(meta))
+            return partition.add(content_of(event), self._meta(meta))
+        digest, path, func = file
+        return partition.add_file(digest, path, event.mntns, func, self._meta(meta))
 
     def _over_limit(self, container: Container, event: Event) -> str:
         """Return which limit the container would pass with this event's record; "" for none."""
@@ -239,14 +239,25 @@ class Core:
         meta = self._meta({"time": time, "ima_line": line})
         return container.partition.add_file(digest, path, container.note.mntns, func, meta)
 
-    def lost(self, registration: int, count: int | None, reason: str, time: str) -> Record:
-        """Record that ``count`` events (None: nobody knows how many) never arrived."""
-        return self.add(registration, contents.Lost(count=count, reason=reason), time)
+    def lost(
+        self,
+        registration: int,
+        count: int | None,
+        reason: str,
+        time: str,
+        mntns: int | None = None,
+    ) -> Record:
+        """Record that ``count`` events (None: nobody knows how many) never arrived.
 
-    def dropped(self, registration: int, count: int, time: str) -> Record:
+        ``mntns`` is the mount namespace of the last, where it is not the container's own.
+        """
+        content = contents.Lost(count=count, reason=reason, mntns=mntns)
+        return self.add(registration, content, time)
+
+    def dropped(self, registration: int, count: int, time: str, mntns: int | None = None) -> Record:
         """Record that the sensor dropped ``count`` more events of a container."""
         self._index[registration].dropped += count
-        return self.lost(registration, count, SENSOR_DROPPED, time)
+        return self.lost(registration, count, SENSOR_DROPPED, time, mntns)
 
     def end(self, registration: int, reason: str, time: str, since_boot: int) -> Record:
         """Record a container's end; its leaf stays as it then is.
@@ -291,27 +302,4 @@ def dropped_in(records: Iterable[Record]) -> int:
         content.count or 0
         for content in found
         if isinstance(content, contents.Lost) and content.reason == SENSOR_DROPPED
-    )
-
-
-def _violation(event: Event) -> contents.Violation:
-    """Return the content for a file that was denied, or that ran and of which not all is known."""
-    if event.denied:
-        reason = "denied, it is not in the container's image"
-    elif event.digest is None:
-        reason = f"the kernel gave no digest: {os.strerror(event.error)}"
-    elif event.hash_algo != SHA256:
-        reason = "the kernel's digest is not SHA-256: boot with ima_hash=sha256"
-    else:
-        reason = f"the kernel gave no path: {os.strerror(event.path_error)}"
-    return contents.Violation(
-        kind="denied" if event.denied else "unnamed",
-        denied=event.denied,
-        reason=reason,
-        func=event.func.name,
-        digest=event.digest or None,
-        path_hex=event.path or None,
-        mntns=event.mntns,
-        inode=str(event.ino),
-        device=f"{event.dev[0]}:{event.dev[1]}",
     )

@@ -66,7 +66,7 @@ class Events:
         if self._sensor is None:
             return
         for registration, count in self._sensor.lost().items():
-            self._writer.dropped(registration, count)
+            self._writer.dropped(registration, count, self._sensor.lost_in(registration))
 
     def unwatch(self, registration: int) -> None:
         """Watch a container no more that came to nothing."""

@@ -14,6 +14,7 @@ from cima_runc.agent.fresh import Fresh
 from cima_runc.agent.index import Container, lives
 from cima_runc.agent.journald import about
 from cima_runc.agent.lifecycle import Lifecycle
+from cima_runc.agent.rights import rights_of
 from cima_runc.agent.runs import LineInUseError, NextRun
 from cima_runc.agent.writer import Writer
 from cima_runc.base import clock, limits
@@ -255,7 +256,13 @@ class Registration:
             if self._sensor is not None:
                 unmake.callback(self._events.unwatch, number)
                 handle = allowlist.handle if allowlist else None
-                self._sensor.watch(process.mntns, number, process.cgroup_id, handle)
+                rights = rights_of(
+                    candidate.config,
+                    state.bundle,
+                    process.pid,
+                    deny_memory=self._settings.value.enforcement.memory == "deny",
+                )
+                self._sensor.watch(process.mntns, number, process.cgroup_id, handle, rights)
             unmake.pop_all()
         undo.callback(self._writer.end, number, "refused")
         undo.callback(self._events.unwatch, number)

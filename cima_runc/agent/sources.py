@@ -49,9 +49,16 @@ class Sources:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Names of the missing ones: ``ima``, ``sensor``, ``tpm``."""
+        """Names of the missing ones: ``ima``, ``sensor``, ``tpm``.
+
+        ``sensor.`` and a name is a function that this kernel does not have, and the sensor wants.
+        """
         found = (("ima", self.kernel_log), ("sensor", self.sensor), ("tpm", self.tpm))
-        return tuple(name for name, source in found if source is None)
+        hooks = self.sensor.missing_hooks if self.sensor is not None else ()
+        return (
+            *(name for name, source in found if source is None),
+            *(f"sensor.{name}" for name in hooks),
+        )
 
 
 def open_sources(settings: Settings) -> Sources:
@@ -82,18 +89,20 @@ def open_sources(settings: Settings) -> Sources:
     sensor = attempt(
         settings.sensor.required,
         "sensor",
-        lambda: Sensor.open(options=_sensor_options(settings)),
+        lambda: Sensor.open(options=_sensor_options(settings, late=kernel_log is not None)),
     )
     if lines:
         raise SourcesMissingError(lines)
     return Sources(kernel_log, sensor, tpm)
 
 
-def _sensor_options(settings: Settings) -> Options:
+def _sensor_options(settings: Settings, *, late: bool) -> Options:
     return Options(
         ring_bytes=settings.sensor.ring_mib << 20,
         bytes_per_second=settings.limits.mib_per_second << 20,
         reads=tuple(settings.sensor.measure_reads),
+        largest_file=settings.sensor.largest_file_mib << 20,
+        late=late,
     )
 
 

@@ -273,15 +273,18 @@ class Writer:
         """Record that ``count`` events (None: nobody knows how many) never arrived."""
         self._ledger.add(registration, [self._core.lost(registration, count, reason, clock.now())])
 
-    def dropped(self, registration: int, total: int) -> None:
-        """Heed that the sensor has dropped so many of a container's events, ``total`` by now."""
+    def dropped(self, registration: int, total: int, mntns: int | None = None) -> None:
+        """Heed that the sensor has dropped so many of a container's events, ``total`` by now.
+
+        ``mntns`` is as for :meth:`Core.dropped`.
+        """
         container = self._core.get(registration)
         if container is None or container.note.state == "stopped":
             return
         new = total - container.dropped
         if new <= 0:
             return
-        self._ledger.add(registration, [self._core.dropped(registration, new, clock.now())])
+        self._ledger.add(registration, [self._core.dropped(registration, new, clock.now(), mntns)])
         lost = about("events-lost", container=container.note.id, registration=registration)
         _log.warning("container %s: the sensor lost %d events", container.note.id, new, extra=lost)
 

@@ -23,7 +23,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
@@ -92,6 +92,8 @@ class RootFilesystem:
 class Mount:
     """One line of /proc/PID/mountinfo."""
 
+    device: tuple[int, int]
+    """Major and minor number of the filesystem."""
     root: bytes
     """The directory of the filesystem that is mounted; `/` unless it is a bind mount."""
     point: bytes
@@ -149,12 +151,17 @@ def parse_mountinfo(data: bytes) -> list[Mount]:
     return [_parse_mount(line) for line in data.split(b"\n") if line]
 
 
+_DEVICE: Final = re.compile(rb"([0-9]{1,10}):([0-9]{1,10})")
+
+
 def _parse_mount(line: bytes) -> Mount:
     before, found, after = line.partition(b" - ")
     words, (fstype, source, options) = before.split(b" "), (after.split(b" ") + [b""] * 3)[:3]
-    if not found or len(words) < 6 or not fstype:
+    device = _DEVICE.fullmatch(words[2]) if len(words) > 2 else None
+    if not found or len(words) < 6 or not fstype or device is None:
         raise OverlayError(f"not a line of mountinfo: {printable(line[:200])}")
     return Mount(
+        device=(int(device[1]), int(device[2])),
         root=_octal(words[3]),
         point=_octal(words[4]),
         fstype=_octal(fstype),

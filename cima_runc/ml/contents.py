@@ -254,6 +254,8 @@ class Lost(Content):
     count: _Number | None
     """How many; None: nobody knows."""
     reason: str
+    mntns: _Inum | None = None
+    """Mount namespace in which the last was lost, where it is not the container's own."""
 
 
 class ViolationV1(Content):
@@ -287,12 +289,12 @@ class Violation(ViolationV1):
 
     kind: ViolationKind
     why: str | None = None
-    """Why a digest is unstable; given for that kind alone."""
+    """Why a digest is unstable, or what was done: a value of ``Why`` of the sensor's events."""
 
     @model_validator(mode="after")
     def _check_why(self) -> "Violation":
-        if (self.kind == "unstable") != (self.why is not None):
-            raise ValueError("why is given where, and only where, the kind is unstable")
+        if self.kind not in ("denied", "unnamed") and self.why is None:
+            raise ValueError("why is given for every kind but denied and unnamed")
         return self
 
 

@@ -11,8 +11,8 @@ from typing import Final
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 
-HEADER: Final = struct.Struct("=QQQQIIIIiiII64s")
-"""``struct event``: host byte order, 128 bytes; the path follows."""
+HEADER: Final = struct.Struct("=QQQQIIIIiiIIII64s")
+"""``struct event``: host byte order, 136 bytes; the path follows."""
 
 DIGEST_SIZES: Final = (
     *(16, 16, 20, 20, 32, 48, 64, 28, 16, 32, 40, 32, 48, 64, 16, 20, 24),
@@ -29,8 +29,10 @@ class EventError(CimaError):
 
 
 class Func(IntEnum):
-    """The check that the kernel was making, by the names that an IMA policy uses."""
+    """The check that the kernel was making, by the names that an IMA policy uses; NONE: none of
+    IMA's."""
 
+    NONE = 0
     BPRM_CHECK = 1
     MMAP_CHECK = 2
     FILE_CHECK = 3
@@ -131,18 +133,22 @@ class Event:
     """Major and minor number of the file system."""
     func: Func
     digest: bytes | None
-    """IMA's digest of the file, as long as ``hash_algo`` says; None: see ``error``."""
+    """IMA's digest of the file, as long as ``hash_algo`` says; None: see ``error``. Whether it is
+    of what was used: see ``why``. Of memory: of the program that has it."""
     hash_algo: int
     """``enum hash_algo`` of linux/hash_info.h, 4 for SHA-256; -1 where there is no digest."""
     error: int
-    """0, or the positive errno for which there is no digest; ETXTBSY: open for writing."""
+    """0, or the positive errno for which there is no digest."""
     path: bytes | None
     """Absolute path in the container's root as the kernel has it, any bytes but NUL; a file
     without a name ends in " (deleted)". None: see ``path_error``."""
     path_error: int
     """0, or the positive errno for which there is no path: ENAMETOOLONG above 4,095 bytes."""
     denied: bool = False
-    """Whether the kernel was told to refuse it: the container's list does not have its digest."""
+    """Whether the kernel was told to refuse it."""
+    kind: Kind = Kind.USE
+    why: Why = Why.STABLE
+    """Of a use: why the digest is not believed; of all else what was done."""
 
 
 def parse(record: bytes | memoryview) -> Event:
@@ -165,12 +171,16 @@ def parse(record: bytes | memoryview) -> Event:
         path_len,
         func,
         denied,
+        kind,
+        why,
         digest,
     ) = HEADER.unpack_from(record)
     if denied > 1:
         raise EventError(f"an event that is denied {denied} times")
     if func not in _FUNCS:
-        raise EventError(f"an event of the unknown kind {func}")
+        raise EventError(f"an event of the unknown check {func}")
+    if kind not in _KINDS or why >= len(_WHYS):
+        raise EventError(f"an event of the unknown kind {kind}, {why}")
     if algo >= len(DIGEST_SIZES):
         raise EventError(f"an event with a digest of the unknown algorithm {algo}")
     path = None
@@ -198,7 +208,11 @@ def parse(record: bytes | memoryview) -> Event:
         path,
         0 if path is not None else -path_len,
         bool(denied),
+        _KINDS[kind],
+        _WHYS[why],
     )
 
 
 _FUNCS: Final = {int(func): func for func in Func}
+_KINDS: Final = {int(kind): kind for kind in Kind}
+_WHYS: Final = tuple(Why)

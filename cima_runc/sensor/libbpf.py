@@ -9,11 +9,12 @@ import os
 from collections import deque
 from collections.abc import Collection, Iterator
 from ctypes import POINTER, byref, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
-from typing import Final
+from typing import Any, Final
 
 BPF_ANY: Final = 0
 BPF_NOEXIST: Final = 1
 _BPF_MAP_TYPE_HASH: Final = 1
+_BTF_KIND_FUNC: Final = 12
 
 _PRINT_FUNCTION: Final = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 _MESSAGE_SIZE: Final = 1 << 20
@@ -53,6 +54,12 @@ class _MapInfo(ctypes.Structure):
         ("_before", c_uint32 * 4),
         ("max_entries", c_uint32),
     )
+
+
+class _BtfType(ctypes.Structure):
+    """``struct btf_type`` (include/uapi/linux/btf.h)."""
+
+    _fields_ = (("name_off", c_uint32), ("info", c_uint32), ("type", c_uint32))
 
 
 class Libbpf:
@@ -111,6 +118,37 @@ class Libbpf:
     def program_load_too(self, program: int) -> None:
         """Have a program loaded whose section begins with ``?``, before its object is loaded."""
         self._status("bpf_program__set_autoload", program, True)
+
+    def program_leave_out(self, program: int) -> None:
+        """Have a program not loaded, before its object is loaded."""
+        self._status("bpf_program__set_autoload", program, False)
+
+    def map_reuse(self, map_: int, fd: int) -> None:
+        """Take the map ``fd`` instead of a new one, before its object is loaded."""
+        self._status("bpf_map__reuse_fd", map_, fd)
+
+    def kernel_types(self) -> int:
+        """Return the running kernel's type information, a ``struct btf *``, which stays."""
+        return self._pointer("btf__load_vmlinux_btf")
+
+    def arguments(self, types: int, function: str) -> int | None:
+        """Return how many arguments a function of the kernel has; None: there is none."""
+        number = int(self._lib.btf__find_by_name_kind(types, function.encode(), _BTF_KIND_FUNC))
+        if number < 0:
+            return None
+        prototype = self._lib.btf__type_by_id(types, number).contents.type
+        return int(self._lib.btf__type_by_id(types, prototype).contents.info) & 0xFFFF
+
+    def run_iterator(self, link: int) -> None:
+        """Run an iterator program, attached as ``link``, over all that it iterates over."""
+        result = int(self._lib.bpf_iter_create(self.link_fd(link)))
+        if result < 0:
+            raise OSError(-result, os.strerror(-result), "bpf_iter_create")
+        try:
+            while os.read(result, 4096):
+                pass
+        finally:
+            os.close(result)
 
     def program_attach(self, program: int) -> int:
         """Attach a program where its section says; returns a ``struct bpf_link *``."""
@@ -237,7 +275,7 @@ class Libbpf:
         return int(result)
 
 
-_FUNCTIONS: Final = (
+_FUNCTIONS: Final[tuple[tuple[str, Any, list[Any]], ...]] = (
     ("libbpf_set_print", c_void_p, [_PRINT_FUNCTION]),
     ("bpf_object__open_mem", c_void_p, [c_char_p, c_size_t, c_void_p]),
     ("bpf_object__load", c_int, [c_void_p]),
@@ -253,6 +291,11 @@ _FUNCTIONS: Final = (
     ("bpf_program__attach", c_void_p, [c_void_p]),
     ("bpf_link__fd", c_int, [c_void_p]),
     ("bpf_link__destroy", c_int, [c_void_p]),
+    ("bpf_map__reuse_fd", c_int, [c_void_p, c_int]),
+    ("bpf_iter_create", c_int, [c_int]),
+    ("btf__load_vmlinux_btf", c_void_p, []),
+    ("btf__find_by_name_kind", c_int, [c_void_p, c_char_p, c_uint32]),
+    ("btf__type_by_id", POINTER(_BtfType), [c_void_p, c_uint32]),
     ("bpf_obj_pin", c_int, [c_int, c_char_p]),
     ("bpf_obj_get", c_int, [c_char_p]),
     ("bpf_obj_get_info_by_fd", c_int, [c_int, c_void_p, POINTER(c_uint32)]),

@@ -5,6 +5,7 @@ on while no agent runs, and the next one finds everything as it is. One of anoth
 over without a moment in which nobody watches.
 """
 
+import ctypes
 import errno
 import hashlib
 import logging
@@ -13,7 +14,7 @@ import os
 import platform
 import secrets
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,11 +23,22 @@ from typing import Final, Self
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.sensor.events import Event, parse
+from cima_runc.sensor.hooks import TASKS, Choice, choose, missing_for
 from cima_runc.sensor.libbpf import Libbpf
 from cima_runc.sensor.options import PATH_KEY_BYTES, Options
 from cima_runc.sensor.pins import DIRECTORY, Handles, Pins
 from cima_runc.sensor.ring import RingReader
-from cima_runc.sensor.tables import LAYOUT, MAPS, Row, Tables, Watched
+from cima_runc.sensor.tables import (
+    BOUNDING_KNOWN,
+    DENY_MEMORY,
+    LAYOUT,
+    MAPS,
+    SECCOMP_SEEN,
+    SHARED,
+    Row,
+    Tables,
+    Watched,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -40,9 +52,8 @@ _CAP_SYS_ADMIN: Final = 21
 _CAP_PERFMON: Final = 38
 _CAP_BPF: Final = 39
 
-_READS_PROGRAM: Final = "cima_file_post_open"
-_READS_HOOK: Final = b" bpf_lsm_file_post_open\n"
-_KALLSYMS: Final = Path("/proc/kallsyms")
+_SYS_FSOPEN: Final = 430
+"""x86-64's number of fsopen(2)."""
 _SHA256_BYTES: Final = 32
 
 
@@ -78,8 +89,8 @@ class NoPrivilegeError(SensorUnavailableError):
     """This process may not load BPF programs."""
 
 
-class NoReadsError(SensorUnavailableError):
-    """The kernel has no hook from which files that are read can be measured."""
+class NoHookError(SensorUnavailableError):
+    """The kernel lacks a function without which nothing can be measured."""
 
 
 class RejectedError(SensorUnavailableError):
@@ -119,6 +130,33 @@ class SensorStatus:
     """Events dropped since the sensor was loaded, over all containers."""
     missed: int
     """Runs of a program that the kernel skipped since the sensor was loaded."""
+    full: int
+    """Digests for which the sensor had no room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What a container's processes may have and do, as far as the sensor looks at it."""
+
+    pid: int = 0
+    """Its first process, in the initial pid namespace; 0: whichever executes something first."""
+    root_device: int | None = None
+    """The kernel's ``dev_t`` of its root where that is an overlay of its own: it cannot write the
+    lower layers."""
+    bounding: int | None = None
+    """Bits of the capabilities that its processes can have; None: what its first one has."""
+    seccomp: bool = False
+    """Whether its processes have a seccomp filter."""
+    deny_memory: bool = False
+    """Whether executable memory is refused."""
+
+    def flags(self) -> int:
+        """Return ``enum registration_flag`` of sensor.h."""
+        return (
+            (BOUNDING_KNOWN if self.bounding is not None else 0)
+            | (SECCOMP_SEEN if self.seccomp else 0)
+            | (DENY_MEMORY if self.deny_memory else 0)
+        )
 
 
 class Sensor:
@@ -155,7 +193,7 @@ class Sensor:
         """
         elf, libbpf = _prepare(options)
         try:
-            return cls(libbpf, _load(libbpf, elf, options))
+            return cls(libbpf, _load(libbpf, elf, options, {}))
         except OSError as error:
             raise _rejected(error, libbpf.messages) from error
 
@@ -193,11 +231,8 @@ class Sensor:
         if name in pins.names() and not pins.whole(name):
             pins.set_aside(name)
         names = pins.names()
-        if name not in names:
-            handles = _load(libbpf, elf, options)
-            pins.pin(name, handles, MAPS)
-            handles.close()
         older = []
+        shared: dict[str, int] = {}
         for other in names:
             if other == name:
                 continue
@@ -205,9 +240,15 @@ class Sensor:
                 if other.partition("-")[0] != str(LAYOUT):
                     raise OSError(errno.EPROTO, "it has another layout")
                 older.append(_Older(libbpf, other, pins.open_sensor(other)))
+                if pins.whole(other):
+                    shared = older[-1].shared()
             except (OSError, KeyError) as error:
                 _log.warning("what the sensor %s holds is lost: %s", other, error)
                 pins.remove(other)
+        if name not in names:
+            handles = _load(libbpf, elf, options, shared)
+            pins.pin(name, handles, MAPS)
+            handles.close()
         sensor = cls(libbpf, pins.open_sensor(name), pins, older)
         for one in older:
             # One that is detached was taken over before: its tables are not kept up any more,
@@ -215,6 +256,7 @@ class Sensor:
             if pins.whole(one.name):
                 sensor._take_over(one)
                 pins.detach(one.name)
+                one.stop()
         return sensor
 
     def fileno(self) -> int:
@@ -235,7 +277,12 @@ class Sensor:
         return self._libbpf.hash_of("allowlist", digests or [bytes(_SHA256_BYTES)])
 
     def watch(
-        self, mntns: int, registration: int, cgroup_id: int, allowlist: int | None = None
+        self,
+        mntns: int,
+        registration: int,
+        cgroup_id: int,
+        allowlist: int | None = None,
+        rights: Rights = Rights(),
     ) -> None:
         """Report from now on what runs in the mount namespace with the inode number ``mntns``.
 
@@ -243,7 +290,7 @@ class Sensor:
         the namespace open until :meth:`unwatch`, so that the number stays that namespace's. A
         namespace that was counted as nested in another container becomes this one's. Nothing that
         is not in ``allowlist``, the descriptor of :meth:`allowlist`, can be executed or mapped
-        executable there.
+        executable there. ``rights`` is what its processes may have and do.
         """
         if not registration:
             raise SensorError("0 is not a registration number")
@@ -251,12 +298,24 @@ class Sensor:
             raise SensorError(
                 f"mount namespace {mntns} is watched already, as {self._containers[mntns]}"
             )
-        row = Row(cgroup_id, 0, 0, self._tables.missed(), mntns)
+        row = Row(
+            cgroup_id,
+            0,
+            0,
+            self._tables.missed(),
+            mntns,
+            root_dev=rights.root_device or 0,
+            bounding=rights.bounding or 0,
+            flags=rights.flags(),
+            pid=rights.pid,
+        )
         try:
             self._tables.put_row(registration, row, new=True)
             try:
                 if allowlist is not None:
                     self._tables.put_allowlist(registration, allowlist)
+                if rights.root_device is not None:
+                    self._tables.put_root(rights.root_device, registration)
                 self._tables.put_namespace(mntns, Watched(registration, 0, 0), new=False)
             except BaseException:
                 self._tables.remove_row(registration)
@@ -290,6 +349,8 @@ class Sensor:
                 if entry.registration == registration:
                     self._tables.remove_namespace(mntns)
         self._tables.remove_allowlist(registration)
+        if row.root_dev:
+            self._tables.remove_root(row.root_dev, registration)
         self._lost.pop(registration, None)
         return self._lost_by(registration, row)
 
@@ -337,6 +398,17 @@ class Sensor:
             self._lost_at = now
         return dict(self._lost)
 
+    @property
+    def missing_hooks(self) -> tuple[str, ...]:
+        """Functions that the running kernel does not have, and what they see is not seen."""
+        return missing_for(self._handles.programs)
+
+    def lost_in(self, registration: int) -> int | None:
+        """Return the mount namespace in which the last event was lost, where not the container's
+        own."""
+        row = self._tables.row(registration)
+        return (row.dropped_in or None) if row is not None else None
+
     def status(self) -> SensorStatus:
         """Return what is attached, watched and lost."""
         return SensorStatus(
@@ -347,6 +419,7 @@ class Sensor:
             ring_bytes=self._ring_bytes,
             dropped=self._tables.dropped,
             missed=self._tables.missed(),
+            full=self._tables.full,
         )
 
     def close(self) -> None:
@@ -450,6 +523,17 @@ class _Older:
         events = handles.maps["events"]
         self.ring = RingReader(events, libbpf.map_max_entries(events))
 
+    def stop(self) -> None:
+        """Have its programs refuse and report nothing: the kernel detaches them in its own time."""
+        for mntns, _ in list(self.tables.namespaces()):
+            self.tables.remove_namespace(mntns)
+        for number, _ in list(self.tables.rows()):
+            self.tables.remove_row(number)
+
+    def shared(self) -> dict[str, int]:
+        """Return the descriptors of the maps that a newer sensor goes on with."""
+        return {name: self._handles.maps[name] for name in SHARED}
+
     def lost(self, row: Row) -> int:
         """Return what a container of this sensor has lost."""
         return row.dropped + self.tables.missed() - row.missed_before
@@ -471,32 +555,45 @@ def _prepare(options: Options) -> tuple[bytes, Libbpf]:
     elf = _read_object()
     libbpf = _load_libbpf()
     check_kernel()
-    if options.reads:
-        _check_reads()
     return elf, libbpf
 
 
-def _load(libbpf: Libbpf, elf: bytes, options: Options) -> Handles:
-    """Load the sensor into the kernel and attach it."""
+def _load(libbpf: Libbpf, elf: bytes, options: Options, shared: Mapping[str, int]) -> Handles:
+    """Load the sensor into the kernel, with the maps ``shared`` of an older one, and attach it."""
+    _load_overlay()
     obj = libbpf.object_open(elf)
     links: dict[str, int] = {}
     try:
+        choice = _choose(libbpf, options)
         libbpf.map_set_max_entries(libbpf.map(obj, "events"), options.ring_bytes)
-        settings = options.settings(secrets.token_bytes(PATH_KEY_BYTES))
+        settings = options.settings(
+            secrets.token_bytes(PATH_KEY_BYTES),
+            late=choice.late,
+            hooks_missing=not choice.sees_writes,
+        )
         libbpf.map_set_initial_value(libbpf.map(obj, ".rodata"), settings)
+        for name, handle in shared.items():
+            libbpf.map_reuse(libbpf.map(obj, name), handle)
         programs = dict(libbpf.programs(obj))
-        if options.reads:
-            libbpf.program_load_too(programs[_READS_PROGRAM])
-        else:
-            del programs[_READS_PROGRAM]
-        libbpf.object_load(obj)
         for name, program in programs.items():
-            link = libbpf.program_attach(program)
+            if name in choice.programs or name == TASKS:
+                libbpf.program_load_too(program)
+            else:
+                libbpf.program_leave_out(program)
+        libbpf.object_load(obj)
+        for name in choice.programs:
+            link = libbpf.program_attach(programs[name])
             links[name] = os.dup(libbpf.link_fd(link))
             libbpf.link_destroy(link)
+        if not shared:
+            link = libbpf.program_attach(programs[TASKS])
+            try:
+                libbpf.run_iterator(link)
+            finally:
+                libbpf.link_destroy(link)
         return Handles(
             {name: os.dup(libbpf.map_fd(libbpf.map(obj, name))) for name in MAPS},
-            {name: os.dup(libbpf.program_fd(one)) for name, one in programs.items()},
+            {name: os.dup(libbpf.program_fd(programs[name])) for name in choice.programs},
             links,
         )
     except BaseException:
@@ -505,6 +602,30 @@ def _load(libbpf: Libbpf, elf: bytes, options: Options) -> Handles:
         raise
     finally:
         libbpf.object_close(obj)
+
+
+def _choose(libbpf: Libbpf, options: Options) -> Choice:
+    types = libbpf.kernel_types()
+    try:
+        choice = choose(lambda name: libbpf.arguments(types, name), reads=bool(options.reads))
+    except LookupError as error:
+        raise NoHookError(
+            f"Linux {platform.release()} has no {printable(str(error.args[0]))}",
+            hint="boot a kernel of Linux 6.1 or later, as Debian 12's",
+        ) from error
+    if choice.missing:
+        _log.warning("this kernel has no %s", ", ".join(choice.missing))
+    if not choice.sees_writes:
+        _log.error("no digest can be believed on this kernel: all that runs is unstable")
+    return choice
+
+
+def _load_overlay() -> None:
+    """Have the kernel load overlayfs, to whose types the programs are fitted."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    context = libc.syscall(_SYS_FSOPEN, b"overlay", 0)
+    if context >= 0:
+        os.close(context)
 
 
 def _read_object() -> bytes:
@@ -564,14 +685,6 @@ def check_kernel() -> None:
         raise LockdownError(
             "the kernel is locked down for confidentiality, which keeps BPF from reading",
             hint="start the kernel with lockdown=integrity, or with none",
-        )
-
-
-def _check_reads() -> None:
-    if _READS_HOOK not in _KALLSYMS.read_bytes():
-        raise NoReadsError(
-            f"Linux {platform.release()} gives no digest of a file when it is opened",
-            hint="run Linux 6.12 or later, or take measure_reads out of [sensor]",
         )
 
 

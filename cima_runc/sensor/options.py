@@ -18,8 +18,12 @@ BYTES_PER_SECOND: Final = 4 * limits.MIB
 PATH_KEY_BYTES: Final = 16
 """Bytes of the random key of the path hash."""
 
+LARGEST_FILE_BYTES: Final = 4096 * limits.MIB
+"""Of a file that is hashed: some ten seconds."""
+
 _HEAD: Final = struct.Struct("=16sQQ")
 _PATTERN: Final = struct.Struct("=BBB29s")
+_TAIL: Final = struct.Struct("=QQQ")
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,21 @@ class Options:
     """Names of files that are reported when they are read, too, at most ``limits.NAME_PATTERNS``,
     as :data:`cima_runc.config.NamePattern` allows them."""
 
-    def settings(self, path_key: bytes) -> bytes:
-        """Return ``struct settings``, 544 bytes in host byte order; ``path_key`` is random."""
+    largest_file: int = LARGEST_FILE_BYTES
+    """Bytes of a file that may be hashed; larger ones are refused."""
+    late: bool = True
+    """Whether a digest that IMA is about to take is waited for, so that no file is hashed twice.
+    Takes an IMA policy that measures what containers run."""
+
+    def settings(self, path_key: bytes, *, late: bool = True, hooks_missing: bool = False) -> bytes:
+        """Return ``struct settings``, 568 bytes in host byte order; ``path_key`` is random.
+
+        ``late`` and ``hooks_missing`` are what the kernel can do.
+        """
         packed = b"".join(_pack_pattern(name) for name in self.reads)
         head = _HEAD.pack(path_key, self.bytes_per_second, len(self.reads))
-        return head + packed.ljust(limits.NAME_PATTERNS * _PATTERN.size, b"\0")
+        tail = _TAIL.pack(self.largest_file, self.late and late, hooks_missing)
+        return head + packed.ljust(limits.NAME_PATTERNS * _PATTERN.size, b"\0") + tail
 
 
 def _pack_pattern(pattern: str) -> bytes:

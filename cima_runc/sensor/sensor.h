@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * What crosses from the kernel to the loader: the event in the ring, and the values of the maps.
- * events.py and loader.py hold the same layouts as struct formats. Host byte order (little-endian
+ * events.py and tables.py hold the same layouts as struct formats. Host byte order (little-endian
  * on x86-64), no padding that the compiler chooses.
  *
  * A newer agent takes over from an older sensor what is laid out in the same way: who changes anything
- * here gives loader.py's LAYOUT the next number.
+ * here gives tables.py's LAYOUT the next number.
  */
 #ifndef CIMA_SENSOR_H
 #define CIMA_SENSOR_H
@@ -13,19 +13,61 @@
 #define PATH_SIZE 4096 /* PATH_MAX, the NUL counted */
 #define DIGEST_SIZE 64 /* the largest that IMA knows: SHA-512 */
 #define SHA256_SIZE 32
+#define PROGRAM_PATH_SIZE 256 /* of the program that a task runs; a longer one is not kept */
 
 /* Sizes of the maps, in entries. */
 #define WATCHED_MAX 65536	/* mount namespaces, nested ones counted */
 #define REGISTRATIONS_MAX 16384 /* containers */
-#define NESTED_MAX 1024		/* namespaces that one container may add: the table is everybody's */
 #define SEEN_MAX 65536		/* (file, path, digest) already reported; the oldest give way */
+#define DIGESTS_MAX 262144	/* inodes whose digest is known, and inodes whose writes are counted */
+#define BEGUN_MAX 4096		/* files that are being hashed at this moment */
+#define PENDING_MAX 128		/* uses of files that IMA is hashing at this moment */
+#define MOUNTED_MAX 4096	/* file systems that containers mounted and that live now */
 #define SCRATCH_SLOTS 8		/* per CPU; see claim_scratch */
+#define USERS_MAX 4		/* containers that are told of a change to a file in use */
+#define RECENT_NS 1000000000ULL /* a use so long ago may not have its mapping yet */
 
 #define NAME_PATTERNS_MAX 16	/* names of files whose reading is measured */
 #define NAME_PATTERN_SIZE 29
 
-/* Which check the kernel was making, in IMA's words. */
-enum func { BPRM_CHECK = 1, MMAP_CHECK = 2, FILE_CHECK = 3 };
+/* Which check the kernel was making, in IMA's words; NONE: another than IMA's. */
+enum func { NONE = 0, BPRM_CHECK = 1, MMAP_CHECK = 2, FILE_CHECK = 3 };
+
+/* events.Kind and events.Why say what these mean. */
+enum kind { USE = 0, CHANGED = 1, GUARD = 2, ENTRY = 3, HELPER = 4, MEMORY = 5 };
+enum why {
+	STABLE = 0,
+	WRITER,
+	SHARED_MAPPING,
+	WRITTEN_WHILE_HASHED,
+	WRITTEN_SINCE,
+	MOVED,
+	OLDER_THAN_SENSOR,
+	MAP_FULL,
+	SERVER_CAN_ANSWER_TWICE,
+	CONTAINER_MOUNTED_OVERLAY,
+	CONTAINER_MOUNTED,
+	MEMORY_FILE,
+	MPROTECT,
+	TOO_LARGE,
+	NO_DIGEST_KEPT,
+	HOOK_MISSING,
+	OPENED_WHILE_MAPPED,
+	TRUNCATED_WHILE_MAPPED,
+	PROCESS_MEMORY,
+	PTRACE,
+	USERFAULTFD,
+	BPF_CALL,
+	TRACING,
+	HELPER_SET,
+	HELPER_RAN,
+	CAPABILITIES,
+	NO_SECCOMP,
+	EXECMEM,
+	EXECMOD,
+	EXECSTACK,
+	EXECHEAP,
+};
 
 /* One event in the ring; `path_len` bytes of path follow, the last of them NUL. */
 struct event {
@@ -40,10 +82,12 @@ struct event {
 	s32 hash;		/* enum hash_algo of linux/hash_info.h, or -errno: no digest */
 	s32 path_len;		/* bytes, the NUL counted, or -errno: no path */
 	u32 func;		/* enum func */
-	u32 denied;		/* 1: refused, since the container's allowlist does not have it */
+	u32 denied;		/* 1: refused */
+	u32 kind;		/* enum kind */
+	u32 why;		/* enum why */
 	u8 digest[DIGEST_SIZE]; /* as long as `hash` says, zero after that */
 };
-_Static_assert(sizeof(struct event) == 128, "events.py reads 128 bytes");
+_Static_assert(sizeof(struct event) == 136, "events.py reads 136 bytes");
 
 /* Map `watched`: a mount namespace's inode number (u32) -> whose it is. */
 struct watched {
@@ -54,15 +98,21 @@ struct watched {
 
 /* Map `registrations`: registration number (u64) -> the container. */
 struct registration {
-	u64 cgroup_id; /* as the loader was told */
-	u64 dropped;   /* events that did not reach the ring, and namespaces that found no room */
-	s64 nested;    /* namespaces of its own that live now */
-	u64 missed;    /* the loader's: what all programs had missed when this was watched */
-	u64 mntns;     /* as the loader was told */
+	u64 cgroup_id;	/* as the loader was told */
+	u64 dropped;	/* events that did not reach the ring, and namespaces that found no room */
+	s64 nested;	/* namespaces of its own that live now */
+	u64 missed;	/* the loader's: what all programs had missed when this was watched */
+	u64 mntns;	/* as the loader was told */
+	u64 root_dev;	/* dev_t of its root file system where that is an overlay; 0: none */
+	u64 bounding;	/* capabilities that its processes may have; meaningful with BOUNDING_KNOWN */
+	u64 flags;	/* enum registration_flag */
+	u64 dropped_in; /* mount namespace, not its own, in which the last event was dropped */
+	u64 pid;	/* of its first process, in the initial pid namespace; 0: whichever is first */
 };
+enum registration_flag { BOUNDING_KNOWN = 1, SECCOMP_SEEN = 2, FIRST_SEEN = 4, DENY_MEMORY = 8 };
 
-_Static_assert(sizeof(struct watched) == 24 && sizeof(struct registration) == 40,
-	       "loader.py packs 24 and 40 bytes");
+_Static_assert(sizeof(struct watched) == 24 && sizeof(struct registration) == 80,
+	       "tables.py packs 24 and 80 bytes");
 
 /* Map `allowed`: registration number (u64) -> a hash map of the SHA-256 digests that may run there,
  * each with one byte. Containers that are not in it may run anything. */
@@ -81,16 +131,21 @@ struct name_pattern {
 	u8 text[NAME_PATTERN_SIZE];
 };
 struct settings {
-	u64 path_key[2];	/* of the path hash, random: nobody can aim at a collision */
-	u64 bytes_per_second;	/* that one container may send */
-	u64 patterns;		/* how many of the following are used */
+	u64 path_key[2];      /* of the path hash, random: nobody can aim at a collision */
+	u64 bytes_per_second; /* that one container may send */
+	u64 patterns;	      /* how many of the following are used */
 	struct name_pattern pattern[NAME_PATTERNS_MAX];
+	u64 largest;	     /* bytes of a file that may be hashed */
+	u64 late;	     /* 1: a digest that IMA is about to take is waited for */
+	u64 hooks_missing;   /* 1: this kernel cannot tell whether a file was written */
 };
-_Static_assert(sizeof(struct settings) == 544, "loader.py packs 544 bytes");
+_Static_assert(sizeof(struct settings) == 568, "options.py packs 568 bytes");
 
 /* Map `totals`, one entry, read through mmap: has anything been dropped at all? */
 struct totals {
 	u64 dropped;
+	u64 unattributed; /* changes to files in use by more containers than are kept: everybody's loss */
+	u64 full;	  /* digests for which there was no room */
 };
 
 #endif

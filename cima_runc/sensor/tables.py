@@ -12,16 +12,18 @@ from typing import Final, NamedTuple
 from cima_runc.sensor.libbpf import BPF_ANY, BPF_NOEXIST, Libbpf
 from cima_runc.sensor.pins import Handles
 
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 """Number of sensor.h's layout: what one agent writes, another one of this number reads."""
 
-MAPS: Final = ("allowed", "events", "registrations", "totals", "watched")
-"""The maps that are used from here."""
+SHARED: Final = ("digests", "writes", "marks", "mounted", "roots")
+"""The maps that a newer sensor goes on with: what is known of files and tasks."""
+MAPS: Final = ("allowed", "events", "registrations", "totals", "watched", *SHARED)
+"""The maps that are pinned."""
 
 _NUMBER: Final = struct.Struct("=I")
 _KEY: Final = struct.Struct("=Q")
 _WATCHED: Final = struct.Struct("=QQQ")
-_ROW: Final = struct.Struct("=QQqqQ")
+_ROW: Final = struct.Struct("=QQqqQQQQQQ")
 _WATCHED_MAX: Final = 65536
 _REGISTRATIONS_MAX: Final = 16384
 
@@ -42,6 +44,17 @@ class Row(NamedTuple):
     nested: int
     missed_before: int
     mntns: int
+    root_dev: int = 0
+    bounding: int = 0
+    flags: int = 0
+    dropped_in: int = 0
+    pid: int = 0
+
+
+BOUNDING_KNOWN: Final = 1
+SECCOMP_SEEN: Final = 2
+DENY_MEMORY: Final = 8
+"""Of ``enum registration_flag``."""
 
 
 class Watched(NamedTuple):
@@ -60,6 +73,7 @@ class Tables:
         self._watched = handles.maps["watched"]
         self._rows = handles.maps["registrations"]
         self._allowed = handles.maps["allowed"]
+        self._roots = handles.maps["roots"]
         self._programs = handles.programs
         totals = handles.maps["totals"]
         self._totals = mmap.mmap(totals, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ)
@@ -73,9 +87,19 @@ class Tables:
         """Events dropped since the sensor was loaded, over all containers."""
         return int.from_bytes(self._totals[:8], sys.byteorder)
 
+    @property
+    def full(self) -> int:
+        """Digests for which there was no room, since the sensor was loaded."""
+        return int.from_bytes(self._totals[16:24], sys.byteorder)
+
     def missed(self) -> int:
-        """Return how many runs of a program the kernel has skipped since the sensor was loaded."""
-        return sum(
+        """Return what nobody knows whose it was, since the sensor was loaded.
+
+        Runs of a program that the kernel skipped, and changes to files in use by more containers
+        than are remembered.
+        """
+        unattributed = int.from_bytes(self._totals[8:16], sys.byteorder)
+        return unattributed + sum(
             self._libbpf.recursion_misses(handle)
             for name, handle in self._programs.items()
             if name != _HARMLESS_WHEN_MISSED
@@ -147,6 +171,16 @@ class Tables:
     def remove_ended_row(self, registration: int) -> None:
         """Remove the row of a container that has ended, if there is one."""
         self.remove_row(registration | _ENDED)
+
+    def put_root(self, device: int, registration: int) -> None:
+        """Say whose root file system the overlay with this ``dev_t`` is."""
+        self._libbpf.update(self._roots, _KEY.pack(device), _KEY.pack(registration))
+
+    def remove_root(self, device: int, registration: int) -> None:
+        """Take back what :meth:`put_root` said, unless another has said so since."""
+        key = _KEY.pack(device)
+        if self._libbpf.lookup(self._roots, key, _KEY.size) == _KEY.pack(registration):
+            self._libbpf.delete(self._roots, key)
 
     def namespaces(self) -> Iterator[tuple[int, Watched]]:
         """Yield the number and the entry of each mount namespace, nested ones too."""

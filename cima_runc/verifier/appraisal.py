@@ -6,7 +6,8 @@ The container is as the image when no finding has the severity ``fail``; TRUSTED
 something was compared. What the rules are, in the order of the records:
 
 ==================  ===============================================================================
-records.*           lost events, violations, missing sources (:mod:`.completeness`); records that
+records.*           lost events, missing sources (:mod:`.completeness`); violations and executable
+                    memory (:mod:`.rules.runtime`); records that
                     should be there and are not, or that nobody knows
 config.*            :mod:`.rules.config`
 rootfs.*            :mod:`.rules.rootfs`
@@ -17,10 +18,13 @@ dependency.*        :mod:`.rules.dependencies`
 Source: design, sections 5 and 8; RFC 9334 for the words.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cima_runc.base.text import printable
+from cima_runc.ima.template import Func
 from cima_runc.measure.config_summary import ConfigSummary, summarize
 from cima_runc.ml.contents import (
     Config,
@@ -130,6 +134,8 @@ class _Run:
     _config: ConfigSummary | None = None
     _register: RegisterV1 | None = None
     _layers_are_the_images: bool = False
+    _init: tuple[bytes, bytes] | None = None
+    """Path and digest of what ran first at the path of the container's first argument."""
 
     def __post_init__(self) -> None:
         image = self.references.image
@@ -209,6 +215,8 @@ class _Run:
             return  # in another namespace of the same container
         seen.add((digest, path))
         self.compared += 1
+        if self._init is None and func is Func.BPRM_CHECK and self._is_first(path):
+            self._init = (path, digest)
         yield from check_file(
             path,
             digest,
@@ -218,7 +226,13 @@ class _Run:
             host=self.references.host,
             mounts=self._config.mounts if self._config is not None else (),
             allowed=self.policy.files,
+            init=self._init,
         )
+
+    def _is_first(self, path: bytes) -> bool:
+        """Whether it can be the program of the first argument; its directory may be a link."""
+        args = self._config.args if self._config is not None else ()
+        return bool(args) and Path(args[0]).name == Path(os.fsdecode(path)).name
 
 
 def _order(records: Iterable[Measured]) -> Iterator[Finding]:

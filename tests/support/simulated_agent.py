@@ -23,7 +23,7 @@ from cima_runc.ml.contents import Engine
 from cima_runc.ml.store import Store
 from cima_runc.runtime.hook_state import HookState
 from cima_runc.sensor.events import Event
-from cima_runc.sensor.loader import Lost
+from cima_runc.sensor.loader import Lost, Rights
 from cima_runc.tpm.device import Tpm
 from tests.support.sensor_events import event_of
 
@@ -157,7 +157,12 @@ class SimulatedSensor:
         return set(self._kernel("tables")[0])
 
     def watch(
-        self, mntns: int, registration: int, cgroup_id: int, allowlist: int | None = None
+        self,
+        mntns: int,
+        registration: int,
+        cgroup_id: int,
+        allowlist: int | None = None,
+        rights: Rights = Rights(),  # noqa: B008 - frozen
     ) -> None:
         self._kernel("watch", registration)
 
@@ -179,6 +184,13 @@ class SimulatedSensor:
 
     def release(self) -> None:
         self._kernel("release", self._position)
+
+    @property
+    def missing_hooks(self) -> tuple[str, ...]:
+        return ()
+
+    def lost_in(self, registration: int) -> int | None:
+        return None
 
     def lost(self) -> dict[int, int]:
         return {number: count for number, count in self._kernel("tables")[0].items() if count}

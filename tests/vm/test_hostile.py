@@ -122,7 +122,7 @@ def test_files_without_a_name(image: str, tmp_path: Path) -> None:
 
 def test_a_file_that_is_written_while_it_runs(image: str, tmp_path: Path) -> None:
     """Copied up by its first writer, and changed again and again: each digest is of a state that
-    the file was in, or there is none, which is a violation."""
+    the file was in, or it is not believed, which is a violation."""
     changes = 40
     script = "/bin/hostile-script"
     path = guest.TREE / script.lstrip("/")
@@ -149,8 +149,8 @@ def test_a_file_that_is_written_while_it_runs(image: str, tmp_path: Path) -> Non
     assert set(digests) <= set(states)
     # Not always the last of the states: a write is refused while the kernel executes the file.
     assert last in digests
-    for violation in guest.contents(guest.records("race"), "violation"):
-        assert "Text file busy" in str(violation["reason"])
+    kinds = {str(one["kind"]) for one in guest.contents(guest.records("race"), "violation")}
+    assert kinds <= {"unstable", "changed"}
 
 
 def test_storms_of_mounts_and_namespaces(image: str, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from cima_runc.sensor.events import Func
-from cima_runc.sensor.loader import NoReadsError, Sensor
+from cima_runc.sensor.events import Func, Why
+from cima_runc.sensor.loader import Sensor
 from cima_runc.sensor.options import Options
 from tests.vm.test_sensor import (
     Watched,
@@ -24,6 +24,7 @@ from tests.vm.test_sensor import (
     install,
     map_executable,
     program,
+    uses,
     wait,
 )
 
@@ -210,10 +211,19 @@ def test_the_kernels_verifier_has_little_to_do() -> None:
 # -- reading --------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(NEW_KERNEL, reason="this kernel has the hook")
-def test_an_old_kernel_cannot_measure_reads() -> None:
-    with pytest.raises(NoReadsError, match=r"6\.12"):
-        Sensor.load(Options(reads=("*.py",)))
+@pytest.mark.skipif(NEW_KERNEL, reason="this kernel takes a digest when a file is opened")
+def test_an_old_kernel_names_what_is_read(tmp_path: Path) -> None:
+    ran = install(tmp_path / "ran.py", program(b"ran"))
+    install(tmp_path / "new.py", b"new")
+    with Sensor.load(Options(reads=("*.py",))) as sensor:
+        container = Watched(sensor)
+        container.run(tmp_path / "ran.py")
+        container.call(lambda: [(tmp_path / name).read_bytes() for name in ("ran.py", "new.py")])
+        assert [(e.path, e.digest, e.func, e.why) for e in container.events()] == [
+            (bytes(tmp_path / "ran.py"), ran, Func.BPRM_CHECK, ""),
+            (bytes(tmp_path / "new.py"), None, Func.FILE_CHECK, Why.NO_DIGEST_KEPT),
+        ]
+        container.close()
 
 
 @pytest.fixture(scope="module")
@@ -242,9 +252,12 @@ def test_files_of_these_names_are_reported_when_read(reading: Sensor, tmp_path: 
     container.call(read)
     container.call(read)
     wanted = ["a.py", ".py", "run-", "run-x", "Makefile"]
-    assert [(e.path, e.digest, e.func) for e in container.events()] == [
+    found = uses(container.events())
+    assert [(e.path, e.digest, e.func) for e in found if not e.why] == [
         (bytes(tmp_path / name), digests[name], Func.FILE_CHECK) for name in wanted
     ]
+    # Who opens it for writing too has read it all the same.
+    assert [(e.path, e.why) for e in found if e.why] == [(bytes(tmp_path / "a.py"), Why.WRITER)]
     (tmp_path / "a.py").read_bytes()
     assert drain(reading) == []
     container.close()
@@ -274,14 +287,14 @@ def test_what_was_read_is_reported_again_when_it_runs(reading: Sensor, tmp_path:
     container.close()
 
 
-def test_a_file_that_changes_while_it_is_read_has_no_digest(
+def test_a_file_that_may_change_while_it_is_read_is_unstable(
     reading: Sensor, tmp_path: Path
 ) -> None:
     container = Watched(reading)
     install(tmp_path / "a.py", b"first")
     with (tmp_path / "a.py").open("r+b"):
         container.call((tmp_path / "a.py").read_bytes)
-    assert [(e.digest, e.error) for e in container.events()] == [(None, errno.ETXTBSY)]
+    assert [e.why for e in uses(container.events())] == [Why.WRITER]
     container.close()
 
 

@@ -31,10 +31,12 @@ def check_file(
     host: HostReference | None,
     mounts: tuple[Mount, ...],
     allowed: tuple[AllowedFile, ...],
+    init: tuple[bytes, bytes] | None,
 ) -> Iterator[Finding]:
     """Yield what is wrong with a file that ran: nothing, where the image has it as it is.
 
-    ``path`` is the kernel's, ``digest`` SHA-256 of the content (32 bytes).
+    ``path`` is the kernel's, ``digest`` SHA-256 of the content (32 bytes). ``init`` is path and
+    digest of what ran as the container's first process, where that is to be an engine's init.
     """
     got, shown, done = digest.hex(), printable(path), _DONE[func]
     found = image.resolve(path) if path.startswith(b"/") else None
@@ -46,7 +48,7 @@ def check_file(
         return
     text = path.decode("utf-8", "surrogateescape")
     mount = mount_over(mounts, text)
-    if mount is not None and is_engines_init(mount, text):
+    if mount is not None and is_engines_init(mount, text) and init == (path, digest):
         yield from _engines_init(mount.source, shown, got, record, host)
         return
     key = f"[[files]] path = {quoted(exactly(path))}, sha256 = ['{got}']"

@@ -72,7 +72,10 @@ ONE_OF_EACH: list[Content] = [
     contents.ViolationV1(**SEEN),
     contents.Violation(**SEEN, kind="unnamed"),
     contents.Violation(**SEEN, kind="unstable", why="it is mapped writable"),
-    contents.Violation(**dict.fromkeys(SEEN, None) | {"denied": True, "reason": "r"}, kind="guard"),
+    contents.Violation(
+        **dict.fromkeys(SEEN, None) | {"denied": True, "reason": "r"}, kind="guard", why="bpf"
+    ),
+    contents.Lost(count=3, reason="r", mntns=4026532000),
     contents.Memory(
         kind="execmem", program_path_hex=b"/x", program_digest=LINE, mntns=1, denied=False
     ),

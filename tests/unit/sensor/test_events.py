@@ -1,16 +1,23 @@
 import errno
+import re
 import struct
+from collections.abc import Iterable
+from enum import Enum
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cima_runc.sensor import events
 from cima_runc.sensor.events import (
     DIGEST_SIZES,
     HEADER,
     SHA256,
     EventError,
     Func,
+    Kind,
+    Why,
     parse,
 )
 
@@ -33,6 +40,8 @@ def record(
     path_len: int | None = None,
     func: int = 1,
     denied: int = 0,
+    kind: int = 0,
+    why: int = 0,
     digest: bytes = b"\xaa" * 32,
     path: bytes = b"/bin/sh\0",
 ) -> bytes:
@@ -41,7 +50,7 @@ def record(
         struct.pack("=QQQQ", registration, time_ns, cgroup_id, ino)
         + struct.pack("=IIII", mntns, pid, uid, dev)
         + struct.pack("=ii", algo, len(path) if path_len is None else path_len)
-        + struct.pack("=II", func, denied)
+        + struct.pack("=IIII", func, denied, kind, why)
         + digest.ljust(64, b"\0")
         + path
     )
@@ -111,6 +120,22 @@ def test_what_was_denied() -> None:
     assert [parse(record(denied=denied)).denied for denied in (0, 1)] == [False, True]
 
 
+@given(st.sampled_from(Kind), st.sampled_from(list(enumerate(Why))))
+def test_what_it_is_about_and_why(kind: Kind, why: tuple[int, Why]) -> None:
+    event = parse(record(kind=kind, why=why[0]))
+    assert (event.kind, event.why) == (kind, why[1])
+
+
+@pytest.mark.parametrize(("prefix", "members"), [("kind", Kind), ("why", Why), ("func", Func)])
+def test_numbers_are_those_of_the_programs(prefix: str, members: Iterable[Enum]) -> None:
+    """In the order of the enumerations of sensor.h, by name."""
+    header = (Path(events.__file__).parent / "sensor.h").read_text()
+    body = re.search(rf"enum {prefix} {{(.*?)}}", header, re.DOTALL)
+    assert body
+    names = re.findall(r"\b([A-Z][A-Z_]+)\b", body[1])
+    assert [name.removesuffix("_CALL") for name in names] == [member.name for member in members]
+
+
 def test_a_path_that_is_too_long() -> None:
     assert parse(record(path_len=-36, path=b"")).path_error == errno.ENAMETOOLONG
 
@@ -119,8 +144,9 @@ def test_a_path_that_is_too_long() -> None:
     "raw",
     [
         b"",
-        record()[:127],
-        record(func=0),
+        record()[:135],
+        record(kind=len(Kind)),
+        record(why=len(Why)),
         record(func=9),
         record(denied=2),
         record(algo=len(DIGEST_SIZES)),

@@ -155,6 +155,15 @@ def test_docker_init_is_allowed_and_said_not_to_be_compared(box: Box) -> None:
     assert "file.init" in {finding.rule for finding in appraised.findings}
 
 
+def test_only_what_ran_first_is_the_engines_init(box: Box) -> None:
+    """Under a chroot, another program can have the same path."""
+    box = with_init(box)
+    box.files.append((b"/sbin/docker-init", b"f" * 32, Func.BPRM_CHECK))
+    assert [finding.rule for finding in box.failed()] == ["file.mounted"]
+    box.config["process"]["args"] = ["/app/script", "now"]
+    assert [finding.rule for finding in box.failed()] == ["file.mounted", "file.mounted"]
+
+
 def test_docker_init_is_compared_with_the_hosts(box: Box) -> None:
     box = with_init(box)
     box.dependencies = dependencies((b"/usr/bin/runc", OTHER))

@@ -1,0 +1,78 @@
+"""What the sensor is told of a container's rights: its root, its capabilities, its system calls.
+
+Pure, but for :func:`rights_of`, which reads the process's mounts.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from cima_runc.base import limits
+from cima_runc.base.bounded import read_bounded
+from cima_runc.base.errors import CimaError
+from cima_runc.measure.bundle import root_of
+from cima_runc.measure.overlay import OverlayError, find_mount, parse_mountinfo
+from cima_runc.sensor.loader import Rights
+
+_CAPABILITIES: Final = (
+    *("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID"),
+    *("SETPCAP", "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW"),
+    *("IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT"),
+    *("SYS_ADMIN", "SYS_BOOT", "SYS_NICE", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD"),
+    *("LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG"),
+    *("WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE"),
+)
+"""In the order of include/uapi/linux/capability.h."""
+
+
+def rights_of(config: dict[str, Any], bundle: str, pid: int, *, deny_memory: bool) -> Rights:
+    """Return the rights of a container with this OCI configuration, in this bundle.
+
+    ``pid`` is its first process. Where it cannot be said which file system its root is, none is
+    given, and no layer of it is beyond the container's reach.
+    """
+    linux = config.get("linux")
+    try:
+        mountinfo = read_bounded(Path(f"/proc/{pid}/mountinfo"), limits.MOUNTINFO)
+        device = root_device(mountinfo, os.fsencode(os.path.realpath(root_of(config, bundle))))
+    except (OSError, CimaError):
+        device = None
+    return Rights(
+        pid=pid,
+        root_device=device,
+        bounding=bounding_set(config),
+        seccomp=isinstance(linux, dict) and bool(linux.get("seccomp")),
+        deny_memory=deny_memory,
+    )
+
+
+def root_device(mountinfo: bytes, root: bytes) -> int | None:
+    """Return the kernel's ``dev_t`` of the overlay at ``root``, None where that is no overlay."""
+    try:
+        mount = find_mount(parse_mountinfo(mountinfo), root)
+    except OverlayError:
+        return None
+    if mount is None or mount.fstype != b"overlay" or mount.point != root:
+        return None
+    major, minor = mount.device
+    return major << 20 | minor
+
+
+def bounding_set(config: Mapping[str, Any]) -> int | None:
+    """Return the capabilities that a container's processes can have, as the kernel's bits.
+
+    None where the configuration does not say it, or names one that is not known here.
+    """
+    process = config.get("process")
+    capabilities = process.get("capabilities") if isinstance(process, dict) else None
+    names = capabilities.get("bounding") if isinstance(capabilities, dict) else None
+    if not isinstance(names, list):
+        return None
+    bits = 0
+    for name in names:
+        short = str(name).removeprefix("CAP_")
+        if short not in _CAPABILITIES:
+            return None
+        bits |= 1 << _CAPABILITIES.index(short)
+    return bits

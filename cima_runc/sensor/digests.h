@@ -1,0 +1,368 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Which digest is believed. Each time IMA hashes a file, its digest is kept here with what must not
+ * change: the inode that holds the data, and how often that was opened for writing or truncated. It is
+ * believed for as long as nothing could have changed the file since, and nothing can at this moment.
+ *
+ * Only files that were hashed have an entry, so that nobody else's writes can fill the maps: a writer
+ * looks up, and counts. Keys are addresses of inodes; entries end with their inode.
+ */
+#ifndef CIMA_DIGESTS_H
+#define CIMA_DIGESTS_H
+
+/* Of the inode that IMA sees. */
+struct known {
+	u64 real;   /* the inode that holds the data */
+	u64 writes; /* of that inode, when hashing began */
+	u64 taken;  /* nanoseconds since boot: no two entries that are read in one go have the same */
+	u32 clean;  /* 1: no writer and no writable shared mapping when it began and when it ended */
+	s32 hash;   /* enum hash_algo */
+	u8 digest[DIGEST_SIZE];
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, DIGESTS_MAX);
+	__type(key, u64);
+	__type(value, struct known);
+} digests SEC(".maps");
+
+/* Of an inode that holds data which was hashed. */
+struct writes {
+	u64 count;
+	u64 used; /* nanoseconds since boot: when a container last used it */
+	u64 user[USERS_MAX];
+	u64 more_users;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, DIGESTS_MAX);
+	__type(key, u64);
+	__type(value, struct writes);
+} writes SEC(".maps");
+
+/* By task: a file that it has IMA hash now. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, BEGUN_MAX);
+	__type(key, u64);
+	__type(value, struct known);
+} begun SEC(".maps");
+
+/* Superblocks that containers mounted (mounts.h). */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MOUNTED_MAX);
+	__type(key, u64);
+	__type(value, u64);
+} mounted SEC(".maps");
+
+const volatile struct settings settings = {};
+
+/* The inode that holds the data, and whether a container whose root this is could write it. */
+struct real {
+	struct inode *inode;
+	u32 is_lower; /* it is in a lower layer */
+	u32 unknown;  /* the kernel does not say which it is */
+};
+
+/* The next inode below one of overlayfs. */
+static __always_inline struct inode *below(struct inode *inode, struct real *real)
+{
+	struct ovl_inode *oi = (void *)((u64)inode - bpf_core_field_offset(struct ovl_inode, vfs_inode));
+	struct ovl_inode___6_1 *older = (void *)oi;
+	struct dentry *upper = BPF_CORE_READ(oi, __upperdentry);
+	u64 has_data = 1ULL << bpf_core_enum_value(enum ovl_inode_flag, OVL_UPPERDATA);
+	int metadata_only = 0;
+
+	if (upper) {
+		if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFREG ||
+		    BPF_CORE_READ(oi, flags) & has_data) {
+			real->is_lower = 0;
+			return BPF_CORE_READ(upper, d_inode);
+		}
+		metadata_only = 1;
+	}
+	real->is_lower = 1;
+	if (bpf_core_field_exists(oi->oe)) {
+		struct ovl_entry *oe = BPF_CORE_READ(oi, oe);
+		struct ovl_path *path = (void *)((u64)oe + bpf_core_field_offset(struct ovl_entry, __lowerstack));
+		u32 last = BPF_CORE_READ(oe, __numlower) - 1;
+
+		/* The data is in the last layer that has the file: the only one, but for metacopy. */
+		if (last > 500)
+			return 0;
+		path = (void *)((u64)path + last * bpf_core_type_size(struct ovl_path));
+		return BPF_CORE_READ(path, dentry, d_inode);
+	}
+	if (!bpf_core_field_exists(older->lowerpath))
+		return 0;
+	if (bpf_core_field_exists(older->lowerdata)) {
+		struct inode *data = BPF_CORE_READ(older, lowerdata);
+
+		if (data && (BPF_CORE_READ(inode, i_mode) & S_IFMT) == S_IFREG)
+			return data;
+	}
+	return metadata_only ? 0 : BPF_CORE_READ(older, lowerpath.dentry, d_inode);
+}
+
+/* Overlays can be stacked twice (FILESYSTEM_MAX_STACK_DEPTH). */
+static __always_inline void find_real(struct inode *inode, struct real *real)
+{
+	real->is_lower = 0;
+	for (int i = 0; i < 3; i++) {
+		struct inode *next;
+
+		if (BPF_CORE_READ(inode, i_sb, s_magic) != OVERLAYFS || !bpf_core_type_exists(struct ovl_inode))
+			break;
+		next = below(inode, real);
+		if (!next)
+			break;
+		inode = next;
+	}
+	real->inode = inode;
+	real->unknown = BPF_CORE_READ(inode, i_sb, s_magic) == OVERLAYFS;
+}
+
+/*
+ * Files in memory that have no name in any file system that is mounted (memfd_create, shared
+ * memory): the kernel does not count who has them open for writing. Sealed ones cannot be written.
+ */
+static __always_inline int is_memory_file(struct inode *real)
+{
+	struct shmem_inode_info *info;
+
+	if (!(BPF_CORE_READ(real, i_sb, s_flags) & SB_KERNMOUNT))
+		return 0;
+	if (BPF_CORE_READ(real, i_sb, s_magic) != TMPFS)
+		return 1;
+	info = (void *)((u64)real - bpf_core_field_offset(struct shmem_inode_info, vfs_inode));
+	return !(BPF_CORE_READ(info, seals) & F_SEAL_WRITE);
+}
+
+/* Who can write it at this moment. */
+static __always_inline u32 writer_of(struct inode *real)
+{
+	if (is_memory_file(real))
+		return MEMORY_FILE;
+	if (BPF_CORE_READ(real, i_writecount.counter) > 0)
+		return WRITER;
+	if (BPF_CORE_READ(real, i_mapping, i_mmap_writable.counter) > 0)
+		return SHARED_MAPPING;
+	return STABLE;
+}
+
+/* What is known of a file's digest, and of the file. */
+struct judged {
+	struct known known;
+	u64 real; /* address of the inode that holds the data */
+	u32 is_lower;
+	u32 unknown;
+};
+
+/*
+ * Whether what is known of the digest of the inode `seen` can be believed, and what it is. In this
+ * order: who writes is a writer first, and counted second.
+ */
+__noinline u32 judge(u64 seen, struct judged *judged)
+{
+	struct known *known;
+	struct writes *written;
+	struct real real;
+	u64 taken, real_key;
+	u32 why;
+
+	if (!judged)
+		return HOOK_MISSING;
+	find_real((struct inode *)seen, &real);
+	real_key = (u64)real.inode;
+	judged->real = real_key;
+	judged->is_lower = real.is_lower;
+	judged->unknown = real.unknown;
+	why = writer_of(real.inode);
+	known = bpf_map_lookup_elem(&digests, &seen);
+	if (!known)
+		return NO_DIGEST_KEPT;
+	__builtin_memcpy(&judged->known, known, sizeof(*known));
+	taken = judged->known.taken;
+	/* Deleted entries are reused at once: is it the one that was read? */
+	known = bpf_map_lookup_elem(&digests, &seen);
+	if (!known || *(volatile u64 *)&known->taken != taken)
+		return WRITTEN_SINCE;
+	if (why)
+		return why;
+	if (real.unknown || settings.hooks_missing)
+		return HOOK_MISSING;
+	if (judged->known.real != real_key)
+		return MOVED;
+	if (!judged->known.clean)
+		return WRITTEN_WHILE_HASHED;
+	written = bpf_map_lookup_elem(&writes, &real_key);
+	if (!written)
+		return MAP_FULL;
+	return *(volatile u64 *)&written->count == judged->known.writes ? STABLE : WRITTEN_SINCE;
+}
+
+/* File systems of which no digest can be believed, whatever is counted. */
+__noinline u32 unreliable(u64 seen_inode, u64 real_inode)
+{
+	struct inode *seen = (struct inode *)seen_inode, *real = (struct inode *)real_inode;
+	u64 sb = (u64)BPF_CORE_READ(seen, i_sb), real_sb = (u64)BPF_CORE_READ(real, i_sb);
+
+	if (BPF_CORE_READ(real, i_sb, s_iflags) & SB_I_IMA_UNVERIFIABLE_SIGNATURE)
+		return SERVER_CAN_ANSWER_TWICE;
+	switch (BPF_CORE_READ(real, i_sb, s_magic)) {
+	case FUSE:
+	case NFS:
+	case SMB:
+	case CIFS:
+	case SMB2:
+	case V9FS:
+	case CEPH:
+	case AFS:
+	case OCFS2:
+	case GFS2:
+		return SERVER_CAN_ANSWER_TWICE;
+	}
+	if (bpf_map_lookup_elem(&mounted, &sb))
+		return BPF_CORE_READ(seen, i_sb, s_magic) == OVERLAYFS ? CONTAINER_MOUNTED_OVERLAY : CONTAINER_MOUNTED;
+	return bpf_map_lookup_elem(&mounted, &real_sb) ? CONTAINER_MOUNTED : STABLE;
+}
+
+/*
+ * Files that the container cannot have written, so that IMA's digest is believed whenever it was taken:
+ * lower layers of its own root, a file system that is mounted read-only, fs-verity.
+ */
+__noinline int is_beyond_reach(u64 seen, u64 real, u64 is_lower, u64 root_dev)
+{
+	struct inode *inode = (struct inode *)seen;
+
+	if (is_lower && root_dev && BPF_CORE_READ(inode, i_sb, s_dev) == root_dev)
+		return 1;
+	inode = (struct inode *)real;
+	return BPF_CORE_READ(inode, i_sb, s_flags) & SB_RDONLY || BPF_CORE_READ(inode, i_flags) & S_VERITY;
+}
+
+static __always_inline void count_full(void)
+{
+	u32 zero = 0;
+	struct totals *total = bpf_map_lookup_elem(&totals, &zero);
+
+	if (total)
+		__sync_fetch_and_add(&total->full, 1);
+}
+
+/* IMA begins to hash a file, unless it has kept the digest, and only returns that. */
+SEC("fentry/ima_collect_measurement")
+int BPF_PROG(cima_collect_begins, void *iint, struct file *file)
+{
+	struct inode *seen = file->f_inode;
+	u64 task = bpf_get_current_pid_tgid(), flags = IMA_COLLECTED, key;
+	struct known begins = {};
+	struct writes none = {}, *written;
+	struct real real;
+
+	if (bpf_core_type_exists(struct integrity_iint_cache))
+		flags = BPF_CORE_READ((struct integrity_iint_cache *)iint, flags);
+	else if (bpf_core_type_exists(struct ima_iint_cache))
+		flags = BPF_CORE_READ((struct ima_iint_cache *)iint, flags);
+	if (flags & IMA_COLLECTED)
+		return 0;
+	find_real(seen, &real);
+	key = (u64)real.inode;
+	written = bpf_map_lookup_elem(&writes, &key);
+	if (written)
+		begins.writes = *(volatile u64 *)&written->count;
+	else if (bpf_map_update_elem(&writes, &key, &none, BPF_ANY))
+		count_full();
+	begins.real = key;
+	begins.clean = !writer_of(real.inode);
+	bpf_map_update_elem(&begun, &task, &begins, BPF_ANY);
+	return 0;
+}
+
+SEC("fexit/ima_collect_measurement")
+int BPF_PROG(cima_collect_ends, void *iint, struct file *file, void *buf, s64 size, u32 algo,
+	     void *modsig, int ret)
+{
+	struct inode *seen = file->f_inode;
+	u64 key = (u64)seen, task = bpf_get_current_pid_tgid();
+	struct known *begins = bpf_map_lookup_elem(&begun, &task), known;
+	struct ima_digest_data *digest = 0;
+	struct real real;
+	u8 head[2] = {};
+	u32 length;
+
+	if (!begins)
+		return 0;
+	known = *begins;
+	bpf_map_delete_elem(&begun, &task);
+	if (bpf_core_type_exists(struct integrity_iint_cache))
+		digest = BPF_CORE_READ((struct integrity_iint_cache *)iint, ima_hash);
+	else if (bpf_core_type_exists(struct ima_iint_cache))
+		digest = BPF_CORE_READ((struct ima_iint_cache *)iint, ima_hash);
+	/* algo, length, two bytes of what EVM wants, digest[] */
+	if (ret || !digest || bpf_probe_read_kernel(head, sizeof(head), digest) || head[1] > DIGEST_SIZE)
+		goto unknown;
+	known.hash = head[0];
+	length = head[1];
+	if (length > DIGEST_SIZE)
+		goto unknown;
+	if (bpf_probe_read_kernel(known.digest, length, (void *)digest + 4))
+		goto unknown;
+	find_real(seen, &real);
+	if (writer_of(real.inode) || known.real != (u64)real.inode)
+		known.clean = 0;
+	known.taken = bpf_ktime_get_ns();
+	if (!bpf_map_update_elem(&digests, &key, &known, BPF_ANY))
+		return 0;
+	count_full();
+unknown:
+	bpf_map_delete_elem(&digests, &key);
+	return 0;
+}
+
+/* A container uses a file: it is told should that change under it. */
+__noinline int add_user(u64 real, u64 registration)
+{
+	u64 user;
+	struct writes *written = bpf_map_lookup_elem(&writes, &real);
+
+	if (!written)
+		return 0;
+	written->used = bpf_ktime_get_ns();
+	for (u32 i = 0; i < USERS_MAX; i++) {
+		user = *(volatile u64 *)&written->user[i];
+		if (user == registration)
+			return 0;
+		if (user && registered(user))
+			continue;
+		if (__sync_val_compare_and_swap(&written->user[i], user, registration) == user)
+			return 0;
+	}
+	written->more_users = 1;
+	return 0;
+}
+
+/* Whether somebody may be running, or reading, what is in it now. */
+static __always_inline int is_in_use(struct inode *real, const struct writes *written)
+{
+	return BPF_CORE_READ(real, i_mapping, i_mmap.rb_root.rb_node) ||
+	       BPF_CORE_READ(real, i_readcount.counter) > 0 ||
+	       bpf_ktime_get_ns() - written->used < RECENT_NS;
+}
+
+SEC("lsm/inode_free_security")
+int BPF_PROG(cima_inode_free, struct inode *inode)
+{
+	u64 key = (u64)inode;
+
+	if ((inode->i_mode & S_IFMT) != S_IFREG)
+		return 0;
+	bpf_map_delete_elem(&digests, &key);
+	bpf_map_delete_elem(&writes, &key);
+	return 0;
+}
+
+#endif

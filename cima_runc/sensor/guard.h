@@ -1,0 +1,292 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Guard: what a container does to files in use, to other programs' memory, to the sensor, and to the
+ * settings by which the kernel runs programs.
+ */
+#ifndef CIMA_GUARD_H
+#define CIMA_GUARD_H
+
+/*
+ * A file is opened for writing, or truncated: whatever is known of its digest is not believed any more.
+ * Where a container may be running what is in it, that container is told; where one of them may run its
+ * image's files alone, it is refused to tasks of containers.
+ */
+static __always_inline int written_to(struct inode *real, struct dentry *dentry, u32 why)
+{
+	u64 key = (u64)real, user;
+	struct writes *written = bpf_map_lookup_elem(&writes, &key);
+	u32 zero = 0;
+	struct totals *total;
+	struct mark *mark;
+	int denied = 0;
+
+	if (!written)
+		return 0;
+	__sync_fetch_and_add(&written->count, 1);
+	if (!written->user[0] || !is_in_use(real, written))
+		return 0;
+	mark = mark_of_current();
+	for (u32 i = 0; mark && i < USERS_MAX; i++)
+		denied |= written->user[i] && is_enforced(written->user[i]);
+	for (u32 i = 0; i < USERS_MAX; i++) {
+		user = written->user[i];
+		if (user && registered(user))
+			note(user, ABOUT(CHANGED, why, FILE_CHECK, denied), address(real), address(dentry));
+	}
+	total = bpf_map_lookup_elem(&totals, &zero);
+	if (written->more_users && total)
+		__sync_fetch_and_add(&total->unattributed, 1);
+	return refuse(denied, -ETXTBSY);
+}
+
+/* Text of up to 15 bytes, as two words. */
+struct name {
+	u64 word[2];
+};
+#define IS(given, literal)                                                                        \
+	({                                                                                        \
+		struct name wanted = {};                                                          \
+		__builtin_memcpy(&wanted, literal, sizeof(literal) - 1);                          \
+		(given).word[0] == wanted.word[0] && (given).word[1] == wanted.word[1];           \
+	})
+
+/* Files that are no data: what does it mean that a container opens them for writing? */
+static __always_inline u32 meaning_of(u64 magic, struct dentry *dentry, u32 *kind)
+{
+	struct name name = {};
+
+	*kind = GUARD;
+	if (magic == TRACEFS || magic == DEBUGFS)
+		return TRACING;
+	bpf_probe_read_kernel_str(&name, sizeof(name), BPF_CORE_READ(dentry, d_name.name));
+	if (magic == PROC) {
+		if (IS(name, "ftrace_enabled"))
+			return TRACING;
+		*kind = CHANGED;
+		if (IS(name, "mem"))
+			return PROCESS_MEMORY;
+		*kind = HELPER;
+		if (IS(name, "core_pattern") || IS(name, "modprobe") || IS(name, "hotplug") ||
+		    IS(name, "poweroff_cmd"))
+			return HELPER_SET;
+	}
+	*kind = HELPER;
+	if (magic == CGROUP && IS(name, "release_agent"))
+		return HELPER_SET;
+	if (magic == SYSFS && IS(name, "uevent_helper"))
+		return HELPER_SET;
+	if (magic == BINFMT_MISC && IS(name, "register"))
+		return HELPER_SET;
+	return 0;
+}
+
+/* The file of an overlay comes here again as the one that holds the data. */
+SEC("lsm/file_open")
+int BPF_PROG(cima_file_open, struct file *file)
+{
+	struct inode *inode;
+	struct mark *mark;
+	u64 magic;
+	u32 why, kind;
+	int denied;
+
+	if (!(file->f_mode & FMODE_WRITE))
+		return 0;
+	inode = file->f_inode;
+	if ((inode->i_mode & S_IFMT) != S_IFREG)
+		return 0;
+	magic = inode->i_sb->s_magic;
+	if (magic == OVERLAYFS)
+		return 0;
+	if (magic != PROC && magic != TRACEFS && magic != DEBUGFS && magic != SYSFS && magic != CGROUP &&
+	    magic != BINFMT_MISC)
+		return written_to(inode, file->f_path.dentry, OPENED_WHILE_MAPPED);
+	mark = mark_of_current();
+	if (!mark)
+		return 0;
+	why = meaning_of(magic, file->f_path.dentry, &kind);
+	if (!why)
+		return 0;
+	denied = is_enforced(mark->registration);
+	note(mark->registration, ABOUT(kind, why, FILE_CHECK, denied), address(inode), address(file->f_path.dentry));
+	return refuse(denied, -EPERM);
+}
+
+static __always_inline int changes_size(struct dentry *dentry, struct iattr *attr)
+{
+	struct inode *inode;
+
+	if (!(BPF_CORE_READ(attr, ia_valid) & ATTR_SIZE))
+		return 0;
+	inode = BPF_CORE_READ(dentry, d_inode);
+	if (BPF_CORE_READ(inode, i_sb, s_magic) == OVERLAYFS)
+		return 0;
+	return written_to(inode, dentry, TRUNCATED_WHILE_MAPPED);
+}
+
+/* The loader takes the one that has as many arguments as this kernel's. */
+SEC("?lsm/inode_setattr")
+int BPF_PROG(cima_setattr_2, struct dentry *dentry, struct iattr *attr)
+{
+	return changes_size(dentry, attr);
+}
+
+SEC("?lsm/inode_setattr")
+int BPF_PROG(cima_setattr_3, void *idmap, struct dentry *dentry, struct iattr *attr)
+{
+	return changes_size(dentry, attr);
+}
+
+/* Another's memory: attaching, /proc/PID/mem, process_vm_writev(2). Who is told is whose it is. */
+static __always_inline int reached_into(u64 registration, u64 by)
+{
+	int denied = by && (is_enforced(by) || (registration && is_enforced(registration)));
+
+	note(registration ? registration : by, ABOUT(CHANGED, PTRACE, NONE, denied), 0, 0);
+	return refuse(denied, -EPERM);
+}
+
+SEC("lsm/ptrace_access_check")
+int BPF_PROG(cima_ptrace, struct task_struct *child, unsigned int mode)
+{
+	struct mark *mark, *theirs;
+	u64 owner = 0, by = 0;
+
+	if (!(mode & PTRACE_MODE_ATTACH))
+		return 0;
+	mark = mark_of_current();
+	if (mark)
+		by = mark->registration;
+	theirs = bpf_task_storage_get(&marks, child, 0, 0);
+	if (theirs && registered(theirs->registration))
+		owner = theirs->registration;
+	return owner || by ? reached_into(owner, by) : 0;
+}
+
+SEC("lsm/ptrace_traceme")
+int BPF_PROG(cima_traceme, struct task_struct *parent)
+{
+	struct mark *mark = mark_of_current();
+
+	return mark ? reached_into(mark->registration, mark->registration) : 0;
+}
+
+/* Pages that a program has not touched yet are whatever the holder of a userfaultfd says. */
+SEC("lsm/inode_init_security_anon")
+int BPF_PROG(cima_anon_inode, struct inode *inode, const struct qstr *name)
+{
+	struct name text = {};
+	struct mark *mark;
+	int denied;
+
+	bpf_probe_read_kernel_str(&text, sizeof(text), BPF_CORE_READ(name, name));
+	if (!IS(text, "[userfaultfd]"))
+		return 0;
+	mark = mark_of_current();
+	if (!mark)
+		return 0;
+	denied = is_enforced(mark->registration);
+	note(mark->registration, ABOUT(CHANGED, USERFAULTFD, NONE, denied), 0, 0);
+	return refuse(denied, -EPERM);
+}
+
+/*
+ * The sensor is no container's to reach: not by numbers of maps and programs, not by pins, and no
+ * program of a container's may attach where the sensor's do. What they may have is programs of their
+ * cgroups and sockets.
+ */
+#define BIT(n) (1ULL << (n))
+#define CALLS_OF_OTHERS /* enum bpf_cmd */                                                        \
+	(BIT(7) /* OBJ_GET */ | BIT(11) | BIT(12) | BIT(13) | BIT(14) /* by number */ |           \
+	 BIT(17) /* RAW_TRACEPOINT_OPEN */ | BIT(19) | BIT(20) /* TASK_FD_QUERY */ | BIT(23) |    \
+	 BIT(30) | BIT(31) | BIT(33) /* ITER_CREATE */)
+#define PROGRAMS_THAT_TRACE /* enum bpf_prog_type */                                              \
+	(BIT(2) /* KPROBE */ | BIT(5) /* TRACEPOINT */ | BIT(7) /* PERF_EVENT */ |                \
+	 BIT(17) | BIT(24) /* RAW_TRACEPOINT */ | BIT(26) /* TRACING */ | BIT(27) /* STRUCT_OPS */ | \
+	 BIT(28) /* EXT */ | BIT(29) /* LSM */)
+enum { BPF_PROG_LOAD = 5 };
+
+SEC("lsm/bpf")
+int BPF_PROG(cima_bpf, int cmd, void *attr, unsigned int size)
+{
+	struct mark *mark;
+	u32 type = 0;
+
+	if ((u32)cmd > 63)
+		return 0;
+	if (cmd == BPF_PROG_LOAD) {
+		bpf_probe_read_kernel(&type, sizeof(type), attr);
+		if (type > 63 || !(PROGRAMS_THAT_TRACE & BIT(type)))
+			return 0;
+	} else if (!(CALLS_OF_OTHERS & BIT(cmd))) {
+		return 0;
+	}
+	mark = mark_of_current();
+	if (!mark)
+		return 0;
+	note(mark->registration, ABOUT(GUARD, BPF_CALL, NONE, 1), 0, 0);
+	return -EPERM;
+}
+
+/* Nor are its pins: who removes one, or the file system that holds them, detaches it. */
+static __always_inline int unpins(void)
+{
+	struct mark *mark = mark_of_current();
+
+	if (!mark)
+		return 0;
+	note(mark->registration, ABOUT(GUARD, BPF_CALL, NONE, 1), 0, 0);
+	return -EPERM;
+}
+
+SEC("lsm/inode_unlink")
+int BPF_PROG(cima_unlink, struct inode *dir)
+{
+	return dir->i_sb->s_magic == BPF_FS ? unpins() : 0;
+}
+
+SEC("lsm/sb_umount")
+int BPF_PROG(cima_umount, struct vfsmount *mnt)
+{
+	return mnt->mnt_sb->s_magic == BPF_FS ? unpins() : 0;
+}
+
+/* File systems that a container mounts: what it can write below them is seen by nobody. */
+SEC("lsm/sb_kern_mount")
+int BPF_PROG(cima_mount, struct super_block *sb)
+{
+	u64 key = (u64)sb, magic = sb->s_magic;
+	struct mark *mark;
+
+	switch (magic) {
+	case TMPFS:
+	case RAMFS:
+	case PROC:
+	case SYSFS:
+	case CGROUP:
+	case CGROUP2:
+	case DEVPTS:
+	case MQUEUE:
+	case BPF_FS:
+	case SECURITYFS:
+	case TRACEFS:
+	case DEBUGFS:
+		return 0;
+	}
+	mark = mark_of_current();
+	if (!mark)
+		return 0;
+	/* One that is not remembered would be believed. */
+	return bpf_map_update_elem(&mounted, &key, &mark->registration, BPF_ANY) ? -ENOMEM : 0;
+}
+
+SEC("lsm/sb_free_security")
+int BPF_PROG(cima_sb_free, struct super_block *sb)
+{
+	u64 key = (u64)sb;
+
+	bpf_map_delete_elem(&mounted, &key);
+	return 0;
+}
+
+#endif

@@ -1,0 +1,251 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * What is used of the kernel: constants of its headers, and the fields of its structures that are
+ * read here; their offsets come from the running kernel (BPF CO-RE).
+ */
+#ifndef CIMA_KERNEL_H
+#define CIMA_KERNEL_H
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef int s32;
+typedef long long s64;
+/* What bpf_helpers.h and bpf_tracing.h want of linux/types.h, which the bpf target does not have. */
+typedef u8 __u8;
+typedef u16 __u16, __be16;
+typedef u32 __u32, __be32, __wsum;
+typedef u64 __u64;
+typedef s32 __s32;
+typedef s64 __s64;
+
+enum bpf_map_type {
+	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_HASH_OF_MAPS = 13,
+	BPF_MAP_TYPE_RINGBUF = 27,
+	BPF_MAP_TYPE_TASK_STORAGE = 29,
+};
+enum {
+	BPF_ANY = 0,
+	BPF_EXIST = 2,
+	BPF_F_NO_PREALLOC = 1,
+	BPF_F_MMAPABLE = 1 << 10,
+	BPF_LOCAL_STORAGE_GET_F_CREATE = 1,
+};
+enum {
+	EPERM = 1,
+	ENOMEM = 12,
+	EACCES = 13,
+	ETXTBSY = 26,
+	EFBIG = 27,
+	ENODATA = 61,
+	MAX_ERRNO = 4095,
+	SIGKILL = 9,
+};
+enum { PROT_WRITE = 2, PROT_EXEC = 4, MAP_SHARED = 1, MAP_TYPE = 15 };
+enum { VM_EXEC = 4, VM_SHARED = 8, EXSTACK_ENABLE_X = 2, READ_IMPLIES_EXEC = 0x400000 };
+enum { FMODE_READ = 1, FMODE_WRITE = 2, FMODE_EXEC = 0x20, ATTR_SIZE = 8 };
+enum { S_IFMT = 0170000, S_IFREG = 0100000, S_PRIVATE = 1 << 9, S_IMA = 1 << 10, S_VERITY = 1 << 16 };
+enum { SB_RDONLY = 1, SB_KERNMOUNT = 1 << 22, SB_I_IMA_UNVERIFIABLE_SIGNATURE = 0x20 };
+enum { F_SEAL_WRITE = 8, PTRACE_MODE_ATTACH = 2, PF_KTHREAD = 0x200000 };
+enum { HASH_ALGO_SHA256 = 4, IMA_COLLECTED = 0x20 };
+enum { CLONE_NEWNS = 0x20000 };
+#define MNT_NS_ANON_INO 0xEFFFFFF7U /* the number of every anonymous mount namespace, from 7.x on */
+
+/* linux/magic.h */
+enum magic {
+	OVERLAYFS = 0x794c7630,
+	TMPFS = 0x01021994,
+	RAMFS = 0x858458f6,
+	PROC = 0x9fa0,
+	SYSFS = 0x62656572,
+	DEBUGFS = 0x64626720,
+	TRACEFS = 0x74726163,
+	BPF_FS = 0xcafe4a11,
+	BINFMT_MISC = 0x42494e4d,
+	CGROUP = 0x27e0eb,
+	CGROUP2 = 0x63677270,
+	DEVPTS = 0x1cd1,
+	MQUEUE = 0x19800202,
+	SECURITYFS = 0x73636673,
+	FUSE = 0x65735546,
+	NFS = 0x6969,
+	SMB = 0x517b,
+	CIFS = 0xff534d42,
+	SMB2 = 0xfe534d42,
+	V9FS = 0x01021997,
+	CEPH = 0x00c36400,
+	AFS = 0x5346414f,
+	OCFS2 = 0x7461636f,
+	GFS2 = 0x01161970,
+};
+
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+
+#define KERNEL __attribute__((preserve_access_index))
+typedef struct {
+	int counter;
+} KERNEL atomic_t;
+struct ns_common {
+	u32 inum;
+} KERNEL;
+struct mnt_namespace {
+	struct ns_common ns;
+	u64 seq;
+} KERNEL;
+struct ns_common___6_18 {
+	u64 ns_id;
+	u32 ns_type;
+	u32 inum;
+} KERNEL;
+struct mnt_namespace___6_18 {
+	struct ns_common___6_18 ns;
+} KERNEL;
+struct nsproxy {
+	struct mnt_namespace *mnt_ns;
+} KERNEL;
+struct capabilities { /* kernel_cap_t, 8 bytes by whichever name */
+	u64 val;
+};
+struct cred {
+	struct capabilities cap_bset;
+} KERNEL;
+struct seccomp {
+	int mode;
+} KERNEL;
+struct mm_struct {
+	unsigned long start_brk, brk, start_stack;
+} KERNEL;
+struct task_struct {
+	struct nsproxy *nsproxy;
+	const struct cred *real_cred;
+	struct mm_struct *mm;
+	struct task_struct *real_parent;
+	struct seccomp seccomp;
+	unsigned int personality;
+	unsigned int flags;
+} KERNEL;
+struct qstr {
+	u32 len;
+	const unsigned char *name;
+} KERNEL;
+struct inode;
+struct super_block;
+struct dentry {
+	struct qstr d_name;
+	struct inode *d_inode;
+	struct super_block *d_sb;
+} KERNEL;
+struct path {
+	void *mnt;
+	struct dentry *dentry;
+} KERNEL;
+struct super_block {
+	u32 s_dev;
+	unsigned long s_magic;
+	unsigned long s_flags;
+	unsigned long s_iflags;
+} KERNEL;
+struct vfsmount {
+	struct super_block *mnt_sb;
+} KERNEL;
+struct rb_node;
+struct rb_root {
+	struct rb_node *rb_node;
+} KERNEL;
+struct rb_root_cached {
+	struct rb_root rb_root;
+} KERNEL;
+struct address_space {
+	atomic_t i_mmap_writable;
+	struct rb_root_cached i_mmap;
+} KERNEL;
+struct inode {
+	unsigned short i_mode;
+	unsigned int i_flags;
+	unsigned long i_ino;
+	s64 i_size;
+	struct super_block *i_sb;
+	atomic_t i_writecount;
+	atomic_t i_readcount;
+	struct address_space *i_mapping;
+} KERNEL;
+struct file {
+	unsigned int f_mode;
+	unsigned int f_flags;
+	struct path f_path;
+	struct inode *f_inode;
+} KERNEL;
+struct linux_binprm {
+	struct file *file;
+} KERNEL;
+struct linux_binprm___6_14 {
+	unsigned int is_check : 1;
+} KERNEL;
+struct vm_area_struct {
+	unsigned long vm_start, vm_end;
+	unsigned long vm_flags;
+	struct mm_struct *vm_mm;
+	struct file *vm_file;
+	void *anon_vma;
+} KERNEL;
+struct iattr {
+	unsigned int ia_valid;
+} KERNEL;
+struct pt_regs___x86 {
+	unsigned long di;
+} KERNEL;
+struct bpf_iter_meta;
+struct bpf_iter__task {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+} KERNEL;
+
+/* mm/shmem.c: files in memory */
+struct shmem_inode_info {
+	unsigned int seals;
+	struct inode vfs_inode;
+} KERNEL;
+
+/* IMA: what it keeps of an inode, by its name up to 6.9 and after. */
+struct ima_digest_data {
+	u8 algo;
+	u8 length;
+} KERNEL;
+struct integrity_iint_cache {
+	unsigned long flags;
+	struct ima_digest_data *ima_hash;
+} KERNEL;
+struct ima_iint_cache {
+	unsigned long flags;
+	struct ima_digest_data *ima_hash;
+} KERNEL;
+
+/* The module overlay: loaded before this is. */
+struct ovl_path {
+	void *layer;
+	struct dentry *dentry;
+} KERNEL;
+struct ovl_entry {
+	unsigned int __numlower;
+	struct ovl_path __lowerstack[];
+} KERNEL;
+struct ovl_inode {
+	unsigned long flags;
+	struct inode vfs_inode;
+	struct dentry *__upperdentry;
+	struct ovl_entry *oe;
+} KERNEL;
+struct ovl_inode___6_1 {
+	struct inode *lowerdata;
+	struct ovl_path lowerpath;
+} KERNEL;
+enum ovl_inode_flag { OVL_UPPERDATA = 3 };
+
+#endif

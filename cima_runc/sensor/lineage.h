@@ -1,0 +1,210 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Lineage: whose a task is. A task that does anything that is looked at in a container's mount
+ * namespace is marked, and what it forks is marked with it. The mark stays wherever the task goes.
+ *
+ * Mount namespaces say whose a process is that enters from outside: the container's own, and those
+ * that its tasks made (namespaces.h).
+ */
+#ifndef CIMA_LINEAGE_H
+#define CIMA_LINEAGE_H
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, WATCHED_MAX);
+	__type(key, u32);
+	__type(value, struct watched);
+} watched SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, REGISTRATIONS_MAX);
+	__type(key, u64);
+	__type(value, struct registration);
+} registrations SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct totals);
+} totals SEC(".maps");
+
+/* A task of a container, and the program that it runs. */
+struct mark {
+	u64 registration;
+	u64 path_hash; /* of `path`, for the map `seen` */
+	u32 entered;   /* 1: it came from outside, and has not executed anything yet */
+	s32 hash;      /* enum hash_algo of the program's digest, or negative: none that is believed */
+	s32 path_len;  /* bytes, the NUL counted; 0: none */
+	u32 unused;
+	u8 digest[DIGEST_SIZE];
+	u8 path[PROGRAM_PATH_SIZE];
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct mark);
+} marks SEC(".maps");
+
+/*
+ * What a program tells the kernel: `code` or 0. From 6.12 on the kernel's verifier wants to see that
+ * it is no other number, so the compiler must not calculate it.
+ */
+static __always_inline int refuse(int denied, int code)
+{
+	if (!denied)
+		return 0;
+	asm volatile("" ::: "memory");
+	return code;
+}
+
+/* A pointer as a mere number: global functions take no pointers to the kernel's structures. */
+static __always_inline u64 address(const void *pointer)
+{
+	u64 number = 0;
+
+	bpf_probe_read_kernel(&number, sizeof(number), &pointer);
+	return number;
+}
+
+/* The number of a mount namespace that the kernel never gives twice; 0 where it has none. */
+static __always_inline u64 namespace_id(struct mnt_namespace *ns)
+{
+	struct mnt_namespace___6_18 *newer = (void *)ns;
+
+	if (bpf_core_field_exists(newer->ns.ns_id))
+		return BPF_CORE_READ(newer, ns.ns_id);
+	if (bpf_core_field_exists(ns->seq))
+		return BPF_CORE_READ(ns, seq);
+	return 0;
+}
+
+static __always_inline struct mnt_namespace *namespace_of_current(void)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+
+	return BPF_CORE_READ(task, nsproxy, mnt_ns); /* none in a task that exits */
+}
+
+static __always_inline u32 current_mntns(void)
+{
+	struct mnt_namespace *ns = namespace_of_current();
+
+	return BPF_CORE_READ(ns, ns.inum);
+}
+
+/*
+ * Whose `ns` is: the registration, or 0 for nobody's.
+ *
+ * Deleted map entries are reused at once, even under a reader. So the entry is looked up again
+ * after it was read: if it still is this namespace's, what was read was too.
+ *
+ * A global function, as are others here: the kernel verifies each by itself, and not once for each of
+ * the ways that lead to it.
+ */
+__noinline u64 owner_of(u64 namespace)
+{
+	struct mnt_namespace *ns = (struct mnt_namespace *)namespace;
+	u32 inum = BPF_CORE_READ(ns, ns.inum);
+	struct watched *entry = bpf_map_lookup_elem(&watched, &inum), found = {};
+
+	if (!entry)
+		return 0;
+	found.registration = *(volatile u64 *)&entry->registration;
+	found.namespace_id = *(volatile u64 *)&entry->namespace_id;
+	if (bpf_map_lookup_elem(&watched, &inum) != entry)
+		return 0;
+	/* An entry that outlived its namespace says nothing about the next one of that number. */
+	if (found.namespace_id)
+		return found.namespace_id == namespace_id(ns) ? found.registration : 0;
+	/* The first that a container does, while the agent holds its namespace: from here on the
+	   entry means no other one, also while no agent runs. */
+	found.namespace_id = namespace_id(ns);
+	if (found.namespace_id)
+		bpf_map_update_elem(&watched, &inum, &found, BPF_EXIST);
+	return found.registration;
+}
+
+static __always_inline struct registration *registered(u64 registration)
+{
+	return bpf_map_lookup_elem(&registrations, &registration);
+}
+
+static __always_inline void count_dropped(u64 registration)
+{
+	u32 zero = 0, mntns = current_mntns();
+	struct registration *owner = registered(registration);
+	struct totals *total = bpf_map_lookup_elem(&totals, &zero);
+
+	if (owner) {
+		if (owner->mntns != mntns)
+			owner->dropped_in = mntns;
+		__sync_fetch_and_add(&owner->dropped, 1);
+	}
+	if (total)
+		__sync_fetch_and_add(&total->dropped, 1);
+}
+
+/* The mark of this task where it has one, or its namespace gives it one; 0: it is nobody's. */
+static __always_inline struct mark *mark_of_current(void)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct mark *mark = bpf_task_storage_get(&marks, task, 0, 0);
+	u64 owner;
+
+	/* The mark of a container that is watched no more says nothing. */
+	if (mark && registered(mark->registration))
+		return mark;
+	owner = owner_of(address(namespace_of_current()));
+	if (!owner)
+		return 0;
+	mark = bpf_task_storage_get(&marks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!mark) {
+		count_dropped(owner);
+		return 0;
+	}
+	mark->registration = owner;
+	mark->entered = 1;
+	mark->hash = -1;
+	mark->path_len = 0;
+	return mark;
+}
+
+/* A child is whose its parent is, before it can do anything; without a mark it is not made. */
+SEC("lsm/task_alloc")
+int BPF_PROG(cima_task_alloc, struct task_struct *child, unsigned long flags)
+{
+	struct mark *mark = mark_of_current();
+
+	if (mark && !bpf_task_storage_get(&marks, child, mark, BPF_LOCAL_STORAGE_GET_F_CREATE))
+		return -ENOMEM;
+	return 0;
+}
+
+/* The tasks that are there when the sensor is loaded: the loader reads this once. */
+SEC("?iter/task")
+int cima_tasks(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct mnt_namespace *ns;
+	struct mark *mark;
+	u64 owner;
+
+	if (!task)
+		return 0;
+	ns = BPF_CORE_READ(task, nsproxy, mnt_ns);
+	owner = ns ? owner_of(address(ns)) : 0;
+	if (!owner || bpf_task_storage_get(&marks, task, 0, 0))
+		return 0;
+	mark = bpf_task_storage_get(&marks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!mark)
+		return 0;
+	mark->registration = owner;
+	mark->hash = -1;
+	return 0;
+}
+
+#endif

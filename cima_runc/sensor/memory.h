@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Executable memory: what can run though no file was measured for it, by the kinds that SELinux has
+ * given names to (security/selinux/hooks.c). Reported once for each program and kind.
+ */
+#ifndef CIMA_MEMORY_H
+#define CIMA_MEMORY_H
+
+/* Report executable memory of the task with this mark; returns what the kernel is to do. */
+static __always_inline int note_memory(struct mark *mark, u32 why)
+{
+	struct registration *owner = registered(mark->registration);
+	int denied = owner && owner->flags & DENY_MEMORY;
+	struct scratch *s = claim_scratch();
+	u32 bytes = mark->path_len;
+
+	if (!s) {
+		count_dropped(mark->registration);
+		return refuse(denied, -EACCES);
+	}
+	begin_event(&s->report.event, mark->registration, MEMORY, why, NONE);
+	s->report.event.denied = denied;
+	s->report.path_hash = mark->path_hash;
+	if (mark->hash >= 0) {
+		s->report.event.hash = mark->hash;
+		__builtin_memcpy(s->report.event.digest, mark->digest, DIGEST_SIZE);
+	}
+	if (bytes && bytes <= PROGRAM_PATH_SIZE) {
+		__builtin_memcpy(s->report.path, mark->path, PROGRAM_PATH_SIZE);
+		s->report.event.path_len = bytes;
+	}
+	send(&s->report);
+	release_scratch(s);
+	return refuse(denied, -EACCES);
+}
+
+/* Memory without a file, or of one that only the kernel has (shared memory, /dev/zero). */
+static __always_inline int is_anonymous(struct file *file)
+{
+	struct inode *inode = file ? BPF_CORE_READ(file, f_inode) : 0;
+
+	return !inode || (BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFREG ||
+	       BPF_CORE_READ(inode, i_flags) & S_PRIVATE;
+}
+
+/*
+ * Libraries, and whatever else is mapped executable.
+ *
+ * Up to Linux 6.12 the kernel's verifier holds `file` for never null, and removes a test for it: an
+ * anonymous mapping would be an oops. So the argument is read as a number first.
+ */
+SEC("lsm.s/mmap_file")
+int BPF_PROG(cima_mmap_file, struct file *file, unsigned long reqprot, unsigned long prot,
+	     unsigned long flags)
+{
+	u64 raw = 0;
+	struct mark *mark;
+	int is_private = (flags & MAP_TYPE) != MAP_SHARED && (flags & MAP_TYPE) != 3;
+
+	prot |= reqprot;
+	if (!(prot & PROT_EXEC))
+		return 0;
+	bpf_probe_read_kernel(&raw, sizeof(raw), ctx);
+	if (is_anonymous((struct file *)raw)) {
+		mark = mark_of_current();
+		return mark ? note_memory(mark, EXECMEM) : 0;
+	}
+	if (is_private && prot & PROT_WRITE) {
+		mark = mark_of_current();
+		if (mark && note_memory(mark, EXECMEM))
+			return -EACCES;
+	}
+	return file ? use(file, MMAP_CHECK, 1) : 0;
+}
+
+/* A mapping becomes executable. The address space is locked: nothing can be hashed, no path walked. */
+SEC("lsm/file_mprotect")
+int BPF_PROG(cima_file_mprotect, struct vm_area_struct *vma, unsigned long reqprot,
+	     unsigned long prot)
+{
+	struct mark *mark;
+	struct mm_struct *mm;
+	struct file *file;
+	struct inode *inode;
+	u64 flags, start, end;
+	int denied;
+
+	prot |= reqprot;
+	if (!(prot & PROT_EXEC))
+		return 0;
+	flags = BPF_CORE_READ(vma, vm_flags);
+	file = BPF_CORE_READ(vma, vm_file);
+	if (flags & VM_EXEC) {
+		/* It is already: what may become new is that it can be written at the same time. */
+		if (!(prot & PROT_WRITE) || flags & VM_SHARED || is_anonymous(file))
+			return 0;
+		mark = mark_of_current();
+		return mark ? note_memory(mark, EXECMEM) : 0;
+	}
+	mark = mark_of_current();
+	if (!mark)
+		return 0;
+	if (is_anonymous(file)) {
+		mm = BPF_CORE_READ(vma, vm_mm);
+		start = BPF_CORE_READ(vma, vm_start);
+		end = BPF_CORE_READ(vma, vm_end);
+		if (start >= BPF_CORE_READ(mm, start_brk) && end <= BPF_CORE_READ(mm, brk))
+			return note_memory(mark, EXECHEAP);
+		if (start <= BPF_CORE_READ(mm, start_stack) && end >= BPF_CORE_READ(mm, start_stack))
+			return note_memory(mark, EXECSTACK);
+		return note_memory(mark, EXECMEM);
+	}
+	if (!(flags & VM_SHARED)) {
+		if (BPF_CORE_READ(vma, anon_vma) && note_memory(mark, EXECMOD))
+			return -EACCES;
+		if (prot & PROT_WRITE && note_memory(mark, EXECMEM))
+			return -EACCES;
+	}
+	denied = is_enforced(mark->registration);
+	inode = BPF_CORE_READ(file, f_inode);
+	note(mark->registration, ABOUT(USE, MPROTECT, MMAP_CHECK, denied), address(inode),
+	     address(BPF_CORE_READ(file, f_path.dentry)));
+	return refuse(denied, -EACCES);
+}
+
+/* A program is about to run that wants an executable stack; too late to refuse, so it is ended. */
+SEC("fexit/setup_arg_pages")
+int BPF_PROG(cima_setup_stack, void *bprm, unsigned long top, int executable)
+{
+	struct mark *mark;
+
+	if (executable != EXSTACK_ENABLE_X)
+		return 0;
+	mark = mark_of_current();
+	if (mark && note_memory(mark, EXECSTACK))
+		bpf_send_signal(SIGKILL);
+	return 0;
+}
+
+/* From here on what it may read it may execute: its heap grows executable without another call. */
+SEC("fentry/__x64_sys_personality")
+int BPF_PROG(cima_personality, struct pt_regs___x86 *regs)
+{
+	u64 persona = BPF_CORE_READ(regs, di);
+	struct mark *mark;
+
+	if ((u32)persona == 0xffffffff || !(persona & READ_IMPLIES_EXEC))
+		return 0;
+	mark = mark_of_current();
+	if (mark && note_memory(mark, EXECMEM))
+		bpf_send_signal(SIGKILL);
+	return 0;
+}
+
+#endif

@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Uses of files: each program, script, interpreter and library as the kernel comes to it, and what is
+ * read where its name is one of the settings'.
+ *
+ * IMA looks at a file just after the programs here. Where it has not hashed the file yet, and nothing
+ * is to be refused, the use is kept until it has (`pending`): a file is not hashed twice.
+ */
+#ifndef CIMA_USES_H
+#define CIMA_USES_H
+
+/* Keep the event until IMA has looked at the file; 0: there is no room. */
+static __always_inline int wait_for_ima(struct scratch *s, struct inode *inode)
+{
+	u64 task = bpf_get_current_pid_tgid();
+
+	s->report.seen = (u64)inode;
+	return !bpf_map_update_elem(&pending, &task, &s->report, BPF_ANY);
+}
+
+/* IMA has looked at the file that the task waits for. */
+static __always_inline void complete(void)
+{
+	u64 task = bpf_get_current_pid_tgid();
+	struct report *r = bpf_map_lookup_elem(&pending, &task);
+	struct judged judged = {};
+	u32 why;
+
+	if (!r)
+		return;
+	why = judge(r->seen, &judged);
+	if (why != NO_DIGEST_KEPT) {
+		r->event.hash = judged.known.hash;
+		__builtin_memcpy(r->event.digest, judged.known.digest, DIGEST_SIZE);
+	}
+	add_user(judged.real, r->event.registration);
+	if (!r->event.why) /* what is wrong with its file system */
+		r->event.why = why;
+	send(r);
+	bpf_map_delete_elem(&pending, &task);
+}
+
+SEC("fexit/ima_bprm_check")
+int BPF_PROG(cima_ima_bprm, void *bprm)
+{
+	complete();
+	return 0;
+}
+
+SEC("fexit/ima_file_mmap")
+int BPF_PROG(cima_ima_mmap, void *file)
+{
+	complete();
+	return 0;
+}
+
+static __always_inline int use_by(u64 registration, struct file *file, u32 func, int late)
+{
+	struct registration *owner = registered(registration);
+	struct inode *inode = file->f_inode;
+	u64 seen = address(inode);
+	u64 root_dev = owner ? owner->root_dev : 0;
+	u32 why, now, named, had_digest, bytes;
+	struct judged judged = {};
+	struct scratch *s;
+	int denied, waits = 0;
+	s32 hash;
+
+	why = judge(seen, &judged);
+	named = unreliable(seen, judged.real);
+	hash = judged.known.hash;
+	had_digest = inode->i_flags & S_IMA;
+	if (settings.largest && (u64)inode->i_size > settings.largest) {
+		why = TOO_LARGE;
+		hash = -EFBIG;
+		__builtin_memset(judged.known.digest, 0, DIGEST_SIZE);
+	} else if (why) {
+		/* Where IMA has a digest from before the sensor, it takes none. */
+		waits = late && settings.late && !is_enforced(registration) && why != MEMORY_FILE &&
+			(why != NO_DIGEST_KEPT || !had_digest);
+		if (!waits) {
+			hash = bpf_ima_file_hash(file, judged.known.digest, DIGEST_SIZE);
+			/* What that took is known by now; what it had kept says nothing new. */
+			now = judge(seen, &judged);
+			if (!now) {
+				why = STABLE;
+				hash = judged.known.hash;
+			} else if (hash >= 0 && now != WRITER && now != SHARED_MAPPING && !judged.unknown &&
+				   is_beyond_reach(seen, judged.real, judged.is_lower, root_dev)) {
+				why = STABLE;
+			} else if (now != NO_DIGEST_KEPT) {
+				why = now;
+			} else if (hash >= 0) {
+				why = had_digest ? OLDER_THAN_SENSOR : MAP_FULL;
+			}
+		}
+	}
+	if (named && why != TOO_LARGE)
+		why = named;
+	denied = !waits && (why == TOO_LARGE || !is_allowed(registration, why, hash, judged.known.digest));
+	if (!waits && !denied)
+		add_user(judged.real, registration);
+
+	s = claim_scratch();
+	if (!s) {
+		count_dropped(registration);
+		return refuse(denied, -EPERM);
+	}
+	begin_event(&s->report.event, registration, USE, waits ? named : why, func);
+	s->report.event.path_len = bpf_d_path(&file->f_path, (char *)s->report.path, PATH_SIZE);
+	bytes = s->report.event.path_len;
+	if (bytes > PATH_SIZE) /* an errno */
+		bytes = 0;
+	__builtin_memset(s->report.path + bytes, 0, 8);
+	s->report.path_hash = hash_path(s, bytes);
+	s->report.event.ino = inode->i_ino;
+	s->report.event.dev = inode->i_sb->s_dev;
+	s->report.event.denied = denied;
+	if (waits) {
+		if (!wait_for_ima(s, inode))
+			count_dropped(registration);
+	} else {
+		s->report.event.hash = hash;
+		__builtin_memcpy(s->report.event.digest, judged.known.digest, DIGEST_SIZE);
+		send(&s->report);
+	}
+	release_scratch(s);
+	return refuse(denied, -EPERM);
+}
+
+/*
+ * Returns what the kernel is to do: 0, or -EPERM where the file may not run in the container. A task
+ * of one container in another's namespace is both's.
+ */
+static __always_inline int use(struct file *file, u32 func, int late)
+{
+	struct mark *mark = mark_of_current();
+	u64 who[2] = {};
+	int denied = 0;
+
+	if (!mark)
+		return 0;
+	who[0] = mark->registration;
+	who[1] = owner_of(address(namespace_of_current()));
+	if (who[1] == who[0])
+		who[1] = 0;
+	for (u32 i = 0; i < 2; i++) {
+		u64 registration = i ? who[1] : who[0];
+
+		if (registration && use_by(registration, file, func, late && !who[1]))
+			denied = 1;
+	}
+	return refuse(denied, -EPERM);
+}
+
+static __always_inline int matches(const volatile struct name_pattern *pattern, const u8 *name,
+				   u32 len)
+{
+	u32 size = pattern->size, rest;
+	u8 text[NAME_PATTERN_SIZE + 3] = {};
+
+	if (size > NAME_PATTERN_SIZE || size > len)
+		return 0;
+	rest = len - size;
+	if (pattern->at_start && pattern->at_end && rest)
+		return 0;
+	if (bpf_probe_read_kernel(text, size, name + (pattern->at_start ? 0 : rest)))
+		return 0;
+	for (u32 i = 0; i < NAME_PATTERN_SIZE; i++)
+		if (i < size && text[i] != pattern->text[i])
+			return 0;
+	return 1;
+}
+
+/* Whether one of the settings' patterns is that of this name. */
+__noinline int is_named(u64 name, u32 len)
+{
+	for (u32 i = 0; i < NAME_PATTERNS_MAX; i++) {
+		if (i >= settings.patterns)
+			break;
+		if (matches(&settings.pattern[i], (const u8 *)name, len))
+			return 1;
+	}
+	return 0;
+}
+
+/*
+ * What an interpreter reads, where it has the name of a script. When a file is opened to be executed
+ * that is not reading.
+ */
+static __always_inline int read_by_name(struct file *file)
+{
+	if (!(file->f_mode & FMODE_READ) || (file->f_flags & FMODE_EXEC) ||
+	    (file->f_inode->i_mode & S_IFMT) != S_IFREG)
+		return 0;
+	if (!mark_of_current())
+		return 0;
+	if (!is_named(address(file->f_path.dentry->d_name.name), file->f_path.dentry->d_name.len))
+		return 0;
+	return use(file, FILE_CHECK, 0);
+}
+
+/* Loaded only where the settings name any: from Linux 6.12 on this, */
+SEC("?lsm.s/file_post_open")
+int BPF_PROG(cima_file_post_open, struct file *file, int mask)
+{
+	return read_by_name(file);
+}
+
+/* before that this, where the kernel cannot read the file yet: a digest that it has kept, or none. */
+SEC("?lsm.s/file_open")
+int BPF_PROG(cima_file_open_read, struct file *file)
+{
+	return read_by_name(file);
+}
+
+/*
+ * An interpreter asks whether it may run a file that it will read: execveat(2) with AT_EXECVE_CHECK,
+ * from Linux 6.14 on. The kernel then ends before bprm_check_security.
+ */
+SEC("lsm.s/bprm_creds_for_exec")
+int BPF_PROG(cima_execve_check, struct linux_binprm *bprm)
+{
+	struct linux_binprm___6_14 *newer = (void *)bprm;
+
+	if (!bpf_core_field_exists(newer->is_check) || !BPF_CORE_READ_BITFIELD(newer, is_check))
+		return 0;
+	return use(bprm->file, BPRM_CHECK, 0);
+}
+
+#endif

@@ -1,0 +1,130 @@
+"""Files that change under their digests, and executable memory: each is named by the sensor. Needs
+root and the BPF LSM; digests need IMA."""
+
+import ctypes
+import hashlib
+import mmap
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cima_runc.sensor.events import Event, Kind, Why
+from tests.vm.test_sensor import (
+    Watched,
+    container,
+    install,
+    libc,
+    map_executable,
+    program,
+    uses,
+)
+
+__all__ = ["container"]
+
+PROT_READ, PROT_WRITE, PROT_EXEC, MAP_PRIVATE = 1, 2, 4, 2
+BPF_MAP_GET_FD_BY_ID = 14
+SYS_BPF = 321
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+def about(events: list[Event]) -> set[tuple[Kind, Why]]:
+    return {(event.kind, event.why) for event in events}
+
+
+def map_private(path: Path, protection: int) -> int:
+    descriptor = os.open(path, os.O_RDONLY)
+    return int(libc.mmap(None, path.stat().st_size, protection, MAP_PRIVATE, descriptor, 0))
+
+
+def test_a_dirty_page_that_changes_after_its_file_was_hashed(
+    container: Watched, tmp_path: Path
+) -> None:
+    file = tmp_path / "lib"
+    install(file, program(b"A" * 4096))
+
+    def attack() -> None:
+        descriptor = os.open(file, os.O_RDWR)
+        with mmap.mmap(descriptor, 0, mmap.MAP_SHARED) as content:
+            os.close(descriptor)
+            content[-4:] = b"AAAA"
+            map_executable(file)
+            content[-4:] = b"EVIL"
+        map_executable(file)
+
+    container.call(attack)
+    evil = hashlib.sha256(file.read_bytes()).digest()
+    found = uses(container.events())
+    assert found
+    assert all(event.why or event.digest == evil for event in found)
+
+
+def test_a_file_that_is_written_while_it_is_mapped(container: Watched, tmp_path: Path) -> None:
+    file = tmp_path / "lib"
+    install(file, program(b"B" * 4096))
+
+    def attack() -> None:
+        held = map_private(file, PROT_READ | PROT_EXEC)
+        assert held
+        descriptor = os.open(file, os.O_RDWR)
+        os.pwrite(descriptor, b"EVIL", 4000)
+        os.close(descriptor)
+
+    container.call(attack)
+    assert about(container.events()) == {
+        (Kind.USE, Why.STABLE),
+        (Kind.CHANGED, Why.OPENED_WHILE_MAPPED),
+    }
+
+
+def made_executable(file: Path) -> None:
+    size = file.stat().st_size
+    libc.mprotect(map_private(file, PROT_READ), size, PROT_READ | PROT_EXEC)
+
+
+def written_and_executable_again(file: Path) -> None:
+    size = file.stat().st_size
+    held = map_private(file, PROT_READ | PROT_EXEC)
+    libc.mprotect(held, size, PROT_READ | PROT_WRITE)
+    ctypes.memset(held, 0x90, 16)
+    libc.mprotect(held, size, PROT_READ | PROT_EXEC)
+
+
+def anonymous(file: Path) -> None:
+    mmap.mmap(-1, 4096, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+
+
+def device_of_zeros(file: Path) -> None:
+    with Path("/dev/zero").open("rb") as zero:
+        mmap.mmap(zero.fileno(), 4096, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC)
+
+
+def own_memory(file: Path) -> None:
+    os.close(os.open("/proc/self/mem", os.O_RDWR))
+
+
+def sensor_by_number(file: Path) -> None:
+    number = ctypes.c_uint32(1)
+    assert libc.syscall(SYS_BPF, BPF_MAP_GET_FD_BY_ID, ctypes.byref(number), 4) == -1
+
+
+@pytest.mark.parametrize(
+    ("attack", "kind", "why"),
+    [
+        (made_executable, Kind.USE, Why.MPROTECT),
+        (written_and_executable_again, Kind.MEMORY, Why.EXECMOD),
+        (anonymous, Kind.MEMORY, Why.EXECMEM),
+        (device_of_zeros, Kind.MEMORY, Why.EXECMEM),
+        (own_memory, Kind.CHANGED, Why.PROCESS_MEMORY),
+        (sensor_by_number, Kind.GUARD, Why.BPF),
+    ],
+)
+def test_each_has_a_name(
+    container: Watched, tmp_path: Path, attack: Callable[[Path], None], kind: Kind, why: Why
+) -> None:
+    install(tmp_path / "lib", program(b"C" * 8192))
+    container.call(lambda: attack(tmp_path / "lib"))
+    assert (kind, why) in about(container.events())
