@@ -18,6 +18,7 @@ TAKEN_UP = (
     "binding.group_ms",
     "binding.mode",
     "binding.on_tpm_failure",
+    "enforcement.memory",
     "hook_stage",
     "hook_timeout_seconds",
     "limits.bytes",

@@ -293,8 +293,8 @@ class Violation(ViolationV1):
 
     @model_validator(mode="after")
     def _check_why(self) -> "Violation":
-        if self.kind not in ("denied", "unnamed") and self.why is None:
-            raise ValueError("why is given for every kind but denied and unnamed")
+        if self.kind == "unstable" and self.why is None:
+            raise ValueError("why is given where the kind is unstable")
         return self
 
 

@@ -11,7 +11,7 @@ TAKES_A_RESTART = {
     *("ima.required", "ima.directory", "ima.host_pcr", "ima.container_pcr"),
     *("sensor.required", "sensor.ring_mib", "sensor.measure_reads", "limits.mib_per_second"),
     *("enforcement.enforce", "enforcement.references", "enforcement.unknown_images"),
-    *("enforcement.allow", "enforcement.files"),
+    *("enforcement.allow", "enforcement.files", "sensor.largest_file_mib"),
     *("tpm.required", "tpm.tcti", "tpm.pcr"),
     *("attestation.ak_handle", "attestation.ak_certificate", "attestation.boot_pcrs"),
     *("attestation.event_log", "attestation.https.enabled", "attestation.https.address"),
