@@ -509,7 +509,7 @@ async def _serve(
 
 
 def main() -> int:
-    """Run the agent; 0 after a stop, 1 for settings or state, 3 for a source that is missing."""
+    """Run the agent; 0 after a stop, 2 for settings or state, 3 for a source that is missing."""
     parser = argparse.ArgumentParser(prog="cima-agent", description="Measures containers.")
     parser.add_argument("--config", default=SETTINGS_FILE, help="settings file (%(default)s)")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning"])

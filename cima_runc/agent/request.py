@@ -89,11 +89,14 @@ async def send_answer(writer: asyncio.StreamWriter, word: str, body: Body) -> No
     try:
         if isinstance(body, bytes):
             chunks: Iterator[bytes] = (body[at : at + _CHUNK] for at in range(0, len(body), _CHUNK))
-            writer.write(_header(word, len(body)))
+            length = len(body)
         else:
-            chunks = body.chunks()
-            writer.write(_header(word, body.length))
+            chunks, length = body.chunks(), body.length
+        # Together with what comes first: most answers are one packet then.
+        writer.write(f"{word} {length}\n".encode("ascii") + next(chunks, b""))
         async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(STALLED_SECONDS):
+                await writer.drain()
             for chunk in chunks:
                 writer.write(chunk)
                 async with asyncio.timeout(STALLED_SECONDS):
@@ -104,10 +107,6 @@ async def send_answer(writer: asyncio.StreamWriter, word: str, body: Body) -> No
     finally:
         if isinstance(body, StoredBody):
             body.close()
-
-
-def _header(word: str, length: int) -> bytes:
-    return f"{word} {length}\n".encode("ascii")
 
 
 def refusal(verb: str, error: Exception) -> tuple[str, bytes]:

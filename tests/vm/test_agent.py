@@ -132,7 +132,7 @@ def test_an_agent_that_hangs_is_started_anew_by_systemd(image: str, short_watchd
 
 def test_a_second_agent_is_refused() -> None:
     second = guest.run("cima-agent")
-    assert second.code == 1
+    assert second.code == 2
     assert second.err == "ERROR another agent uses /var/lib/cima; stop it first\n"
     assert guest.status()["sensor"] != "missing"
 
