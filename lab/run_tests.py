@@ -84,7 +84,9 @@ class Plan:
         if not (only_guests or self.targets or options.native):
             tasks.append(self._task("lint, format, types", ["./dev", "check"], "native", 1e6))
         if not only_guests and (native or not self.targets):
-            command = [PYTEST, "-n", "2", "--dist", "loadfile", *native, *self.passed_on]
+            everything = ["--everything"] if options.everything else []
+            passed_on = [*everything, *self.passed_on]
+            command = [PYTEST, "-n", "2", "--dist", "loadfile", *native, *passed_on]
             environment = {}
             if self.is_whole:
                 command = [*coverage.RUN, *command[1:]]

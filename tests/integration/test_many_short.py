@@ -20,7 +20,7 @@ AT_ONCE = 8
 def test_none_is_refused_and_none_has_anothers_records(
     host: Host, runtime: str, pytestconfig: pytest.Config
 ) -> None:
-    count = 2000 if pytestconfig.getoption("--everything", default=False) else 48
+    count = 2000 if pytestconfig.getoption("--everything") else 48
     command = [sys.executable, "-m", "tests.support.many_short", str(host.prefix), runtime]
     done = subprocess.run(
         [*command, str(count), str(AT_ONCE)],

@@ -18,12 +18,6 @@ REPORT = Path("/run/cima-lab/tests.json")
 _ran: list[tuple[str, float, float]] = []
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--everything", action="store_true", help="run what one release is enough for here too"
-    )
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out tests that the guest of the other release runs."""
     if config.getoption("--everything"):
