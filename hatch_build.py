@@ -29,6 +29,7 @@ HOST_FILES = {
     "examples/cima-agent.service": "share/cima/cima-agent.service",
     "examples/cima-agent.socket": "share/cima/cima-agent.socket",
     "build/native/prestart": "libexec/cima/hooks/prestart",
+    "build/native/settled": "libexec/cima/hooks/settled",
     "build/native/poststart": "libexec/cima/hooks/poststart",
     "build/native/poststop": "libexec/cima/hooks/poststop",
 }
@@ -85,6 +86,7 @@ ARTIFACTS = (
         needs="gcc musl-tools",
     ),
     _hook("prestart"),
+    _hook("settled"),
     _hook("poststart"),
     _hook("poststop"),
 )

@@ -1,5 +1,5 @@
 /*
- * The OCI hook STAGE (prestart, poststart or poststop): hands the runtime's state to the agent and
+ * The OCI hook STAGE (prestart, settled, poststart or poststop): hands the runtime's state to the agent and
  * fails where the agent refuses. One program a stage; STAGE is set when it is compiled.
  *
  * Framing as in cima_runc/runtime/agent_socket.py. prestart waits until the container is registered, poststop
@@ -29,13 +29,14 @@
 #define HEADER_MAX 64
 #define HELD_SUFFIX ".held"		/* cima_runc/agent/held.py */
 #define ID_MAX 256
-#define COMES_BACK (strcmp(STAGE, "prestart") == 0)
+#define COMES_BACK (strcmp(STAGE, "prestart") == 0 || strcmp(STAGE, "settled") == 0)
+#define PREFIX_MAX (3 * PATH_MAX)	/* the bundle, the configuration and its digest, a NUL after each */
 #define PAUSE_MS 50			/* between two tries to reach an agent that was killed */
 #define ERROR_MAX 4096			/* bytes of the agent's reason that are shown */
 
-/* A request: room for its header, and the state. */
-static char request[HEADER_MAX + STATE_MAX];
-static char *const state = request + HEADER_MAX;
+/* A request: room for its header and for what is told of the configuration, and the state. */
+static char request[HEADER_MAX + PREFIX_MAX + STATE_MAX];
+static char *const state = request + HEADER_MAX + PREFIX_MAX;
 
 /* GONE: there is a socket, but nobody behind it, or not any more. SILENT: no answer in time. */
 enum answer { OK, REFUSED, UNAVAILABLE, GONE, SILENT };
@@ -62,6 +63,24 @@ static size_t read_state(void)
 		length += (size_t)got;
 	}
 	return length;
+}
+
+/* Puts which configuration it is just before the state; returns how many bytes that takes. */
+static size_t tell_config(void)
+{
+	static const char *const names[] = { "CIMA_CONFIG_SHA256", "CIMA_CONFIG", "CIMA_BUNDLE" };
+	size_t told = 0;
+
+	for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+		const char *value = getenv(names[i]);
+		size_t size = value ? strlen(value) + 1 : 0;
+
+		if (size < 2 || size > PATH_MAX)
+			return 0;
+		told += size;
+		memcpy(state - told, value, size);
+	}
+	return told;
 }
 
 static bool send_all(int fd, const char *data, size_t length)
@@ -130,7 +149,8 @@ static enum answer ask_agent(const char *path, long long ms, size_t length, char
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
 	struct timeval patience = { .tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000 };
 	char header[HEADER_MAX];
-	size_t have = 0;
+	size_t have = 0, told = tell_config();
+	char *start = state - told;
 	char *body;
 	int fd, head;
 
@@ -139,7 +159,7 @@ static enum answer ask_agent(const char *path, long long ms, size_t length, char
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		return UNAVAILABLE;
-	head = snprintf(header, sizeof header, "%s %zu\n", STAGE, length);
+	head = snprintf(header, sizeof header, "%s %zu\n", STAGE, told + length);
 	if (head < 0 || (size_t)head >= sizeof header ||
 	    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) != 0 ||
 	    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) != 0 ||
@@ -150,8 +170,8 @@ static enum answer ask_agent(const char *path, long long ms, size_t length, char
 		return answer;
 	}
 	/* In one piece, so that the agent wakes once. */
-	memcpy(state - head, header, (size_t)head);
-	if (!send_all(fd, state - head, (size_t)head + length)) {
+	memcpy(start - head, header, (size_t)head);
+	if (!send_all(fd, start - head, (size_t)head + told + length)) {
 		close(fd);
 		return GONE;
 	}

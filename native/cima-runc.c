@@ -24,6 +24,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "bundle_guard.h"
 #include "installed.h"
 #include "runc_args.h"
 
@@ -186,8 +187,9 @@ static bool find_runtime(const struct settings *settings, const struct installed
 }
 
 /*
- * Asks the agent to put our hooks into the bundle. What it gets is the open directory, so that no
- * path can mean another one in its mount namespace; what it answers is which file is now the
+ * Asks the agent to put our hooks into the bundle, which only root may write. What it gets is the
+ * open directory, so that no path can mean another one in its mount namespace, and the path for the
+ * hooks to tell; what it answers is which file is now the
  * configuration, so that we see that it is ours. False: nobody answers, or it declines.
  */
 static bool ask_agent(const struct settings *settings, const struct installed *own, const char *bundle)
@@ -198,7 +200,7 @@ static bool ask_agent(const struct settings *settings, const struct installed *o
 	} control = { 0 };
 	struct timeval patience = { .tv_sec = AGENT_SECONDS };
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
-	char path[PATH_MAX], hooks[PATH_MAX], answer[128], expected[128];
+	char path[PATH_MAX], real[PATH_MAX], words[2 * PATH_MAX], answer[128], expected[128];
 	struct msghdr message = { 0 };
 	struct cmsghdr *header;
 	struct stat status;
@@ -208,16 +210,20 @@ static bool ask_agent(const struct settings *settings, const struct installed *o
 	bool prepared = false;
 
 	if (!join(address.sun_path, sizeof address.sun_path, settings->socket, BUNDLES_SUFFIX) ||
-	    !join(hooks, sizeof hooks, own->prefix, HOOKS_DIR) ||
-	    !join(path, sizeof path, bundle, "/config.json"))
+	    !join(words, PATH_MAX, own->prefix, HOOKS_DIR) ||
+	    !join(path, sizeof path, bundle, "/config.json") ||
+	    !is_callers_alone(bundle, real, sizeof real))
 		return false;
+	length = (ssize_t)strlen(words) + 1;
+	memcpy(words + length, real, strlen(real));
+	length += (ssize_t)strlen(real);
 	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		return false;
 	directory = open(bundle, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (directory < 0)
 		goto done;
-	body = (struct iovec){ .iov_base = hooks, .iov_len = strlen(hooks) };
+	body = (struct iovec){ .iov_base = words, .iov_len = (size_t)length };
 	message.msg_iov = &body;
 	message.msg_iovlen = 1;
 	message.msg_control = control.bytes;

@@ -1,6 +1,7 @@
 """Prepares bundles for the launcher ``cima-runc``, which is faster here than in a new Python.
 
-One packet a connection (SOCK_SEQPACKET): the directory of the launcher's hooks, and with it
+One packet a connection (SOCK_SEQPACKET): the directory of the launcher's hooks, a NUL and the
+bundle's absolute path, which nobody but root may write (native/bundle_guard.h); and with it
 (SCM_RIGHTS) the open bundle directory, so that no path can mean another one in our mount
 namespace. The answer is ``ok DEVICE INODE`` of the file that is the configuration now, or ``no``:
 then the launcher does it with a Python of its own, which also says why where it cannot be done.
@@ -18,7 +19,7 @@ from pathlib import Path
 from cima_runc.agent.private_socket import bind_private
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
-from cima_runc.runtime.shim import inject_hooks
+from cima_runc.runtime.shim import find_runtime, inject_hooks, timeout_of
 from cima_runc.runtime.shim_settings import (
     ShimSettings,
     identity_of,
@@ -43,6 +44,7 @@ class BundleServer:
     def __init__(self, agent_socket: str, hooks_dir: str) -> None:
         self._settings = ShimSettings()
         self._read_at: str | None = _NEVER
+        self._timeout: int | None = None
         self._hooks_dir = hooks_dir
         self._path = Path(agent_socket + SUFFIX)
         self._listener: socket.socket | None = None
@@ -55,7 +57,7 @@ class BundleServer:
         except OSError as error:
             _log.warning("bundles are left to launchers: %s: %s", self._path, error)
             return
-        with suppress(CimaError):
+        with suppress(CimaError, OSError):
             self._shim_settings()
         threading.Thread(
             target=self._serve, args=(self._listener,), name="bundles", daemon=True
@@ -81,11 +83,11 @@ class BundleServer:
                 channel.send(self._answer(channel))
 
     def _answer(self, channel: socket.socket) -> bytes:
-        hooks_dir, handles, _, _ = socket.recv_fds(channel, limits.PATH, 1)
+        words, handles, _, _ = socket.recv_fds(channel, 2 * limits.PATH, 1)
         try:
             if len(handles) != 1:
                 raise CimaError("a launcher sent no directory")
-            found = self._prepare(channel, hooks_dir, handles[0])
+            found = self._prepare(channel, words, handles[0])
         except (CimaError, OSError) as error:
             _log.info("a bundle is left to the launcher: %s", error)
             return b"no"
@@ -94,7 +96,8 @@ class BundleServer:
                 os.close(handle)
         return b"ok %d %d" % (found.st_dev, found.st_ino)
 
-    def _prepare(self, channel: socket.socket, hooks_dir: bytes, directory: int) -> os.stat_result:
+    def _prepare(self, channel: socket.socket, words: bytes, directory: int) -> os.stat_result:
+        hooks_dir, _, bundle = words.partition(b"\0")
         credentials = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         _, uid, _ = struct.unpack("iII", credentials)
         if uid != 0:
@@ -104,15 +107,27 @@ class BundleServer:
         config = os.stat("config.json", dir_fd=directory, follow_symlinks=False)
         if not stat.S_ISREG(config.st_mode):
             raise CimaError("config.json is not a regular file")
+        settings = self._shim_settings()
         return inject_hooks(
-            directory, "config.json", self._shim_settings(), self._hooks_dir, shown="config.json"
+            directory,
+            "config.json",
+            settings,
+            self._hooks_dir,
+            bundle=os.fsdecode(bundle),
+            timeout_seconds=self._timeout,
         )
+
+    def _timeout_of(self, settings: ShimSettings) -> int | None:
+        # The runtime that the launcher becomes: it looks in the same way.
+        runtime = find_runtime(settings.runtimes, os.path.join(self._hooks_dir, "prestart"))
+        return timeout_of(runtime, settings)
 
     def _shim_settings(self) -> ShimSettings:
         """Return what the launcher's own Python would read at this moment."""
         identity = identity_of()
         if identity is None or identity != self._read_at:
             self._settings = shim_settings_of(read_settings_file())
+            self._timeout = self._timeout_of(self._settings)
             # The companion is not written for a file that may yet change unseen.
             if write_companion(identity, self._settings):
                 self._read_at = identity

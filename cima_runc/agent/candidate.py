@@ -3,7 +3,9 @@
 Reads processes and files and touches no register, so that several can be looked at side by side.
 """
 
+import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from cima_runc.agent.dependencies import Dependencies, Look
 from cima_runc.agent.process import PROC, ContainerProcess, examine
 from cima_runc.base import limits
 from cima_runc.base.bounded import read_bounded
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 from cima_runc.config import RootfsSettings, Settings
 from cima_runc.measure.bundle import (
     BundleError,
@@ -21,12 +25,16 @@ from cima_runc.measure.bundle import (
     read_config,
     root_of,
 )
+from cima_runc.measure.dependencies import ancestors_of
 from cima_runc.measure.engine import EngineFinder
 from cima_runc.measure.idmap import parse_id_maps
 from cima_runc.measure.overlay import RootFilesystem, fuse_overlayfs_commands, read_rootfs
+from cima_runc.measure.procfs import flag_value
 from cima_runc.measure.rootfs import Store as RootfsStore
 from cima_runc.measure.rootfs import deadline, measure
 from cima_runc.ml.contents import NO_ENGINE, Engine
+from cima_runc.runtime import installation, oci_hooks
+from cima_runc.runtime.bundle_guard import foreign_part
 from cima_runc.runtime.hook_state import HookState, parse_hook_state
 
 _REGISTER_SECONDS = 5
@@ -39,7 +47,7 @@ class Candidate:
 
     state: HookState
     config: dict[str, Any]
-    """The bundle's config.json, our hooks in it."""
+    """The bundle's configuration, without our hooks."""
     process: ContainerProcess
     rootfs: dict[str, Any]
     """Content of the ``rootfs`` record."""
@@ -49,6 +57,8 @@ class Candidate:
     """What called the runtime."""
     uid: int = 0
     """Whose container it is."""
+    missing: tuple[str, ...] = ()
+    """What cannot be relied on: ``bundle``, where others may write that."""
 
     def close(self) -> None:
         """Let go of the process and of files."""
@@ -80,12 +90,78 @@ class Looker:
         """
         return look_at(
             hook_state,
-            self._settings.value.rootfs,
+            self._settings.value,
             store=self._store,
             dependencies=self._dependencies,
             engines=self._engines,
             seconds=self.seconds,
         )
+
+    def look_again(self, hook_state: bytes) -> tuple[HookState, dict[str, Any]]:
+        """Return whose hook state it is, and the content of a ``rootfs`` record as it is now.
+
+        Raises:
+            CimaError: as for :meth:`look_at`.
+        """
+        started = time.monotonic()
+        with self._store.work.turn():
+            state = parse_hook_state(hook_state)
+            config = configuration_of(state, read_config(state.config))
+            process = examine(state.pid, state.id, cgroups_path(config), needs_cgroup=False)
+            try:
+                rootfs = _measure_rootfs(
+                    root_of(config, state.bundle),
+                    process,
+                    settings=self._settings.value.rootfs,
+                    store=self._store,
+                    seconds=self.seconds - (time.monotonic() - started),
+                )
+            finally:
+                process.close()
+        return state, rootfs
+
+
+def configuration_of(state: HookState, raw: bytes) -> dict[str, Any]:
+    """Return a configuration without our hooks, if it is the one that these were put into.
+
+    Raises:
+        CimaError: it cannot be read, or is another one.
+    """
+    config = parse_config(raw)
+    oci_hooks.remove(config, hooks_dir=str(installation.hooks_dir()))
+    if state.config_sha256 is not None and oci_hooks.digest(config) != state.config_sha256:
+        raise BundleError(
+            f"{printable(state.config)} is not the configuration that the launcher put our hooks "
+            "into: it was changed since",
+            hint="start it with cima-runc again",
+        )
+    return config
+
+
+def _foreign(state: HookState, settings: Settings) -> tuple[str, ...]:
+    for path in (state.bundle, state.config):
+        try:
+            foreign = foreign_part(path, os.geteuid())
+        except OSError as error:
+            raise BundleError(f"{printable(path)} cannot be looked at: {error.strerror}") from error
+        if foreign is not None and settings.shim.foreign_bundles != "allow":
+            raise foreign.refusal()
+        if foreign is not None:
+            return ("bundle",)
+    return ()
+
+
+def _is_without_cgroups(pid: int) -> bool:
+    """Whether crun, which makes this process, was told to leave it in the cgroup that it is in.
+
+    So does Podman with --cgroups=disabled.
+    """
+    with suppress(OSError, CimaError, StopIteration):
+        runtime = next(ancestors_of(pid))
+        argv = read_bounded(PROC / str(runtime) / "cmdline", limits.MIB).split(b"\0")
+        words = [word.decode("utf-8", "replace") for word in argv]
+        return flag_value(words, "cgroup-manager") == "disabled"
+    return False
 
 
 def look_seconds(settings: Settings) -> float:
@@ -95,7 +171,7 @@ def look_seconds(settings: Settings) -> float:
 
 def look_at(
     hook_state: bytes,
-    settings: RootfsSettings,
+    settings: Settings,
     *,
     store: RootfsStore,
     dependencies: Dependencies,
@@ -110,18 +186,25 @@ def look_at(
     started = time.monotonic()
     with store.work.turn():
         state = parse_hook_state(hook_state)
-        config = parse_config(read_config(state.bundle))
-        process = examine(state.pid, state.id, cgroups_path(config))
+        missing = _foreign(state, settings)
+        config = configuration_of(state, read_config(state.config))
+        needs_cgroup = not _is_without_cgroups(state.pid)
+        process = examine(state.pid, state.id, cgroups_path(config), needs_cgroup=needs_cgroup)
         try:
             rest = seconds - (time.monotonic() - started)
             rootfs = _measure_rootfs(
-                root_of(config, state.bundle), process, settings=settings, store=store, seconds=rest
+                root_of(config, state.bundle),
+                process,
+                settings=settings.rootfs,
+                store=store,
+                seconds=rest,
             )
         except BaseException:
             process.close()
             raise
         engine = engines.find(process.pid, state.bundle, config)
-        return Candidate(state, config, process, rootfs, dependencies.look_at(process.pid), engine)
+        look = dependencies.look_at(process.pid)
+        return Candidate(state, config, process, rootfs, look, engine, missing=missing)
 
 
 def _measure_rootfs(

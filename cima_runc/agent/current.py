@@ -19,6 +19,7 @@ TAKEN_UP = (
     "binding.mode",
     "binding.on_tpm_failure",
     "enforcement.memory",
+    "foreign_bundles",
     "hook_stage",
     "hook_timeout_seconds",
     "limits.bytes",

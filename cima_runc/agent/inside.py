@@ -45,6 +45,8 @@ class Task(BaseModel):
     uid: int
     """The user."""
     bundle: str
+    config: str
+    """Path of the configuration."""
     mode: Mode
     seconds: float
     """How long measuring may take."""
@@ -79,7 +81,7 @@ def look(task: Task, user_namespace: int, mount_namespace: int) -> Answer:
         uids, gids = (read_bounded(process / f"{kind}_map", limits.MIB) for kind in ("uid", "gid"))
         ids = parse_id_maps(uids, gids)
     _enter(mount_namespace, _CLONE_NEWNS)
-    raw = read_config(task.bundle)
+    raw = read_config(task.config)
     rootfs = read_rootfs(root_of(parse_config(raw), task.bundle), mountinfo, lambda: served)
     measured = measure(rootfs, ids=ids, mode=task.mode, check=deadline(task.seconds))
     return Answer(config=base64.b64encode(raw).decode("ascii"), rootfs=measured.content())

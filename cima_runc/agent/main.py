@@ -435,6 +435,11 @@ class Agent:
                 return "ok", b""
             if verb == "window":
                 return "ok", self._open_window(body)
+            if verb == "settled":
+                looker, lookers = self._lobby.looker, self._lookers
+                found = await self._loop.run_in_executor(lookers, looker.look_again, body)
+                await self._writer.submit(lambda rooms: rooms.registration.settled(*found))
+                return "ok", b""
             if verb == "log":
                 await self._settle()
             answer = await self._writer.submit(lambda rooms: self._handle(rooms, verb, body))

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from cima_runc.agent.candidate import Candidate
 from cima_runc.agent.current import CurrentSettings
@@ -31,7 +32,8 @@ from cima_runc.measure.oci_config import measured_config
 from cima_runc.ml import contents
 from cima_runc.ml.lines import line_name, line_of
 from cima_runc.ml.store import ContainerNote
-from cima_runc.runtime.hook_state import HookState
+from cima_runc.runtime import oci_hooks
+from cima_runc.runtime.hook_state import HookState, qualified
 from cima_runc.sensor.loader import Sensor
 from cima_runc.tpm.device import TpmError
 
@@ -72,6 +74,8 @@ class Registration:
         self._enforcement = enforcement
         self._sensor = sensor
         self._fresh = fresh
+        self._rootfs: dict[int, dict[str, Any]] = {}
+        """What was measured of containers whose start others' hooks may still change."""
 
     def register(self, candidate: Candidate) -> None:
         """Register a container; when this returns it may start.
@@ -131,6 +135,7 @@ class Registration:
         for at, (note, undo) in begun.items():
             undo.pop_all()
             self._lifecycle.hold(note, candidates[at].process)
+            self._remember(note.registration, candidates[at])
             number = note.registration
             _log.info(
                 *("container %s registered as %d, mnt:[%d]", note.id, number, note.mntns),
@@ -148,6 +153,30 @@ class Registration:
         note = self._begin(candidate, owners, line, undo)
         self._writer.write()
         return note
+
+    def settled(self, state: HookState, rootfs: dict[str, Any], uid: int = 0) -> None:
+        """Record a container's root filesystem again, where others' hooks have changed it.
+
+        Raises:
+            OSError, TpmError: it must not start.
+        """
+        container = self._writer.live(qualified(state.id, uid), state.bundle)
+        if container is None or container.note.state != "created":
+            # Its own hook let it start without the agent, and has noted that.
+            _log.warning("container %s is not registered, and was to be looked at again", state.id)
+            return
+        number = container.note.registration
+        if self._rootfs.pop(number, None) == rootfs:
+            return
+        self._writer.add(number, contents.parse_rootfs(rootfs))
+        self._writer.write()
+        self._bind_first()
+
+    def _remember(self, number: int, candidate: Candidate) -> None:
+        for old in [each for each in self._rootfs if self._writer.get(each) is None]:
+            del self._rootfs[old]
+        if oci_hooks.has_others(candidate.config):
+            self._rootfs[number] = candidate.rootfs
 
     # -- before -------------------------------------------------------------------------------
 
@@ -216,7 +245,7 @@ class Registration:
         state, process = candidate.state, candidate.process
         allowlist = self._enforcement.allowlist(candidate.rootfs) if self._enforcement else None
         dependencies, reason = self._dependencies_of(candidate.look)
-        missing = self._writer.missing
+        missing = (*self._writer.missing, *candidate.missing)
         try:
             secret = self._fresh.secret()
         except TpmError as error:

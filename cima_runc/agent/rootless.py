@@ -15,14 +15,14 @@ from dataclasses import replace
 from pydantic import ValidationError
 
 from cima_runc.agent import userns
-from cima_runc.agent.candidate import Candidate, look_seconds
+from cima_runc.agent.candidate import Candidate, configuration_of, look_seconds
 from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.dependencies import Look
 from cima_runc.agent.inside import Answer, Task
 from cima_runc.agent.process import PROC, ContainerProcess, examine, has_ended
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
-from cima_runc.measure.bundle import cgroups_path, parse_config
+from cima_runc.measure.bundle import cgroups_path
 from cima_runc.measure.engine import EngineFinder
 from cima_runc.measure.rootfs import Mode
 from cima_runc.runtime.hook_state import HookState, parse_hook_state, qualified
@@ -71,6 +71,7 @@ class Looks:
                     pid=state.pid,
                     uid=uid,
                     bundle=state.bundle,
+                    config=state.config,
                     mode=_mode(self._settings.value.rootfs.mode),
                     seconds=deadline - loop.time(),
                 )
@@ -83,7 +84,7 @@ class Looks:
             finally:
                 _give_back(place, helper)
             answer = _parse(out)
-            config = parse_config(base64.b64decode(answer.config))
+            config = configuration_of(state, base64.b64decode(answer.config))
             process = examine(state.pid, state.id, cgroups_path(config), needs_cgroup=False)
             if not _is_same(process, pidfd, mount_namespace):
                 process.close()

@@ -22,6 +22,7 @@ from cima_runc.agent.rootless import Looks
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.runtime.agent_socket import HEADER, USERS_SUFFIX
+from cima_runc.runtime.hook_state import parse_hook_state
 from cima_runc.runtime.shim_settings import SettingsError
 
 _log = logging.getLogger("cima-agent")
@@ -114,6 +115,11 @@ class UserServer:
             case "prestart":
                 candidate = await self._looks.look_at(body, uid)
                 await self._submit(lambda rooms: rooms.registration.register(candidate))
+            case "settled":
+                again = await self._looks.look_at(body, uid)
+                again.close()
+                state, rootfs = parse_hook_state(body), again.rootfs
+                await self._submit(lambda rooms: rooms.registration.settled(state, rootfs, uid))
             case "poststart":
                 await self._submit(lambda rooms: rooms.lifecycle.poststart(body, uid))
             case "poststop":

@@ -20,7 +20,7 @@ from cima_runc.cli import context
 from cima_runc.cli.configure import ENGINES
 from cima_runc.cli.output import print_json, print_table
 from cima_runc.config import Settings
-from cima_runc.runtime import installation
+from cima_runc.runtime import installation, oci_hooks
 from cima_runc.runtime.agent_socket import call_agent
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _privilege() -> str:
 
 
 def _installation() -> str:
-    hooks = [installation.hooks_dir() / name for name in ("prestart", "poststart", "poststop")]
+    hooks = [installation.hooks_dir() / name for name in oci_hooks.NAMES]
     for path in (installation.launcher(), *hooks):
         status = path.stat()
         if not (stat.S_ISREG(status.st_mode) and os.access(path, os.X_OK)):

@@ -67,6 +67,7 @@ def show(
         pairs = [
             ("container", f"{register['id']}, registration {register['registration']}"),
             *config_lines(summary, EngineMounts(register, summary)),
+            *_engine_lines(register),
             *rootfs_lines(found.get("rootfs")),
             *_dependency_lines(relied_on),
             *_env_lines(summary, values),
@@ -122,6 +123,21 @@ def config_lines(summary: ConfigSummary, engine: EngineMounts) -> Iterator[tuple
     for hook in summary.hooks:
         yield "hooks of others", f"{hook.stage}: {hook.path} {shlex.join(hook.args)}"
     yield "limits", _resources(summary.resources)
+
+
+def _engine_lines(register: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (heading, text) for what called the runtime."""
+    engine = register.get("engine")
+    if not isinstance(engine, dict):
+        return
+    name = engine.get("name") or "none that is known"
+    yield "engine", f"{name}, for a pod of Kubernetes" if engine.get("cri") else name
+    for key, what in (
+        *(("roots", "data in"), ("states", "state in"), ("kubelets", "kubelet in")),
+        *(("shares", "shares namespaces with"), ("redirected", "links elsewhere at")),
+    ):
+        for each in engine.get(key) or []:
+            yield "engine", f"{what} {each}"
 
 
 def _mount(mount: Mount, engine: EngineMounts) -> str:

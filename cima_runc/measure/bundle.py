@@ -15,13 +15,13 @@ class BundleError(CimaError):
     """The container's bundle cannot be measured."""
 
 
-def read_config(bundle: str) -> bytes:
-    """Return the bytes of the bundle's config.json, at most ``limits.CONFIG_JSON`` and one.
+def read_config(config: str) -> bytes:
+    """Return the bytes of the configuration at this path, at most ``limits.CONFIG_JSON`` and one.
 
     Raises:
         BundleError: it cannot be read, or is no regular file.
     """
-    path = Path(bundle) / "config.json"
+    path = Path(config)
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         with open(handle, "rb") as file:

@@ -10,7 +10,8 @@ Docker (overlay2)         ``…/overlay2/l/SHORT`` links to ``…/overlay2/ID/di
 containerd, CRI           ``…/snapshots/N/fs``; relative to ``snapshots`` where they are too long.
                           With a user namespace ``…/ovl-idmappedX/N/fs``, a mount that is gone
 Podman, CRI-O             as Docker, without the init layer. With a user namespace
-                          ``…/overlay/ID/mapped/0/l/SHORT``, a mount that is gone
+                          ``…/overlay/ID/mapped/0/l/SHORT``, a mount that is gone; since Podman 5.8
+                      ``…/overlay/ID/mapped/N/diff``
 fuse-overlayfs            its options are in its command line only
 ========================  =====================================================================
 
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from cima_runc.base import limits
+from cima_runc.base.bounded import read_bounded
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.measure.idmap import IdMap, parse_id_maps
@@ -246,9 +248,12 @@ def _unescape(value: bytes) -> bytes:
     return re.sub(rb"\\(.)", rb"\1", value, flags=re.DOTALL)
 
 
-_GONE = re.compile(rb".*/(?:mapped/[0-9]+|ovl-idmapped[^/]*)/(.+)", re.DOTALL)
+_GONE = re.compile(rb".*/(?:mapped/[0-9]+(?=/l/)|ovl-idmapped[^/]*)/(.+)", re.DOTALL)
 """Where Podman and containerd mount the layers with shifted owners, while they mount the overlay:
 what follows is relative to the directory that holds the layers."""
+_NUMBERED = re.compile(rb"(.*)/mapped/([0-9]{1,4})/diff", re.DOTALL)
+"""The same since Podman 5.8: each layer's directory is mounted by itself, under its number among
+the container's lower layers, topmost first."""
 
 
 def _directories(
@@ -263,6 +268,7 @@ def _directories(
         for name in names
         if (match := _GONE.fullmatch(name)) and not Path(os.fsdecode(name)).is_dir()
     }
+    gone |= _numbered(names, options)
     names = [gone.get(name, name) for name in names]
     upper = options.upper
     relative = [name for name in [*names, upper] if name and not name.startswith(b"/")]
@@ -273,14 +279,51 @@ def _directories(
             if known and known.startswith(b"/"):
                 near += _ancestors(known)
         base = _common_base(relative, near)
+    above = _directory(base, upper) if upper else None
     for number, name in enumerate(names):
         real = _directory(base, name)
+        if real == above:
+            raise OverlayError(f"the layer {printable(name)} is the container's own directory")
         role: Role = "data" if number < len(options.data) else "lower"
         if number == len(names) - 1 and upper and os.fsencode(real).endswith(b"-init/diff"):
             role = "init"
         yield LayerDirectory(real, role, options.form, is_idmapped=name in gone.values())
-    if upper:
-        yield LayerDirectory(_directory(base, upper), "upper", options.form)
+    if above is not None:
+        yield LayerDirectory(above, "upper", options.form)
+
+
+def _numbered(names: list[bytes], options: _Options) -> dict[bytes, bytes]:
+    """Return the directories of layers that were mounted by number, by what the store itself says.
+
+    The file ``lower`` beside the container's upper directory holds its lower layers, topmost first,
+    as links relative to the directory of all layers (containers/storage, drivers/overlay).
+    """
+    numbered = {
+        name: match
+        for name in names
+        if (match := _NUMBERED.fullmatch(name)) and not Path(os.fsdecode(name)).is_dir()
+    }
+    if not numbered:
+        return {}
+    own = {match[1] for match in numbered.values()}
+    if len(own) != 1 or options.upper != (directory := own.pop()) + b"/diff":
+        raise OverlayError("the lower layers are mapped, and not beside the container's own")
+    home = Path(os.fsdecode(directory))
+    try:
+        links = read_bounded(home / "lower", limits.MIB).split(b":")
+        real = [os.path.realpath(os.fsencode(home.parent) + b"/" + link) for link in links]
+    except OSError as error:
+        raise OverlayError(f"what the lower layers are is not known: {error}") from error
+    layers = list(dict.fromkeys(real))
+    if len(links) != len(options.lowers):
+        raise OverlayError("the store names another number of lower layers than are mounted")
+    found = {}
+    for name, match in numbered.items():
+        number = int(match[2])
+        if number >= len(layers) or not layers[number].endswith(b"/diff"):
+            raise OverlayError(f"what the layer {printable(name)} is is not known")
+        found[name] = layers[number]
+    return found
 
 
 def _ancestors(path: bytes) -> list[bytes]:

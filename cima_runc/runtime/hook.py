@@ -17,21 +17,24 @@ UNMEASURED_DIR = "unmeasured"
 
 
 def main(stage: str) -> int:
-    """Run the hook ``stage`` (prestart, poststart, poststop) and return its exit status."""
+    """Run the hook ``stage`` (a name of oci_hooks.NAMES) and return its exit status."""
     state = sys.stdin.buffer.read(limits.HOOK_STATE + 1)
     path = os.environ.get("CIMA_SOCKET", "/run/cima/agent.sock")
     timeout = int(os.environ.get("CIMA_TIMEOUT", "60"))
     try:
         # A little before the runtime's own limit, so that the reason is told and not just a kill.
-        call_agent(path, stage, state, timeout=max(timeout - 1, 0.5))
+        call_agent(path, stage, _with_config(state), timeout=max(timeout - 1, 0.5))
     except AgentUnavailableError as error:
-        if stage != "prestart":
+        if stage in {"poststart", "poststop"}:
             # The container runs or is gone: there is nothing left to stop.
             _log(f"{stage}: {error}")
             return 0
         if os.environ.get("CIMA_ON_AGENT_UNAVAILABLE") != "allow":
             print(f"cima-runc: {printable(str(error))}", file=sys.stderr)
             return 1
+        if stage == "settled":
+            _log(f"{stage}: {error}")
+            return 0  # an unmeasured start is noted already
         return _start_unmeasured(state, str(error))
     except AgentRefusedError as error:
         print(f"cima-runc: the agent refuses: {printable(error.what)}", file=sys.stderr)
@@ -40,6 +43,13 @@ def main(stage: str) -> int:
         print(f"cima-runc: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _with_config(state: bytes) -> bytes:
+    """Return the request's body: which configuration the hook came in, before the state."""
+    names = ("CIMA_BUNDLE", "CIMA_CONFIG", "CIMA_CONFIG_SHA256")
+    told = [os.fsencode(os.environ.get(name, "")) for name in names]
+    return b"\0".join([*told, state]) if all(told) else state
 
 
 def _start_unmeasured(state: bytes, reason: str) -> int:

@@ -8,8 +8,9 @@ from typing import Any
 
 from cima_runc.base.errors import CimaError
 
-NAMES = ("prestart", "poststart", "poststop")
-"""The programs there, one a stage."""
+NAMES = ("prestart", "settled", "poststart", "poststop")
+"""The programs there. ``prestart`` registers a container, ``settled`` has its root filesystem
+looked at again after others' hooks."""
 
 CREATE_STAGES = ("createRuntime", "prestart")
 """Stages in which a container may be registered: in the runtime's namespaces, before pivot_root,
@@ -20,15 +21,28 @@ class HooksError(CimaError):
     """The configuration's hooks are not what the specification says."""
 
 
+def digest(config: dict[str, Any]) -> str:
+    """Return what tells this configuration, without our hooks, from any other: hex SHA-256."""
+    import hashlib
+    import json
+
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
 def inject(
     config: dict[str, Any],
     *,
     hooks_dir: str,
     create_stage: str,
-    timeout_seconds: int,
+    timeout_seconds: int | None,
     env: list[str],
 ) -> None:
-    """Append our hooks to ``config`` in place, after those that are there, and each once.
+    """Put our hooks into ``config`` in place, each once.
+
+    The one that registers comes first of all, in the earliest stage that has any hook, so that
+    whatever others' hooks run in the container is seen. Where there are such, another comes last,
+    since they may have changed its files. ``timeout_seconds`` None: the hooks limit themselves.
 
     ``env`` is set explicitly: a hook without one inherits its runtime's environment, parts of
     which an image can choose.
@@ -40,21 +54,26 @@ def inject(
     hooks = config.get("hooks")
     if hooks is None:
         hooks = config["hooks"] = {}
+    first = "prestart" if hooks.get("prestart") else create_stage
+    others = any(hooks.get(stage) for stage in CREATE_STAGES)
     for stage, name in (
-        (create_stage, "prestart"),
+        (first, "prestart"),
+        *([(create_stage, "settled")] if others else []),
         ("poststart", "poststart"),
         ("poststop", "poststop"),
     ):
         if hooks.get(stage) is None:
             hooks[stage] = []
-        hooks[stage].append(
-            {
-                "path": f"{hooks_dir}/{name}",
-                "args": [name],
-                "env": list(env),
-                "timeout": timeout_seconds,
-            }
-        )
+        entry: dict[str, Any] = {"path": f"{hooks_dir}/{name}", "args": [name], "env": list(env)}
+        if timeout_seconds is not None:
+            entry["timeout"] = timeout_seconds
+        hooks[stage].insert(0 if name == "prestart" else len(hooks[stage]), entry)
+
+
+def has_others(config: dict[str, Any]) -> bool:
+    """Whether ``config``, ours taken out, has hooks that run before the container's process."""
+    hooks = config.get("hooks")
+    return isinstance(hooks, dict) and any(hooks.get(stage) for stage in CREATE_STAGES)
 
 
 def remove(config: dict[str, Any], *, hooks_dir: str) -> None:

@@ -16,6 +16,7 @@ from cima_runc.base.errors import CimaError
 from cima_runc.runtime.runc_args import RuncArgs, parse_runc_args
 from cima_runc.runtime.shim_settings import (
     ShimSettings,
+    has_own_ids,
     identity_of,
     read_settings_file,
     shim_settings_of,
@@ -76,8 +77,18 @@ def prepare(args: RuncArgs, *, own_path: str, hooks_dir: str) -> str:
     runtime = find_runtime(settings.runtimes, own_path)
     if args.starts:
         for directory, name in _configurations(args):
-            inject_at(directory, name, settings, hooks_dir)
+            inject_at(directory, name, settings, hooks_dir, timeout_of(runtime, settings))
     return runtime
+
+
+def timeout_of(runtime: str, settings: ShimSettings) -> int | None:
+    """Return the limit to write into our hooks, in seconds; None for crun.
+
+    crun waits for a hook that has a limit by a signal that it may miss, and then for all of that
+    time. Ours end by themselves.
+    """
+    is_crun = os.path.basename(os.path.realpath(runtime)).startswith("crun")
+    return None if is_crun else settings.hook_timeout_seconds
 
 
 def find_runtime(candidates: tuple[str, ...], own_path: str) -> str:
@@ -105,14 +116,24 @@ def find_runtime(candidates: tuple[str, ...], own_path: str) -> str:
 
 
 def _configurations(args: RuncArgs) -> list[tuple[str, str]]:
-    places = [(bundle, name) for bundle in args.bundles for name in args.config_names]
+    """Return (bundle, absolute path of a configuration) of each that may be read.
+
+    crun takes another name from its own directory, not from the bundle.
+    """
+    places = [
+        (bundle, os.path.abspath(name if name != "config.json" else os.path.join(bundle, name)))
+        for bundle in args.bundles
+        for name in args.config_names
+    ]
     if args.certain:
         return places
-    return [place for place in places if os.path.isfile(os.path.join(*place))]
+    return [(bundle, path) for bundle, path in places if os.path.isfile(path)]
 
 
-def inject_at(bundle: str, name: str, settings: ShimSettings, hooks_dir: str) -> None:
-    """Add our hooks to the configuration ``name`` in the directory at the path ``bundle``.
+def inject_at(
+    bundle: str, path: str, settings: ShimSettings, hooks_dir: str, timeout_seconds: int | None
+) -> None:
+    """Add our hooks to the configuration at ``path``, absolute, for the bundle at ``bundle``.
 
     A bundle or a configuration that nobody can open is left to the runtime, which says so in its
     own words.
@@ -121,13 +142,23 @@ def inject_at(bundle: str, name: str, settings: ShimSettings, hooks_dir: str) ->
         CimaError, OSError: as for :func:`inject_hooks`.
     """
     try:
-        directory = os.open(bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in _NOT_OPENED:
             return
         raise
     try:
-        inject_hooks(directory, name, settings, hooks_dir, shown=os.path.join(bundle, name))
+        _refuse_foreign(os.path.abspath(bundle), settings)
+        _refuse_foreign(path, settings)
+        inject_hooks(
+            directory,
+            os.path.basename(path),
+            settings,
+            hooks_dir,
+            bundle=os.path.realpath(bundle),
+            path=path,
+            timeout_seconds=timeout_seconds,
+        )
     except OSError as error:
         if error.errno not in _NOT_OPENED:
             raise
@@ -135,12 +166,35 @@ def inject_at(bundle: str, name: str, settings: ShimSettings, hooks_dir: str) ->
         os.close(directory)
 
 
+def _refuse_foreign(path: str, settings: ShimSettings) -> None:
+    """Refuse a configuration that others may write.
+
+    Not in another user namespace, where nobody can be told from anybody.
+    """
+    from cima_runc.runtime.bundle_guard import foreign_part
+
+    if settings.foreign_bundles == "allow" or not has_own_ids():
+        return
+    foreign = foreign_part(path, os.geteuid())
+    if foreign is not None:
+        raise foreign.refusal()
+
+
 def inject_hooks(
-    directory: int, name: str, settings: ShimSettings, hooks_dir: str, *, shown: str
+    directory: int,
+    name: str,
+    settings: ShimSettings,
+    hooks_dir: str,
+    *,
+    bundle: str,
+    path: str | None = None,
+    timeout_seconds: int | None,
 ) -> os.stat_result:
     """Add our hooks to the file ``name`` in the open ``directory``, all or nothing.
 
-    Returns what fstat(2) says of the file that is there then. ``shown`` is its name in errors.
+    Returns what fstat(2) says of the file that is there then. ``bundle`` and ``path`` (the file's,
+    where it is not in the bundle) are absolute, and what the hooks tell the agent, with the digest
+    of what was read: what the runtime says of a bundle need not lead to the file that it read.
 
     Raises:
         OSError: it cannot be opened.
@@ -151,6 +205,8 @@ def inject_hooks(
 
     from cima_runc.base.jsonio import load_object
     from cima_runc.runtime import oci_hooks
+
+    path = shown = path or os.path.join(bundle, name)
 
     handle = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     with open(handle, "rb") as file:
@@ -166,12 +222,15 @@ def inject_hooks(
         # runc says it too, once it has made the container; of poststop only when that is deleted.
         if not os.access(hook, os.X_OK):
             raise ShimError(f"the hook {hook} cannot be executed", hint="install cima-runc again")
+    oci_hooks.remove(config, hooks_dir=hooks_dir)
     oci_hooks.inject(
         config,
         hooks_dir=hooks_dir,
         create_stage=settings.hook_stage,
-        timeout_seconds=settings.hook_timeout_seconds,
+        timeout_seconds=timeout_seconds,
         env=[
+            *(f"CIMA_BUNDLE={bundle}", f"CIMA_CONFIG={path}"),
+            f"CIMA_CONFIG_SHA256={oci_hooks.digest(config)}",
             f"CIMA_SOCKET={socket_of_caller(settings)}",
             f"CIMA_STATE_DIR={settings.state_dir}",
             f"CIMA_ON_AGENT_UNAVAILABLE={settings.on_agent_unavailable}",

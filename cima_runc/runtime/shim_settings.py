@@ -44,6 +44,9 @@ class ShimSettings:
     """How long a hook may take, 1 to 3600."""
     on_agent_unavailable: Literal["refuse", "allow"] = "refuse"
     """Whether a container starts when the agent cannot be reached: unmeasured, and noted so."""
+    foreign_bundles: Literal["refuse", "allow"] = "refuse"
+    """Whether a container starts from a bundle that others than the caller may write; its record
+    then says that what was measured need not be what ran."""
     socket: str = "/run/cima/agent.sock"
     """Absolute path of the agent's unix socket."""
     state_dir: str = "/var/lib/cima"
@@ -74,6 +77,12 @@ class ShimSettings:
             "on_agent_unavailable",
             self.on_agent_unavailable,
             self.on_agent_unavailable in ("refuse", "allow"),
+            '"refuse" or "allow"',
+        )
+        _allow(
+            "foreign_bundles",
+            self.foreign_bundles,
+            self.foreign_bundles in ("refuse", "allow"),
             '"refuse" or "allow"',
         )
         for name in ("socket", "state_dir"):
@@ -133,19 +142,22 @@ def read_settings_file(path: str = SETTINGS_FILE) -> dict[str, Any]:
         raise SettingsError(f"{path} is not TOML: {error}") from error
 
 
+def has_own_ids() -> bool:
+    """Whether this process is in the first user namespace: its root is the host's."""
+    try:
+        with open("/proc/self/uid_map", encoding="ascii") as file:
+            return " ".join(file.read().split()) == _ALL_IDS
+    except FileNotFoundError:
+        return True  # a kernel without user namespaces
+
+
 def socket_of_caller(settings: ShimSettings) -> str:
     """Return the agent's socket for this process: root's, or the one for all other users.
 
     Who is root in a user namespace only is another user for the agent.
     """
-    if os.geteuid() == 0:
-        try:
-            with open("/proc/self/uid_map", encoding="ascii") as file:
-                if " ".join(file.read().split()) == _ALL_IDS:
-                    return settings.socket
-        except FileNotFoundError:
-            # A kernel without user namespaces.
-            return settings.socket
+    if os.geteuid() == 0 and has_own_ids():
+        return settings.socket
     from cima_runc.runtime.agent_socket import USERS_SUFFIX
 
     return settings.socket + USERS_SUFFIX

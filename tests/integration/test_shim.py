@@ -307,9 +307,10 @@ def test_a_link_to_a_configuration_is_replaced_and_what_it_names_kept(
 
 
 def test_crun_may_name_the_configuration(host: Host, bundle: Path) -> None:
+    """From its own directory, not from the bundle."""
     (bundle / "config.json").rename(bundle / "other.json")
     with changed_settings(runtimes=["crun"]):
-        run(host.cima_runc, "run", "--bundle", bundle, "--config", "other.json", ID)
+        run(host.cima_runc, "run", "--bundle", bundle, "--config", "other.json", ID, cwd=bundle)
     assert hooks_of(bundle, "other.json") == OURS
 
 

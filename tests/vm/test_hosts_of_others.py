@@ -296,3 +296,59 @@ def test_a_pod_of_kubernetes(cri: Cri, two: bool, tmp_path: Path) -> None:
     assert found["roots"] == ["/srv/node/containerd"]
     assert found["states"] == ["/run/node/containerd"]
     assert str(kubelet) in found["kubelets"]
+
+
+# -- crun ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(name="crun")
+def _crun() -> Iterator[None]:
+    with guest.Settings('runtimes = ["crun"]\n'):
+        yield
+
+
+def by_crun(bundle: Path, *options: str, before: tuple[str, ...] = ()) -> guest.Ran:
+    command = ["cima-runc", *before, "run", f"--bundle={bundle}", *options, "by-crun"]
+    done = guest.run("sh", "-c", 'cd "$1"; shift; exec "$@"', "sh", bundle.parent, *command)
+    guest.run("crun", "delete", "--force", "by-crun")
+    return done
+
+
+def test_a_configuration_under_another_name(crun: None, tmp_path: Path) -> None:
+    bundle = guest.make_bundle(tmp_path / "bundle", "echo not this")
+    config = json.loads((bundle / "config.json").read_text())
+    config["process"]["args"][-1] = "echo this"
+    (tmp_path / "other.json").write_text(json.dumps(config))
+    done = by_crun(bundle, "--config", "other.json")
+    assert done.out == "this\n", done.err
+    (measured,) = guest.contents(guest.records(last_container()), "config")
+    assert measured["config"]["process"]["args"][-1] == "echo this"
+    hooks = json.loads((tmp_path / "other.json").read_text())["hooks"]
+    assert not any("timeout" in entry for entries in hooks.values() for entry in entries)
+
+
+def test_without_a_cgroup(crun: None, tmp_path: Path) -> None:
+    bundle = guest.make_bundle(tmp_path / "bundle", "echo hello")
+    done = by_crun(bundle, before=("--cgroup-manager=disabled",))
+    assert done.out == "hello\n", done.err
+    assert b"/bin/busybox" in {each.path for each in guest.files(guest.records("by-crun"))}
+
+
+def test_a_user_namespace_with_devices(crun: None, tmp_path: Path) -> None:
+    """crun then says that the bundle is ``/``."""
+    bundle = guest.make_bundle(tmp_path / "bundle", "echo hello")
+    shutil.copytree(guest.TREE, bundle / "rootfs", symlinks=True)
+    guest.ok("chown", "-R", "100000:100000", bundle / "rootfs")
+    config = json.loads((bundle / "config.json").read_text())
+    config["root"] = {"path": "rootfs"}
+    config["linux"]["namespaces"].append({"type": "user"})
+    mapping = [{"containerID": 0, "hostID": 100000, "size": 1000}]
+    config["linux"] |= {"uidMappings": mapping, "gidMappings": mapping}
+    config["linux"]["devices"] = [{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}]
+    (bundle / "config.json").write_text(json.dumps(config))
+    for directory in (tmp_path, *list(tmp_path.parents)[:-1]):
+        directory.chmod(directory.stat().st_mode | 0o011)
+    done = by_crun(bundle)
+    assert done.out == "hello\n", done.err
+    (measured,) = guest.contents(guest.records("by-crun"), "config")
+    assert measured["config"]["process"]["args"][-1] == "echo hello"

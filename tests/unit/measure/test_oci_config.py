@@ -46,18 +46,43 @@ def test_what_is_put_in_is_taken_out(config: dict[str, Any], stage: str) -> None
     assert with_ours == config
 
 
-def test_ours_come_last_and_say_their_environment_and_timeout() -> None:
+def ours(name: str) -> dict[str, Any]:
+    return {"path": f"{DIR}/{name}", "args": [name], "env": ["A=b"], "timeout": 60}
+
+
+def test_ours_come_first_and_say_their_environment_and_timeout() -> None:
     hooks = injected({"hooks": {"createRuntime": [OTHER], "poststop": None}})["hooks"]
-    first, ours = hooks["createRuntime"]
-    assert first == OTHER
-    assert ours == {
-        "path": f"{DIR}/prestart",
-        "args": ["prestart"],
-        "env": ["A=b"],
-        "timeout": 60,
-    }
+    assert hooks["createRuntime"] == [ours("prestart"), OTHER, ours("settled")]
     assert [entry["path"] for entry in hooks["poststart"]] == [f"{DIR}/poststart"]
     assert [entry["path"] for entry in hooks["poststop"]] == [f"{DIR}/poststop"]
+
+
+STAGES = ("prestart", "createRuntime", "createContainer", "startContainer")
+"""In the order in which every runtime runs them."""
+
+
+@given(configs, st.sampled_from(oci_hooks.CREATE_STAGES))
+def test_the_namespace_is_watched_before_anything_runs_in_it(
+    config: dict[str, Any], stage: str
+) -> None:
+    hooks = injected(config, stage)["hooks"]
+    order = [entry["path"] for each in STAGES for entry in hooks.get(each) or []]
+    assert order[0] == f"{DIR}/prestart"
+    assert order.count(f"{DIR}/prestart") == 1
+    before = config.get("hooks") or {}
+    others = sum(len(before.get(each) or []) for each in oci_hooks.CREATE_STAGES)
+    assert order.count(f"{DIR}/settled") == (1 if others else 0)
+    if others:
+        # After all that runs before the container is entered.
+        place = order.index(f"{DIR}/settled")
+        assert place == 1 + others or stage == "prestart"
+    assert oci_hooks.has_others(config) == bool(others)
+
+
+def test_a_hook_without_a_limit() -> None:
+    config: dict[str, Any] = {}
+    inject(config, hooks_dir=DIR, create_stage="prestart", timeout_seconds=None, env=[])
+    assert all("timeout" not in entry for each in config["hooks"].values() for entry in each)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from cima_runc.measure.overlay import (
     FuseCommand,
     LayerDirectory,
     OverlayError,
+    RootFilesystem,
     find_mount,
     fuse_overlayfs_commands,
     parse_mountinfo,
@@ -146,6 +147,54 @@ def test_podman_with_shifted_owners(docker: Path) -> None:
     found = read_rootfs(docker / "c/merged", line(docker / "c/merged", "overlay", options))
     assert roles(found.layers) == [("a/diff", "lower"), ("b/diff", "lower"), ("c/diff", "upper")]
     assert [layer.is_idmapped for layer in found.layers] == [True, True, False]
+
+
+def numbered(docker: Path, *numbers: int) -> RootFilesystem:
+    """As Podman 5.8 mounts it with --uidmap."""
+    gone = docker / "c/mapped"
+    lowers = ":".join(f"{gone}/{number}/diff" for number in numbers)
+    options = f"lowerdir={lowers}|upperdir={docker}/c/diff|workdir={docker}/c/work"
+    return read_rootfs(docker / "c/merged", line(docker / "c/merged", "overlay", options))
+
+
+def test_podman_with_layers_that_are_mapped_one_by_one(docker: Path) -> None:
+    (docker / "c/lower").write_text("l/BB:l/AA")
+    found = numbered(docker, 0, 1)
+    assert roles(found.layers) == [("a/diff", "lower"), ("b/diff", "lower"), ("c/diff", "upper")]
+    assert [layer.is_idmapped for layer in found.layers] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("lower", "numbers"),
+    [
+        (None, (0, 1)),
+        ("l/BB", (0, 1)),
+        ("l/BB:l/AA:l/AA", (0, 1)),
+        ("l/BB:l/AA", (0, 7)),
+        ("l/BB:l/BB", (0, 1)),
+        ("l/BB:../../etc", (0, 1)),
+        ("l/CC:l/AA", (0, 1)),
+        ("", (0,)),
+    ],
+)
+def test_layers_are_never_guessed(
+    docker: Path, lower: str | None, numbers: tuple[int, ...]
+) -> None:
+    """What the store does not say is not known, and the container's own directory is no layer."""
+    (docker / "l/CC").symlink_to("../c/diff")
+    if lower is not None:
+        (docker / "c/lower").write_text(lower)
+    found = numbered(docker, *numbers)
+    assert (found.kind, found.upper) == ("tree", None)
+    assert found.reason
+
+
+def test_a_lower_layer_that_is_the_upper_one(docker: Path) -> None:
+    (docker / "l/CC").symlink_to("../c/diff")
+    for lower in (f"{docker}/c/diff", f"{docker}/l/CC", f"{docker}/l/AA/../../c/diff"):
+        options = f"lowerdir={docker}/l/AA:{lower}|upperdir={docker}/c/diff|workdir={docker}/c/work"
+        found = read_rootfs(docker / "c/merged", line(docker / "c/merged", "overlay", options))
+        assert found.kind == "tree" and "own directory" in found.reason
 
 
 def test_lowerdir_plus_and_data_only_layers(tmp_path: Path) -> None:

@@ -56,3 +56,32 @@ def test_these_are_refused_in_one_printable_line(change: dict[str, object]) -> N
 def test_any_bytes_are_a_state_or_an_error(raw: bytes) -> None:
     with pytest.raises(CimaError):
         parse_hook_state(raw)
+
+
+def test_what_the_launcher_told_the_hook_counts() -> None:
+    """crun says ``/`` of a bundle in some user namespaces, and may have read another file."""
+    state = json.dumps(RUNC | {"bundle": "/", "config": "/no", "config_sha256": "no"}).encode()
+    assert parse_hook_state(state).config == "//config.json"
+    told = b"/srv/b\0/srv/\xc3\xbc\n.json\0" + b"a" * 64 + b"\0"
+    found = parse_hook_state(told + state)
+    assert (found.bundle, found.config_sha256) == ("/srv/b", "a" * 64)
+    assert found.config == "/srv/\u00fc\n.json"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        *(
+            b"/b\0/\xff\0" + b"a" * 64 + b"\0",
+            b"\0",
+            b"/b\0",
+            b"/b\0/c\0",
+            b"b\0/c\0" + b"a" * 64 + b"\0",
+        ),
+        *(b"/b\0c\0" + b"a" * 64 + b"\0", b"/b\0/c\0" + b"g" * 64 + b"\0", b"/b\0/c\0\0"),
+        *(b"/b\0/c\0" + b"a" * 65 + b"\0", b"/" + b"b" * 9000 + b"\0/c\0" + b"a" * 64 + b"\0"),
+    ],
+)
+def test_a_hook_that_is_told_half_is_refused(told: bytes) -> None:
+    with pytest.raises(CimaError):
+        parse_hook_state(told + json.dumps(RUNC).encode())

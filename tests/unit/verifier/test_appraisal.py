@@ -1,5 +1,6 @@
 """Every rule of the appraisal: what passes, and what does not."""
 
+import copy
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -590,6 +591,17 @@ def test_what_records_say(
     assert (rule in {finding.rule for finding in box.failed()}) is (rule is not None)
     if policy is not None:
         assert box.failed(policy) == []
+
+
+def test_a_root_filesystem_that_others_hooks_changed(box: Box) -> None:
+    """It is there twice then, and each time is judged."""
+    box.more.append(box.rootfs)
+    assert box.failed() == []
+    added = Entry(b"added", "file", 0o644, 0, 0, size=1, sha256=b"\x44" * 32)
+    changed = copy.deepcopy(box.rootfs)
+    changed["layers"][2] = upper(added)
+    box.more[-1] = changed
+    assert [each.rule for each in box.failed()] == ["rootfs.written"]
 
 
 def test_a_denied_file_has_not_run(box: Box) -> None:
