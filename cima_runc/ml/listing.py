@@ -81,22 +81,41 @@ def readable_notes(store: Store) -> Iterator[ContainerNote]:
 def find_note(notes: Iterable[ContainerNote], wanted: str) -> ContainerNote:
     """Return the latest registration with the id ``wanted``, or with the only id that begins so.
 
-    A partition of dependencies is meant only by its whole id.
+    A registration's number means that one. A partition of dependencies is meant only by its whole
+    id.
 
     Raises:
-        NoSuchContainerError: there is none, or several ids begin so.
+        NoSuchContainerError: there is none, several ids begin so, or several containers of that
+            id live: runtimes allow that below different ``--root``s.
     """
+    notes = list(notes)
     by_id = {note.id: note for note in notes}
     if wanted in by_id:
-        return by_id[wanted]
+        return _only(by_id[wanted], notes)
+    numbered = [note for note in notes if str(note.registration) == wanted]
+    if numbered:
+        return numbered[0]
     containers = [note for note in by_id.values() if note.kind == "container"]
     matching = [note for note in containers if wanted and note.id.startswith(wanted)]
     if len(matching) == 1:
-        return matching[0]
+        return _only(matching[0], notes)
     if matching:
         names = ", ".join(note.id for note in matching[:5])
         raise NoSuchContainerError(f"{wanted} may be {names}", hint="give more of the id")
     raise NoSuchContainerError(f"no container {wanted} is registered", hint="see cima ps")
+
+
+def _only(found: ContainerNote, notes: Iterable[ContainerNote]) -> ContainerNote:
+    """Return ``found``, unless it lives and another one of its id does."""
+    same = [note for note in notes if note.id == found.id and note.boot_id == found.boot_id]
+    living = [note for note in same if note.state != "stopped"]
+    if len({note.bundle for note in living}) < 2 or found not in living:
+        return found
+    each = "; ".join(f"registration {note.registration}, bundle {note.bundle}" for note in living)
+    raise NoSuchContainerError(
+        f"{found.id} is {len(living)} containers: {each}",
+        hint="give the registration's number in place of the id",
+    )
 
 
 def boot_id() -> str:

@@ -115,3 +115,18 @@ def test_a_container_is_found_by_its_id_or_by_how_it_begins() -> None:
     for wanted in ("", "a", "x"):
         with pytest.raises(NoSuchContainerError):
             find_note(notes, wanted)
+
+
+def test_two_containers_of_one_id() -> None:
+    """Runtimes allow that below different --roots: it is said, and each can be named."""
+    first = a_note(1, "same").model_copy(update={"bundle": "/a", "state": "running"})
+    second = a_note(2, "same").model_copy(update={"bundle": "/b"})
+    for wanted in ("same", "sa"):
+        with pytest.raises(NoSuchContainerError, match=r"2 containers.* 1, .*/a.* 2, .*/b"):
+            find_note([first, second], wanted)
+    assert find_note([first, second], "1") == first
+    assert find_note([first, second], "2") == second
+    ended = first.model_copy(update={"state": "stopped"})
+    assert find_note([ended, second], "same") == second
+    later = a_note(3, "same").model_copy(update={"state": "stopped"})
+    assert find_note([first, later], "same") == later
