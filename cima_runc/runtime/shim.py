@@ -121,13 +121,20 @@ def _configurations(args: RuncArgs) -> list[tuple[str, str]]:
     crun takes another name from its own directory, not from the bundle.
     """
     places = [
-        (bundle, os.path.abspath(name if name != "config.json" else os.path.join(bundle, name)))
+        (bundle, _absolute(name if name != "config.json" else os.path.join(bundle, name)))
         for bundle in args.bundles
         for name in args.config_names
     ]
     if args.certain:
         return places
     return [(bundle, path) for bundle, path in places if os.path.isfile(path)]
+
+
+def _absolute(path: str) -> str:
+    """Return an absolute path; the same where the working directory is gone: runtimes say so."""
+    with suppress(FileNotFoundError):
+        return os.path.abspath(path)
+    return path
 
 
 def inject_at(
