@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from cima_runc.cli import context, doctor
 from cima_runc.cli.main import app
-from cima_runc.runtime import installation
+from cima_runc.runtime import installation, oci_hooks
 from cima_runc.runtime.shim_settings import SETTINGS_FILE
 
 
@@ -73,7 +73,7 @@ def test_for_a_person_it_prints_a_table_and_the_next_steps(settings: Path) -> No
 def test_an_installation_that_others_can_change_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = [tmp_path / "hooks" / name for name in ("prestart", "poststart", "poststop")]
+    names = [tmp_path / "hooks" / name for name in oci_hooks.NAMES]
     for path in (tmp_path / "cima-runc", *names):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"")
