@@ -2,7 +2,8 @@
 
 from cima_runc.agent.attester import Attester
 from cima_runc.evidence.enrolment import Challenge, EnrolmentAnswer, EnrolmentRequest
-from cima_runc.tpm.activation import Credential, activate_credential
+from cima_runc.tpm.activation import activate_credential
+from cima_runc.tpm.credential import Credential
 from cima_runc.tpm.device import TpmError
 from cima_runc.tpm.keys import endorsement_key
 

@@ -1,12 +1,10 @@
-"""Credential activation: how a verifier learns that an AK is in the TPM of a certain EK.
+"""Credential activation: the host's TPM gives back what was encrypted to its EK for its AK.
 
-He encrypts a secret so that only the TPM with that EK gives it back, and only if it holds a key
-with that name. Source: TPM 2.0 Library Part 1, section 24 (credential protection); Part 3,
-TPM2_MakeCredential and TPM2_ActivateCredential.
+:mod:`cima_runc.tpm.credential` is the verifier's side. Source: TPM 2.0 Library Part 1, section 24
+(credential protection); Part 3, TPM2_ActivateCredential.
 """
 
 import hashlib
-from dataclasses import dataclass
 
 from tpm2_pytss import (
     ESYS_TR,
@@ -15,59 +13,16 @@ from tpm2_pytss import (
     TPM2B_DIGEST,
     TPM2B_ENCRYPTED_SECRET,
     TPM2B_ID_OBJECT,
-    TPM2B_NAME,
-    TPM2B_PUBLIC,
     TPML_DIGEST,
     TPMT_PUBLIC,
     TSS2_Exception,
-    utils,
 )
 
-from cima_runc.base.errors import CimaError
+from cima_runc.tpm.credential import Credential
 from cima_runc.tpm.device import Tpm, TpmError
 from cima_runc.tpm.keys import AttestationKey, EndorsementKey
 from cima_runc.tpm.state import read_state
 from cima_runc.tpm.trouble import refused, require
-
-
-class CredentialError(CimaError):
-    """A credential cannot be made for this endorsement key, or not be read."""
-
-
-@dataclass(frozen=True)
-class Credential:
-    """What TPM2_MakeCredential gives."""
-
-    blob: bytes
-    """TPM2B_ID_OBJECT, without its size."""
-    secret: bytes
-    """TPM2B_ENCRYPTED_SECRET, without its size."""
-
-
-def ek_public_pem(public: bytes) -> bytes:
-    """Return an endorsement key's TPMT_PUBLIC as PEM (SubjectPublicKeyInfo).
-
-    Raises:
-        CredentialError: not the public area of an RSA or ECC key.
-    """
-    pem: bytes = _ek_public(public).to_pem()
-    return pem
-
-
-def make_credential(ek_public: bytes, ak_name: bytes, secret: bytes) -> Credential:
-    """Encrypt ``secret`` (at most 32 bytes) to the EK, for a TPM that holds a key ``ak_name``.
-
-    In software: the verifier needs no TPM. ``ek_public`` is a TPMT_PUBLIC.
-
-    Raises:
-        CredentialError: not the public area of a key that can be encrypted to.
-    """
-    public = _ek_public(ek_public)
-    try:
-        blob, encrypted = utils.make_credential(public, secret, TPM2B_NAME(ak_name))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CredentialError(f"the endorsement key takes no credential: {error}") from error
-    return Credential(bytes(blob), bytes(encrypted))
 
 
 def activate_credential(
@@ -157,13 +112,3 @@ def policy_b(name: str) -> bytes:
     start = bytes(hashlib.new(name).digest_size)
     branches = policy_a(name) + _POLICY_C[name]
     return hashlib.new(name, start + _CC_POLICY_OR + branches).digest()
-
-
-def _ek_public(public: bytes) -> TPM2B_PUBLIC:
-    try:
-        area, length = TPMT_PUBLIC.unmarshal(public)
-    except (TSS2_Exception, ValueError) as error:
-        raise CredentialError("the endorsement key's public area cannot be read") from error
-    if length != len(public) or area.type not in (TPM2_ALG.RSA, TPM2_ALG.ECC):
-        raise CredentialError("the endorsement key's public area is not that of an RSA or ECC key")
-    return TPM2B_PUBLIC(publicArea=area)

@@ -61,7 +61,9 @@ class Attribute(IntFlag):
 _NIST_P256 = 0x0003
 
 
-class _Reader:
+class Reader:
+    """Takes a marshalled structure apart, field by field; ``what`` names it in errors."""
+
     def __init__(self, data: bytes, what: str) -> None:
         if len(data) > limits.TPM_STRUCTURE:
             raise StructureError(f"{what} has more than {limits.TPM_STRUCTURE} bytes")
@@ -70,18 +72,22 @@ class _Reader:
         self._what = what
 
     def take(self, size: int) -> bytes:
+        """Return the next bytes."""
         if self._at + size > len(self._data):
             raise StructureError(f"{self._what} ends too early")
         self._at += size
         return self._data[self._at - size : self._at]
 
     def number(self, size: int) -> int:
+        """Return the next big-endian number of so many bytes."""
         return int.from_bytes(self.take(size), "big")
 
     def sized(self) -> bytes:
+        """Return the bytes of a TPM2B."""
         return self.take(self.number(2))
 
     def expect(self, field: str, size: int, expected: int) -> None:
+        """Take a number that must be ``expected``. Raises :class:`StructureError`."""
         found = self.number(size)
         if found != expected:
             raise StructureError(
@@ -90,6 +96,7 @@ class _Reader:
             )
 
     def end(self) -> None:
+        """Raise :class:`StructureError` unless all was taken."""
         if self._at != len(self._data):
             raise StructureError(f"{self._what} is followed by bytes that do not belong to it")
 
@@ -140,7 +147,7 @@ def parse_quote(data: bytes) -> QuoteBody:
         NotAQuoteError: it is another attestation.
         StructureError: it is anything else, or quotes another bank.
     """
-    reader = _Reader(data, "the quote")
+    reader = Reader(data, "the quote")
     magic = reader.number(4)
     if magic != GENERATED:
         raise NotGeneratedError(
@@ -166,7 +173,7 @@ def parse_quote(data: bytes) -> QuoteBody:
     return QuoteBody(signer, extra, clock, firmware, pcrs, digest)
 
 
-def _yes(reader: _Reader) -> bool:
+def _yes(reader: Reader) -> bool:
     value = reader.number(1)
     if value > 1:
         raise StructureError("the quote: safe is neither yes nor no")
@@ -216,7 +223,7 @@ def parse_public(data: bytes) -> PublicArea:
     Raises:
         StructureError: it is not such a key.
     """
-    reader = _Reader(data, "the key's public area")
+    reader = Reader(data, "the key's public area")
     kind = reader.number(2)
     reader.expect("nameAlg", 2, Alg.SHA256)
     attributes = reader.number(4)
@@ -270,7 +277,7 @@ def parse_signature(data: bytes) -> Signature:
     Raises:
         StructureError: not one, or not with SHA-256.
     """
-    reader = _Reader(data, "the signature")
+    reader = Reader(data, "the signature")
     algorithm = reader.number(2)
     if algorithm not in (Alg.RSASSA, Alg.RSAPSS, Alg.ECDSA):
         raise StructureError(f"the signature: the scheme {algorithm:#x} is not known")

@@ -17,7 +17,7 @@ from support import x509_by_hand as by_hand
 from support.x509_by_hand import Certificate, pem
 
 from cima_runc.evidence.enrolment import EnrolmentRequest, parse
-from cima_runc.tpm.activation import ek_public_pem
+from cima_runc.tpm.credential import ek_public_pem
 from cima_runc.verifier.ek_certificate import EkCertificateError, check_ek_certificate
 from cima_runc.verifier.ek_chain import read_bundle
 
