@@ -283,6 +283,18 @@ def make_bundle(directory: Path, command: str) -> Path:
     return directory
 
 
+def run_once(command: str = COMMAND) -> dict[str, Any]:
+    """Run one measured container to its end without an engine, which takes a tenth of the work.
+
+    Returns its row.
+    """
+    with tempfile.TemporaryDirectory(prefix="cima-test-") as directory:
+        bundle = make_bundle(Path(directory) / "bundle", command)
+        name = Path(directory).name
+        run("cima-runc", "run", "--bundle", bundle, name)
+        return row(name)
+
+
 def with_docker_once(command: str = COMMAND) -> dict[str, Any]:
     """Run one measured container to its end and return its row."""
     run(*docker("cima-runc", "--rm", IMAGE, "/bin/sh", "-c", command))

@@ -43,7 +43,7 @@ def test_registers_and_the_pcr_are_what_the_records_add_up_to(image: str) -> Non
 
 
 def test_commands_print_what_the_agent_says(image: str) -> None:
-    guest.with_docker_once()
+    guest.run_once()
     printed, said = json.loads(guest.ok("cima", "ps", "--json")), guest.ps()
     # With the names that people know a container by beside what the agent says.
     assert printed == [shown | row for shown, row in zip(printed, said, strict=True)]
@@ -55,13 +55,13 @@ def test_commands_print_what_the_agent_says(image: str) -> None:
 
 
 def test_log_prints_the_records_as_they_are_stored(image: str) -> None:
-    row = guest.with_docker_once()
+    row = guest.run_once()
     registration = STATE / "containers" / f"{row['registration']:08d}"
     assert "\n".join(stored_lines(row["id"])) + "\n" == (registration / "records.jsonl").read_text()
 
 
 def test_a_flipped_byte_in_a_record_disagrees(image: str) -> None:
-    row = guest.with_docker_once()
+    row = guest.run_once()
     lines = stored_lines(row["id"])
     at = next(i for i, line in enumerate(lines) if '"ima_template"' in line)
     record = json.loads(lines[at])
@@ -73,7 +73,7 @@ def test_a_flipped_byte_in_a_record_disagrees(image: str) -> None:
 
 
 def test_reading_does_not_extend(image: str) -> None:
-    row = guest.with_docker_once()
+    row = guest.run_once()
     before = by_hand.pcr(12)
     guest.status()
     guest.records(row["id"])
@@ -96,7 +96,7 @@ def test_somebody_else_extending_the_pcr_is_seen_and_binding_goes_on(image: str)
     entry = json.loads(journal()[-1])
     assert (entry["type"], entry["kind"]) == ("foreign", "changed")
     assert entry["value"] == by_hand.pcr(12) != before["pcr_value"]
-    guest.with_docker_once()
+    guest.run_once()
     after = guest.status()
     assert after["pcr_value"] == after["expected_value"] == by_hand.pcr(12)
     binds = [json.loads(line) for line in journal() if '"bind"' in line]

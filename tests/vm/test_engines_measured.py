@@ -61,8 +61,7 @@ def test_same_for_the_user_and_every_file_measured_once(image: str, engine: Engi
 
 
 def test_the_named_line_of_the_kernels_log_is_that_file(image: str) -> None:
-    guest.with_docker_once()
-    row = guest.ps()[-1]
+    row = guest.run_once()
     # What follows a newline in a name (another test has such) is a line, but no entry.
     lines = re.findall(rb"(?m)^[ 0-9]?[0-9] [0-9a-f]{40} .*$", guest.ASCII_LOG.read_bytes())
     for file in guest.files(guest.records(row["id"])):
