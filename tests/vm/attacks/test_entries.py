@@ -1,0 +1,42 @@
+"""Processes that enter a container from outside, with the container's own rights, and with more."""
+
+import pytest
+
+from tests.vm import guest
+from tests.vm.attacks import container
+
+SLEEP = ("/bin/busybox", "sleep", "1000")
+HONEST = ("/bin/attacks", "honest")
+
+
+@pytest.fixture(scope="module")
+def image() -> None:
+    container.make_image()
+
+
+def started(image: None) -> str:
+    return guest.ok(*guest.docker("cima-runc", "-d", container.IMAGE, *SLEEP)).strip()
+
+
+ENTRIES = {
+    "docker exec": (("docker", "exec", "{id}", *HONEST), False),
+    "docker exec --privileged": (("docker", "exec", "--privileged", "{id}", *HONEST), True),
+    "nsenter": (("nsenter", "--target", "{pid}", "--mount", "--root", *HONEST), True),
+    "nsenter, all namespaces": (("nsenter", "--target", "{pid}", "--all", *HONEST), True),
+}
+
+
+@pytest.mark.parametrize("entry", list(ENTRIES))
+def test_an_entry_with_more_rights_is_seen(image: None, entry: str) -> None:
+    command, has_more = ENTRIES[entry]
+    name = started(image)
+    try:
+        pid = guest.ok("docker", "inspect", "-f", "{{.State.Pid}}", name).strip()
+        said = guest.ok(*(word.format(id=name, pid=pid) for word in command))
+        assert said.count("ran: good") == 3, said
+        found = container.evidence(name, said)
+        verdict, findings = container.appraised(name)
+    finally:
+        guest.ok("docker", "rm", "-f", name)
+    assert ("entry" in found) == has_more, found
+    assert verdict == ("UNTRUSTED" if has_more else "TRUSTED"), findings

@@ -1,0 +1,35 @@
+"""What one container does to the sensor harms no other one's log."""
+
+import subprocess
+
+import pytest
+
+from tests.vm import guest
+from tests.vm.attacks import container
+
+THREADS, MIB, SECONDS = 200, 8, 20
+"""More than the sensor keeps uses that wait for their digest."""
+
+
+@pytest.fixture(scope="module")
+def image() -> None:
+    container.make_image()
+
+
+def test_a_crowd_that_has_files_hashed_loses_nobody_elses_events(image: None) -> None:
+    command = ["/bin/attacks", "crowd", str(THREADS), str(MIB), str(SECONDS)]
+    with container.bundle(command, "docker", None) as (directory, name):
+        crowd = subprocess.Popen(
+            ["cima-runc", "run", "--bundle", directory, name],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert crowd.stdout is not None
+        assert crowd.stdout.readline() == "crowded\n"
+        beside = [container.attack("honest", "docker", "tmpfs") for _ in range(3)]
+        crowd.communicate(timeout=600)
+    for seen in beside:
+        assert seen.said.count("ran: good") == 3, seen
+        assert (seen.verdict, seen.evidence) == ("TRUSTED", frozenset()), seen
+    assert guest.status()
