@@ -16,6 +16,8 @@ from tests.vm.attacks import container, given_away
 from tests.vm.attacks.attacks import ALL, ATTACKS, OPEN, Attack, Place, Rights, went_unseen
 from tests.vm.attacks.container import Seen
 
+pytestmark = pytest.mark.debian()  # every attack takes minutes a release: --everything
+
 SEEN = Path(__file__).parent / "seen"
 RELEASE = platform.freedesktop_os_release().get("VERSION_ID", "forky")
 MODES = {"recorded": "", "enforced": "[enforcement]\nenforce = true\n"}

@@ -5,6 +5,8 @@ import pytest
 from tests.vm import guest
 from tests.vm.attacks import container
 
+pytestmark = pytest.mark.debian()  # every attack takes minutes a release: --everything
+
 SLEEP = ("/bin/busybox", "sleep", "1000")
 HONEST = ("/bin/attacks", "honest")
 

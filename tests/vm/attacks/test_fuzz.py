@@ -8,6 +8,8 @@ from tests.vm import guest
 from tests.vm.attacks import container
 from tests.vm.attacks.attacks import ALL, Place
 
+pytestmark = pytest.mark.debian()  # every attack takes minutes a release: --everything
+
 STEPS = 300
 USE = re.compile(r"^use: (\S+) true: ([0-9a-f]{64})$", re.M)
 

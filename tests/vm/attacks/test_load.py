@@ -11,6 +11,8 @@ from cima_runc.sensor.libbpf import Libbpf
 from tests.vm import guest
 from tests.vm.attacks import container
 
+pytestmark = pytest.mark.debian()  # every attack takes minutes a release: --everything
+
 PINNED = Path("/sys/fs/bpf/cima")
 HASHES = {"1", "9"}
 """BPF_MAP_TYPE_HASH and BPF_MAP_TYPE_LRU_HASH."""

@@ -7,6 +7,8 @@ import pytest
 from tests.vm import guest
 from tests.vm.attacks import container
 
+pytestmark = pytest.mark.debian()  # every attack takes minutes a release: --everything
+
 THREADS, MIB, SECONDS = 200, 8, 20
 """More than the sensor keeps uses that wait for their digest."""
 

@@ -17,6 +17,8 @@ assert urllib.request.urlopen('http://127.0.0.1:8000/etc/hostname').status == 20
 """
 DATABASE = """
 import sqlite3
+
+pytestmark = pytest.mark.debian()  # every attack takes minutes a release: --everything
 with sqlite3.connect('/tmp/data') as base:
     base.execute('create table t (n integer)')
     base.executemany('insert into t values (?)', [(n,) for n in range(1000)])
