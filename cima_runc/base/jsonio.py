@@ -43,6 +43,8 @@ def load_object(raw: bytes, *, what: str, limit: int) -> dict[str, Any]:
         )
     except RecursionError as error:
         raise JsonTooDeepError(f"{what} is nested too deep") from error
+    except UnicodeDecodeError as error:
+        raise JsonError(f"{what} is not JSON: it is not UTF-8") from error
     except ValueError as error:
         raise JsonError(f"{what} is not JSON: {error}") from error
     if not isinstance(value, dict):

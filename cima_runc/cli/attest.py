@@ -92,7 +92,7 @@ def attest(
     key: _Key = None,
 ) -> None:
     """Get evidence of a container."""
-    since = None
+    since, sent = None, nonce_of(nonce)
     full_id = container if url is not None else _full_id(container)
     if state is not None:
         from cima_runc.verifier.state import StateDirectory
@@ -102,7 +102,7 @@ def attest(
         "boot_log": boot_log,
         "container": full_id,
         "host": host,
-        "nonce": nonce_of(nonce).hex(),
+        "nonce": sent.hex(),
         "since": None if since is None else since.model_dump(mode="json"),
     }
     raw = _call("attest", "evidence", json.dumps(wanted).encode("ascii"), url, ca, cert, key)

@@ -42,7 +42,14 @@ def image(
     from cima_runc.verifier.reference.image import read_image
 
     key = load_private_key(read_limited(sign_key, limits.KEY_FILE)) if sign_key else None
-    read = read_image(path, platform=platform, name=name)
+    if not path.exists() and str(path) != "-":
+        raise files.FileError(
+            f"{path}: no such file or directory",
+            hint=f"an image is read from a file: docker save {path} -o image.tar, or"
+            f" skopeo copy docker://{path} oci-archive:image.tar",
+        )
+    with files.about(path):
+        read = read_image(path, platform=platform, name=name)
     for line in read.passed_over:
         note(f"passed over: {printable(line)}")
     if manifests is not None:
@@ -96,7 +103,8 @@ def host(
     if from_keylime is not None:
         keys = [keylime.load_key(read_limited(one, limits.KEY_FILE)) for one in key or ()]
         policy = read_limited(from_keylime, 2 * limits.REFERENCE)
-        converted = keylime.from_keylime(policy, keys)
+        with files.about(from_keylime):
+            converted = keylime.from_keylime(policy, keys)
         reference = converted.reference
         for line in converted.left_out:
             note(f"left out: {line}")
@@ -124,7 +132,8 @@ def verify(
     from cima_runc.verifier.reference.file import ImageReference, format_reference, read_limited
 
     keys = [load_public_key(read_limited(each, limits.KEY_FILE)) for each in key]
-    reference = verify_envelope(read_limited(path, 2 * limits.REFERENCE), keys)
+    with files.about(path):
+        reference = verify_envelope(read_limited(path, 2 * limits.REFERENCE), keys)
     if output is not None:
         files.write(output, format_reference(reference))
     what = reference.image_id if isinstance(reference, ImageReference) else "a host"
@@ -140,4 +149,6 @@ def convert(
     from cima_runc.verifier.reference import keylime
     from cima_runc.verifier.reference.file import read_reference
 
-    files.write(to_keylime, keylime.to_keylime(read_reference(path)))
+    with files.about(path):
+        reference = read_reference(path)
+    files.write(to_keylime, keylime.to_keylime(reference))

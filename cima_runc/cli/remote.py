@@ -41,7 +41,9 @@ def call_url(
         if certificate is not None:
             context.load_cert_chain(certificate, key)
     except (OSError, ssl.SSLError) as error:
-        raise UrlError(f"a certificate cannot be used: {error}") from error
+        named = " or ".join(str(one) for one in (ca, certificate, key) if one is not None)
+        why = error.strerror or type(error).__name__
+        raise UrlError(f"{named} cannot be used: {why}", hint="PEM files are wanted") from error
     request = urllib.request.Request(  # noqa: S310 - https only, see above
         f"{url.rstrip('/')}/v1/{route}", data=body, headers={"Content-Type": "application/json"}
     )

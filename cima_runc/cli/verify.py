@@ -14,7 +14,8 @@ from cima_runc.cli import files
 from cima_runc.cli.appraise import print_finding
 from cima_runc.cli.attest import ArgumentError, nonce_of
 from cima_runc.cli.output import note, print_table
-from cima_runc.cli.references import read_files
+from cima_runc.cli.references import naming, read_files
+from cima_runc.evidence.owner import parse_private
 from cima_runc.verifier.ak_certificate import AkAuthority, parse_authority
 from cima_runc.verifier.enrolled import EnrolledAk, parse_enrolled_ak
 from cima_runc.verifier.result import Result
@@ -57,13 +58,16 @@ def verify(
     if (jwt is None) != (jwt_key is None):
         raise ArgumentError("--jwt and --jwt-key go together")
     references, insisted = read_files(reference or [], policy)
-    verifier = Verifier(
-        _enrolled(ak, ak_ca, ak_name),
-        references=references,
-        policy=insisted,
-        owner_key=files.read(owner_key) if owner_key is not None else None,
-        memory=StateDirectory(state) if state is not None else None,
-    )
+    if owner_key is not None:
+        files.parsed(owner_key, parse_private)
+    with naming(reference or [], policy):
+        verifier = Verifier(
+            _enrolled(ak, ak_ca, ak_name),
+            references=references,
+            policy=insisted,
+            owner_key=files.read(owner_key) if owner_key is not None else None,
+            memory=StateDirectory(state) if state is not None else None,
+        )
     sent = nonce_of(nonce)
     raw = files.read(evidence, limit=limits.EVIDENCE)
     result = verifier.verify_nonce(raw, sent, container=container, host=host, boot_log=boot_log)
@@ -76,6 +80,8 @@ def verify(
     if as_json:
         typer.echo(result.model_dump_json(indent=2, exclude_none=True))
     else:
+        if result.container is None:
+            note(f"{printable(str(evidence))} is not evidence that can be read")
         _print(result)
     sys.exit(result.verdict.exit_code)
 
@@ -84,9 +90,10 @@ def _enrolled(
     ak: Path | None, authority: Path | None, ak_name: str | None
 ) -> EnrolledAk | AkAuthority:
     if ak is not None and authority is None and ak_name is None:
-        return parse_enrolled_ak(files.read(ak))
+        return files.parsed(ak, parse_enrolled_ak)
     if authority is not None and ak is None:
-        return parse_authority(files.read(authority), datetime.now(UTC), _name(ak_name))
+        name, now = _name(ak_name), datetime.now(UTC)
+        return files.parsed(authority, lambda raw: parse_authority(raw, now, name))
     raise ArgumentError("give either --ak, or --ak-ca and perhaps --ak-name")
 
 

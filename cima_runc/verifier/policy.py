@@ -236,6 +236,8 @@ def parse_policy(raw: bytes) -> Policy:
         place = error.errors(include_url=False, include_input=False, include_context=False)[0]
         allowed = ", ".join(sorted(_table(place["loc"]).model_fields))
         raise PolicyError(f"the policy: {first_of(error)}", hint=f"keys are {allowed}") from error
+    except UnicodeDecodeError as error:
+        raise PolicyError("the policy is not TOML: it is not UTF-8") from error
     except (ValueError, RecursionError) as error:
         raise PolicyError(f"the policy is not TOML: {error}") from error
     if policy.binding_pcr in {*policy.boot_pcrs, policy.host_pcr, 16, 23}:

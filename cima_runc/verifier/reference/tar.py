@@ -373,7 +373,7 @@ def _number(raw: bytes) -> int:
     if raw[0] & 0x80:
         value = int.from_bytes(bytes([raw[0] & 0x7F]) + raw[1:], "big")
         if raw[0] & 0x40 or value >= 2**63:
-            raise TarError("a number in a tar header is negative or too large")
+            raise TarError("it is no tar archive: a number is negative or too large")
         return value
     return _octal(raw)
 
@@ -383,7 +383,7 @@ def _octal(raw: bytes) -> int:
     if not digits:
         return 0
     if not set(digits) <= set(b"01234567"):
-        raise TarError(f"not a number in a tar header: {printable(raw)}")
+        raise TarError(f"it is no tar archive: not a number: {printable(raw)}")
     return int(digits, 8)
 
 

@@ -1,0 +1,210 @@
+"""What people get wrong, for each command and each file that it takes: one line that names it.
+
+The status is 2, nothing is a traceback, and nobody is told in words of our libraries.
+"""
+
+import io
+import json
+import os
+import re
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+from simulated_host import simulated_host
+
+from cima_runc.cli.main import main
+from cima_runc.tpm.structures import parse_public
+from cima_runc.verifier.enrolled import enrolled_ak_file
+
+NONCE = "5e" * 32
+JARGON = re.compile(
+    r"Traceback|pydantic|discriminator|union_tag|Input should|JSONDecode|validation error"
+    r"|tar header|\bNoneType\b|\[type=|Errno|codec can't|object has no attribute"
+)
+
+
+def missing(path: Path) -> None:
+    pass
+
+
+def directory(path: Path) -> None:
+    path.mkdir()
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def noise(path: Path) -> None:
+    path.write_bytes(bytes(range(256)) * 8)
+
+
+def text(path: Path) -> None:
+    path.write_text("what somebody wrote\n")
+
+
+def array(path: Path) -> None:
+    path.write_text("[]\n")
+
+
+def object_(path: Path) -> None:
+    path.write_text('{"type": ["a list"], "version": {}}\n')
+
+
+def deep(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+def certificate(path: Path) -> None:
+    path.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+
+
+def huge(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(5 << 30)
+
+
+def archive(path: Path) -> None:
+    with tarfile.open(path, "w") as made:
+        member = tarfile.TarInfo("of no image")
+        member.size = 4
+        made.addfile(member, io.BytesIO(b"data"))
+
+
+def cut_archive(path: Path) -> None:
+    archive(path)
+    path.write_bytes(path.read_bytes()[:700])
+
+
+KINDS: tuple[Callable[[Path], None], ...] = (
+    *(missing, directory, empty, noise, text, array, object_, deep, certificate, huge),
+    *(archive, cut_archive),
+)
+
+# X is the file that is wrong; the names in capitals are good ones.
+COMMANDS = (
+    "verify X --nonce NONCE --ak AK",
+    "verify EVIDENCE --nonce NONCE --ak X",
+    "verify EVIDENCE --nonce NONCE --ak-ca X",
+    "verify EVIDENCE --nonce NONCE --ak AK --owner-key X",
+    "verify EVIDENCE --nonce NONCE --ak AK --reference X",
+    "verify EVIDENCE --nonce NONCE --ak AK --policy X",
+    "appraise plain --reference X",
+    "reference image X -o OUT",
+    "reference verify X --key AK",
+    "reference convert X --to-keylime OUT",
+    "reference host --from-keylime X -o OUT",
+    "policy check X",
+    "policy suggest plain --reference X -o OUT",
+    "enroll challenge X --any-ek --pending OUT -o OUT2",
+    "enroll accept X --pending X -o OUT",
+)
+
+
+class Wrong:
+    """Good files, and how a command ends."""
+
+    def __init__(self, root: Path, files: dict[str, str]) -> None:
+        self.root = root
+        self._files = files
+
+    def run(self, line: str, wrong: Path | None) -> tuple[int, str, str]:
+        words = [
+            str(wrong) if word == "X" else self._files.get(word, word) for word in line.split()
+        ]
+        out, err = io.StringIO(), io.StringIO()
+        before = sys.argv
+        sys.argv = ["cima", "--config", self._files["SETTINGS"], *words]
+        try:
+            with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            sys.argv = before
+        return int(ended.value.code or 0), out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wrong]:
+    root = tmp_path_factory.mktemp("wrong")
+    (root / "host").mkdir()
+    with simulated_host(root / "host") as host:
+        host.start("plain")
+        raw = host.evidence("plain", bytes.fromhex(NONCE))
+        public = host.attester.attestation_key().public
+        files = {name: str(root / name.lower()) for name in ("AK", "EVIDENCE", "OUT", "OUT2")}
+        Path(files["AK"]).write_bytes(enrolled_ak_file(parse_public(public)))
+        Path(files["EVIDENCE"]).write_bytes(raw)
+        files["SETTINGS"] = str(root / "config.toml")
+        Path(files["SETTINGS"]).write_text(
+            f'state_dir = "{host.root / "state"}"\nsocket = "{root / "no.sock"}"\n'
+        )
+        files["REFERENCE"] = str(root / "reference")
+        files["NONCE"] = NONCE
+        yield Wrong(root, files)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__.rstrip("_"))
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_wrong_file(good: Wrong, line: str, kind: Callable[[Path], None], tmp_path: Path) -> None:
+    if kind is empty and ("--policy" in line or line == "policy check X"):
+        pytest.skip("an empty policy is one: it allows nothing besides")
+    wrong = tmp_path / "the-wrong-one"
+    kind(wrong)
+    status, out, err = good.run(line, wrong)
+    told = out + err
+    assert status == 2, (status, told)
+    assert not JARGON.search(told), told
+    assert "the-wrong-one" in told, told
+    assert len(err.splitlines()) <= 4, err
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("log nothing", "nothing"),
+        ("show nothing", "nothing"),
+        ("status", "no.sock"),
+        (f"attest plain --nonce {NONCE}", "no.sock"),
+        ("attest plain --nonce zz", "--nonce"),
+        (f"attest plain --nonce {NONCE} --url ftp://here", "ftp://here"),
+        (f"attest plain --nonce {NONCE} --url https://localhost:1 --ca /nowhere/ca", "/nowhere/ca"),
+        (f"verify EVIDENCE --nonce {NONCE}", "--ak"),
+        ("verify EVIDENCE --nonce 00 --ak AK", "--nonce"),
+        (f"verify EVIDENCE --nonce {NONCE} --ak AK --jwt /tmp/x", "--jwt-key"),
+        (f"verify EVIDENCE --nonce {NONCE} --ak AK --state AK", "ak"),
+        (f"verify EVIDENCE --nonce {NONCE} --ak AK --host everything", "--host"),
+        ("reference image debian:13 -o OUT", "debian:13"),
+        ("keygen /nowhere/alice", "/nowhere/alice"),
+        ("policy suggest nothing --reference REFERENCE", "nothing"),
+    ],
+)
+def test_a_wrong_word(good: Wrong, line: str, named: str) -> None:
+    status, out, err = good.run(line, None)
+    assert status == 2, (status, out, err)
+    assert not JARGON.search(out + err), out + err
+    assert named in out + err, out + err
+
+
+def test_an_image_by_name_is_told_how_to_save_one(good: Wrong) -> None:
+    _, _, err = good.run("reference image registry.example/app:1 -o OUT", None)
+    assert "docker save" in err and "registry.example/app:1" in err
+
+
+def test_every_error_is_json_too(good: Wrong) -> None:
+    for line in ("status --json", "log nothing --json", "ps --no-such-option --json"):
+        status, out, _ = good.run(line, None)
+        error = json.loads(out)["error"]
+        assert status == 2 and error["kind"] and error["what"], (line, out)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_no_permission(good: Wrong, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    secret.chmod(0)
+    status, _, err = good.run(f"verify {secret} --nonce {NONCE} --ak AK", None)
+    assert status == 2 and str(secret) in err
