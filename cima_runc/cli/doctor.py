@@ -260,7 +260,7 @@ def _agent(settings: Settings) -> list[Diagnosis]:
     def answers() -> str:
         raw = call_agent(settings.shim.socket, "status", b"{}", timeout=_AGENT_SECONDS)
         status.update(json.loads(raw))
-        return f"runs, {status['containers']} containers, bind {status['seq']}"
+        return f"runs, {status['containers']} containers"
 
     found = [_diagnose("agent", answers, True)]
     if not status:

@@ -54,8 +54,8 @@ note "The kernel's own log could not tell: it has $(grep -c ' /bin/id ' $records
 
 heading "The TPM vouches for both"
 note "$ cima status"
-cima status | grep -E '^(tpm|pcr_value|seq|root|history|lost)' | shorten | indent
-note "PCR 12 was extended with the root of a tree over both registers; history is its value before."
+cima status | grep -E '^(tpm|pcr_value|bind|lost)' | shorten | indent
+note "PCR 12 was extended with what covers a table of both registers (host); history is its value before."
 
 heading "The same once more, with nothing but SHA-256 and tpm2_pcrread (examples/demo/recompute.py)"
 /usr/bin/python3 -I /root/demo/recompute.py "$alice" "$bobby"

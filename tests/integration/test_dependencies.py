@@ -57,6 +57,17 @@ def test_a_container_names_what_it_relies_on(host: Host, tmp_path: Path) -> None
     assert with_values["env"][1] == {"name": "TOKEN", "value": "value", "measured": True}
 
 
+def test_commands_read_all_that_the_agent_says_of_itself(host: Host) -> None:
+    python = [host.prefix / "bin/python3", "-m", "cima_runc.cli.main"]
+    ran = subprocess.run([*python, "doctor", "--json"], capture_output=True, check=False)
+    (agent,) = (one for one in json.loads(ran.stdout) if one["check"] == "agent")
+    assert (agent["state"], agent["what"].partition(",")[0]) == ("ok", "runs")
+    shown = subprocess.run([*python, "status"], capture_output=True, text=True, check=True)
+    assert {"bind", "initial_value", "expected_value"} <= {
+        line.split()[0] for line in shown.stdout.splitlines() if line
+    }
+
+
 def test_evidence_holds_them_under_the_same_root(host: Host, tmp_path: Path) -> None:
     bundle = native_host.make_bundle(tmp_path / "b", "/bin/true")
     subprocess.run([host.cima_runc, "run", "--bundle", bundle, "relies-3"], check=True)
