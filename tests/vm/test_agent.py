@@ -180,7 +180,7 @@ def test_hooks_that_lie_are_refused(bystander: str, tmp_path: Path) -> None:
         "host's mount namespace": state_of(os.getpid(), "a", bundle),
         "letters, digits": state_of(of_bystander, "a/../b", bundle),
         "not this container's": state_of(of_bystander, "a", bundle),
-        "cannot be read": state_of(of_bystander, "a", "/nowhere"),
+        "cannot be looked at": state_of(of_bystander, "a", "/nowhere"),
         "not an absolute path": state_of(of_bystander, "a", "bundle"),
     }
     before = guest.ps()

@@ -111,9 +111,14 @@ def test_one_id_used_again_is_another_registration(tmp_path: Path, image: str) -
     for _ in range(2):
         guest.ok("cima-runc", "run", "--bundle", bundle, "again")
         registrations.append(guest.row("again")["registration"])
-    assert registrations[0] < registrations[1]
-    counts = [row["count"] for row in guest.ps() if row["id"] == "again"]
-    assert counts == [5, 5]
+    assert registrations[0] != registrations[1]
+    # The line's run before is closed, and the new one names where it ended.
+    [now] = [row for row in guest.ps() if row["id"] == "again"]
+    [register] = guest.contents(guest.records("again"), "register")
+    assert (now["count"], register["run"]) == (5, 2)
+    previous = register["previous"]
+    assert (previous["run"], previous["count"]) == (1, 5)
+    assert previous["registration"] == registrations[0]
 
 
 def test_a_namespace_that_the_container_makes_is_the_containers(image: str) -> None:
