@@ -190,8 +190,9 @@ class _Verification:
         self._passed("quote", "made by a TPM, under the endorsement hierarchy")
         quoted = check_quoted(signed, wanted)
         self._passed("pcr-selection", "PCRs " + " ".join(map(str, signed.body.pcrs)))
-        whose = "this" if wanted.container is not None else "the container that it names"
-        self._passed("nonce", f"fresh, for {whose} request")
+        named = wanted.container is not None
+        whose = "this request" if named else "the container that it names"
+        self._passed("nonce", f"fresh, for {whose}")
         self._passed("pcr-values", "as quoted")
         bound = check_bound(quoted)
         pcr = quoted.evidence.binding.pcr

@@ -40,8 +40,20 @@ class NamespaceSensor:
     def registrations(self) -> set[int]:
         return set(self._watched.values())
 
+    @property
+    def missing_hooks(self) -> tuple[str, ...]:
+        return ()
+
+    def lost_in(self, registration: int) -> int | None:
+        return None
+
     def watch(
-        self, mntns: int, registration: int, cgroup_id: int, allowlist: int | None = None
+        self,
+        mntns: int,
+        registration: int,
+        cgroup_id: int,
+        allowlist: int | None = None,
+        rights: object = None,
     ) -> None:
         if mntns in self._watched:
             raise OSError(17, "the namespace is watched already")
