@@ -13,8 +13,12 @@ from cima_runc.verifier.values import ReferencesError, Values, read_values
 
 
 @contextmanager
-def naming(paths: Sequence[Path], policy: Path | None) -> Iterator[None]:
-    """Name the file in an error about reference values or a policy, by looking at each again.
+def naming(
+    paths: Sequence[Path], policy: Path | None, raw: Sequence[bytes], insisted: bytes | None
+) -> Iterator[None]:
+    """Name the file in an error about reference values or a policy.
+
+    ``raw`` and ``insisted`` are what was read from them, once: a pipe gives nothing again.
 
     Raises:
         FileError: in place of an error that names no file.
@@ -22,11 +26,12 @@ def naming(paths: Sequence[Path], policy: Path | None) -> Iterator[None]:
     try:
         yield
     except (ReferenceFileError, PolicyError):
-        for path in paths:
-            if str(path) != "-":
-                files.parsed(path, parse_reference, limit=limits.REFERENCE)
-        if policy is not None and str(policy) != "-":
-            files.parsed(policy, parse_policy)
+        for path, data in zip(paths, raw, strict=True):
+            with files.about(path):
+                parse_reference(data)
+        if policy is not None and insisted is not None:
+            with files.about(policy):
+                parse_policy(insisted)
         raise
 
 
@@ -58,8 +63,9 @@ def values_in(paths: Sequence[Path], policy: Path | None) -> Values:
         FileError: a file cannot be read.
         ReferenceFileError, ReferencesError, PolicyError: one does not hold what it should.
     """
-    with naming(paths, policy):
-        return read_values(*read_files(paths, policy))
+    raw, insisted = read_files(paths, policy)
+    with naming(paths, policy, raw, insisted):
+        return read_values(raw, insisted)
 
 
 def read_files(paths: Sequence[Path], policy: Path | None) -> tuple[list[bytes], bytes | None]:

@@ -58,14 +58,17 @@ def verify(
     if (jwt is None) != (jwt_key is None):
         raise ArgumentError("--jwt and --jwt-key go together")
     references, insisted = read_files(reference or [], policy)
+    private = None
     if owner_key is not None:
-        files.parsed(owner_key, parse_private)
-    with naming(reference or [], policy):
+        private = files.read(owner_key)
+        with files.about(owner_key):
+            parse_private(private)
+    with naming(reference or [], policy, references, insisted):
         verifier = Verifier(
             _enrolled(ak, ak_ca, ak_name),
             references=references,
             policy=insisted,
-            owner_key=files.read(owner_key) if owner_key is not None else None,
+            owner_key=private,
             memory=StateDirectory(state) if state is not None else None,
         )
     sent = nonce_of(nonce)

@@ -208,3 +208,20 @@ def test_no_permission(good: Wrong, tmp_path: Path) -> None:
     secret.chmod(0)
     status, _, err = good.run(f"verify {secret} --nonce {NONCE} --ak AK", None)
     assert status == 2 and str(secret) in err
+
+
+@pytest.mark.parametrize("option", ["--owner-key", "--policy", "--reference"])
+def test_a_file_through_a_pipe_is_read_once(good: Wrong, option: str) -> None:
+    """What a second look would find there is nothing: the error is about what was given."""
+    reading, writing = os.pipe()
+    os.write(writing, b"what somebody wrote\n")
+    os.close(writing)
+    try:
+        line = f"verify EVIDENCE --nonce NONCE --ak AK {option} X"
+        status, out, err = good.run(line, Path(f"/dev/fd/{reading}"))
+    finally:
+        os.close(reading)
+    assert status == 2, (out, err)
+    assert f"/dev/fd/{reading}: " in err, err
+    said = {"--owner-key": "PEM", "--policy": "not TOML", "--reference": "not JSON"}
+    assert said[option] in err, err
