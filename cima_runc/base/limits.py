@@ -239,3 +239,37 @@ have below 8."""
 
 EK_CHAIN = 8
 """Certificates of a TPM's issuers that a host hands on. Intel's on-die authorities take four."""
+
+REPORT = 32 * MIB
+"""Bytes of a host's report, after decompression. One on which nothing has changed has below 4 KiB;
+the host's log of 100,000 lines, redacted, 7 MiB."""
+
+REPORT_PIECE = 4 * MIB
+"""Bytes of records in one report; more come in further reports."""
+
+REPORT_SLOTS = 1 << 20
+"""Slots of a table that a report may speak of: more containers than any host holds."""
+
+REPORT_CONTAINERS = 65_536
+"""Containers that one report lists."""
+
+REPORT_ANSWER = 16 * MIB
+"""Bytes of the service's answer to a report: after a resync, 30 for each container it knows."""
+
+TENANTS_REQUESTS = 64
+"""Tenants' requests for evidence that come with one nonce."""
+
+HOST_NAME = 253
+"""Characters of a host's own name (DNS, RFC 1035)."""
+
+LABELS = 64
+"""Labels of one host."""
+
+LABEL = 253
+"""Characters of a label's name or value (Kubernetes takes 253 and 63)."""
+
+JOIN_TOKEN = 1024
+"""Characters of a join token, or of a session's."""
+
+REPORT_WINDOW = 8 * MIB
+"""Memory that a report's zstd frame may ask of its reader (RFC 8878, 3.1.1.1.2 recommends it)."""

@@ -84,6 +84,14 @@ U64 = Annotated[int, Field(ge=0, lt=2**64)]
 PcrNumber = Annotated[int, Field(ge=0, le=23)]
 
 
+def as_tuples(value: Any) -> Any:
+    """Return JSON's lists as the tuples that frozen models hold, but for those named ``records``:
+    these are looked at one by one."""
+    if isinstance(value, dict):
+        return {key: item if key == "records" else as_tuples(item) for key, item in value.items()}
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
+
+
 class Model(BaseModel):
     """What all models of evidence have in common: frozen, strict, no unknown fields."""
 

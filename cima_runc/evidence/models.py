@@ -24,7 +24,7 @@ from cima_runc.evidence.errors import (
     EvidenceVersionError,
     first_of,
 )
-from cima_runc.evidence.fields import Base64, Count, Digest, Hex, Model, PcrNumber
+from cima_runc.evidence.fields import Base64, Count, Digest, Hex, Model, PcrNumber, as_tuples
 from cima_runc.evidence.request import ContainerId, Disclosure, Nonce, Request
 
 VERSION = 2
@@ -267,7 +267,7 @@ def parse_evidence(raw: bytes, *, limit: int = limits.EVIDENCE) -> Evidence:
     if "sealed" in value and "owner" in value:
         raise EvidenceFormatError("the evidence is not well formed: it has sealed and owner")
     try:
-        return Evidence.model_validate(_tuples(value))
+        return Evidence.model_validate(as_tuples(value))
     except ValidationError as error:
         raise EvidenceFormatError(f"the evidence is not well formed: {first_of(error)}") from error
 
@@ -280,7 +280,7 @@ def parse_owner_part(raw: bytes) -> OwnerPart:
     """
     value = _load(raw, limits.EVIDENCE, "the owner's part")
     try:
-        return OwnerPart.model_validate(_tuples(value))
+        return OwnerPart.model_validate(as_tuples(value))
     except ValidationError as error:
         raise EvidenceFormatError(
             f"the owner's part is not well formed: {first_of(error)}"
@@ -331,10 +331,3 @@ def _count_keys(value: dict[str, Any], levels: int) -> int:
         if not objects and not arrays:
             return count
     return 1 << 64
-
-
-def _tuples(value: Any) -> Any:
-    """Return JSON's lists as the tuples that frozen models hold, but for the records."""
-    if isinstance(value, dict):
-        return {key: item if key == "records" else _tuples(item) for key, item in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
