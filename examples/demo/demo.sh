@@ -2,7 +2,8 @@
 # demo.sh: the main job, in a guest that `./dev demo` starts. Two containers of one image run under
 # cima-runc; each gets a log and a register of its own, and the TPM's PCR 12 vouches for both.
 set -eu
-image=/root/image
+here=$(dirname "$0")
+image=$(mktemp -d) && chmod 755 "$image"
 records=/sys/kernel/security/ima/ascii_runtime_measurements
 
 heading() { printf '\n%s\n' "== $*"; }
@@ -11,21 +12,21 @@ indent() { sed -u 's/^/     /'; }
 # A digest is recognised by its beginning; the rest would only fill the screen.
 shorten() { sed -E 's/([0-9a-f]{16})[0-9a-f]{20,}/\1.../g'; }
 heading "An image: a shell, a script, and a program with its libraries"
-mkdir -p $image/bin $image/tmp
-cp /bin/busybox $image/bin/busybox
-for applet in sh cp echo; do ln -s busybox $image/bin/$applet; done
-cat >$image/bin/hello <<'END'
+mkdir -p "$image"/bin "$image"/tmp
+cp /bin/busybox "$image"/bin/busybox
+for applet in sh cp echo; do ln -s busybox "$image"/bin/$applet; done
+cat >"$image"/bin/hello <<'END'
 #!/bin/sh
 echo "hello, I am user $(/bin/id -u)"
 END
-chmod 755 $image/bin/hello
-cp /usr/bin/id $image/bin/id
+chmod 755 "$image"/bin/hello
+cp /usr/bin/id "$image"/bin/id
 for library in $(ldd /usr/bin/id | grep -o '/[^ ]*'); do
     mkdir -p "$image${library%/*}"
     cp "$library" "$image$library"
 done
-tar -C $image -c . | docker import - demo >/dev/null
-find $image -type f -printf '/%P ' | fold -s -w 90 | indent
+tar -C "$image" -c . | docker import - demo >/dev/null
+find "$image" -type f -printf '/%P ' | fold -s -w 90 | indent
 echo
 
 heading "Two containers of it, one after the other"
@@ -38,9 +39,9 @@ alice=$(docker inspect --format '{{.Id}}' alice)
 bobby=$(docker inspect --format '{{.Id}}' bobby)
 
 heading "Each has a measurement log and a register (cPCR) of its own"
-until cima ps >/root/ps && [ "$(grep -c stopped /root/ps)" = 2 ]; do :; done
+until [ "$(cima ps | grep -cE '(alice|bobby) .* stopped')" = 2 ]; do :; done
 note "$ cima ps"
-indent </root/ps
+cima ps | indent
 echo
 note "alice's: the configuration, the root filesystem, and each file that ran, with IMA's digest of it"
 note "$ cima log alice"
@@ -58,4 +59,4 @@ cima status | grep -E '^(tpm|pcr_value|bind|lost)' | shorten | indent
 note "PCR 12 was extended with what covers a table of both registers (host); history is its value before."
 
 heading "The same once more, with nothing but SHA-256 and tpm2_pcrread (examples/demo/recompute.py)"
-/usr/bin/python3 -I /root/demo/recompute.py "$alice" "$bobby"
+/usr/bin/python3 -I "$here/recompute.py" "$alice" "$bobby"

@@ -277,7 +277,7 @@ def test_more_or_fewer_layers_than_diff_ids(layout: Layout, tmp_path: Path, extr
     ("layers", "reason"),
     [
         ([archive(member("../../etc/cron.d/x", b"evil"))], r"\.\."),
-        ([archive(member("/etc/passwd", b"evil"))], "absolute"),
+        ([archive(member("/../etc/passwd", b"evil"))], r"\.\."),
         ([archive(member("a", kind=b"2", link="/"), member("a/../../x"))], r"\.\."),
         ([archive(member("f", kind=b"1", link="../../etc/shadow"))], r"\.\."),
         ([BASE, archive(member("f", kind=b"1", link="sh"))], "does not have"),
@@ -407,7 +407,7 @@ def test_blobs_that_are_not_files(layout: Layout, tmp_path: Path) -> None:
 
 def test_an_error_shows_no_control_characters(tmp_path: Path) -> None:
     layout = Layout()
-    layout.image(archive(member("/\x1b[2J\n", b"")))
+    layout.image(archive(member("../\x1b[2J\n", b"")))
     with pytest.raises(ImageLayerError) as caught:
         read_image(layout.write_directory(tmp_path / "oci"))
     assert str(caught.value).isprintable()

@@ -1,0 +1,31 @@
+"""`./dev demo`, in a guest that has more containers than its own; README shows what it prints."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.vm import guest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.debian("12")  # README's transcript is of this release's busybox and libraries
+
+
+def test_readme_shows_what_the_demo_prints() -> None:
+    ran = guest.run("sh", str(CHECKOUT / "examples/demo/demo.sh"), timeout=300)
+    guest.run("docker", "rm", "-f", "alice", "bobby")
+    assert ran.code == 0, ran
+    assert "DIFFER" in ran.out and ran.out.count("  agree") == 3
+    printed = {unlike_each_run(line) for line in ran.out.splitlines()}
+    readme = (CHECKOUT / "README.md").read_text()
+    shown = readme.partition("    == Two containers of it")[2].partition("\n`./dev test`")[0]
+    lines = [unlike_each_run(line) for line in shown.splitlines()[1:] if line.strip()]
+    assert len(lines) > 25
+    missing = [line for line in lines if line not in printed]
+    assert not missing, missing
+
+
+def unlike_each_run(line: str) -> str:
+    """Without digests, times, counts, and how wide a table's columns became."""
+    line = re.sub(r"[0-9a-f]{12,}|\d+", "N", line.strip())
+    return re.sub(r"\s+", " ", line)
