@@ -29,7 +29,7 @@ class ReferenceFileError(CimaError):
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class ReferenceFile(_Model):

@@ -57,6 +57,10 @@ def test_stable_order(image: ImageReference) -> None:
         {"files": {"relative": {}}},
         {"files": {"/a b": {"type": "dir", "mode": "0", "uid": 0, "gid": 0, "layer": 0}}},
         {"files": {"/a": {"type": "door", "mode": "0", "uid": 0, "gid": 0, "layer": 0}}},
+        *(  # numbers as texts, true for 1, 1.0 for 1: one form for one content
+            {"files": {"/a": {"type": "dir", "mode": "0", "uid": uid, "gid": 0, "layer": 0}}}
+            for uid in ("0", True, 1.0)
+        ),
         {"layers": [{}]},
     ],
 )
