@@ -2,6 +2,8 @@
 """Runs tests: on this machine and in guests, beside each other."""
 
 import argparse
+import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -176,13 +178,31 @@ def prepare() -> None:
 
 
 def new_directory() -> Path:
-    """Return a directory for this run; those of the last few runs stay."""
+    """Return a directory for this run; those of the last few runs stay, and of all that still run.
+
+    It is held by a lock until the process ends: several runs in one checkout are nothing unusual.
+    """
     RUNS.mkdir(parents=True, exist_ok=True)
     for old in sorted(RUNS.iterdir())[: -RUNS_KEPT + 1]:
-        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            lock = _locked(old)
+            shutil.rmtree(old, ignore_errors=True)
+            os.close(lock)
     directory = RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     directory.mkdir()
+    os.set_inheritable(_locked(directory), True)  # it may become pytest
     return directory
+
+
+def _locked(directory: Path) -> int:
+    """Return a descriptor that holds a lock. Raises BlockingIOError: another run has it."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def guests_at_once() -> int:

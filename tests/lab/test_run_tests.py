@@ -79,3 +79,19 @@ def test_what_failed_is_shown_whole(tmp_path: Path, capfd: pytest.CaptureFixture
     assert "FAILED bad (2 s)" in shown.err
     assert shown.out == "what went wrong\n\n"
     assert [each.task for each in progress.failed] == [bad]
+
+
+def test_the_directory_of_a_run_that_goes_on_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_tests, "RUNS", tmp_path)
+    times = iter(f"2026010{day}-000000" for day in range(1, 9))
+    monkeypatch.setattr(run_tests.time, "strftime", lambda _: next(times))
+    made = run_tests.new_directory()  # its lock is this process's until it ends
+    ended = [tmp_path / f"2025010{day}-000000-1" for day in range(1, 9)]
+    for directory in ended:
+        directory.mkdir()
+    run_tests.new_directory()
+    run_tests.new_directory()
+    assert made.is_dir()
+    assert not any(directory.exists() for directory in ended)
