@@ -16,3 +16,12 @@ def test_the_site_is_built(tmp_path: Path) -> None:
         assert f">{name}<" in commands
     settings = (tmp_path / "reference/settings/index.html").read_text()
     assert "hook_timeout_seconds" in settings and "How long evidence of an ended" in settings
+
+
+def test_readme_shows_a_part_of_what_the_demo_prints() -> None:
+    """tests/vm/test_demo.py compares the whole with a run."""
+    whole = (TOP / "examples/demo/README.md").read_text().splitlines()
+    readme = (TOP / "README.md").read_text()
+    part = readme.partition("    $ ./dev demo\n")[2].partition("\n`./dev test`")[0].splitlines()
+    assert len(part) > 25
+    assert [line for line in part if line not in whole] == []
