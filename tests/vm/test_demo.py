@@ -1,4 +1,4 @@
-"""`./dev demo`, in a guest that has more containers than its own; its README shows what it prints."""
+"""`./dev demo`, in a guest that has more containers than its own, prints what its README shows."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from tests.vm import guest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.debian("12")  # README's transcript is of this release's busybox and libraries
+pytestmark = pytest.mark.debian("12")  # of its libraries is the transcript
 
 
 def test_readme_shows_what_the_demo_prints() -> None:
