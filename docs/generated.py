@@ -58,7 +58,7 @@ def settings_page() -> str:
     parts = [
         "# Settings\n\n`/etc/cima/config.toml`. Without the file the defaults hold. A key that is "
         "not known, or a value that is not allowed, is an error that names both.\n\n"
-        "`cima reload` (or `systemctl reload cima-agent`, or SIGHUP) has the agent read the file again: "
+        "`cima reload` (or `systemctl reload cima-agent`, or SIGHUP) has it read again: "
         "what can be taken up at once is in force then, and what takes a restart is named. A file "
         "that holds what is not allowed changes nothing.\n"
     ]

@@ -220,8 +220,8 @@ def test_absolute_names_are_below_the_root() -> None:
     """Docker, containerd and Podman unpack them there."""
     names = ("etc/f", "l", ".wh.g")
     relative, absolute = (
-        layer(member(f, b"x"), member(l, kind=b"1", link=f), member(gone))
-        for f, l, gone in (names, ["/" + name for name in names])
+        layer(member(f, b"x"), member(other, kind=b"1", link=f), member(gone))
+        for f, other, gone in (names, ["/" + name for name in names])
     )
     assert relative == absolute
 
