@@ -1,14 +1,17 @@
-"""Pages made from the code when the site is built: the commands' help, and the settings."""
+"""Pages made from the code when the site is built: the commands' help, the settings, the JSON."""
 
 import ast
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
 from mkdocs.structure.files import File, Files
+from pydantic import TypeAdapter
 
 from cima_runc import config
+from cima_runc.cli import shapes
 from cima_runc.cli.main import app
 from cima_runc.runtime import shim_settings
 
@@ -32,7 +35,80 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages (an event of MkDocs)."""
     for name, text in (("commands", commands_page()), ("settings", settings_page())):
         files.append(File.generated(config, f"reference/{name}.md", content=text))
+    for output in (*shapes.OUTPUTS, shapes.FAILURE):
+        text = json.dumps(schema_of(output), indent=1)
+        files.append(File.generated(config, f"reference/{schema_name(output)}", content=text))
+    json_page = files.get_file_from_path("reference/json.md")
+    written = json_page.content_string
+    files.remove(json_page)
+    files.append(
+        File.generated(config, "reference/json.md", content=written + "\n" + json_tables())
+    )
     return files
+
+
+def schema_name(output: shapes.Output) -> str:
+    """Return the file of a command's schema, beside the page."""
+    word = "error" if output is shapes.FAILURE else output.command.replace(" ", "-")
+    return f"json/{word}.schema.json"
+
+
+def schema_of(output: shapes.Output) -> dict[str, Any]:
+    """Return the JSON Schema of what a command prints."""
+    name = schema_name(output).removeprefix("json/").partition(".")[0]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:cima-runc:json:{shapes.VERSION}:{name}",
+        **TypeAdapter(output.type).json_schema(mode="serialization"),
+    }
+
+
+def json_tables() -> str:
+    """Return what each command prints: its keys, their types and what they mean."""
+    parts = [f"This is version {shapes.VERSION}, as `json_version` of `cima version --json`.\n"]
+    for output in (*shapes.OUTPUTS, shapes.FAILURE):
+        schema = schema_of(output)
+        failure = output is shapes.FAILURE
+        title = "errors" if failure else f"cima {output.command} --json"
+        kind = "one object a line" if output.lines else f"one {schema['type']}"
+        parts.append(f"## {title}\n\n{kind}; [JSON Schema]({schema_name(output)})\n")
+        own = schema["items"]["$ref"].rpartition("/")[2] if "items" in schema else None
+        models = dict(schema.get("$defs", {}))
+        first = models.pop(own) if own else schema
+        parts += _table("", first)
+        for name, model in models.items():
+            if "properties" in model:
+                parts += _table(name, model)
+    return "\n".join(parts)
+
+
+def _table(name: str, model: dict[str, Any]) -> Iterator[str]:
+    about = " ".join(model.get("description", "").replace("``", "`").split())
+    yield f"{f'**{name}**: ' if name else ''}{about}\n"
+    yield "| key | type | |\n|---|---|---|"
+    required = model.get("required", [])
+    for key, field in model["properties"].items():
+        text = " ".join(field.get("description", "").replace("``", "`").split())
+        may = "" if key in required else " May be absent."
+        yield f"| `{key}` | {_type(field)} | {(text + may).strip()} |"
+    if isinstance(more := model.get("additionalProperties"), dict):
+        yield f"| others | {_type(more)} | |"
+    yield ""
+
+
+def _type(field: dict[str, Any]) -> str:
+    if "$ref" in field:
+        return str(field["$ref"].rpartition("/")[2])
+    if "anyOf" in field:
+        return " or ".join(_type(each) for each in field["anyOf"])
+    if "const" in field:
+        return f"`{field['const']}`"
+    if "enum" in field:
+        return ", ".join(f"`{each}`" for each in field["enum"])
+    if field.get("type") == "array":
+        inner = field.get("items") or field.get("prefixItems", [{}])[0]
+        return f"array of {_type(inner)}"
+    return str(field.get("type", "any"))
 
 
 def commands_page() -> str:

@@ -71,6 +71,10 @@ def page(words: tuple[str, ...], found: Any) -> str:
     if records:
         lines.append(".SH OPTIONS\n")
         lines += [f".TP\n.B {_roff(left)}\n{_roff(right)}\n" for left, right in records]
+    if found.epilog:
+        lines.append(".SH EXAMPLES\n")
+        examples = [line.strip() for line in found.epilog.splitlines()[2:]]
+        lines.append(".nf\n" + "".join(f"{_roff(line)}\n" for line in examples) + ".fi\n")
     inner = [(one, found.get_command(None, one)) for one in _names(found)]
     if inner:
         lines.append(".SH COMMANDS\n")

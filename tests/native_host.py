@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import cima_runc
+from cima_runc.cli import shapes
 from cima_runc.tpm.swtpm import software_tpm
 
 TOP = Path(__file__).resolve().parent.parent
@@ -156,6 +157,7 @@ def ask(prefix: Path, *command: str) -> str:
         capture_output=True,
         text=True,
     )
+    shapes.check(command, done.stdout)
     return done.stdout
 
 

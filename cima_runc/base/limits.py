@@ -58,6 +58,9 @@ LINE_STATE = 16 * KIB
 CONTAINER_NOTE = 64 * KIB
 """Bytes of the file that holds what is known of one container."""
 
+VERDICT = 64 * KIB
+"""Bytes of the file that holds the last verdict on one container."""
+
 EVENT_BATCH = 8192
 """Sensor events that become records together; the sensor's buffer holds the rest."""
 

@@ -1,21 +1,25 @@
 """``cima appraise``: is this container what its image is?"""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from cima_runc.base import clock
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
-from cima_runc.cli import context
-from cima_runc.cli.output import print_json
+from cima_runc.cli import context, last_verdict
+from cima_runc.cli.output import note, print_json
 from cima_runc.cli.records import record_lines
-from cima_runc.cli.references import read_policy, read_references
+from cima_runc.cli.references import values_in
+from cima_runc.cli.shapes import LastVerdict
 from cima_runc.ml.records import Record, parse_line
 from cima_runc.verifier.appraisal import Appraised
 from cima_runc.verifier.appraisal import appraise as appraise_records
-from cima_runc.verifier.result import Finding
+from cima_runc.verifier.result import Finding, Source
+from cima_runc.verifier.values import ReferencesError
 
 COULD_NOT = 2
 """Exit status where nothing can be said."""
@@ -34,23 +38,44 @@ def appraise(
     """Compare what was measured on this host with reference values.
 
     Exit status 0: TRUSTED, 1: UNTRUSTED, 2: it could not be appraised. This takes the host's own
-    records at their word; to have them proved by its TPM: cima attest, and cima verify.
+    records at their word; to have them proved by its TPM: cima attest, and cima verify. As root the
+    verdict is kept, with what was compared with, for cima ps to show.
     """
     try:
-        references = read_references(reference)
-        insisted = read_policy(policy)
+        values = values_in(reference, policy)
+        if values.references is None:
+            raise ReferencesError("no reference values were given", hint="give --reference")
         records = read_partition(container)
         dependencies = read_dependencies(records)
-        appraised = appraise_records(records, references, insisted, dependencies)
+        appraised = appraise_records(records, values.references, values.policy, dependencies)
     except CimaError as error:
         error.exit_code = COULD_NOT
         raise
+    _keep(records, appraised, values.sources)
     shown = records[0].cpcr if records else container
     if as_json:
         print_json(_to_json(shown, appraised))
     else:
         _print(shown, appraised)
     sys.exit(appraised.verdict.exit_code)
+
+
+def _keep(records: list[Record], appraised: Appraised, sources: Sequence[Source]) -> None:
+    """Leave the verdict for ``cima ps``, where this user may."""
+    register = next((r.content for r in records if r.content.get("type") == "register"), {})
+    registration = register.get("registration")
+    if not isinstance(registration, int):
+        return
+    found = LastVerdict(
+        verdict=appraised.verdict.value,
+        records=len(records),
+        when=clock.now(),
+        sources=list(sources),
+    )
+    try:
+        last_verdict.keep(context.settings().shim.state_dir, registration, found)
+    except OSError as error:
+        note(f"the verdict is not kept for cima ps: {error.strerror}")
 
 
 def read_partition(wanted: str) -> list[Record]:

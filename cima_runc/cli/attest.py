@@ -11,7 +11,7 @@ from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.cli import context, files
 from cima_runc.cli.app import group
-from cima_runc.cli.output import note
+from cima_runc.cli.output import note, print_json
 from cima_runc.cli.records import by_name, rows
 from cima_runc.cli.remote import call_url
 from cima_runc.evidence.enrolment import (
@@ -61,13 +61,17 @@ def nonce_of(text: str) -> bytes:
 
 def keygen(
     name: Annotated[Path, typer.Argument(help="Writes NAME.key and NAME.pub.")] = Path("owner"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make an owner's key pair; evidence of his containers is encrypted to it."""
     private, public = generate()
     text = public_text(public)
     files.write_secret(Path(f"{name}.key"), private)
     files.write(Path(f"{name}.pub"), text.encode("ascii") + b"\n")
-    typer.echo(text)
+    if as_json:
+        print_json({"public": text, "private_file": f"{name}.key", "public_file": f"{name}.pub"})
+    else:
+        typer.echo(text)
     note(f"keep {name}.key; start containers with the annotation io.cima.owner={text}")
 
 

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from cima_runc.cli.output import note
-from cima_runc.config import load_settings
-from cima_runc.engines.change import Changes
+from cima_runc.cli import context
+from cima_runc.cli.output import note, print_json
+from cima_runc.engines.change import Change, Changes
 from cima_runc.engines.containerd import CONTAINERD
 from cima_runc.engines.crio import CRIO
 from cima_runc.engines.docker import DOCKER
-from cima_runc.engines.engine import EngineError, Wish
+from cima_runc.engines.engine import Engine, EngineError, Wish
 from cima_runc.engines.podman import PODMAN
 from cima_runc.runtime import installation
 
@@ -45,10 +45,11 @@ def configure(
         Path | None,
         typer.Option(help="The engine's file, where it is elsewhere, or k3s's template (*.tmpl)."),
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make cima-runc a runtime of an engine; restarts nothing."""
     chosen = ENGINES[engine.value]
-    changes = Changes(Path("/"), Path(load_settings().shim.state_dir) / "configure")
+    changes = Changes(Path("/"), Path(context.settings().shim.state_dir) / "configure")
     if remove:
         change = changes.removing(chosen)
     else:
@@ -59,20 +60,23 @@ def configure(
         change = changes.adding(
             chosen, Wish(str(launcher), set_as_default, _low_level() == "crun", file)
         )
+    written = change.needed and not dry_run
+    if written:
+        _make(changes, chosen, change)
+    if as_json:
+        steps = [chosen.apply_hint] if remove else [chosen.apply_hint, chosen.try_hint]
+        shown = {"engine": chosen.name, "path": str(change.path), "changed": change.needed}
+        print_json(
+            {**shown, "written": written, "diff": change.diff(), "next": steps if written else []}
+        )
+        return
     if not change.needed:
-        note(f"{chosen.name} is configured so already")
+        note(f"{chosen.name} is configured so already, in {change.path}")
         return
     typer.echo(change.diff())
-    if dry_run:
+    if not written:
         note("nothing was changed")
         return
-    try:
-        changes.check(chosen, change)
-        changes.make(chosen, change)
-    except OSError as error:
-        raise EngineError(
-            f"{error.filename or change.path}: {error.strerror}", hint="run it as root"
-        ) from error
     note(f"wrote {change.path}" if change.then is not None else f"removed {change.path}")
     note(f"for {chosen.name} to see it: {chosen.apply_hint}")
     if not remove:
@@ -81,12 +85,22 @@ def configure(
         note(f"not measured all the same: {chosen.not_covered}")
 
 
+def _make(changes: Changes, engine: Engine, change: Change) -> None:
+    try:
+        changes.check(engine, change)
+        changes.make(engine, change)
+    except OSError as error:
+        raise EngineError(
+            f"{error.filename or change.path}: {error.strerror}", hint="run it as root"
+        ) from error
+
+
 def _low_level() -> str:
     """Return the name of the runtime that the launcher becomes; empty where there is none."""
     from cima_runc.runtime.shim import ShimError, find_runtime
 
     try:
-        found = find_runtime(load_settings().shim.runtimes, str(installation.launcher()))
+        found = find_runtime(context.settings().shim.runtimes, str(installation.launcher()))
     except (ShimError, OSError):
         return ""
     return Path(found).name

@@ -6,13 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from cima_runc.cli import context
+from cima_runc.cli import context, last_verdict
 from cima_runc.cli.output import note, print_json, print_table
 from cima_runc.cli.records import names, rows
+from cima_runc.config import Settings
 from cima_runc.runtime.agent_socket import call_agent
 
 _TIMEOUT_SECONDS = 60.0
 _WATCH_SECONDS = 2.0
+_WHERE_KNOWN = ("NAME", "IMAGE", "POD", "VERDICT")
 _CLEAR = "\x1b[H\x1b[2J"
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -30,12 +32,14 @@ def ps(
     """List this boot's containers, those that have ended and those not measured included.
 
     NAME, IMAGE and POD are what engines and tenants say: they find a container, and prove nothing.
+    VERDICT is what cima appraise found last on this host, of so many records, at its word: what
+    came later was not looked at. What a TPM proves is for cima attest and cima verify.
     """
     settings = context.settings()
     kind = "dependencies" if dependencies else "container"
     while True:
         found = [row for row in rows(settings, everything=everything) if row["kind"] == kind]
-        shown = [row | names(row, settings)._asdict() for row in found]
+        shown = [_with_more(row, settings) for row in found]
         if watch and not as_json:
             typer.echo(_CLEAR, nl=False)
         if as_json:
@@ -47,8 +51,16 @@ def ps(
         time.sleep(_WATCH_SECONDS)
 
 
+def _with_more(row: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """Return a row with what the one who asks may see besides."""
+    found = last_verdict.read(settings.shim.state_dir, row["registration"])
+    verdict = None if found is None else found.model_dump(mode="json")
+    return row | names(row, settings)._asdict() | {"verdict": verdict}
+
+
 def _print(shown: list[dict[str, Any]], *, dependencies: bool) -> None:
-    heads = ["CONTAINER", "NAME", "IMAGE", "POD", "STATE", "RECORDS", "CPCR", "STARTED"]
+    heads = ["CONTAINER", "NAME", "IMAGE", "POD", "STATE", "RECORDS", "VERDICT"]
+    heads += ["CPCR", "STARTED"]
     cells = [
         [
             row["id"] if dependencies else _short(row["id"]),
@@ -57,6 +69,7 @@ def _print(shown: list[dict[str, Any]], *, dependencies: bool) -> None:
             row["pod"],
             row["state"],
             row["count"],
+            _verdict(row["verdict"]),
             row["cpcr"][:16] if row["cpcr"] else "not measured",
             row["started"],
         ]
@@ -66,9 +79,13 @@ def _print(shown: list[dict[str, Any]], *, dependencies: bool) -> None:
     filled = [
         at
         for at, head in enumerate(heads)
-        if head not in ("NAME", "IMAGE", "POD") or any(row[at] for row in cells)
+        if head not in _WHERE_KNOWN or any(row[at] not in ("", "-") for row in cells)
     ]
     print_table([heads[at] for at in filled], [[row[at] for at in filled] for row in cells])
+
+
+def _verdict(found: dict[str, Any] | None) -> str:
+    return "-" if found is None else f"{found['verdict']}, of {found['records']}"
 
 
 def _short(container_id: str) -> str:

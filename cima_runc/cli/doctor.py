@@ -18,7 +18,7 @@ from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.cli import context
 from cima_runc.cli.configure import ENGINES
-from cima_runc.cli.output import print_json, print_table
+from cima_runc.cli.output import CANNOT, print_json, print_table
 from cima_runc.config import Settings
 from cima_runc.runtime import installation, oci_hooks
 from cima_runc.runtime.agent_socket import call_agent
@@ -49,7 +49,7 @@ class Diagnosis:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Check that this host can measure containers; exit status 1 where it cannot."""
+    """Check that this host can measure containers; exit status 2 where it cannot."""
     diagnoses = examine(context.settings())
     if as_json:
         print_json([asdict(one) for one in diagnoses])
@@ -58,7 +58,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         for one in diagnoses:
             if one.next:
                 typer.echo(f"{one.check}: {printable(one.next)}")
-    sys.exit(any(one.state == "fail" for one in diagnoses))
+    sys.exit(CANNOT if any(one.state == "fail" for one in diagnoses) else 0)
 
 
 def examine(settings: Settings) -> list[Diagnosis]:

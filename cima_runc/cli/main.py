@@ -11,9 +11,9 @@ from typer.core import TyperGroup
 
 from cima_runc import __version__
 from cima_runc.base.errors import CimaError
-from cima_runc.cli import context
+from cima_runc.cli import context, examples
 from cima_runc.cli.app import command, group
-from cima_runc.cli.output import CANNOT, fail, fail_unexpectedly
+from cima_runc.cli.output import CANNOT, fail, fail_unexpectedly, print_json
 from cima_runc.runtime.shim_settings import SETTINGS_FILE
 
 _COMMANDS = {
@@ -56,6 +56,7 @@ class _Commands(TyperGroup):
         else:
             made = command(cmd_name, found)
         made.name = cmd_name
+        examples.give(made, (cmd_name,))
         return made
 
 
@@ -63,8 +64,13 @@ app = group("Measured containers: what ran in them, and the registers that say s
 
 
 def version(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Print the version."""
-    typer.echo(f'{{"version": "{__version__}"}}' if as_json else f"cima-runc {__version__}")
+    """Print the version, with --json also that of what --json prints."""
+    if as_json:
+        from cima_runc.cli.shapes import VERSION
+
+        print_json({"version": __version__, "json_version": VERSION})
+    else:
+        typer.echo(f"cima-runc {__version__}")
 
 
 def completion(

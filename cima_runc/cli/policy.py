@@ -1,5 +1,6 @@
 """``cima policy``: write and check what a relying party insists on."""
 
+import hashlib
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +12,11 @@ from cima_runc.base.text import printable
 from cima_runc.cli import files
 from cima_runc.cli.app import group
 from cima_runc.cli.appraise import read_partition
-from cima_runc.cli.output import note
-from cima_runc.cli.references import read_policy, read_references
+from cima_runc.cli.output import note, print_json
+from cima_runc.cli.references import read_references
 from cima_runc.ml.records import Record, parse_line
 from cima_runc.verifier.appraisal import References
+from cima_runc.verifier.policy import parse_policy
 from cima_runc.verifier.suggest import suggest as suggest_policy
 
 app = group("Policies: what a container may be beside what its image is.")
@@ -53,10 +55,19 @@ def suggest(
 
 
 @app.command()
-def check(path: Annotated[Path, typer.Argument(help="The policy (TOML).")]) -> None:
+def check(
+    path: Annotated[Path, typer.Argument(help="The policy (TOML).")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """Check that a policy can be read, and say what it allows beyond the defaults."""
-    policy = read_policy(path)
+    raw = files.read(path)
+    with files.about(path):
+        policy = parse_policy(raw)
     changed = policy.model_dump(mode="json", exclude_defaults=True)
+    if as_json:
+        digest = hashlib.sha256(raw).hexdigest()
+        print_json({"policy": str(path), "sha256": digest, "changed": changed})
+        return
     for line in _keys(changed):
         typer.echo(line)
     note(f"{printable(str(path))} is a policy; {len(changed)} keys differ from their defaults")

@@ -23,6 +23,9 @@ from cima_runc.ml.records import IMA_TEMPLATE, Record, parse_line
 from cima_runc.ml.store import Store
 from cima_runc.verifier.rules.mounts import EngineMounts
 
+_PATHS_SHOWN = 3
+"""Of one service's files that are unmeasured for the same reason; --json prints all."""
+
 
 class ShowError(CimaError):
     """There is nothing to show."""
@@ -69,7 +72,7 @@ def show(
             *config_lines(summary, EngineMounts(register, summary)),
             *_engine_lines(register),
             *rootfs_lines(found.get("rootfs")),
-            *_dependency_lines(relied_on),
+            *dependency_lines(relied_on),
             *_env_lines(summary, values),
         ]
         last = ""
@@ -198,7 +201,8 @@ def _dependencies(settings: Settings, register: Mapping[str, Any]) -> dict[str, 
     return {"partition": partition, **dependencies_summary(map(parse_line, lines))}
 
 
-def _dependency_lines(relied_on: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+def dependency_lines(relied_on: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """Yield (heading, text) for what :func:`dependencies_summary` found; None: not known."""
     if relied_on is None:
         yield "dependencies", "NOT KNOWN"
         return
@@ -206,8 +210,17 @@ def _dependency_lines(relied_on: Mapping[str, Any] | None) -> Iterator[tuple[str
     yield "dependencies", f"{count}; see cima log {relied_on['partition']}"
     for service in relied_on["services"]:
         yield "services", f"{service['role']} {service['path']}"
+    groups: dict[tuple[str, str], list[str]] = {}
     for file in relied_on["unmeasured"]:
-        yield "unmeasured", f"{file['role']} {file['path'] or ''}: {file['reason']}"
+        groups.setdefault((file["role"], file["reason"]), []).append(file["path"] or "")
+    for (role, reason), paths in groups.items():
+        yield "unmeasured", f"{role} {_some(sorted(set(paths)))}: {reason}"
+
+
+def _some(paths: list[str]) -> str:
+    """Return the first few, and how many there are beside them."""
+    more = len(paths) - _PATHS_SHOWN
+    return _list(paths[:_PATHS_SHOWN]) + (f" and {more} more files" if more > 0 else "")
 
 
 # -- the environment -------------------------------------------------------------------------------

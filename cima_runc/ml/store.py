@@ -8,6 +8,7 @@
         records.jsonl                      the partition, one record a line
         container.json                     what the container is, and how it is
         secret                             32 bytes, for the container's owner only
+        verdict.json                       what ``cima appraise`` found last
       rootfs/                              layers' manifests, by digest, and what is known of layers
       digests.json                       digests of services' files that were hashed in this boot
       unmeasured/<time>-<pid>.json         containers that started without the agent
@@ -203,6 +204,10 @@ class Store:
         if len(secret) != 32:
             raise StoreError(f"{path} does not hold 32 bytes")
         return secret
+
+    def verdict_path(self, registration: int) -> Path:
+        """Return where the last verdict on a container is kept, if there is one."""
+        return self._directory(registration) / "verdict.json"
 
     def append(self, registration: int, records: list[Record]) -> None:
         """Append records to a container's partition; :meth:`sync` makes them durable.

@@ -14,6 +14,7 @@ from simulated_host import SimulatedHost, simulated_host, tampered
 from typer.testing import CliRunner, Result
 
 from cima_runc.base.errors import CimaError
+from cima_runc.cli import shapes
 from cima_runc.cli.main import app
 from cima_runc.tpm.structures import parse_public
 from cima_runc.verifier.enrolled import enrolled_ak_file
@@ -31,7 +32,11 @@ def host(tmp_path: Path) -> Iterator[SimulatedHost]:
 
 
 def cima(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words])
+    words = tuple(str(word) for word in words)
+    done = CliRunner().invoke(app, words)
+    if "--json" in words and isinstance(done.exception, SystemExit | None):
+        shapes.check(words, done.stdout)
+    return done
 
 
 def verify(host: SimulatedHost, raw: bytes, *options: object, nonce: bytes = NONCE) -> Result:

@@ -1,8 +1,11 @@
 """The site is built strictly: a link to nowhere fails; pages made from the code are whole."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+
+from cima_runc.cli import shapes
 
 TOP = Path(__file__).resolve().parents[2]
 
@@ -16,6 +19,13 @@ def test_the_site_is_built(tmp_path: Path) -> None:
         assert f">{name}<" in commands
     settings = (tmp_path / "reference/settings/index.html").read_text()
     assert "hook_timeout_seconds" in settings and "How long evidence of an ended" in settings
+    page = (tmp_path / "reference/json/index.html").read_text()
+    for output in shapes.OUTPUTS:
+        assert f"cima {output.command} --json" in page
+        name = output.command.replace(" ", "-")
+        schema = json.loads((tmp_path / f"reference/json/{name}.schema.json").read_text())
+        assert schema["$id"] == f"urn:cima-runc:json:{shapes.VERSION}:{name}"
+    assert "removed_unattested" in page and "NoSettings" not in page
 
 
 def test_readme_shows_a_part_of_what_the_demo_prints() -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -35,8 +36,20 @@ def run(*command: str | Path, stdin: str | bytes = b"", timeout: float = 300) ->
     """Run a command to its end; `cima` is forked from a Python that has its imports."""
     raw = stdin.encode() if isinstance(stdin, str) else stdin
     if command[0] == "cima" and os.path.exists(preloaded.SOCKET):
-        return _run_preloaded(raw, timeout, *map(str, command))
-    return run_anew(*command, stdin=raw, timeout=timeout)
+        ran = _run_preloaded(raw, timeout, *map(str, command))
+    else:
+        ran = run_anew(*command, stdin=raw, timeout=timeout)
+    if command[0] == "cima" and "--json" in command:
+        _check_shape(tuple(map(str, command[1:])), ran)
+    return ran
+
+
+def _check_shape(words: tuple[str, ...], ran: Ran) -> None:
+    """What is printed has no key that is not documented; guests of packages cannot tell."""
+    if importlib.util.find_spec("cima_runc") is not None:
+        from cima_runc.cli import shapes
+
+        shapes.check(words, ran.out)
 
 
 def run_anew(*command: str | Path, stdin: bytes = b"", timeout: float = 300) -> Ran:

@@ -3,13 +3,14 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 from unit.verifier.appraised import Box, image
 
 from cima_runc.base.errors import CimaError
-from cima_runc.cli import context
+from cima_runc.cli import context, shapes
 from cima_runc.cli.main import app
 from cima_runc.cli.references import read_references, values_in
 from cima_runc.ima.template import Func
@@ -66,12 +67,16 @@ class Host:
         self.store.append(1, [runc])
 
     def finish(self) -> None:
+        self.box.register["registration"] = 2
         self.store.create(note(2, "box", 1), bytes(32))
         self.store.append(2, self.box.records())
 
     def cima(self, *arguments: str | Path) -> Result:
         words = ["--config", str(self.settings), *map(str, arguments)]
-        return CliRunner().invoke(app, words)
+        done = CliRunner().invoke(app, words)
+        if "--json" in words and isinstance(done.exception, SystemExit | None):
+            shapes.check(tuple(words), done.stdout)
+        return done
 
 
 @pytest.fixture(name="host")
@@ -218,3 +223,49 @@ def test_what_is_parsed_is_what_is_hashed(host: Host) -> None:
     assert found.appraisal.identity == by_file.appraisal.identity
     digest = hashlib.sha256(host.reference.read_bytes()).digest()
     assert digest in {source.sha256 for source in found.sources}
+
+
+def listed(host: Host) -> dict[str, Any]:
+    [row] = json.loads(host.cima("ps", "--all", "--json").stdout)
+    return dict(row)
+
+
+def test_ps_shows_the_last_verdict_and_of_how_much_it_was(host: Host) -> None:
+    host.finish()
+    assert listed(host)["verdict"] is None
+    assert "VERDICT" not in host.cima("ps", "--all").stdout
+    host.cima("appraise", "box", "--reference", host.reference)
+    kept = listed(host)["verdict"]
+    count = listed(host)["count"]
+    assert (kept["verdict"], kept["records"]) == ("TRUSTED", count)
+    digests = {source["kind"]: source["sha256"] for source in kept["sources"]}
+    assert digests["image"] == hashlib.sha256(host.reference.read_bytes()).hexdigest()
+    assert digests.keys() == {"image", "policy"}
+    # What comes later is not what was looked at.
+    box = Partition.restore("box", host.store.records(2))
+    added = box.add_file(b"\x22" * 32, b"/tmp/x", 1, Func.BPRM_CHECK, {})
+    assert added is not None
+    host.store.append(2, [added])
+    assert (listed(host)["verdict"]["records"], listed(host)["count"]) == (count, count + 1)
+    assert f"TRUSTED, of {count}" in host.cima("ps", "--all").stdout
+    host.cima("appraise", "box", "--reference", host.reference)
+    assert listed(host)["verdict"]["verdict"] == "UNTRUSTED"
+    host.store.create(note(3, "other", 1), bytes(32))
+    [of_other] = [
+        line for line in host.cima("ps", "--all").stdout.splitlines() if line.startswith("other")
+    ]
+    assert of_other.split()[3] == "-"
+
+
+@pytest.mark.parametrize("raw", [b"", b"{}", b"[" * 100_000, b"x" * (1 << 20)])
+def test_a_verdict_that_cannot_be_read_is_none(host: Host, raw: bytes) -> None:
+    host.finish()
+    host.store.verdict_path(2).write_bytes(raw)
+    assert listed(host)["verdict"] is None
+
+
+def test_what_is_appraised_of_another_registration_leaves_this_one_alone(host: Host) -> None:
+    host.finish()
+    host.store.create(note(3, "other", 1), bytes(32))
+    host.cima("appraise", "box", "--reference", host.reference)
+    assert not host.store.verdict_path(3).exists()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cima_runc.cli import context, doctor
+from cima_runc.cli import context, doctor, shapes
 from cima_runc.cli.main import app
 from cima_runc.runtime import installation, oci_hooks
 from cima_runc.runtime.shim_settings import SETTINGS_FILE
@@ -31,12 +31,13 @@ def diagnosed(settings: Path) -> tuple[int, dict[str, dict[str, Any]]]:
         ran = CliRunner().invoke(app, ["--config", str(settings), "doctor", "--json"])
     finally:
         context.choose(SETTINGS_FILE)
+    shapes.check(("doctor", "--json"), ran.stdout)
     return ran.exit_code, {one["check"]: one for one in json.loads(ran.stdout)}
 
 
 def test_every_check_is_made_and_says_what_to_do(settings: Path) -> None:
     code, found = diagnosed(settings)
-    assert code == 1
+    assert code == 2
     assert found["runtime"]["state"] == "ok"
     assert "some-runtime version 1 " in found["runtime"]["what"]
     for check in ("ima", "tpm", "agent"):

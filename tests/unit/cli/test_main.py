@@ -1,6 +1,8 @@
 """Every command's help is run, in one style; ends are what the exit status says."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +14,8 @@ import typer
 from typer.testing import CliRunner
 
 from cima_runc import __version__
+from cima_runc.cli import shapes
+from cima_runc.cli.examples import EXAMPLES
 from cima_runc.cli.main import app
 
 
@@ -39,6 +43,24 @@ def test_help(words: tuple[str, ...], found: Any) -> None:
             assert getattr(parameter, "help", "said"), parameter.name
 
 
+@pytest.mark.parametrize(("words", "found"), ALL[1:], ids=[" ".join(w) for w, _ in ALL[1:]])
+def test_every_command_has_examples_that_can_be_typed(words: tuple[str, ...], found: Any) -> None:
+    lines = EXAMPLES[" ".join(words)]
+    assert lines or hasattr(found, "list_commands")
+    shown = CliRunner().invoke(app, [*words, "--help"]).stdout
+    for line in lines:
+        assert f"\n    {line}\n" in shown
+        typed = shlex.split(
+            re.sub(r"\$\([^)]*\)", "X", line.partition(" | ")[0].partition(" > ")[0])
+        )
+        assert typed[: len(words) + 1] == ["cima", *words]
+        found.make_context(" ".join(words), typed[len(words) + 1 :])
+
+
+def test_no_examples_of_what_is_no_command() -> None:
+    assert EXAMPLES.keys() == {" ".join(words) for words, _ in ALL[1:]}
+
+
 def cima(*words: str) -> subprocess.CompletedProcess[str]:
     """Run the program itself, as a person does."""
     return subprocess.run(
@@ -52,7 +74,10 @@ def cima(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_version() -> None:
     assert cima("version").stdout == cima("--version").stdout == f"cima-runc {__version__}\n"
-    assert json.loads(cima("version", "--json").stdout) == {"version": __version__}
+    assert json.loads(cima("version", "--json").stdout) == {
+        "version": __version__,
+        "json_version": shapes.VERSION,
+    }
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

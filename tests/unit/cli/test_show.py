@@ -8,9 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cima_runc.cli import context
+from cima_runc.cli import context, shapes
 from cima_runc.cli.main import app
-from cima_runc.cli.show import EnvValue, ShowError, env_values
+from cima_runc.cli.show import (
+    EnvValue,
+    ShowError,
+    dependencies_summary,
+    dependency_lines,
+    env_values,
+)
 from cima_runc.measure.oci_config import hidden_value, measured_config
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.store import ContainerNote, Store
@@ -100,7 +106,9 @@ def test_for_people(settings: Path) -> None:
 
 
 def test_as_json(settings: Path) -> None:
-    shown = json.loads(show(settings, "--json").stdout)
+    printed = show(settings, "--json").stdout
+    shapes.check(("show", "--json"), printed)
+    shown = json.loads(printed)
     assert shown["config"]["args"] == ["/bin/echo", f"a b{ESCAPE}"]
     assert shown["config"]["privileged"] is False
     assert shown["config"]["capabilities_beyond_default"] == ["CAP_SYS_ADMIN"]
@@ -122,7 +130,9 @@ def test_values_are_shown_on_request_and_checked(settings: Path) -> None:
     assert "TOKEN: measured with another value" in done.stdout
     assert "TOKEN=changed  (NOT what was measured)" in done.stdout
     assert "is not the one that was measured" in done.stderr
-    values = json.loads(show(settings, "--env", "--json").stdout)["env"]
+    printed = show(settings, "--env", "--json").stdout
+    shapes.check(("show", "--json"), printed)
+    values = json.loads(printed)["env"]
     assert {"name": "PATH", "value": "/bin", "measured": True} in values
     config_file.unlink()
     done = show(settings, "--env")
@@ -141,3 +151,21 @@ def test_the_measured_environment_is_recognised(env: list[tuple[str, str]]) -> N
     assert other == [*found, EnvValue("NEW", "1", False)]
     missing = env_values([*measured, f"GONE={hidden_value(SECRET, '')}"], live, SECRET)
     assert missing == [*found, EnvValue("GONE", None, False)]
+
+
+def test_the_unmeasured_are_grouped_by_service_and_reason() -> None:
+    def lacking(number: int, role: str, reason: str) -> dict[str, Any]:
+        path, kind = f"/lib/{number}.so", "unmeasured"
+        return {"type": kind, "role": role, "path": path, "digest": None, "reason": reason}
+
+    partition = Partition("dependencies:1")
+    contents = [lacking(n, "init", "older than the policy") for n in range(6)]
+    contents += [lacking(9, "shim", "older than the policy"), lacking(8, "init", "gone")]
+    summary = dependencies_summary(partition.add(content, {}) for content in contents)
+    lines = [text for head, text in dependency_lines({"partition": "p", **summary})][1:]
+    assert lines == [
+        "init /lib/0.so, /lib/1.so, /lib/2.so and 3 more files: older than the policy",
+        "shim /lib/9.so: older than the policy",
+        "init /lib/8.so: gone",
+    ]
+    assert len(summary["unmeasured"]) == 8

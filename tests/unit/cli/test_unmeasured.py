@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cima_runc.base.errors import CimaError
-from cima_runc.cli import context
+from cima_runc.cli import context, shapes
 from cima_runc.cli.main import app
 from cima_runc.runtime.shim_settings import SETTINGS_FILE
 
@@ -47,6 +47,7 @@ def test_a_table(root: Path, words: tuple[str, ...]) -> None:
 def test_as_json(root: Path) -> None:
     code, out, _ = run(root, "ps", "--json")
     assert code == 0
+    shapes.check(("ps", "--json"), out)
     assert len(json.loads(out)) == len(list((root / "state").glob("unmeasured/*")))
 
 

@@ -1,0 +1,91 @@
+"""Examples for each command's help, its manual page and the site: one table, tried by the tests."""
+
+from typing import Any
+
+EXAMPLES = {
+    "ps": (
+        "cima ps",
+        "cima ps --all --json | jq -r '.[].id'",
+        "cima ps --watch",
+    ),
+    "log": (
+        "cima log web",
+        "cima log web --follow",
+        "cima log 3fd2 --format cel-json > web.cel.json",
+    ),
+    "show": (
+        "cima show web",
+        "cima show web --json | jq .config.capabilities",
+    ),
+    "status": (
+        "cima status",
+        "cima status --json | jq .trouble",
+    ),
+    "reload": ("cima reload",),
+    "doctor": (
+        "cima doctor",
+        "cima doctor --json | jq '.[] | select(.state != \"ok\")'",
+    ),
+    "configure": (
+        "cima configure docker --dry-run",
+        "cima configure containerd --set-as-default",
+        "cima configure docker --remove",
+    ),
+    "enroll": (),
+    "enroll open": ("cima enroll open --minutes 5",),
+    "enroll close": ("cima enroll close",),
+    "enroll request": (
+        "cima enroll request -o host.json",
+        "cima enroll request --url https://host:8443 --ca ca.pem -o host.json",
+    ),
+    "enroll challenge": (
+        "cima enroll challenge host.json --ek-ca manufacturers.pem -o challenge.json",
+        "cima enroll challenge host.json --any-ek",
+    ),
+    "enroll activate": ("cima enroll activate challenge.json -o answer.json",),
+    "enroll accept": ("cima enroll accept answer.json --label host-1 -o ak.pem",),
+    "attest": (
+        "cima attest web --nonce $(openssl rand -hex 32) -o evidence.json",
+        "cima attest 3fd2... --nonce $NONCE --url https://host:8443 --ca ca.pem --state seen",
+    ),
+    "verify": (
+        "cima verify evidence.json --nonce $NONCE --ak ak.pem --reference app.json",
+        "cima verify evidence.json --nonce $NONCE --ak ak.pem --reference app.json"
+        " --owner-key alice.key --state seen --json",
+    ),
+    "appraise": (
+        "cima appraise web --reference app.json",
+        "cima appraise web --reference app.json --reference host.json --policy policy.toml",
+    ),
+    "reference": (),
+    "reference image": (
+        "cima reference image app.tar -o app.json",
+        "cima reference image layout --platform linux/amd64 --sign-key signer.pem -o app.json",
+    ),
+    "reference host": (
+        "cima reference host -o host.json",
+        "cima reference host --from-keylime policy.json -o host.json",
+    ),
+    "reference verify": ("cima reference verify signed.json --key signer.pub -o app.json",),
+    "reference convert": ("cima reference convert app.json --to-keylime policy.json",),
+    "policy": (),
+    "policy suggest": ("cima policy suggest web --reference app.json -o policy.toml",),
+    "policy check": ("cima policy check policy.toml",),
+    "keygen": ("cima keygen alice",),
+    "completion": (
+        "cima completion bash > /etc/bash_completion.d/cima",
+        "cima completion fish > ~/.config/fish/completions/cima.fish",
+    ),
+    "version": ("cima version --json",),
+}
+"""By the words of a command; one that only holds others has none of its own."""
+
+
+def give(command: Any, words: tuple[str, ...]) -> None:
+    """Put the examples of a command, and of those in it, below their help."""
+    lines = EXAMPLES[" ".join(words)]
+    if lines:
+        # \b: click wraps no lines of this paragraph.
+        command.epilog = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+    for name, inner in getattr(command, "commands", {}).items():
+        give(inner, (*words, name))
