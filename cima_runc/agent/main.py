@@ -537,7 +537,7 @@ def main() -> int:
         return error.exit_code
     except OSError as error:
         _log.error("%s", printable(str(error)))
-        return 1
+        return CimaError.exit_code
     return 0
 
 

@@ -36,7 +36,7 @@ def own_code() -> list[Path]:
         PREFIX / "bin/cima-agent",
         PREFIX / "libexec/cima/hooks/prestart",
         PREFIX / "libexec/cima/hooks/poststop",
-        PACKAGES / f"cima_runc/agent/__pycache__/service.{version}.pyc",
+        PACKAGES / f"cima_runc/agent/__pycache__/assembly.{version}.pyc",
         PACKAGES / f"cima_runc/__pycache__/__init__.{version}.pyc",
         PACKAGES / f"psutil/__pycache__/__init__.{version}.pyc",
         PACKAGES / "cima_runc/sensor/sensor.bpf.o",

@@ -72,7 +72,7 @@ def test_a_setting_that_is_wrong_names_key_value_and_what_is_allowed() -> None:
     }.items():
         with Settings(text):
             refused = start()
-        assert refused.returncode == 1
+        assert refused.returncode == 2
         assert all(word in refused.stderr for word in words), refused.stderr
         assert len(refused.stderr.splitlines()) == 1
 
@@ -95,6 +95,6 @@ def test_the_doctor_names_each_missing_source() -> None:
     assert ran.code == 2
     found = {one["check"]: one for one in json.loads(ran.out)}
     failed = {check for check, one in found.items() if one["state"] == "fail"}
-    assert failed == {"ima", "sensor", "tpm", "agent"}
+    assert failed == {"ima", "sensor", "tpm", "tpm keys", "agent"}
     assert "/etc/ima/ima-policy" in found["ima"]["next"]
     assert "lsm=" in found["sensor"]["next"]
