@@ -230,6 +230,7 @@ def attack(command: str, rights: Rights, place: Place, data: Path | None = None)
         name,
     ):
         said = run(directory, name)
+        assert name in {row["id"] for row in guest.ps()}, f"{name} was not started: {said}"
         ended = time.monotonic() + SECONDS
         while guest.row(name)["state"] != "stopped" and time.monotonic() < ended:
             time.sleep(0.1)

@@ -9,6 +9,8 @@ from tests.vm import guest
 from tests.vm.attacks.container import cima
 from tests.vm.images import archive
 
+pytestmark = pytest.mark.debian()  # every attack takes minutes a release: --everything
+
 WEB = """
 import http.server, threading, urllib.request
 server = http.server.HTTPServer(('127.0.0.1', 8000), http.server.SimpleHTTPRequestHandler)
@@ -17,8 +19,6 @@ assert urllib.request.urlopen('http://127.0.0.1:8000/etc/hostname').status == 20
 """
 DATABASE = """
 import sqlite3
-
-pytestmark = pytest.mark.debian()  # every attack takes minutes a release: --everything
 with sqlite3.connect('/tmp/data') as base:
     base.execute('create table t (n integer)')
     base.executemany('insert into t values (?)', [(n,) for n in range(1000)])
@@ -47,7 +47,6 @@ WORKLOADS = {
 """The command, and what is found without a policy for it beside the command itself."""
 
 
-@pytest.mark.debian()
 @pytest.mark.parametrize("workload", list(WORKLOADS))
 def test_honest_software_is_trusted_with_its_policy(workload: str, tmp_path: Path) -> None:
     command, expected = WORKLOADS[workload]
