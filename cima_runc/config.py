@@ -206,6 +206,30 @@ class UsersSettings(_Section):
     """The group whose members may have their own containers measured; without one nobody may."""
 
 
+class FleetSettings(_Section):
+    """The fleet's service, which the host proves itself to; nothing on the host listens for it."""
+
+    url: Annotated[str, Field(max_length=2048, pattern=r"^https://[^\s?#@]+$")] | None = None
+    """Where the service is; without it nothing is reported. ``cima configure fleet`` sets it."""
+    ca: str | None = None
+    """PEM file of the authorities for its certificate; without one the system's."""
+    join_token_file: str = "/etc/cima/fleet-token"  # noqa: S105 - a file
+    """File of the token that this host joins with; without one a person has to approve."""
+    name: Annotated[str, Field(min_length=1, max_length=limits.HOST_NAME)] | None = None
+    """What the host calls itself when it joins; without it its host name. It proves nothing."""
+    service_key: Annotated[str, Field(pattern=r"^x25519:[A-Za-z0-9+/=_-]{20,100}$")] | None = None
+    """The service's own owner's key: records of containers that it is an owner of are reported.
+    Without it, only those of containers without an owner's key are."""
+    host_log: Literal["none", "redacted", "full"] = "redacted"
+    """How much of the kernel's log of the host is reported."""
+    interval: Annotated[float, Field(ge=1, le=86_400)] = 60
+    """Seconds between reports, where nothing changes and the service has not said otherwise."""
+    min_interval: Annotated[float, Field(ge=0.1, le=3600)] = 2
+    """Seconds between reports at least, until the service says otherwise."""
+    tenants_may_enrol: bool = False
+    """Whether tenants may have the attestation key prove itself to them through the service."""
+
+
 class Settings(_Section):
     """All settings."""
 
@@ -221,6 +245,7 @@ class Settings(_Section):
     attestation: AttestationSettings = AttestationSettings()
     storage: StorageSettings = StorageSettings()
     users: UsersSettings = UsersSettings()
+    fleet: FleetSettings = FleetSettings()
 
     @model_validator(mode="after")
     def _enforcement_takes_what_is_measured(self) -> Self:

@@ -15,7 +15,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from cima_runc.agent.attester import Answer, AttestError, BoundRegister
+from cima_runc.agent.attester import Answer, AttestError, BoundRegister, Quoted
 from cima_runc.agent.host_log import HostLog
 from cima_runc.base import limits
 from cima_runc.config import Settings
@@ -33,6 +33,7 @@ from cima_runc.evidence.models import (
 from cima_runc.evidence.models import HostLog as HostLogPart
 from cima_runc.evidence.owner import parse_public
 from cima_runc.evidence.padding import padded
+from cima_runc.evidence.report import ReportedLog
 from cima_runc.evidence.request import Since
 from cima_runc.evidence.seal import seal_to
 from cima_runc.ima.entry import Entry
@@ -117,7 +118,7 @@ class Assembly:
                 pcrs={str(pcr): value for pcr, value in quoted.values.items()},
             ),
             aggregation=AggregationPart(index=answer.place.index, path=answer.place.path),
-            ak=AkPart(public=answer.ak_public, certificate=self._ak_certificate()),
+            ak=self.ak_part(answer.ak_public),
             binding=BindingPart(
                 pcr=self._settings.tpm.pcr,
                 status=bound.status,
@@ -229,14 +230,7 @@ class Assembly:
         lines = list(islice(self._store.lines(number), services.count))
         if len(lines) != services.count:
             raise AttestError("the stored records of the host's services are not all there")
-        indices = [kernel_log_index(line) for line in lines]
-        wanted = [index for index in indices if index is not None]
-        entries = self._host_log().at(wanted) if wanted else {}
-        records = []
-        for line, index in zip(lines, indices, strict=True):
-            shown = disclosed_line(line, shared=True)
-            entry = None if index is None else entries.get(index)
-            records.append(_with_entry(shown, entry) if entry is not None else shown)
+        records = self.records(lines, services=True)
         head = {
             "registration": number,
             "slot": services.note.slot,
@@ -248,6 +242,25 @@ class Assembly:
             "count": services.count,
         }
         return _with(_json(head), records=_array(records))
+
+    def records(self, lines: list[bytes], *, services: bool) -> list[bytes]:
+        """Return stored records of this boot as evidence shows them, those of host ``services``
+        with their lines of the kernel's log.
+
+        Raises:
+            AttestError, KernelLogError: the kernel's log cannot be read.
+        """
+        if not services:
+            return [disclosed_line(line, has_line=self._has_line) for line in lines]
+        indices = [kernel_log_index(line) for line in lines]
+        known = [index for index in indices if index is not None]
+        entries = self._host_log().at(known) if known else {}
+        shown = []
+        for line, index in zip(lines, indices, strict=True):
+            record = disclosed_line(line, shared=True)
+            entry = None if index is None else entries.get(index)
+            shown.append(record if entry is None else _with_entry(record, entry))
+        return shown
 
     # -- the host's own -----------------------------------------------------------------------
 
@@ -263,6 +276,40 @@ class Assembly:
             else:
                 entries = tuple(map(_host_line, log.entries(prefix.lines)))
         return HostLogPart(disclosure=answer.request.host, pcr=pcr, entries=entries)
+
+    def report_log(self, quoted: Quoted, since: int) -> ReportedLog | None:
+        """Return what a report shows of the host's log: the entries from number ``since`` on.
+
+        Raises:
+            AttestError, KernelLogError: the log cannot be read.
+        """
+        if quoted.host is None:
+            return None
+        log, lines = self._host_log(), quoted.host.lines
+        entries: tuple[bytes | HostLine, ...] = ()
+        if since < lines and self._settings.fleet.host_log == "full":
+            entries = tuple(map(_host_line, log.entries(lines)[since:]))
+        elif since < lines:
+            entries = tuple(log.redacted(lines, since))
+            if since == 0:
+                entries = (_host_line(log.first()), *entries[1:])
+        return ReportedLog.model_validate({"from": since, "entries": entries})
+
+    def ak_part(self, public: bytes) -> AkPart:
+        """Return the attestation key as evidence shows it.
+
+        Raises:
+            AttestError: its certificate cannot be read.
+        """
+        return AkPart(public=public, certificate=self._ak_certificate())
+
+    def boot_log(self) -> bytes:
+        """Return the firmware's event log.
+
+        Raises:
+            AttestError: it cannot be read.
+        """
+        return self._boot_log()
 
     def _ak_certificate(self) -> bytes | None:
         path = self._settings.attestation.ak_certificate

@@ -39,6 +39,10 @@ class AttestError(CimaError):
     """There is no evidence for this request."""
 
 
+class MovedError(AttestError):
+    """What was to be quoted is not what the PCR shows any more."""
+
+
 class NotForYouError(AttestError):
     """The request is one that only root may make, over the unix socket."""
 
@@ -230,7 +234,7 @@ class Attester:
         leaves = [leaf(one.waiting.asker, one.waiting.request.digest()) for one in chosen]
         root, places = aggregate(leaves)
         lines = max(map(self._lines_needed, chosen)) if with_host else 0
-        quoted = self._quote(root, with_host, bound, lines)
+        quoted = self._quote(root, with_host, bound, lines, self._writer.bind_for_quote)
         public = self.attestation_key().public
         for one, place in zip(chosen, places, strict=True):
             one.waiting.answer.set_result(
@@ -255,8 +259,30 @@ class Attester:
             return 0
         return self.host_log().entries_to(one.services.last_line)
 
-    def _quote(self, qualifying: bytes, with_host: bool, bound: Bound | None, lines: int) -> Quoted:
-        """Quote over ``bound``, or over a new bind where there is none or the PCR was changed.
+    def report(self, claim: bytes, bound: Bound, *, with_host: bool) -> "tuple[Quoted, Place]":
+        """Quote for a report of the host, ``claim`` (32 bytes), over ``bound``.
+
+        Raises:
+            MovedError: the binding PCR shows another bind by now.
+            AttestError, TpmError: there is no quote.
+        """
+
+        def moved() -> Bound:
+            raise MovedError("the binding PCR shows another bind by now")
+
+        root, (place,) = aggregate([leaf(Asker.HOST, claim)])
+        return self._quote(root, with_host, bound, 0, moved), place
+
+    def _quote(
+        self,
+        qualifying: bytes,
+        with_host: bool,
+        bound: Bound | None,
+        lines: int,
+        bind: Callable[[], Bound],
+    ) -> Quoted:
+        """Quote over ``bound``, or over what ``bind`` gives where there is none or the PCR was
+        changed.
 
         The host's log is as long as ``lines`` at least.
         """
@@ -266,7 +292,7 @@ class Attester:
             pcrs.add(settings.ima.host_pcr)
         for _ in range(_ATTEMPTS):
             if bound is None:
-                bound = self._writer.bind_for_quote()
+                bound = bind()
             made = self._signed(sorted(pcrs), qualifying)
             values = self.tpm.read_pcrs(sorted(pcrs))
             # Whatever was extended between bind, quote and reading shows here.

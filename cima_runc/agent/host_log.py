@@ -68,10 +68,11 @@ class HostLog:
             self._read()
             return bisect_right(self._indices, index)
 
-    def redacted(self, lines: int) -> list[bytes]:
-        """Return what the first ``lines`` entries extended the PCR with, 32 bytes each."""
+    def redacted(self, lines: int, since: int = 0) -> list[bytes]:
+        """Return what the first ``lines`` entries, from number ``since`` on, extended the PCR with,
+        32 bytes each."""
         with self._lock:
-            raw = bytes(self._digests[: 32 * lines])
+            raw = bytes(self._digests[32 * since : 32 * lines])
         return [raw[at : at + 32] for at in range(0, len(raw), 32)]
 
     def entries(self, lines: int) -> list[Entry]:

@@ -53,6 +53,7 @@ from cima_runc.runtime.shim_settings import SETTINGS_FILE
 from cima_runc.tpm.device import TpmError
 
 if TYPE_CHECKING:
+    from cima_runc.agent.fleet.reporter import Reporter
     from cima_runc.agent.https import HttpsEndpoint
 
 _log = logging.getLogger("cima-agent")
@@ -107,6 +108,8 @@ class Agent:
         self._bind_after = 0.0
         self._registering: deque[tuple[Candidate, Future[None]]] = deque()
         self._answering: set[asyncio.Task[None]] = set()
+        self._store = store
+        self._reporter: Reporter | None = None
         store.prepare()
         rooms, self._lobby = open_rooms(
             current=self._settings,
@@ -134,6 +137,7 @@ class Agent:
             self._serve, sock=listener.channel, limit=HEADER, backlog=limits.WAITING_REQUESTS
         )
         https = self._open_https()
+        self._reporter = reporter = self._open_reporter()
         bundles = BundleServer(self._settings.value.shim.socket, self._hooks_dir)
         bundles.start()
         self._users = users = UserServer(self._settings, self._writer.submit)
@@ -150,6 +154,8 @@ class Agent:
         _notify("STOPPING=1")
         for task in working:
             task.cancel()
+        if reporter is not None:
+            await self._loop.run_in_executor(None, reporter.stop)
         if https is not None:
             await self._loop.run_in_executor(None, https.close)
         server.close()
@@ -214,6 +220,26 @@ class Agent:
         endpoint = HttpsEndpoint(settings, self._ask_for_anybody)
         _log.info("HTTPS on %s, port %d", settings.address, endpoint.port)
         return endpoint
+
+    def _open_reporter(self) -> "Reporter | None":
+        settings = self._settings.value
+        if settings.fleet.url is None:
+            return None
+        from cima_runc.agent.fleet.reporter import Reporter
+
+        reporter = Reporter(
+            settings=settings,
+            boot_id=boot_id(),
+            store=self._store,
+            assembly=self._lobby.assembly,
+            submit=self._writer.submit,
+            attest=self.attest,
+            loop=self._loop,
+        )
+        self._lobby.confirmations.service = reporter
+        reporter.start()
+        _log.info("reporting to %s", printable(settings.fleet.url))
+        return reporter
 
     async def _ask_for_anybody(self, verb: str, body: bytes, source: str) -> bytes:
         if verb == "attest":
@@ -316,6 +342,8 @@ class Agent:
             _log.error(waiting, error, extra=about("records-wait"))
         else:
             self._read_sensor()
+        if self._reporter is not None:
+            self._reporter.look(self._lobby.registers())
 
     async def _tick(self) -> None:
         while True:

@@ -3,8 +3,10 @@
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from cima_runc.agent.confirmations import Confirmations
 from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.journald import about
 from cima_runc.agent.runs import Runs
@@ -32,20 +34,29 @@ class Stored:
     """Whether it has ended."""
 
 
-def to_remove(stored: list[Stored], *, quota: int, ended_before: str | None) -> list[Stored]:
+def to_remove(
+    stored: list[Stored],
+    *,
+    quota: int,
+    ended_before: str | None,
+    wanted: Callable[[Stored], bool] = lambda _: False,
+) -> list[Stored]:
     """Return which of ``stored``, oldest first, go: those that are too old or too much.
 
     ``quota`` is in bytes, ``ended_before`` in RFC 3339. What a boot's containers relied on goes
-    after the last of them.
+    after the last of them. What is ``wanted`` does not grow old, and goes last where there is too
+    much.
     """
     too_much = sum(one.size for one in stored) - quota
     left = {one.note.registration: one for one in stored}
     chosen: list[Stored] = []
 
-    def consider(one: Stored) -> None:
+    def consider(one: Stored, *, is_last: bool = False) -> None:
         nonlocal too_much
         old = ended_before is not None and (one.note.ended or one.note.started) < ended_before
         if one.removable and (old or too_much > 0):
+            if wanted(one) and not (is_last and too_much > 0):
+                return
             chosen.append(one)
             del left[one.note.registration]
             too_much -= one.size
@@ -53,10 +64,14 @@ def to_remove(stored: list[Stored], *, quota: int, ended_before: str | None) -> 
     for one in stored:
         if one.note.kind == "container":
             consider(one)
+    if too_much > 0:
+        for one in [*left.values()]:
+            if one.note.kind == "container":
+                consider(one, is_last=True)
     in_use = {one.note.boot_id for one in left.values() if one.note.kind == "container"}
     for one in stored:
         if one.note.kind == "dependencies" and one.note.boot_id not in in_use:
-            consider(one)
+            consider(one, is_last=True)
     return chosen
 
 
@@ -70,12 +85,15 @@ class Retention:
         writer: Writer,
         store: Store,
         runs: Runs,
+        *,
+        confirmations: Confirmations | None = None,
     ) -> None:
         self._settings = settings
         self._boot_id = boot_id
         self._writer = writer
         self._store = store
         self._runs = runs
+        self._confirmations = confirmations or Confirmations()
         self._path = store.root / REMOVED
         self.size = 0
         """Bytes of all partitions when it was looked last."""
@@ -100,7 +118,12 @@ class Retention:
         storage = self._settings.value.storage
         days = storage.keep_days
         before = clock.at(time.time_ns() - days * _DAY_NS) if days else None
-        gone = to_remove(stored, quota=storage.quota_mib * limits.MIB, ended_before=before)
+        gone = to_remove(
+            stored,
+            quota=storage.quota_mib * limits.MIB,
+            ended_before=before,
+            wanted=lambda one: self._confirmations.wants(one.note, self._count(one.note)),
+        )
         for one in gone:
             self._remove(one)
         if before is not None:
@@ -118,10 +141,14 @@ class Retention:
         living = note.boot_id == self._boot_id and note.state != "stopped"
         return Stored(note, self._store.size(registration), not living)
 
+    def _count(self, note: ContainerNote) -> int:
+        return sum(1 for _ in self._store.lines(note.registration))
+
     def _remove(self, one: Stored) -> None:
         note = one.note
-        records = sum(1 for _ in self._store.lines(note.registration))
-        if note.kind == "container" and note.attested < records:
+        records = self._count(note)
+        confirmed = self._confirmations.confirmed(note.registration)
+        if note.kind == "container" and max(note.attested, confirmed) < records:
             line = {
                 "registration": note.registration,
                 "id": note.id,
@@ -130,6 +157,7 @@ class Retention:
                 "ended": note.ended,
                 "records": records,
                 "attested": note.attested,
+                "confirmed": confirmed,
                 "removed": clock.now(),
             }
             # Said first, done then.
@@ -137,8 +165,12 @@ class Retention:
             removed.append(json.dumps(line).encode("ascii") + b"\n")
             removed.close()
             _log.warning(
-                "the records of container %s are removed, and no evidence was given of them all",
+                "the records of container %s are removed: evidence was given of %d of %d, and the"
+                " fleet's service has %d",
                 note.id,
+                note.attested,
+                records,
+                confirmed,
                 extra=about("records-removed", container=note.id, registration=note.registration),
             )
         self._writer.discard(note.registration)

@@ -20,6 +20,7 @@ from cima_runc.agent.assembly import Assembly
 from cima_runc.agent.attester import Attester
 from cima_runc.agent.binding_pcr import BindingPcr
 from cima_runc.agent.candidate import Looker
+from cima_runc.agent.confirmations import Confirmations
 from cima_runc.agent.core import Core
 from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.dependencies import Dependencies
@@ -62,6 +63,7 @@ class Rooms:
     retention: Retention
     dependencies: Dependencies
     attester: Attester
+    confirmations: Confirmations
 
     def commit(self, *, bind: bool) -> float:
         """Turn what has come into records, make them durable, and ``bind`` them if wanted.
@@ -88,7 +90,7 @@ class Rooms:
 
     def forget_ended(self) -> None:
         """Let go of containers that ended so long ago that nobody may ask for them any more."""
-        self.writer.forget_ended(self._retained())
+        self.writer.forget_ended(self._retained(), self.confirmations.wants)
 
     def _retained(self) -> int:
         """Return the time since boot, in ns, whose ended containers have been kept long enough."""
@@ -109,6 +111,9 @@ class Lobby:
     assembly: Assembly
     slots: Callable[[], int]
     """How many slots the table of registers has."""
+    registers: Callable[[], object]
+    """Something that is another when a register has changed."""
+    confirmations: Confirmations
 
 
 class Turn(enum.IntEnum):
@@ -217,7 +222,8 @@ def open_rooms(
         new_number=fresh.number,
         new_secret=fresh.secret,
     )
-    retention = Retention(current, boot_id, writer, store, runs)
+    confirmations = Confirmations()
+    retention = Retention(current, boot_id, writer, store, runs, confirmations=confirmations)
     attester = Attester(
         settings=settings, writer=writer, tpm=tpm, commit=lambda: rooms.commit(bind=False)
     )
@@ -271,9 +277,13 @@ def open_rooms(
         retention=retention,
         dependencies=dependencies,
         attester=attester,
+        confirmations=confirmations,
     )
     looker = Looker(current, RootfsStore.at(store.root / "rootfs"), dependencies)
     lobby = Lobby(
-        *(looker, held, notices, dependencies, attester, assembly), slots=lambda: writer.slots
+        *(looker, held, notices, dependencies, attester, assembly),
+        slots=lambda: writer.slots,
+        registers=lambda: (core.change_mark, core.changed),
+        confirmations=confirmations,
     )
     return rooms, lobby

@@ -92,6 +92,16 @@ class Writer:
         """How many slots the table of registers has."""
         return self._core.slots
 
+    @property
+    def change_mark(self) -> int:
+        """A number for the table as it is now, for :meth:`changes`."""
+        return self._core.change_mark
+
+    def changes(self, since: int | None) -> list[tuple[int, bytes]]:
+        """Return the slots that were written after the mark ``since``, and what is in them; None:
+        all that are not empty."""
+        return self._core.changes(0 if since is None else since)
+
     def get(self, registration: int) -> Container | None:
         """Return a container by its registration number."""
         return self._core.get(registration)
@@ -201,13 +211,21 @@ class Writer:
         self._ledger.add(registration, [end])
         self._ending.add(registration)
 
-    def forget_ended(self, until: int) -> None:
+    def forget_ended(
+        self,
+        until: int,
+        wanted: Callable[[ContainerNote, int], bool] = lambda *_: False,
+    ) -> None:
         """Let go of containers whose end was recorded by ``until``, in nanoseconds since boot.
 
-        What is stored of them stays. Where an end is not durable yet, it is waited for.
+        What is stored of them stays. Where an end is not durable yet, it is waited for; so are
+        records that are ``wanted`` by somebody.
         """
         for registration in self._core.ended_before(until):
-            if registration not in self._ending:
+            container = self._core.get(registration)
+            assert container is not None
+            wait = registration in self._ending
+            if not wait and not wanted(container.note, container.partition.count):
                 self._core.forget(registration)
 
     def discard(self, registration: int) -> None:

@@ -276,3 +276,6 @@ JOIN_TOKEN = 1024
 
 REPORT_WINDOW = 8 * MIB
 """Memory that a report's zstd frame may ask of its reader (RFC 8878, 3.1.1.1.2 recommends it)."""
+
+FLEET_NOTE = 64 * MIB
+"""Bytes of the file that holds what the fleet's service has confirmed: 30 for each container."""

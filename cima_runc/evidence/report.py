@@ -6,6 +6,7 @@ itself. ``docs/fleet-report.md`` describes every field. Source: fleet, section 3
 
 import hashlib
 import itertools
+import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -162,7 +163,7 @@ class Proof(Model):
         value["pcrs"] = value["quote"].pop("pcrs")
         if value["ak"]["certificate"] is None:
             del value["ak"]["certificate"]
-        return rfc8785.dumps(value)
+        return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
 @dataclass(frozen=True)

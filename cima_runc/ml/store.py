@@ -254,6 +254,20 @@ class Store:
                 if line.endswith(b"\n"):
                     yield line[:-1]
 
+    def lines_from(self, registration: int, at: int) -> Iterator[tuple[bytes, int]]:
+        """Yield a partition's records from the byte ``at`` on, each with the byte after it.
+
+        Raises:
+            OSError: there is none.
+        """
+        path = self._directory(registration) / "records.jsonl"
+        with path.open("rb") as file:
+            file.seek(at)
+            for line in file:
+                if line.endswith(b"\n"):
+                    at += len(line)
+                    yield line[:-1], at
+
     def open_lines(self, registration: int) -> tuple[int, int]:
         """Open a partition's file: a descriptor, and the bytes of its whole lines.
 

@@ -18,6 +18,8 @@ TAKES_A_RESTART = {
     *("attestation.https.port", "attestation.https.certificate", "attestation.https.key"),
     *("attestation.https.client_ca", "attestation.https.requests_per_minute"),
     *("attestation.https.redacted", "binding.slots"),
+    *("fleet.url", "fleet.ca", "fleet.join_token_file", "fleet.name", "fleet.service_key"),
+    *("fleet.host_log", "fleet.interval", "fleet.min_interval", "fleet.tenants_may_enrol"),
 }
 
 
