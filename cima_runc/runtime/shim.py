@@ -155,8 +155,8 @@ def inject_at(
             return
         raise
     try:
-        _refuse_foreign(os.path.abspath(bundle), settings)
         _refuse_foreign(path, settings)
+        _refuse_foreign(os.path.abspath(bundle), settings)
         inject_hooks(
             directory,
             os.path.basename(path),
@@ -174,15 +174,18 @@ def inject_at(
 
 
 def _refuse_foreign(path: str, settings: ShimSettings) -> None:
-    """Refuse a configuration that others may write.
+    """Refuse a configuration that others may write, unless it is the caller's to take back.
 
     Not in another user namespace, where nobody can be told from anybody.
     """
     from cima_runc.runtime.bundle_guard import foreign_part
+    from cima_runc.runtime.bundle_owner import take_back
 
     if settings.foreign_bundles == "allow" or not has_own_ids():
         return
     foreign = foreign_part(path, os.geteuid())
+    if foreign is not None and take_back(path, os.geteuid()):
+        foreign = foreign_part(path, os.geteuid())
     if foreign is not None:
         raise foreign.refusal()
 

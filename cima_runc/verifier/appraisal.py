@@ -36,6 +36,7 @@ from cima_runc.ml.contents import (
     Service,
     ServicesRegister,
     Unmeasured,
+    ViolationV1,
     measured,
 )
 from cima_runc.ml.records import Record
@@ -50,6 +51,7 @@ from cima_runc.verifier.rules.files import check_file
 from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.rules.mounts import EngineMounts
 from cima_runc.verifier.rules.rootfs import RootfsRule
+from cima_runc.verifier.rules.unstable import unstable_file
 
 _ONCE = (RegisterV1, Config, Rootfs)
 """A container's first records, in order."""
@@ -155,7 +157,10 @@ class _Run:
         seen: set[tuple[bytes, bytes]] = set()
         for number, content in records:
             if isinstance(content, File):
-                yield from self._file(number, content, seen)
+                digest, path, _, func = content
+                yield from self._file(number, path, digest, func, seen)
+            elif isinstance(content, ViolationV1) and (file := unstable_file(content)):
+                yield from self._file(number, file.path, file.digest, file.func, seen)
             else:
                 yield from self._cima(number, content)
 
@@ -208,9 +213,10 @@ class _Run:
                     next="this is no container's partition: see cima log",
                 )
 
-    def _file(self, number: int, file: File, seen: set[tuple[bytes, bytes]]) -> Iterator[Finding]:
+    def _file(
+        self, number: int, path: bytes, digest: bytes, func: Func, seen: set[tuple[bytes, bytes]]
+    ) -> Iterator[Finding]:
         assert self._image is not None
-        digest, path, _, func = file
         if (digest, path) in seen:
             return  # in another namespace of the same container
         seen.add((digest, path))

@@ -12,8 +12,10 @@ from cima_runc.ml.contents import (
     Violation,
     ViolationV1,
 )
+from cima_runc.verifier.pattern import exactly
 from cima_runc.verifier.policy import Policy
 from cima_runc.verifier.result import Finding
+from cima_runc.verifier.rules.unstable import unstable_file
 from cima_runc.verifier.toml import array, quoted
 
 _KINDS = {
@@ -69,8 +71,13 @@ def _violation(content: ViolationV1, at: int, policy: Policy) -> Iterator[Findin
     if content.denied:
         what += "; it was denied"
     rule = "records.violation" if kind == "unnamed" else f"records.{kind}"
+    named = unstable_file(content)
+    key = "allow_violations = true"
     allowed = policy.allow_violations or (content.denied and kind == "unstable")
-    finding = _finding(rule, allowed, what, at, "allow_violations = true")
+    if named is not None:
+        key = f"[[unstable]] path = {quoted(exactly(named.path))}, why = {array([named.why])}"
+        allowed = allowed or any(one.allows(named.path, named.why) for one in policy.unstable)
+    finding = _finding(rule, allowed, what, at, key)
     yield finding.model_copy(update={"path": path, "got": digest})
 
 

@@ -79,6 +79,26 @@ class AllowedMemory(Model):
         return kind in self.kinds and matches(self.program, program)
 
 
+class AllowedUnstable(Model):
+    """A file that may run though nothing vouches that what ran is what its digest says.
+
+    Its digest is compared with the image's all the same.
+    """
+
+    path: _Pattern
+    """Pattern of its path."""
+    why: Annotated[_Names, Field(min_length=1)]
+    """The reasons that are accepted for it, by the names that the record has, such as
+    ``server-can-answer-twice`` for a FUSE or network file system."""
+
+    def allows(self, path: bytes, why: str) -> bool:
+        """Return whether the file with this path may run in spite of this reason."""
+        return why in self.why and matches(self.path, path)
+
+
+_Unstable = Annotated[tuple[AllowedUnstable, ...], BeforeValidator(_to_tuple)]
+
+
 _Memory = Annotated[tuple[AllowedMemory, ...], BeforeValidator(_to_tuple)]
 
 
@@ -190,7 +210,8 @@ class Policy(Model):
     allow_lost: bool = False
     """Whether events that the sensor lost are tolerated."""
     allow_violations: bool = False
-    """Whether files that ran without a digest or a path are tolerated."""
+    """Whether all violations are tolerated: what ran without a digest or a path, what reached for
+    the sensor, who entered with more rights. ``unstable`` is the narrow way for files."""
     allow_missing: _Names = ()
     """Sources of measurement that may be missing: ``ima``, ``sensor``."""
     allow_restarts: bool = False
@@ -202,6 +223,8 @@ class Policy(Model):
     """Allowed values (hexadecimal) of a boot PCR, by its number."""
     files: _Files = ()
     """Files that may run though the image does not have them."""
+    unstable: _Unstable = ()
+    """Files that may run though their digest may not be of what ran."""
     memory: _Memory = ()
     """Programs that may make memory executable, such as those that compile as they run."""
     rootfs: RootfsPolicy = RootfsPolicy()

@@ -10,7 +10,7 @@ from cima_runc.base.text import printable
 from cima_runc.ima.template import unpack_cima_ng
 from cima_runc.measure.config_summary import ConfigSummary, Mount, summarize
 from cima_runc.measure.mtree import MtreeError, parse_manifest
-from cima_runc.ml.contents import Memory, read
+from cima_runc.ml.contents import Memory, ViolationV1, measured, read
 from cima_runc.ml.records import CIMA, IMA_TEMPLATE, Record, template_data
 from cima_runc.verifier.appraisal import References, appraise
 from cima_runc.verifier.pattern import exactly
@@ -19,6 +19,7 @@ from cima_runc.verifier.reference.file import ImageReference, ReferenceConfig
 from cima_runc.verifier.rules.config import capability_names, command_of, shared_with_host
 from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.rules.mounts import EngineMounts
+from cima_runc.verifier.rules.unstable import UnstableFile, unstable_file
 from cima_runc.verifier.toml import array, quoted
 
 _HEAD = """\
@@ -54,8 +55,15 @@ def suggest(records: Sequence[Record], references: References) -> str:
     for rule, key, why in _TOP:
         if rule in rules:
             lines.append(f"# {why}\n{key}\n")
-    if rules & _VIOLATIONS:
-        why = ", ".join(sorted(each.removeprefix("records.") for each in rules & _VIOLATIONS))
+    unstable = _unstable_files(records)
+    named = {finding.record for finding in found if finding.record in unstable}
+    violations = {
+        finding.rule
+        for finding in found
+        if finding.severity == "fail" and finding.record not in named
+    } & _VIOLATIONS
+    if violations:
+        why = ", ".join(sorted(each.removeprefix("records.") for each in violations))
         lines.append(f"# Something ran that its records do not vouch for: {why}.\n{_ALLOW}\n")
     lines += _rootfs(records, rules, {x.path for x in found if x.rule == "rootfs.written"})
     if config is not None and mounts is not None:
@@ -66,7 +74,8 @@ def suggest(records: Sequence[Record], references: References) -> str:
         for finding in found
         if finding.severity == "fail" and finding.rule.startswith("file.")
     }
-    lines += _files(records, wanted)
+    lines += _files(records, wanted, unstable)
+    lines += _unstable(unstable)
     lines += _memory(records, rules)
     for finding in found:
         if finding.severity == "fail" and finding.rule in _NEVER and references.image is not None:
@@ -186,12 +195,42 @@ def _mount(mount: Mount, engine: EngineMounts) -> str:
     return "{" + ", ".join(parts) + "}"
 
 
-def _files(records: Sequence[Record], wanted: set[int | None]) -> Iterator[str]:
+def _unstable_files(records: Sequence[Record]) -> dict[int, UnstableFile]:
+    """Return the files that ran by a digest that nothing vouches for, by their records' numbers."""
+    found = {}
+    for number, content in map(measured, records):
+        file = unstable_file(content) if isinstance(content, ViolationV1) else None
+        if file is not None:
+            found[number] = file
+    return found
+
+
+def _unstable(files: Mapping[int, UnstableFile]) -> Iterator[str]:
+    reasons: dict[bytes, set[str]] = {}
+    for file in files.values():
+        reasons.setdefault(file.path, set()).add(file.why)
+    for number, path in enumerate(sorted(reasons)):
+        why = (
+            "# Files that ran though their digest, which is compared, may not be of what ran, and"
+            "\n# for what reasons.\n"
+        )
+        yield (
+            f"{why if not number else ''}[[unstable]]\npath = {quoted(exactly(path))}\n"
+            f"why = {array(sorted(reasons[path]))}\n"
+        )
+
+
+def _files(
+    records: Sequence[Record], wanted: set[int | None], unstable: Mapping[int, UnstableFile]
+) -> Iterator[str]:
     digests: dict[bytes, list[str]] = {}
     for record in records:
         if record.content_type == IMA_TEMPLATE and record.recnum in wanted:
             digest, path, _, _ = unpack_cima_ng(template_data(record.content))
             digests.setdefault(path, []).append(digest.hex())
+    for recnum, file in unstable.items():
+        if recnum in wanted:
+            digests.setdefault(file.path, []).append(file.digest.hex())
     for number, path in enumerate(sorted(digests)):
         why = (
             "# Files that ran and are not the image's, each with its SHA-256. Without sha256 the\n"
@@ -201,7 +240,7 @@ def _files(records: Sequence[Record], wanted: set[int | None]) -> Iterator[str]:
         )
         yield (
             f"{why}[[files]]\npath = {quoted(exactly(path))}\n"
-            f"sha256 = {array(sorted(digests[path]))}\n"
+            f"sha256 = {array(sorted(set(digests[path])))}\n"
         )
 
 

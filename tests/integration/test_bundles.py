@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,65 @@ def test_a_bundle_that_somebody_else_may_write(host: Host, place: Path, part: st
     done = subprocess.run(plain, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0 and "hello" not in done.stdout
     assert "may be written by" in done.stderr
+
+
+MAPPED = 100000
+_SWAPPING = """
+import os, sys
+os.chdir(sys.argv[1])
+os.setgroups([]); os.setgid(100000); os.setuid(100000)
+config = open("config.json").read().replace('"hello"', '"other"')
+open("other.json", "w").write(config)
+print("up", flush=True)
+while True:
+    for pair in ("config.json kept", "other.json config.json", "kept config.json"):
+        try:
+            os.rename(*pair.split())
+            os.path.exists("other.json") or open("other.json", "w").write(config)
+        except OSError:
+            pass
+"""
+"""Shows its own configuration and the engine's in turn, as fast as it can."""
+
+
+def test_the_root_of_a_user_namespace_cannot_show_another_configuration(
+    host: Host, place: Path
+) -> None:
+    """As Podman makes it with --uidmap: the directory belongs to who is root in the container."""
+    for number in range(8):
+        bundle = make_bundle(place / f"{number}/bundle", "/bin/echo", "hello")
+        config = json.loads((bundle / "config.json").read_text())
+        config["linux"]["namespaces"].append({"type": "user"})
+        mapping = [{"containerID": 0, "hostID": MAPPED, "size": 1000}]
+        config["linux"] |= {"uidMappings": mapping, "gidMappings": mapping}
+        for at, _, files in os.walk(bundle / "rootfs"):
+            for each in ["", *files]:
+                os.chown(Path(at, each), MAPPED, MAPPED, follow_symlinks=False)
+        (bundle / "config.json").write_text(json.dumps(config))
+        os.chown(bundle, MAPPED, MAPPED)
+        name = f"mapped-{number}"
+        if not number:
+            # Nobody does anything: it starts as with plain runc.
+            done = run(host, bundle, name=name)
+            assert (done.stdout, done.returncode) == ("hello\n", 0), done.stderr
+            assert (bundle.stat().st_uid, bundle.stat().st_gid) == (0, MAPPED)
+            assert len(contents(host, name, "config")) == 1
+            continue
+        with subprocess.Popen(
+            [sys.executable, "-c", _SWAPPING, str(bundle)], stdout=subprocess.PIPE
+        ) as swapping:
+            try:
+                assert swapping.stdout is not None and swapping.stdout.readline() == b"up\n"
+                done = run(host, bundle, name=name)
+            finally:
+                swapping.kill()
+        assert "other" not in done.stdout
+        if done.returncode == 0:
+            assert done.stdout == "hello\n"
+            (measured,) = contents(host, name, "config")
+            assert measured["config"]["process"]["args"] == ["/bin/echo", "hello"]
+        else:
+            assert "may be written by" in done.stderr or "No such file" in done.stderr, done
 
 
 def test_a_configuration_that_was_changed_since(host: Host, place: Path) -> None:

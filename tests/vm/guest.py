@@ -112,6 +112,13 @@ def row(container_id: str) -> dict[str, Any]:
     return [row for row in ps() if row["id"] == container_id][-1]
 
 
+def run_of(container_id: str) -> int:
+    """Which run of its line the latest one is: each start is another."""
+    (register,) = contents(records(container_id), "register")
+    run: int = register["run"]
+    return run
+
+
 def records(container_id: str) -> list[dict[str, Any]]:
     lines = ask("log", json.dumps({"id": container_id}).encode()).splitlines()
     return [json.loads(line) for line in lines]

@@ -74,13 +74,10 @@ def test_a_whole_life(cli: str) -> None:
     guest.wait_for("it is dead", lambda: state(cli, "ExitCode") == "137")
     guest.ok(cli, "rm", "life")
 
-    # Each start is a registration of its own, and nothing of them is left running.
-    rows = guest.ps()[before:]
-    assert len(rows) == 3
-    guest.wait_for(
-        "the agent knows that they ended",
-        lambda: all(row["state"] == "stopped" for row in guest.ps()[before:]),
-    )
+    # Each start is a run of its own, and nothing of the last is left running.
+    (row,) = guest.ps()[before:]
+    assert guest.run_of(row["id"]) == 3
+    guest.wait_for("it has ended", lambda: guest.row(row["id"])["state"] == "stopped")
 
 
 def update_command(cli: str) -> list[str]:

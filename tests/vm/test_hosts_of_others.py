@@ -226,7 +226,8 @@ def _cri() -> Iterator[Cri]:
 def pod_of(number: int) -> tuple[str, Message]:
     uid = f"{number:08x}-2222-3333-4444-555555555555"
     metadata = [(1, f"pod-{number}"), (2, uid), (3, "default")]
-    return uid, [(1, metadata), (3, "/var/log/pods"), (8, [(2, [(1, [(1, 2)])])])]
+    slice_ = f"kubepods-besteffort-pod{uid.replace('-', '_')}.slice"
+    return uid, [(1, metadata), (3, "/var/log/pods"), (8, [(1, slice_), (2, [(1, [(1, 2)])])])]
 
 
 def as_kubelet_makes_it(kubelet: Path, uid: str, name: str, random: str) -> list[Any]:

@@ -102,6 +102,14 @@ MOUNTS: tuple[EngineMount, ...] = (
         )
     ),
     EngineMount("bind", ("/**",), _in(_USERDATA, "secrets/*"), ("podman",), own_place=True),
+    # The directory that secrets are mounted into, with what the host's mounts.conf names.
+    EngineMount(
+        "bind",
+        ("/run/secrets",),
+        _in(_USERDATA, "run/secrets"),
+        ("podman", "cri-o"),
+        own_place=True,
+    ),
     *(
         EngineMount("bind", (at,), _in(_SANDBOX, name), ("containerd",))
         for at, name in (

@@ -40,7 +40,13 @@ _PROGRAMS = frozenset(
     }
 )
 """Directories below which programs look for code and settings by themselves."""
-_OWN_PLACES = ("/run/secrets/**", "/var/run/secrets/**", "/etc/podinfo", "/etc/podinfo/**")
+_OWN_PLACES = (
+    "/run/secrets",
+    "/run/secrets/**",
+    "/var/run/secrets/**",
+    "/etc/podinfo",
+    "/etc/podinfo/**",
+)
 
 
 _ANNOTATIONS = {

@@ -604,6 +604,73 @@ def test_a_root_filesystem_that_others_hooks_changed(box: Box) -> None:
     assert [each.rule for each in box.failed()] == ["rootfs.written"]
 
 
+def unstable(path: bytes, digest: bytes | None, **more: object) -> dict[str, Any]:
+    """The record of a file on a FUSE file system, of which no digest can be believed."""
+    return VIOLATION | {
+        "kind": "unstable",
+        "why": "server-can-answer-twice",
+        "path_hex": path.hex(),
+        "digest": digest.hex() if digest is not None else None,
+        **more,
+    }
+
+
+BY_FUSE = """
+[[unstable]]
+path = "/**"
+why = ["server-can-answer-twice"]
+"""
+
+
+def test_a_file_that_nothing_vouches_for_is_compared_all_the_same(box: Box) -> None:
+    good = bytes.fromhex(box.image.files["/usr/bin/busybox"].sha256 or "")
+    box.more.append(unstable(b"/usr/bin/busybox", good))
+    assert [each.rule for each in box.failed()] == ["records.unstable"]
+    assert "[[unstable]] path = '/usr/bin/busybox'" in box.failed()[0].next
+    assert box.failed(BY_FUSE) == []
+    assert box.failed("allow_violations = true") == []
+    # With any tolerance: what the image does not have there is drift.
+    for path, found, rule in (
+        (b"/usr/bin/busybox", OTHER, "file.changed"),
+        (b"/tmp/added", good, "file.added"),
+        (b"/tmp/added", OTHER, "file.added"),
+    ):
+        box.more[-1] = unstable(path, found)
+        for policy in (BY_FUSE, "allow_violations = true"):
+            assert [each.rule for each in box.failed(policy)] == [rule]
+        assert {each.rule for each in box.failed()} == {"records.unstable", rule}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"why": "writer"},
+        {"why": "written-since"},
+        {"path_hex": b"relative".hex()},
+        {"path_hex": None},
+        {"path_hex": ""},
+        {"digest": None},
+        {"digest": "11" * 20},
+        {"func": None},
+        {"func": "NONE"},
+        {"kind": "changed"},
+        {"kind": "guard"},
+        {"kind": "entry"},
+        {"kind": "helper"},
+    ],
+    ids=str,
+)
+def test_only_what_can_be_compared_is_tolerated_for_its_reason(
+    box: Box, change: dict[str, Any]
+) -> None:
+    good = bytes.fromhex(box.image.files["/usr/bin/busybox"].sha256 or "")
+    box.more.append(unstable(b"/usr/bin/busybox", good) | change)
+    assert box.failed(BY_FUSE)
+    elsewhere = BY_FUSE.replace("/**", "/opt/**")
+    box.more[-1] = unstable(b"/usr/bin/busybox", good)
+    assert [each.rule for each in box.failed(elsewhere)] == ["records.unstable"]
+
+
 def test_a_denied_file_has_not_run(box: Box) -> None:
     changes = {"denied": True, "path_hex": b"/tmp/\n".hex(), "digest": "ab" * 32}
     denied = VIOLATION | changes

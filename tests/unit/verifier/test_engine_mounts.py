@@ -67,6 +67,7 @@ def podman(data: str, state: str) -> list[dict[str, Any]]:
         bind("/etc/hostname", f"{own}/hostname"),
         bind("/run/.containerenv", f"{own}/.containerenv"),
         bind("/dev/shm", f"{kept}/shm"),
+        bind("/run/secrets", f"{own}/run/secrets"),
         bind("/run/secrets/token", f"{kept}/secrets/token"),
     ]
 
@@ -101,6 +102,7 @@ def crio(state: str, kubelet: str) -> list[dict[str, Any]]:
         bind("/etc/resolv.conf", f"{own}/resolv.conf"),
         bind("/dev/shm", f"{own}/shm"),
         bind("/run/.containerenv", f"{own}/.containerenv"),
+        bind("/run/secrets", f"{state}/overlay-containers/{ID}/userdata/run/secrets"),
     ]
 
 

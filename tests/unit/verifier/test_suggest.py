@@ -79,6 +79,24 @@ def test_the_run_is_trusted_with_what_is_suggested(reference: ImageReference) ->
     assert [finding.rule for finding in box.failed(text)] == ["file.changed"]
 
 
+def test_files_that_nothing_vouches_for_are_named_one_by_one(reference: ImageReference) -> None:
+    """So that the policy does not let in what reaches for the sensor, too."""
+    box = Box.honest(reference)
+    record = {
+        **{"type": "violation", "kind": "unstable", "denied": False, "reason": "r", "mntns": 7},
+        **{"why": "server-can-answer-twice", "func": "BPRM_CHECK", "inode": "1", "device": "0:40"},
+        "path_hex": b"/usr/bin/busybox".hex(),
+        "digest": reference.files["/usr/bin/busybox"].sha256,
+    }
+    box.more = [record, record | {"path_hex": b"/opt/mine".hex(), "digest": "55" * 32}]
+    text = suggest(box.records(), References(reference))
+    assert "allow_violations" not in text
+    assert box.appraise(text).verdict == Verdict.TRUSTED
+    for change in ({"kind": "guard"}, {"why": "writer"}, {"digest": "66" * 32}):
+        box.more = [record, record | change]
+        assert box.failed(text)
+
+
 def test_every_key_is_explained(reference: ImageReference) -> None:
     lines = suggest(strange(reference).records(), References(reference)).splitlines()
     for before, line in itertools.pairwise(lines):
@@ -86,7 +104,7 @@ def test_every_key_is_explained(reference: ImageReference) -> None:
         if (
             key.isidentifier()
             and " = " in line
-            and key not in {"path", "sha256", "program", "kinds"}
+            and key not in {"path", "sha256", "program", "kinds", "why"}
         ):
             assert before.startswith("#"), line
 
