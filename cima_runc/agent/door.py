@@ -4,7 +4,6 @@ Counted from accept(2) to close(2), so that a connection that never finishes its
 never sends a request, takes its place and loses it like any other.
 """
 
-import ipaddress
 import resource
 import socket
 import time
@@ -12,6 +11,8 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+from cima_runc.base.rate import network
 
 
 def share_of_descriptors(wanted: int) -> int:
@@ -21,17 +22,6 @@ def share_of_descriptors(wanted: int) -> int:
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft // 8))
-
-
-def network(address: str) -> str:
-    """Return what counts as one address: a host has a whole /64 of IPv6."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv6Address):
-        return parsed.exploded[:19] if parsed.ipv4_mapped is None else str(parsed.ipv4_mapped)
-    return address
 
 
 @dataclass

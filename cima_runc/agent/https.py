@@ -11,7 +11,6 @@ import socket
 import ssl
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,11 +22,12 @@ from fastapi.responses import JSONResponse
 
 from cima_runc import __version__
 from cima_runc.agent.attester import NoEvidenceError, NotForYouError
-from cima_runc.agent.door import Door, network
+from cima_runc.agent.door import Door
 from cima_runc.agent.enrolment_window import EnrolmentClosedError
 from cima_runc.agent.waiting import TooManyError
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
+from cima_runc.base.rate import RateLimit, network
 from cima_runc.config import HttpsSettings
 from cima_runc.evidence.enrolment import Challenge, EnrolmentAnswer, EnrolmentRequest
 from cima_runc.evidence.models import Evidence
@@ -41,7 +41,6 @@ _SILENT_SECONDS = 10.0
 """How long a connection may have no whole request: its TLS handshake and headers take no longer."""
 _ANSWER_SECONDS = 300.0
 """How long a request may take until its answer is read."""
-_ADDRESSES = 10_000
 
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 Ask = Callable[[str, bytes, str], Coroutine[Any, Any, bytes]]
@@ -56,25 +55,6 @@ _STATUS = {
 
 class HttpsError(CimaError):
     """The endpoint cannot be opened."""
-
-
-class RateLimit:
-    """Lets one address make so many requests a minute, in bursts of as many (token bucket)."""
-
-    def __init__(self, per_minute: int) -> None:
-        self._per_minute = per_minute
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def allows(self, address: str, now: float) -> bool:
-        """Whether one more request may be made at ``now`` (seconds of a monotonic clock)."""
-        key = network(address)
-        tokens, before = self._buckets.pop(key, (float(self._per_minute), now))
-        tokens = min(self._per_minute, tokens + (now - before) * self._per_minute / 60)
-        allowed = tokens >= 1
-        self._buckets[key] = (tokens - 1 if allowed else tokens, now)
-        while len(self._buckets) > _ADDRESSES:
-            self._buckets.popitem(last=False)
-        return allowed
 
 
 class _Guard:

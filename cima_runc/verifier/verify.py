@@ -20,6 +20,7 @@ from cima_runc.verifier.errors import Verdict, VerificationError
 from cima_runc.verifier.expectation import Expectation
 from cima_runc.verifier.policy import Policy
 from cima_runc.verifier.result import Check, Facts, Finding, Host, Refusal, Result, Source
+from cima_runc.verifier.rules.host import check_pcrs, check_status
 from cima_runc.verifier.rules.host_log import check_host_log
 from cima_runc.verifier.rules.runs import are_earlier_seen, are_hidden_good, check_runs
 from cima_runc.verifier.state import Memory, Remembered
@@ -291,20 +292,7 @@ class _Verification:
     def _of_the_host(self, explained: Explained) -> Iterator[Finding]:
         policy = self._wanted.policy
         replayed = explained.continued.replayed
-        status = replayed.evidence.binding.status
-        foreign, gaps = status.foreign, status.gaps
-        if foreign.count:
-            kinds = ", ".join(sorted({one.kind for one in foreign.last}))
-            yield Finding(
-                severity="warn" if policy.allow_foreign_extends else "fail",
-                rule="host.foreign",
-                what=f"PCR {policy.binding_pcr} was not as the host had made it, {foreign.count} "
-                f"times in this boot (latest kinds: {kinds})",
-            )
-        if gaps.count:
-            last = "".join(f"; last from {one.since} to {one.until}" for one in gaps.last[-1:])
-            what = f"for a time the host could not write records or bind them, {gaps.count} times"
-            yield Finding(severity="warn", rule="host.gaps", what=what + last)
+        yield from check_status(replayed.evidence.binding.status, policy)
         remembered = replayed.recalled.remembered
         if remembered is not None and not explained.continued.same_boot:
             what = "the host has booted since the last evidence"
@@ -313,17 +301,7 @@ class _Verification:
             what = "the TPM has started again since the last evidence, in the same boot of the host"
             yield Finding(severity="warn", rule="host.tpm_restarted", what=what)
         values = replayed.recalled.opened.bound.quoted.values
-        for name, allowed in policy.pcr_values.items():
-            found = values.get(int(name))
-            if found not in allowed:
-                shown = found.hex() if found is not None else "not quoted"
-                what = f"PCR {name} is {shown}, which is not allowed"
-                yield Finding(severity="fail", rule="host.pcr", what=what)
-        unseen = [pcr for pcr in policy.boot_pcrs if str(pcr) not in policy.pcr_values]
-        if unseen:
-            numbers = " ".join(map(str, unseen))
-            what = f"no reference values for PCRs {numbers}: firmware and kernel not appraised"
-            yield Finding(severity="warn", rule="host.pcrs_unknown", what=what)
+        yield from check_pcrs(values, policy)
         if explained.host_log is not None:
             host = getattr(self._appraisal.reference, "host", None) if self._appraisal else None
             yield from check_host_log(explained.host_log, replayed.services, host, policy)

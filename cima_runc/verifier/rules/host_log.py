@@ -1,10 +1,10 @@
 """The host's log, as far as it was asked for: tied to this boot, and of the reference's files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from cima_runc.base.text import printable
 from cima_runc.measure.mtree import escape
-from cima_runc.ml.contents import File
+from cima_runc.ml.contents import File, Measured
 from cima_runc.verifier.pattern import exactly
 from cima_runc.verifier.policy import Policy
 from cima_runc.verifier.reference.file import HostReference
@@ -20,8 +20,8 @@ def check_host_log(
     log: HostLog, services: Services | None, host: HostReference | None, policy: Policy
 ) -> Iterator[Finding]:
     """Yield what is wrong with the lines that add up to the host's PCR."""
-    yield from _aggregate(log, policy)
-    yield from _violations(log, services, policy)
+    measured = services.measured if services is not None else ()
+    yield from check_replayed(log, measured, policy)
     if log.disclosure != "full":
         return
     if host is None:
@@ -35,6 +35,15 @@ def check_host_log(
     for number, file in enumerate(log.files):
         if number:  # the first is boot_aggregate
             yield from _file(number, file, host, policy)
+
+
+def check_replayed(log: HostLog, services: Iterable[Measured], policy: Policy) -> Iterator[Finding]:
+    """Yield what is wrong whatever the files are: with how the log begins, and violations.
+
+    ``services`` are the records of the host services that the container relies on.
+    """
+    yield from _aggregate(log, policy)
+    yield from _violations(log, services, policy)
 
 
 def _aggregate(log: HostLog, policy: Policy) -> Iterator[Finding]:
@@ -66,7 +75,7 @@ def _aggregate(log: HostLog, policy: Policy) -> Iterator[Finding]:
     )
 
 
-def _violations(log: HostLog, services: Services | None, policy: Policy) -> Iterator[Finding]:
+def _violations(log: HostLog, services: Iterable[Measured], policy: Policy) -> Iterator[Finding]:
     if not log.violations:
         return
     allowed = policy.host.allow_violations
@@ -80,11 +89,7 @@ def _violations(log: HostLog, services: Services | None, policy: Policy) -> Iter
             next="" if allowed else f"ask for full; {key}",
         )
         return
-    own = {
-        content.path.replace(b" ", b"_")
-        for _, content in (services.measured if services is not None else ())
-        if isinstance(content, File)
-    }
+    own = {content.path.replace(b" ", b"_") for _, content in services if isinstance(content, File)}
     for path in dict.fromkeys(log.violated):
         # What cannot be read may be a service's.
         relied_on = path in own or not path

@@ -1,0 +1,125 @@
+"""The service as an ASGI application. Its OpenAPI description is at ``/v1/openapi.json``."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from cima_runc import __version__
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
+from cima_runc.fleet import (
+    changes,
+    enrolments,
+    hosts_api,
+    passed_on,
+    people_api,
+    queries,
+    reports,
+    tenants_api,
+)
+from cima_runc.fleet.access import ForbiddenError, NotSignedInError
+from cima_runc.fleet.database import DatabaseError
+from cima_runc.fleet.guard import Asgi, Guard
+from cima_runc.fleet.service import Service
+
+_log = logging.getLogger(__name__)
+_STATUS: tuple[tuple[type[CimaError], int], ...] = (
+    (NotSignedInError, 401),
+    (ForbiddenError, 403),
+    (hosts_api.EnrolmentClosedError, 403),
+    (enrolments.TokenRefusedError, 403),
+    (hosts_api.LimitedError, 429),
+    (passed_on.BusyError, 429),
+    (passed_on.NotAnsweredError, 504),
+    (passed_on.NotHereError, 404),
+    (changes.NotFoundError, 404),
+    (queries.NoSuchThingError, 404),
+    (enrolments.NoSuchEnrolmentError, 404),
+    (reports.NotEnrolledError, 403),
+    (DatabaseError, 503),
+)
+
+
+def application(service: Service) -> Asgi:
+    """Return the application; the work in the background begins and ends with it."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.worker.start()
+        waking = asyncio.create_task(service.wake_hosts())
+        try:
+            yield
+        finally:
+            waking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await waking
+            await asyncio.to_thread(service.close)
+
+    api = FastAPI(
+        title="cima-verifier",
+        version=__version__,
+        openapi_url="/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    for part in (hosts_api, tenants_api, people_api):
+        api.include_router(part.routes(service))
+
+    @api.get("/v1/health", tags=["service"], responses={503: {}})
+    async def health() -> dict[str, Any]:
+        """Return whether the service and its database are there."""
+
+        def look() -> None:
+            with service.database.read():
+                pass
+
+        await service.run(look)
+        return {"status": "ok", "version": __version__}
+
+    @api.exception_handler(CimaError)
+    async def refused(_: Request, error: CimaError) -> JSONResponse:
+        status = next((code for kind, code in _STATUS if isinstance(error, kind)), 400)
+        headers = {"Retry-After": "5"} if status in {429, 503} else {}
+        if status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return _error(status, error.what, error.hint, headers, type(error).__name__)
+
+    @api.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return _error(422, f"{place}: {first['msg']}"[:300], "see /v1/openapi.json")
+
+    @api.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        headers = dict(error.headers or {})
+        return _error(error.status_code, str(error.detail), "see /v1/openapi.json", headers)
+
+    @api.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> JSONResponse:
+        _log.error("a request failed", exc_info=error)
+        return _error(500, "the service failed: this is a fault of it", "see its log")
+
+    return Guard(api)
+
+
+def _error(
+    status: int,
+    what: str,
+    hint: str,
+    headers: dict[str, str] | None = None,
+    kind: str | None = None,
+) -> JSONResponse:
+    body = {"error": printable(what), "hint": printable(hint)}
+    if kind is not None:
+        body["kind"] = kind
+    return JSONResponse(body, status, headers)

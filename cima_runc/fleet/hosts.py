@@ -1,0 +1,516 @@
+"""What is kept of hosts: read as the verification of a report wants it, written as it left it."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Connection, and_, delete, insert, or_, select, update
+from sqlalchemy.sql.elements import ColumnElement
+
+from cima_runc.cpcr.sparse import SparseTable
+from cima_runc.cpcr.status import Status
+from cima_runc.evidence.fields import as_tuples
+from cima_runc.evidence.models import HostLine
+from cima_runc.evidence.report import Report
+from cima_runc.fleet.schema import (
+    Appraisal,
+    Container,
+    Finding,
+    Held,
+    Host,
+    HostTable,
+    Line,
+    Owner,
+    Record,
+    new_uid,
+    table_of,
+)
+from cima_runc.fleet.values import measured_layers
+from cima_runc.ml.contents import Config, Exit, File, Previous, Register, RegisterV1, Rootfs
+from cima_runc.verifier.report.check import Proved, Wanted, wanted
+from cima_runc.verifier.report.known import (
+    Chain,
+    Counters,
+    Known,
+    KnownLog,
+    KnownRegister,
+    KnownTable,
+)
+from cima_runc.verifier.report.partitions import CheckedRecord, RegisterChange
+from cima_runc.verifier.steps.explained import read_line
+
+_HOST, _TABLE, _CONTAINER = table_of(Host), table_of(HostTable), table_of(Container)
+_RECORD, _HELD, _OWNER, _LINE = table_of(Record), table_of(Held), table_of(Owner), table_of(Line)
+
+CRI = (
+    ("io.kubernetes.cri.sandbox-namespace", "io.kubernetes.cri.sandbox-name"),
+    ("io.kubernetes.pod.namespace", "io.kubernetes.pod.name"),
+)
+"""Annotations by which containerd's CRI plugin and CRI-O name a pod's namespace and name."""
+_BATCH = 500
+
+
+class UnknownHostError(Exception):
+    """No such host is enrolled."""
+
+
+def lock(connection: Connection, ak_name: str) -> Mapping[str, Any]:
+    """Return a host's row, which nobody else changes until the transaction has ended.
+
+    Raises:
+        UnknownHostError: there is none.
+    """
+    row = (
+        connection.execute(select(_HOST).where(_HOST.c.ak_name == ak_name).with_for_update())
+        .mappings()
+        .first()
+    )
+    if row is None or row["state"] != "enrolled":
+        raise UnknownHostError
+    return dict(row)
+
+
+def known(connection: Connection, host: Mapping[str, Any], report: Report) -> Known:
+    """Return what a report of a host is to be compared with."""
+    counters = None
+    if host["reset_count"] is not None:
+        counters = Counters(host["reset_count"], host["restart_count"], host["clock"])
+    table = None
+    if host["table"] is not None:
+
+        def load() -> SparseTable:
+            raw = connection.execute(
+                select(_TABLE.c.content).where(_TABLE.c.host == host["id"])
+            ).scalar_one()
+            return SparseTable.from_bytes(raw)
+
+        table = KnownTable(host["table"], host["slots"], load)
+    log = KnownLog(host["log_lines"], host["log_value"]) if host["log_value"] is not None else None
+    status = host["status"]
+    return Known(
+        ak=host["ak_public"],
+        counters=counters,
+        boot_id=host["boot_id"],
+        table=table,
+        status=Status.model_validate(as_tuples(status)) if status is not None else None,
+        host_log=log,
+        registers=_registers(connection, host["id"], wanted(report), report.payload.boot_id),
+    )
+
+
+def _registers(
+    connection: Connection, host: int, wants: Wanted, boot_id: str
+) -> dict[int, KnownRegister]:
+    column = _CONTAINER.c
+    conditions: list[ColumnElement[bool]] = []
+    if wants.all_of_boot:
+        conditions.append(column.boot_id == boot_id)
+    for name, numbers in (
+        (column.registration, sorted(wants.registrations)),
+        (column.previous_registration, sorted(wants.followed)),
+    ):
+        for at in range(0, len(numbers), _BATCH):
+            conditions.append(name.in_(numbers[at : at + _BATCH]))
+    slots = sorted(wants.slots)
+    for at in range(0, len(slots), _BATCH):
+        conditions.append(and_(column.boot_id == boot_id, column.slot.in_(slots[at : at + _BATCH])))
+    found: dict[int, KnownRegister] = {}
+    # A few conditions at a time: SQLite limits how deep an expression is.
+    for at in range(0, len(conditions), _BATCH):
+        rows = connection.execute(
+            select(_CONTAINER).where(column.host == host, or_(*conditions[at : at + _BATCH]))
+        ).mappings()
+        ids = {row["id"]: register_of(dict(row)) for row in rows}
+        owners = _owners(connection, list(ids))
+        found |= {
+            one.registration: replace(one, owners=tuple(owners.get(number, ())))
+            for number, one in ids.items()
+        }
+    return found
+
+
+def _owners(connection: Connection, containers: Sequence[int]) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for at in range(0, len(containers), _BATCH):
+        rows = connection.execute(
+            select(_OWNER.c.container, _OWNER.c.key)
+            .where(_OWNER.c.container.in_(containers[at : at + _BATCH]))
+            .order_by(_OWNER.c.container, _OWNER.c.number)
+        )
+        for container, key in rows:
+            found.setdefault(container, []).append(key)
+    return found
+
+
+def register_of(row: Mapping[str, Any]) -> KnownRegister:
+    """Return a container's row as a report is compared with it; without its owners."""
+    previous = row["previous"]
+    proved = Chain(
+        row["confirmed"],
+        row["cpcr"],
+        Previous.model_validate(previous) if previous is not None else None,
+        row["has_ended"],
+    )
+    held = None
+    if row["held"]:
+        chain = row["held_chain"]
+        before = chain["previous"]
+        held = Chain(
+            row["confirmed"] + row["held"],
+            bytes.fromhex(chain["cpcr"]),
+            Previous.model_validate(before) if before is not None else None,
+            chain["ended"],
+        )
+    return KnownRegister(
+        registration=row["registration"],
+        boot_id=row["boot_id"],
+        slot=row["slot"],
+        id=row["name"],
+        kind=row["kind"],
+        line=bytes.fromhex(row["line"]) if row["line"] is not None else None,
+        run=row["run"],
+        owners=(),
+        services=row["services"],
+        state=row["state"],
+        said=row["count"],
+        secret=row["secret"],
+        proved=proved,
+        held=held,
+    )
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A container of which a report proved something new."""
+
+    id: int
+    records: tuple[CheckedRecord, ...]
+    """Newly proved, those too that were held."""
+    since: int
+    is_new: bool
+
+
+def keep_host(
+    connection: Connection, host: Mapping[str, Any], proved: Proved, deadline: int
+) -> dict[str, Any]:
+    """Write what a report proved of the host itself; return its row as it is now."""
+    values: dict[str, Any] = {
+        "reset_count": proved.counters.reset_count,
+        "restart_count": proved.counters.restart_count,
+        "clock": proved.counters.clock,
+        "quoted": round(proved.quoted_at * 1000),
+        "deadline": deadline,
+    }
+    status = proved.status.model_dump(mode="json")
+    pcrs = {str(pcr): value.hex() for pcr, value in sorted(proved.pcrs.items())}
+    # PCR 12 changes with every bind, and PCR 10 with every line: they are not the boot's.
+    for name, value in (
+        ("boot_id", proved.boot_id),
+        ("table", proved.table_digest),
+        ("status", status),
+        ("pcrs", pcrs),
+        ("refused", ""),
+    ):
+        if host[name] != value:
+            values[name] = value
+    if proved.new_boot:
+        values |= {"log_lines": 0, "log_value": None, "log": {}, "has_boot_log": False}
+    if proved.host_log is not None and (
+        proved.new_boot or proved.host_log.lines != host["log_lines"]
+    ):
+        values |= {"log_lines": proved.host_log.lines, "log_value": proved.host_log.value}
+        before = {} if proved.new_boot else host["log"]
+        values["log"] = _log_facts(before, proved)
+    if proved.boot_log is not None:
+        values["has_boot_log"] = True
+    if proved.table is not None:
+        values["slots"] = proved.table.slots
+        content = proved.table.to_bytes()
+        done = connection.execute(
+            update(_TABLE).where(_TABLE.c.host == host["id"]).values(content=content)
+        )
+        if not done.rowcount:
+            connection.execute(insert(_TABLE).values(host=host["id"], content=content))
+    connection.execute(update(_HOST).where(_HOST.c.id == host["id"]).values(**values))
+    return {**host, **values}
+
+
+def _log_facts(before: Mapping[str, Any], proved: Proved) -> dict[str, Any]:
+    """Return what the host's log says, with the entries that are newly proved."""
+    facts = dict(before)
+    entries = proved.host_entries
+    if not before and entries:
+        facts["aggregate"] = _aggregate(entries[0], proved.pcrs)
+        facts["disclosure"] = (
+            "full" if all(isinstance(one, HostLine) for one in entries) else "redacted"
+        )
+    violated = set(facts.get("violated", ()))
+    count = facts.get("violations", 0)
+    for entry in entries:
+        if isinstance(entry, HostLine) and entry.violation:
+            count += 1
+            said = read_line(entry.data)
+            if len(violated) < _BATCH:
+                violated.add((said.path if said is not None else b"").hex())
+        elif entry == b"\xff" * 32:
+            count += 1
+            facts["disclosure"] = "redacted"
+        elif not isinstance(entry, HostLine):
+            facts["disclosure"] = "redacted"
+    facts["violations"] = count
+    facts["violated"] = sorted(violated)
+    return facts
+
+
+def _aggregate(entry: bytes | HostLine, values: Mapping[int, bytes]) -> str:
+    """Say how the log's first line stands to the quoted PCRs."""
+    said = read_line(entry.data) if isinstance(entry, HostLine) and not entry.violation else None
+    if said is None or said.path != b"boot_aggregate":
+        return "another"
+    if not any(said.digest):
+        return "zero"
+    if said.algorithm != "sha256" or any(pcr not in values for pcr in range(10)):
+        return "not comparable"
+    digest = hashlib.sha256(b"".join(values[pcr] for pcr in range(10))).digest()
+    return "equal" if digest == said.digest else "another"
+
+
+def keep_container(connection: Connection, host: int, change: RegisterChange, now: int) -> Changed:
+    """Write what a report says of one registration: its row, and its records, proved or held."""
+    one = change.register
+    before = (
+        connection.execute(
+            select(_CONTAINER).where(
+                _CONTAINER.c.host == host, _CONTAINER.c.registration == one.registration
+            )
+        )
+        .mappings()
+        .first()
+    )
+    row = _row(one)
+    if before is None:
+        made = connection.execute(
+            insert(_CONTAINER).values(
+                uid=new_uid(),
+                host=host,
+                first_seen=now,
+                last_change=now,
+                since=now,
+                registration=one.registration,
+                vanished=False,
+                forgotten=False,
+                verdict="UNKNOWN",
+                end="",
+                **row,
+            )
+        ).inserted_primary_key
+        assert made is not None
+        number, confirmed, held = int(made[0]), 0, 0
+        if one.owners:
+            connection.execute(
+                insert(_OWNER),
+                [
+                    {"container": number, "number": at, "key": key}
+                    for at, key in enumerate(one.owners)
+                ],
+            )
+    else:
+        number, confirmed, held = before["id"], before["confirmed"], before["held"]
+        changed = {key: value for key, value in row.items() if before[key] != value}
+        if changed:
+            connection.execute(
+                update(_CONTAINER)
+                .where(_CONTAINER.c.id == number)
+                .values(last_change=now, **changed)
+            )
+    records = _keep_records(connection, number, change, confirmed=confirmed, held=held, now=now)
+    _keep_facts(connection, number, records)
+    is_container = one.kind == "container" and one.proved.count > 0
+    if is_container and one.line is not None and one.run is not None:
+        _keep_line(connection, host, number, one.line.hex(), one.run)
+    return Changed(number, records, confirmed, before is None)
+
+
+def _row(one: KnownRegister) -> dict[str, Any]:
+    previous = one.proved.previous
+    held = one.held.count - one.proved.count if one.held is not None else 0
+    chain = None
+    if one.held is not None and held:
+        before = one.held.previous
+        chain = {
+            "cpcr": one.held.cpcr.hex(),
+            "previous": before.model_dump(mode="json") if before is not None else None,
+            "ended": one.held.ended,
+        }
+    return {
+        "boot_id": one.boot_id,
+        "name": one.id,
+        "kind": one.kind,
+        "state": one.state,
+        "slot": one.slot,
+        "is_sealed": one.secret is None,
+        "line": one.line.hex() if one.line is not None else None,
+        "run": one.run,
+        "previous": previous.model_dump(mode="json") if previous is not None else None,
+        "previous_registration": previous.registration if previous is not None else None,
+        "services": one.services,
+        "count": one.said,
+        "confirmed": one.proved.count,
+        "cpcr": one.proved.cpcr,
+        "held": held,
+        "held_chain": chain,
+        "secret": one.secret,
+        "has_ended": one.proved.ended,
+        "place_proved": True,
+    }
+
+
+def _keep_records(
+    connection: Connection,
+    number: int,
+    change: RegisterChange,
+    *,
+    confirmed: int,
+    held: int,
+    now: int,
+) -> tuple[CheckedRecord, ...]:
+    """Store the records; return those that are newly proved."""
+    one = change.register
+    new = {record.recnum: record for record in change.records}
+    if held:
+        # What came again replaces what was held; what was held may be proved now.
+        rows = connection.execute(
+            select(_HELD.c.number, _HELD.c.content).where(
+                _HELD.c.container == number, _HELD.c.number < change.since
+            )
+        ).all()
+        if one.proved.count > confirmed:
+            new |= {row.number: _checked(row.number, row.content) for row in rows}
+        stale = or_(_HELD.c.number >= change.since, _HELD.c.number < one.proved.count)
+        connection.execute(delete(_HELD).where(_HELD.c.container == number, stale))
+    ordered = [new[at] for at in sorted(new)]
+    proved = tuple(one_ for one_ in ordered if confirmed <= one_.recnum < one.proved.count)
+    waiting = [
+        one_ for one_ in change.records if one_.recnum >= max(one.proved.count, change.since)
+    ]
+    if proved:
+        connection.execute(insert(_RECORD), [_record_row(number, record, now) for record in proved])
+    if waiting:
+        connection.execute(
+            insert(_HELD),
+            [
+                {"container": number, "number": record.recnum, "content": record.line}
+                for record in waiting
+            ],
+        )
+    return proved
+
+
+def _checked(number: int, raw: bytes) -> CheckedRecord:
+    from cima_runc.fleet.verdicts import measured_line
+
+    return CheckedRecord(number, b"", measured_line(raw).content, raw)
+
+
+def _record_row(container: int, record: CheckedRecord, now: int) -> dict[str, Any]:
+    content = record.content
+    is_file = isinstance(content, File)
+    return {
+        "container": container,
+        "number": record.recnum,
+        "content": record.line,
+        "file_digest": content.digest if is_file else None,  # type: ignore[union-attr]
+        "path": content.path if is_file else None,  # type: ignore[union-attr]
+        "time": now,
+    }
+
+
+def _keep_facts(connection: Connection, number: int, records: Sequence[CheckedRecord]) -> None:
+    """Write down what of its records a container is chosen by."""
+    values: dict[str, Any] = {}
+    for record in records:
+        match record.content:
+            case RegisterV1() as first:
+                values["enforced"] = first.enforced
+                values["is_cri"] = first.engine is not None and first.engine.cri
+                if isinstance(first, Register):
+                    values["run"] = first.run
+            case Config() as config:
+                values |= _pod(config)
+            case Rootfs() as rootfs:
+                values["layers"] = measured_layers(rootfs.layers)
+            case Exit() as end:
+                values["end"] = end.reason
+    if not values.pop("is_cri", False):
+        # A tenant can write these annotations; a CRI overwrites them.
+        values.pop("namespace", None)
+        values.pop("pod", None)
+    if values:
+        connection.execute(update(_CONTAINER).where(_CONTAINER.c.id == number).values(**values))
+
+
+def _pod(config: Config) -> dict[str, Any]:
+    annotations = config.config.get("annotations")
+    if isinstance(annotations, dict):
+        for namespace, name in CRI:
+            found = annotations.get(namespace), annotations.get(name)
+            if isinstance(found[0], str):
+                pod = found[1] if isinstance(found[1], str) else None
+                return {"namespace": found[0], "pod": pod}
+    return {}
+
+
+def _keep_line(connection: Connection, host: int, container: int, line: str, run: int) -> None:
+    known = connection.execute(
+        select(_LINE.c.run).where(_LINE.c.host == host, _LINE.c.line == line)
+    ).scalar()
+    if known is None:
+        connection.execute(insert(_LINE).values(host=host, line=line, run=run, container=container))
+    elif run > known:
+        connection.execute(
+            update(_LINE)
+            .where(_LINE.c.host == host, _LINE.c.line == line)
+            .values(run=run, container=container)
+        )
+
+
+def let_go(
+    connection: Connection, host: int, gone: Sequence[KnownRegister], early: frozenset[int]
+) -> list[int]:
+    """Write that registrations have no slot any more; return the containers of those for which this
+    came before their end was proved."""
+    vanished = []
+    for one in gone:
+        row = connection.execute(
+            select(_CONTAINER.c.id).where(
+                _CONTAINER.c.host == host, _CONTAINER.c.registration == one.registration
+            )
+        ).one()
+        values: dict[str, Any] = {"slot": None}
+        if one.registration in early:
+            values["vanished"] = True
+            vanished.append(int(row.id))
+        connection.execute(update(_CONTAINER).where(_CONTAINER.c.id == row.id).values(**values))
+    return vanished
+
+
+def forget_containers(connection: Connection, before: int) -> None:
+    """Remove the records and findings of containers that ended, or whose boot did, before a time;
+    that they were there, and the verdicts that they had, stays."""
+    current = select(_HOST.c.boot_id).where(_HOST.c.id == _CONTAINER.c.host).scalar_subquery()
+    over = or_(_CONTAINER.c.has_ended.is_(True), _CONTAINER.c.boot_id != current)
+    found = connection.execute(
+        select(_CONTAINER.c.id)
+        .where(
+            _CONTAINER.c.last_change < before,
+            _CONTAINER.c.slot.is_(None),
+            _CONTAINER.c.forgotten.is_(False),
+            over,
+        )
+        .limit(_BATCH)
+    )
+    old = list(found.scalars())
+    for table in (_RECORD, _HELD, table_of(Finding), table_of(Appraisal)):
+        connection.execute(delete(table).where(table.c.container.in_(old)))
+    connection.execute(update(_CONTAINER).where(_CONTAINER.c.id.in_(old)).values(forgotten=True))

@@ -1,0 +1,243 @@
+"""HTTP for hosts: nonces, reports, answers, enrolment. Source: fleet, sections 3 and 4."""
+
+import asyncio
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+
+from cima_runc.base import limits
+from cima_runc.base.errors import CimaError
+from cima_runc.base.rate import network
+from cima_runc.evidence.compressed import BombError, decompressed
+from cima_runc.evidence.enrolment import EnrolmentAnswer, parse
+from cima_runc.evidence.errors import EvidenceError, EvidenceTooLargeError
+from cima_runc.evidence.host_enrolment import EnrolmentChallenge, EnrolmentState, HostEnrolment
+from cima_runc.evidence.host_enrolment import parse as parse_host
+from cima_runc.evidence.report_answer import LONG_POLL, Accepted, Invitation, Refused, Resync
+from cima_runc.evidence.report_nonce import NonceRefusedError
+from cima_runc.fleet import enrolments, passed_on
+from cima_runc.fleet.database import DatabaseError
+from cima_runc.fleet.reports import NotEnrolledError, Outcome, refusal
+from cima_runc.fleet.service import Service
+from cima_runc.verifier.errors import VerificationError
+
+AkName = Annotated[str, Path(pattern=r"^000b[0-9a-f]{64}$", description="TPM name of the key")]
+RequestName = Annotated[str, Path(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
+_JSON = "application/json"
+_RETRY = {"Retry-After": "5"}
+
+
+class EnrolmentClosedError(CimaError):
+    """Nobody can join now."""
+
+
+class LimitedError(CimaError):
+    """Too many requests."""
+
+
+def address_of(request: Request) -> str:
+    """Return what counts as one address of who asks."""
+    return network(request.client.host) if request.client is not None else "unknown"
+
+
+def routes(service: Service) -> APIRouter:
+    """Return the routes."""
+    router = APIRouter(tags=["hosts"])
+    rates, metrics = service.rates, service.metrics
+
+    def session_is_good(authorization: str | None, ak: str) -> bool:
+        scheme, _, session = (authorization or "").partition(" ")
+        return scheme.lower() == "bearer" and service.sessions.is_good(session, ak, time.time())
+
+    def invite(ak: str, proved: bool) -> Invitation:
+        if not proved:
+            # Nothing is looked up for somebody who is not proved.
+            return Invitation(
+                nonce=service.nonces.issue(bytes.fromhex(ak), time.time()),
+                interval=service.settings.interval,
+                min_interval=service.settings.min_interval,
+            )
+        with service.database.write() as connection:
+            return service.reports.invitation(ak, proved=True, connection=connection)
+
+    @router.get("/v1/hosts/{ak}/nonce", response_model=Invitation, responses={429: {}, 503: {}})
+    async def nonce(
+        ak: AkName,
+        request: Request,
+        wait: Annotated[float, Query(ge=0, le=LONG_POLL)] = 0.0,
+        authorization: Annotated[str | None, Header()] = None,
+    ) -> Response:
+        """Return a nonce for the next report; with `wait`, when a tenant asks for something or the
+        time is up."""
+        proved = session_is_good(authorization, ak)
+        if not proved and not rates.nonces.allows(address_of(request), time.monotonic()):
+            raise LimitedError("too many nonces", hint="ask again in a minute")
+        if wait and proved:
+            event = service.waiting.add(ak)
+            try:
+                async with asyncio.timeout(wait):
+                    await event.wait()
+            except TimeoutError:
+                pass
+            finally:
+                service.waiting.remove(ak, event)
+        made: Invitation = await service.run(invite, ak, proved)
+        return _answer(200, made)
+
+    @router.post(
+        "/v1/hosts/{ak}/reports",
+        response_model=Accepted,
+        responses={
+            400: {"model": Refused},
+            403: {"model": Refused},
+            404: {"model": Refused},
+            409: {"model": Resync},
+            413: {"model": Refused},
+            422: {"model": Refused},
+            429: {"model": Refused},
+            503: {"model": Refused},
+        },
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/octet-stream": {"schema": {"type": "string"}}},
+            }
+        },
+    )
+    async def report(
+        ak: AkName,
+        request: Request,
+        content_encoding: Annotated[str | None, Header()] = None,
+    ) -> Response:
+        """Take a host's report: two lines of JSON, the payload and the proof."""
+        address, now = address_of(request), time.monotonic()
+        # Neither somebody who sends rubbish, nor a host that reports all the time, slows others.
+        if not rates.refused.has_room(address, now) or not rates.reports.has_room(ak, now):
+            metrics.reports.labels("limited").inc()
+            limited = LimitedError("too many reports", hint="report again in a minute")
+            return _answer(429, refusal(limited), _RETRY)
+        body = await request.body()
+
+        def take() -> Outcome:
+            return service.reports.take(ak, decompressed(body, content_encoding))
+
+        began = time.perf_counter()
+        try:
+            outcome: Outcome = await service.run(take)
+        except DatabaseError as error:
+            metrics.reports.labels("failed").inc()
+            return _answer(503, refusal(error), _RETRY)
+        except CimaError as error:
+            metrics.reports.labels("refused").inc()
+            metrics.refusals.labels(type(error).__name__).inc()
+            rates.refused.allows(address, now)
+            return _answer(_status(error), refusal(error))
+        finally:
+            metrics.seconds.observe(time.perf_counter() - began)
+        rates.reports.allows(ak, now)
+        metrics.reports.labels("accepted" if outcome.is_accepted else "resync").inc()
+        return _answer(200 if outcome.is_accepted else 409, outcome.answer)
+
+    @router.post("/v1/hosts/{ak}/answers/{name}", status_code=204, responses={403: {}, 404: {}})
+    async def answer(
+        ak: AkName,
+        name: RequestName,
+        request: Request,
+        *,
+        content_type: Annotated[str | None, Header()] = None,
+        content_encoding: Annotated[str | None, Header()] = None,
+        authorization: Annotated[str | None, Header()] = None,
+    ) -> Response:
+        """Take a host's answer to a tenant's request."""
+        if not session_is_good(authorization, ak):
+            raise NotEnrolledError("the session is not this host's, or has ended")
+        body = await request.body()
+        status = 200 if (content_type or "").startswith(_JSON) else 502
+
+        def keep() -> bool:
+            raw = decompressed(body, content_encoding, limits.EVIDENCE)
+            with service.database.write() as connection:
+                return passed_on.answer(connection, ak, name, status, raw)
+
+        if not await service.run(keep):
+            raise passed_on.NotHereError("nobody waits for this answer any more")
+        return Response(status_code=204)
+
+    def begin(asked: HostEnrolment) -> EnrolmentChallenge:
+        with service.database.write() as connection:
+            return enrolments.begin(connection, asked, service.manufacturers)
+
+    def opened(name: str, given: EnrolmentAnswer) -> EnrolmentState:
+        with service.database.write() as connection:
+            return enrolments.answer(connection, name, given)
+
+    def state(name: str) -> EnrolmentState:
+        with service.database.write() as connection:
+            return enrolments.state_of(connection, name)
+
+    def may_enrol(request: Request) -> None:
+        if not service.settings.enrolment:
+            raise EnrolmentClosedError(
+                "hosts cannot join now", hint="enrolment = true in the service's settings"
+            )
+        if not rates.enrolments.allows(address_of(request), time.monotonic()):
+            raise LimitedError("too many attempts to join", hint="try again in a minute")
+
+    @router.post(
+        "/v1/enrolments",
+        response_model=EnrolmentChallenge,
+        responses={400: {}, 403: {}, 429: {}},
+        openapi_extra=_body_of(HostEnrolment),
+    )
+    async def enrol(request: Request) -> Response:
+        """Begin to join: the answer is a credential for the host's TPM."""
+        may_enrol(request)
+        asked = parse_host(HostEnrolment, await request.body(), "the enrolment")
+        return _answer(200, await service.run(begin, asked))
+
+    @router.post(
+        "/v1/enrolments/{name}/answer",
+        response_model=EnrolmentState,
+        responses={400: {}, 403: {}, 404: {}, 429: {}},
+        openapi_extra=_body_of(EnrolmentAnswer),
+    )
+    async def activated(name: RequestName, request: Request) -> Response:
+        """Give what was in the credential."""
+        may_enrol(request)
+        given = parse(EnrolmentAnswer, await request.body(), "the answer")
+        return _answer(200, await service.run(opened, name, given))
+
+    @router.get(
+        "/v1/enrolments/{name}", response_model=EnrolmentState, responses={404: {}, 429: {}}
+    )
+    async def enrolment(name: RequestName, request: Request) -> Response:
+        """Return how an enrolment stands."""
+        if not rates.nonces.allows(address_of(request), time.monotonic()):
+            raise LimitedError("too many requests", hint="ask again in a minute")
+        return _answer(200, await service.run(state, name))
+
+    return router
+
+
+def _body_of(kind: Any) -> dict[str, Any]:
+    schema = {"type": "object", "description": kind.__doc__}
+    return {"requestBody": {"required": True, "content": {_JSON: {"schema": schema}}}}
+
+
+def _answer(status: int, made: Any, headers: dict[str, str] | None = None) -> Response:
+    return Response(made.model_dump_json(), status, headers, _JSON)
+
+
+def _status(error: CimaError) -> int:
+    if isinstance(error, NotEnrolledError):
+        return 404
+    if isinstance(error, EvidenceTooLargeError | BombError):
+        return 413
+    if isinstance(error, EvidenceError):
+        return 400
+    if isinstance(error, NonceRefusedError):
+        return 403
+    if isinstance(error, VerificationError):
+        return 422
+    return 400

@@ -1,0 +1,222 @@
+"""``cima-verifier``: ``serve``, ``migrate``, ``check``."""
+
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvicorn
+
+from cima_runc import __version__
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
+from cima_runc.fleet import changes, migrate, setup
+from cima_runc.fleet import check as checks
+from cima_runc.fleet.app import application
+from cima_runc.fleet.database import Database, DatabaseError
+from cima_runc.fleet.service import Service
+from cima_runc.fleet.settings import FILE, Settings, read_settings
+
+app = typer.Typer(
+    name="cima-verifier",
+    help="The verifier as a service: a fleet of hosts, proved all the time.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_Config = Annotated[Path | None, typer.Option(help=f"Settings file, in place of {FILE}.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_CANNOT = 2
+_GRACE_SECONDS = 10
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": printable(record.getMessage()),
+        }
+        if record.exc_info and record.exc_info[0] is not None:
+            line["error"] = printable(self.formatException(record.exc_info))
+        return json.dumps(line)
+
+
+@app.command()
+def serve(
+    config: _Config = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Where to keep everything, in place of the settings'.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+) -> None:
+    """Serve. Without settings: makes its keys, an SQLite file and a certificate of its own."""
+    given = {"state_dir": state_dir, "address": address, "port": port}
+    settings = read_settings(config).model_copy(
+        update={key: value for key, value in given.items() if value is not None}
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    setup.prepare(settings)
+    certificate, key = setup.certificate(settings)
+    listening = _listen(settings)
+    settings = settings.model_copy(update={"port": int(listening.getsockname()[1])})
+    service = Service(settings)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application(service),
+            ssl_certfile=certificate,
+            ssl_keyfile=key,
+            lifespan="on",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=65,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+        )
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    _greet(settings, certificate)
+    server.run(sockets=[listening])
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.address else socket.AF_INET
+    try:
+        return socket.create_server((settings.address, settings.port), family=family, backlog=1024)
+    except OSError as error:
+        raise setup.SetupError(
+            f"{settings.address} port {settings.port} cannot be listened on: {error.strerror}",
+            hint="address and port in the settings",
+        ) from error
+
+
+def _greet(settings: Settings, certificate: Path) -> None:
+    host = f"[{settings.address}]" if ":" in settings.address else settings.address
+    url = f"https://{host}:{settings.port}"
+    typer.echo(f"cima-verifier {__version__}: {url}/")
+    token = setup.admin_token_path(settings)
+    if token.exists():
+        typer.echo(f"the first administrator's token is in {token}")
+    typer.echo("to enrol a host, on that host:")
+    typer.echo(f"  cima configure fleet --url {url} --ca {certificate}")
+    typer.echo("  with --join-token-file FILE, and in it what this prints here:")
+    typer.echo("  cima-verifier join-token --config FILE")
+    sys.stdout.flush()
+
+
+@app.command(name="join-token")
+def join_token(
+    config: _Config = None,
+    state_dir: Annotated[Path | None, typer.Option(help="In place of the settings'.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE that the host is labelled with.")
+    ] = None,
+    hours: Annotated[float, typer.Option(help="How long it is good.")] = 1.0,
+    without_ek_certificate: Annotated[
+        bool, typer.Option(help="Take a TPM that no manufacturer vouches for.")
+    ] = False,
+) -> None:
+    """Make a token that lets one host join, and print it."""
+    settings = _settings(config, state_dir)
+    labels = {}
+    for one in label or []:
+        key, separator, value = one.partition("=")
+        if not separator:
+            raise changes.ChangeError("a label is KEY=VALUE")
+        labels[key] = value
+    setup.prepare(settings)
+    database = Database(settings.database_url)
+    with database.write() as connection:
+        _, secret = changes.make_join_token(
+            connection,
+            f"local user {os.getuid()}",
+            labels=labels,
+            hours=hours,
+            without_ek_certificate=without_ek_certificate,
+        )
+    database.close()
+    typer.echo(secret)
+
+
+@app.command(name="migrate")
+def migrate_command(
+    config: _Config = None,
+    state_dir: Annotated[Path | None, typer.Option(help="In place of the settings'.")] = None,
+) -> None:
+    """Bring the database's tables to the form that this version wants."""
+    settings = _settings(config, state_dir)
+    if not settings.database_url.startswith("postgresql"):
+        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    database = Database(settings.database_url)
+    try:
+        done = migrate.migrate(database)
+    finally:
+        database.close()
+    form = migrate.wanted()
+    typer.echo(f"the tables are of the form {form} now" if done else f"they are: {form}")
+
+
+@app.command()
+def check(
+    config: _Config = None,
+    state_dir: Annotated[Path | None, typer.Option(help="In place of the settings'.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """See whether the service can serve: settings, database, keys. 0: yes, 2: it cannot."""
+    lines = list(checks.check(_settings(config, state_dir)))
+    if as_json:
+        made = [vars(line) for line in lines]
+        typer.echo(json.dumps(made, indent=2))
+    else:
+        for line in lines:
+            typer.echo(f"{'ok' if line.good else '--':3} {line.name}: {printable(line.what)}")
+            if line.next:
+                typer.echo(f"    {printable(line.next)}")
+    # A fleet without manufacturers' certificates is one on purpose.
+    if any(not line.good for line in lines if line.name != "manufacturers"):
+        sys.exit(_CANNOT)
+
+
+@app.command()
+def version(as_json: _Json = False) -> None:
+    """Print the version."""
+    typer.echo(json.dumps({"version": __version__}) if as_json else f"cima-verifier {__version__}")
+
+
+def _settings(config: Path | None, state_dir: Path | None) -> Settings:
+    settings = read_settings(config)
+    return settings if state_dir is None else settings.model_copy(update={"state_dir": state_dir})
+
+
+def main() -> None:
+    """Run ``cima-verifier``. 0: done, 2: it could not be done."""
+    try:
+        sys.exit(app(prog_name="cima-verifier", standalone_mode=False) or 0)
+    except (CimaError, DatabaseError) as error:
+        print(f"cima-verifier: {error}", file=sys.stderr)
+        sys.exit(_CANNOT)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except _USAGE as error:
+        error.show()
+        sys.exit(_CANNOT)
+
+
+_USAGE: Any = next(one for one in typer.BadParameter.__mro__ if one.__name__ == "ClickException")
+"""The root of what is wrong with a command line."""
+
+
+if __name__ == "__main__":
+    main()

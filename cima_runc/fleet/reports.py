@@ -1,0 +1,279 @@
+"""Hosts' reports: each is verified and applied in one transaction that holds the host's row.
+
+Nothing is acknowledged before it is durable. What is refused changes no verdict and confirms
+nothing: the deadline does the rest. Source: fleet, section 3.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, or_, select, update
+from sqlalchemy.sql.elements import ColumnElement
+
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
+from cima_runc.evidence.report import Report, parse_report
+from cima_runc.evidence.report_answer import Accepted, Confirmed, Invitation, Refused, Resync
+from cima_runc.evidence.report_nonce import IssuedNonce, NonceMaker
+from cima_runc.fleet import clock, events, hosts, passed_on
+from cima_runc.fleet.database import Database
+from cima_runc.fleet.schema import Container, Host, table_of
+from cima_runc.fleet.sessions import Sessions
+from cima_runc.fleet.settings import Settings
+from cima_runc.fleet.verdicts import Judge, News
+from cima_runc.ml.contents import Measured
+from cima_runc.verifier.errors import VerificationError
+from cima_runc.verifier.report.check import Proved, ReportPolicy, check_report
+from cima_runc.verifier.report.resync import NeedsResync
+
+_HOST, _CONTAINER = table_of(Host), table_of(Container)
+_SHOWN = 300
+
+
+class NotEnrolledError(CimaError):
+    """The host is not enrolled, or not any more."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a report."""
+
+    answer: Accepted | Resync
+    is_accepted: bool
+
+
+class Reports:
+    """Takes reports; for any number of threads."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        judge: Judge,
+        nonces: NonceMaker,
+        sessions: Sessions,
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._judge = judge
+        self._nonces = nonces
+        self._sessions = sessions
+        self._policy = ReportPolicy(
+            pcr=settings.binding_pcr, host_pcr=settings.host_pcr, boot_pcrs=settings.boot_pcrs
+        )
+
+    def invitation(self, ak_name: str, *, proved: bool, connection: Connection) -> Invitation:
+        """Return a nonce for a host; what others want of it too where it is ``proved``."""
+        requests, challenges = passed_on.take(connection, ak_name) if proved else ((), ())
+        return Invitation(
+            nonce=self._nonces.issue(bytes.fromhex(ak_name), time.time()),
+            interval=self._settings.interval,
+            min_interval=self._settings.min_interval,
+            requests=requests,
+            challenges=challenges,
+        )
+
+    def take(self, ak_name: str, body: bytes) -> Outcome:
+        """Verify and apply a report, decompressed, of the host with this name (hexadecimal).
+
+        Raises:
+            NotEnrolledError: there is no such host.
+            EvidenceError, NonceRefusedError, VerificationError: it is refused, and the class names
+                the reason.
+            DatabaseError: nothing was applied.
+        """
+        report = parse_report(body)
+        try:
+            nonce = self._nonces.check(report.payload.nonce, bytes.fromhex(ak_name), time.time())
+            with self._database.write() as connection:
+                return self._apply(connection, ak_name, report, nonce)
+        except (VerificationError, CimaError) as error:
+            if isinstance(error, VerificationError):
+                self._note_refusal(ak_name, error)
+            raise
+
+    def _apply(
+        self, connection: Connection, ak_name: str, report: Report, nonce: IssuedNonce
+    ) -> Outcome:
+        try:
+            host = hosts.lock(connection, ak_name)
+        except hosts.UnknownHostError:
+            raise NotEnrolledError(
+                "the host is not enrolled", hint="enrol it: cima configure fleet"
+            ) from None
+        known = hosts.known(connection, host, report)
+        found = check_report(report, known, nonce, self._policy)
+        if isinstance(found, NeedsResync):
+            confirmed = self._all_of_boot(connection, host, report)
+            invitation = self.invitation(ak_name, proved=True, connection=connection)
+            return Outcome(Resync(confirmed=confirmed, invitation=invitation), is_accepted=False)
+        now = clock.now()
+        after = self._keep(connection, host, found, now)
+        answer = Accepted(
+            confirmed=_confirmed(after, found),
+            session=self._sessions.make(ak_name, time.time()),
+            invitation=self.invitation(ak_name, proved=True, connection=connection),
+        )
+        return Outcome(answer, is_accepted=True)
+
+    # -- applying ---------------------------------------------------------------------------------
+
+    def _keep(
+        self, connection: Connection, host: Mapping[str, Any], found: Proved, now: int
+    ) -> Mapping[str, Any]:
+        deadline = round(
+            (found.quoted_at + self._settings.overdue * self._settings.interval) * 1000
+        )
+        after = hosts.keep_host(connection, host, found, deadline)
+        early = frozenset(
+            event.registration
+            for event in found.events
+            if event.kind == "let-go" and event.registration is not None
+        )
+        vanished = hosts.let_go(connection, host["id"], found.gone, early)
+        # An earlier run first: the one after it is judged by it.
+        changes = sorted(found.registers, key=lambda one: one.register.run or 0)
+        changed = [hosts.keep_container(connection, host["id"], one, now) for one in changes]
+        self._tell(connection, host, found, vanished, now)
+        news = {
+            one.id: News(tuple(Measured(r.recnum, r.content) for r in one.records), one.since)
+            for one in changed
+        }
+        concerned = self._concerned(connection, host, after, found, set(news) | set(vanished))
+        for row in concerned:
+            self._judge.judge(connection, row, after, news.get(row["id"], News()), now)
+        return after
+
+    def _concerned(
+        self,
+        connection: Connection,
+        before: Mapping[str, Any],
+        after: Mapping[str, Any],
+        found: Proved,
+        changed: set[int],
+    ) -> list[dict[str, Any]]:
+        """Return the containers whose verdict may be another now, earlier runs first."""
+        registrations = [one.register.registration for one in found.registers]
+        services = [
+            one.register.registration
+            for one in found.registers
+            if one.register.kind == "dependencies"
+        ]
+        wanted: list[ColumnElement[bool]] = (
+            [_CONTAINER.c.id.in_(sorted(changed))] if changed else []
+        )
+        of_boot = _CONTAINER.c.boot_id == found.boot_id
+        if registrations:
+            wanted.append(_CONTAINER.c.previous_registration.in_(registrations))
+        if services:
+            wanted.append(of_boot & _CONTAINER.c.services.in_(services))
+        if found.new_boot or self._says_of_host(before) != self._says_of_host(after):
+            wanted.append(of_boot & _CONTAINER.c.has_ended.is_(False))
+        if not wanted:
+            return []
+        rows = connection.execute(
+            select(_CONTAINER)
+            .where(
+                _CONTAINER.c.host == before["id"],
+                _CONTAINER.c.kind == "container",
+                or_(*wanted),
+            )
+            .order_by(_CONTAINER.c.run, _CONTAINER.c.id)
+        ).mappings()
+        return [dict(row) for row in rows]
+
+    def _says_of_host(self, host: Mapping[str, Any]) -> Any:
+        """Return what of a host containers are appraised by."""
+        if host["status"] is None:
+            return None
+        pcrs = {str(pcr): host["pcrs"].get(str(pcr)) for pcr in self._settings.boot_pcrs}
+        return host["status"], pcrs, host["log"], host["log_lines"] > 0
+
+    def _tell(
+        self,
+        connection: Connection,
+        host: Mapping[str, Any],
+        found: Proved,
+        vanished: list[int],
+        now: int,
+    ) -> None:
+        number = host["id"]
+        if host["deadline"] is not None and host["stale_told"] == host["deadline"]:
+            events.tell(connection, events.Kind.HOST_FRESH, {}, host=number, now=now)
+        for event in found.events:
+            if event.kind == "let-go":
+                continue
+            kind = events.Kind.HOST_BOOTED if event.kind == "boot" else events.Kind.HOST_NOTICE
+            data = {"notice": event.kind, "what": event.what}
+            events.tell(connection, kind, data, host=number, now=now)
+        for container in vanished:
+            data = {"what": "its register was given up before its end was proved"}
+            events.tell(
+                connection, events.Kind.VANISHED, data, host=number, container=container, now=now
+            )
+
+    def _all_of_boot(
+        self, connection: Connection, host: Mapping[str, Any], report: Report
+    ) -> Confirmed:
+        same = host["boot_id"] == report.payload.boot_id
+        listed = [one.registration for one in report.payload.containers][:500]
+        column = _CONTAINER.c
+        rows = connection.execute(
+            select(column.registration, column.confirmed, column.held).where(
+                column.host == host["id"],
+                column.is_sealed.is_(False),
+                or_(
+                    column.boot_id == report.payload.boot_id,
+                    column.registration.in_(listed),
+                ),
+            )
+        ).all()
+        return Confirmed(
+            base=host["table"] if same else None,
+            host_log=host["log_lines"] if same else 0,
+            boot_log=same and host["has_boot_log"],
+            records={str(row.registration): row.confirmed for row in rows},
+            held={str(row.registration): row.held for row in rows if row.held},
+        )
+
+    def _note_refusal(self, ak_name: str, error: VerificationError) -> None:
+        """Remember why the host's latest report was refused; tell of it once for each reason."""
+        name = type(error).__name__
+        with self._database.write() as connection:
+            row = connection.execute(
+                select(_HOST.c.id, _HOST.c.refused).where(_HOST.c.ak_name == ak_name)
+            ).first()
+            if row is None or row.refused == name:
+                return
+            connection.execute(
+                update(_HOST)
+                .where(_HOST.c.id == row.id)
+                .values(refused=name, refused_at=clock.now())
+            )
+            data = {"error": name, "what": printable(error.what)[:_SHOWN]}
+            events.tell(connection, events.Kind.HOST_REFUSED, data, host=row.id)
+
+
+def _confirmed(host: Mapping[str, Any], found: Proved) -> Confirmed:
+    readable = [one.register for one in found.registers if one.register.secret is not None]
+    return Confirmed(
+        base=found.table_digest,
+        host_log=host["log_lines"],
+        boot_log=host["has_boot_log"],
+        records={str(one.registration): one.proved.count for one in readable},
+        held={
+            str(one.registration): one.held.count - one.proved.count if one.held else 0
+            for one in readable
+        },
+    )
+
+
+def refusal(error: CimaError) -> Refused:
+    """Return an error as a host is told of it."""
+    return Refused(
+        error=type(error).__name__,
+        what=printable(error.what)[:_SHOWN],
+        hint=printable(error.hint)[:_SHOWN],
+    )

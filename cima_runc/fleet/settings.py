@@ -1,0 +1,109 @@
+"""Settings of the service: a TOML file, every key with a default, so that none is needed."""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cima_runc.base import limits
+from cima_runc.base.bounded import read_bounded
+from cima_runc.base.errors import CimaError
+from cima_runc.validation import first_of
+
+FILE = Path("/etc/cima/verifier.toml")
+"""Where the file is looked for, unless another is given."""
+ENVIRONMENT = "CIMA_VERIFIER_DATABASE"
+"""Environment variable with the database's URL: it may hold a password, which no file should."""
+
+
+class SettingsError(CimaError):
+    """The settings cannot be used."""
+
+
+_Seconds = Annotated[float, Field(gt=0, le=86_400)]
+_Pcr = Annotated[int, Field(ge=0, le=23)]
+
+
+class Settings(BaseModel):
+    """Settings of the service."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    state_dir: Path = Path("/var/lib/cima-verifier")
+    """Where the SQLite file and the certificate are made."""
+    database: str = ""
+    """URL of the database, ``postgresql://user@host/name``; empty: an SQLite file below
+    ``state_dir``."""
+    address: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8443
+    """Port to listen on; 0: any that is free."""
+    certificate: Path | None = None
+    """TLS certificate (PEM); none: one of our own is made."""
+    key: Path | None = None
+    """Its private key (PEM)."""
+    manufacturers: Path | None = None
+    """Certificates of TPM manufacturers (PEM); none: no TPM is proved to be hardware."""
+    interval: _Seconds = 60.0
+    """Seconds between a host's reports."""
+    min_interval: _Seconds = 2.0
+    """Seconds between them at least, where something changes all the time."""
+    overdue: Annotated[float, Field(ge=1, le=100)] = 2.0
+    """How many intervals a report proves something; after that its host is STALE."""
+    nonce_seconds: _Seconds = 60.0
+    """How long a nonce lives."""
+    enrolment: bool = True
+    """Whether hosts may ask to be enrolled, with a join token or for approval."""
+    reports_per_minute: Annotated[int, Field(ge=1)] = 120
+    """Reports of one host."""
+    enrolments_per_minute: Annotated[int, Field(ge=1)] = 20
+    """Attempts to enrol, from one address."""
+    tenants_per_minute: Annotated[int, Field(ge=1)] = 60
+    """Requests for evidence, from one address."""
+    allow_private_webhooks: bool = False
+    """Whether webhooks may go to addresses that are not public, such as 10.0.0.0/8."""
+    keep_days: Annotated[int, Field(ge=1)] = 90
+    """Days that ended containers' records, events and requests are kept."""
+    boot_pcrs: tuple[_Pcr, ...] = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14)
+    """PCRs of firmware, loader and kernel that a report must quote."""
+    binding_pcr: _Pcr = 12
+    """PCR that hosts bind their registers into."""
+    host_pcr: _Pcr = 10
+    """PCR of the kernel's own log."""
+
+    @property
+    def database_url(self) -> str:
+        """The database's URL as SQLAlchemy wants it."""
+        url = os.environ.get(ENVIRONMENT) or self.database
+        if not url:
+            return f"sqlite:///{self.state_dir / 'fleet.db'}"
+        for short in ("postgresql://", "postgres://"):
+            if url.startswith(short):
+                return "postgresql+psycopg://" + url.removeprefix(short)
+        return url
+
+
+def read_settings(path: Path | None = None) -> Settings:
+    """Read the settings; ``path`` None looks for :data:`FILE`, and does without.
+
+    Raises:
+        SettingsError: names the key and what is wrong with it.
+    """
+    where = path if path is not None else FILE
+    try:
+        raw = read_bounded(where, limits.VERIFIER_INPUT)
+    except FileNotFoundError as error:
+        if path is None:
+            return Settings()
+        raise SettingsError(f"{where} is not there") from error
+    except OSError as error:
+        raise SettingsError(f"{where}: {error.strerror}") from error
+    try:
+        return Settings.model_validate(tomllib.loads(raw.decode("utf-8")))
+    except ValidationError as error:
+        keys = ", ".join(sorted(Settings.model_fields))
+        raise SettingsError(f"{where}: {first_of(error)}", hint=f"keys are {keys}") from error
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"{where} is not TOML: {error}") from error

@@ -1,0 +1,242 @@
+"""Which policy and which reference values a container is compared with, and reading them.
+
+The policy is the one that the most exact assignment names, of those that fit the container by its
+image, its owners, its host's labels and its namespace; of equally exact ones the newest. The image
+is the one whose layers the container has, as they were measured, so that no tenant chooses what he
+is compared with. Source: fleet, section 5.
+"""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import zstandard
+from sqlalchemy import Connection, func, select
+
+from cima_runc.base import limits
+from cima_runc.fleet.schema import (
+    Assignment,
+    Owner,
+    Policy,
+    Reference,
+    ReferenceLayer,
+    table_of,
+)
+from cima_runc.ml.contents import Layer
+from cima_runc.verifier.reference.file import ImageReference
+from cima_runc.verifier.values import Values, read_values
+
+Mode = Literal["enforce", "observe"]
+_KEPT = 32
+"""Sets of values that one process keeps ready."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a container is compared with."""
+
+    mode: Mode
+    policy: int
+    policy_name: str
+    """``name@version``."""
+    reference: int | None = None
+    """None: there are no reference values of its image."""
+    reference_name: str | None = None
+    image: str | None = None
+    host_reference: int | None = None
+
+
+def layers_key(digests: Iterable[str]) -> str:
+    """Return what containers of one image have in common: SHA-256 over their layers' digests,
+    bottom to top, a line each."""
+    return hashlib.sha256("\n".join(digests).encode("ascii")).hexdigest()
+
+
+def measured_layers(layers: Sequence[Layer]) -> str | None:
+    """Return the key of a measured root filesystem, None where it has no image's layers."""
+    own = [layer.digest for layer in layers if layer.kind in {"data", "lower"}]
+    return layers_key(own) if own else None
+
+
+def keys_of(reference: ImageReference) -> set[str]:
+    """Return the keys that containers of an image may have, by engine."""
+    plain = [layer.digest for layer in reference.layers]
+    engines: tuple[Literal["containerd", "podman"], ...] = ("containerd", "podman")
+    others = [
+        [layer.other_digests.get(engine, layer.digest) for layer in reference.layers]
+        for engine in engines
+    ]
+    return {layers_key(digests) for digests in (plain, *others)}
+
+
+def choose(
+    connection: Connection, container: Mapping[str, Any], labels: Mapping[str, Any]
+) -> dict[Mode, list[Choice]]:
+    """Return what a container may be compared with, to enforce and to observe.
+
+    ``container`` is its row, ``labels`` are its host's. More than one choice there is only where
+    images have the same layers, and nothing says which of them is meant: the container is to be as
+    one of them.
+    """
+    assigned = connection.execute(select(table_of(Assignment))).all()
+    if not assigned:
+        return {}
+    owners: set[str] = set()
+    if any("owner" in one.match for one in assigned):
+        owners = _owners(connection, container["id"])
+    candidates = _candidates(connection, container)
+    best: dict[Mode, tuple[tuple[int, int], Any]] = {}
+    for one in assigned:
+        rank = (len(one.match) + len(one.match.get("label", ())), one.id)
+        if _fits(one.match, container, owners, labels, candidates) and (
+            one.mode not in best or best[one.mode][0] < rank
+        ):
+            best[one.mode] = (rank, one)
+    return {mode: _choices(connection, mode, one, candidates) for mode, (_, one) in best.items()}
+
+
+def _choices(
+    connection: Connection, mode: Mode, assigned: Any, candidates: Sequence[Any]
+) -> list[Choice]:
+    policy = _policy(connection, assigned.policy)
+    if policy is None:
+        return []
+    name = f"{policy.name}@{policy.version}"
+    images = [one for one in candidates if _is_image(assigned.match, one)]
+    if assigned.image_reference is not None:
+        wanted = _latest(connection, assigned.image_reference)
+        images = [wanted] if wanted is not None else []
+    host = None
+    if assigned.host_reference is not None:
+        host = _latest(connection, assigned.host_reference)
+        if host is None:
+            images = []  # what was to be compared is not there: nothing is TRUSTED without it
+    if not images:
+        return [Choice(mode, policy.id, name)]
+    return [
+        Choice(
+            mode,
+            policy.id,
+            name,
+            reference=image.id,
+            reference_name=f"{image.name}@{image.version}",
+            image=image.image,
+            host_reference=host.id if host is not None else None,
+        )
+        for image in images
+    ]
+
+
+def _candidates(connection: Connection, container: Mapping[str, Any]) -> list[Any]:
+    """Return the images whose layers the container has; where the host enforces one, that one."""
+    if container["layers"] is None:
+        return []
+    table, layer = table_of(Reference), table_of(ReferenceLayer).c
+    rows = connection.execute(
+        select(table.c.id, table.c.name, table.c.version, table.c.image)
+        .select_from(table)
+        .join(table_of(ReferenceLayer), layer.reference == table.c.id)
+        .where(layer.key == container["layers"], table.c.retired.is_(None))
+        .order_by(table.c.name, table.c.version)
+    ).all()
+    enforced = [row for row in rows if row.image == container["enforced"]]
+    return enforced or list(rows)
+
+
+def _fits(
+    match: Mapping[str, Any],
+    container: Mapping[str, Any],
+    owners: set[str],
+    labels: Mapping[str, Any],
+    candidates: Sequence[Any],
+) -> bool:
+    if "image" in match and not any(_is_image(match, one) for one in candidates):
+        return False
+    if "owner" in match and match["owner"] not in owners:
+        return False
+    if "namespace" in match and match["namespace"] != container["namespace"]:
+        return False
+    return all(labels.get(key) == value for key, value in match.get("label", {}).items())
+
+
+def _is_image(match: Mapping[str, Any], candidate: Any) -> bool:
+    return "image" not in match or match["image"] in {candidate.image, candidate.name}
+
+
+def _owners(connection: Connection, container: int) -> set[str]:
+    owner = table_of(Owner).c
+    return set(connection.execute(select(owner.key).where(owner.container == container)).scalars())
+
+
+def _latest(connection: Connection, name: str) -> Any | None:
+    table = table_of(Reference)
+    return connection.execute(
+        select(table.c.id, table.c.name, table.c.version, table.c.image)
+        .where(table.c.name == name, table.c.retired.is_(None))
+        .order_by(table.c.version.desc())
+        .limit(1)
+    ).first()
+
+
+def _policy(connection: Connection, name: str) -> Any | None:
+    table = table_of(Policy)
+    newest = select(func.max(table.c.version)).where(table.c.name == name).scalar_subquery()
+    return connection.execute(
+        select(table.c.id, table.c.name, table.c.version).where(
+            table.c.name == name, table.c.version == newest
+        )
+    ).first()
+
+
+class ValuesCache:
+    """Policies and reference values that were read; for any number of threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[int, int | None, int | None], tuple[Values, str]] = (
+            OrderedDict()
+        )
+
+    def get(self, connection: Connection, choice: Choice) -> tuple[Values, str]:
+        """Return the values of a choice, and what identifies them, hexadecimal."""
+        # A policy's or reference's row never changes: its number stands for its content.
+        key = (choice.policy, choice.reference, choice.host_reference)
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+                return found
+        policy = table_of(Policy).c
+        text = connection.execute(
+            select(policy.content).where(policy.id == choice.policy)
+        ).scalar_one()
+        raw = [
+            reference_file(connection, number)
+            for number in (choice.reference, choice.host_reference)
+            if number is not None
+        ]
+        values = read_values(raw, text.encode("utf-8"))
+        appraisal = values.appraisal
+        identity = appraisal.identity.hex() if appraisal is not None else _without_reference(values)
+        with self._lock:
+            self._kept[key] = (values, identity)
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return values, identity
+
+
+def reference_file(connection: Connection, number: int) -> bytes:
+    """Return a file of reference values as it was given."""
+    reference = table_of(Reference).c
+    stored = connection.execute(
+        select(reference.content).where(reference.id == number)
+    ).scalar_one()
+    return zstandard.ZstdDecompressor().decompress(stored, max_output_size=limits.REFERENCE)
+
+
+def _without_reference(values: Values) -> str:
+    digests = b"".join(source.sha256 for source in values.sources)
+    return hashlib.sha256(b"cima-values-none\0" + digests).hexdigest()

@@ -1,0 +1,260 @@
+"""The outbox: events on their way to webhooks, at least once, each signed.
+
+The body is a CloudEvent in structured JSON (CloudEvents 1.0). The headers ``webhook-id``,
+``webhook-timestamp`` and ``webhook-signature`` are those of Standard Webhooks 1.0: ``v1,`` and the
+base64 of HMAC-SHA256(secret, id || "." || timestamp || "." || body).
+
+A receiver's address is looked up once for each attempt and must be public, and that very address is
+connected to; redirects are not followed: a webhook reaches nothing inside the operator's network
+that the settings do not allow.
+"""
+
+import base64
+import hashlib
+import hmac
+import http.client
+import ipaddress
+import json
+import secrets
+import socket
+import ssl
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from sqlalchemy import Connection, select, update
+
+from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
+from cima_runc.fleet import clock
+from cima_runc.fleet.database import Database
+from cima_runc.fleet.schema import (
+    Container,
+    Delivery,
+    Event,
+    Host,
+    Webhook,
+    table_of,
+)
+
+_PREFIX = "whsec_"
+_SECRET_BYTES = 32
+_SECONDS = 10.0
+"""How long a receiver may take."""
+_LEASE = 60_000
+"""Milliseconds after which a delivery that was begun, and not ended, is anybody's again."""
+_BATCH = 32
+_FIRST_WAIT, _LONGEST_WAIT = 1_000, 3_600_000
+_ATTEMPTS = 48
+"""About a day and a half; after that a person has to look."""
+_URL = 2_048
+_ANSWER = 4_096
+
+
+class WebhookError(CimaError):
+    """A webhook's address cannot be used."""
+
+
+@dataclass(frozen=True)
+class _Parcel:
+    delivery: int
+    attempts: int
+    url: str
+    secret: str
+    id: str
+    body: bytes
+
+
+def new_secret() -> str:
+    """Return a secret to sign with, as Standard Webhooks writes it."""
+    return _PREFIX + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode("ascii")
+
+
+def check_url(url: str, *, allow_private: bool) -> SplitResult:
+    """Read a webhook's address.
+
+    Raises:
+        WebhookError: not an https address, or one with a user name in it.
+    """
+    schemes = {"https", "http"} if allow_private else {"https"}
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise WebhookError("a webhook's address cannot be read") from error
+    is_clean = len(url) <= _URL and url.isascii() and url.isprintable() and " " not in url
+    if not is_clean or parts.scheme not in schemes or not parts.hostname or port == 0:
+        raise WebhookError("a webhook's address is not one of https", hint="https://host/path")
+    if parts.username is not None or parts.password is not None:
+        raise WebhookError("a webhook's address holds a user name or a password")
+    return parts
+
+
+def sign(secret: str, id_: str, timestamp: int, body: bytes) -> str:
+    """Return the value of ``webhook-signature``."""
+    key = base64.b64decode(secret.removeprefix(_PREFIX))
+    signed = f"{id_}.{timestamp}.".encode("ascii") + body
+    return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode("ascii")
+
+
+def deliver_due(database: Database, source: str, *, allow_private: bool) -> int:
+    """Send what is due; return how much was tried.
+
+    ``source`` is the service's own address, as CloudEvents name it. Any number of processes may do
+    this at a time: each takes other deliveries.
+
+    Raises:
+        DatabaseError: the database is away.
+    """
+    with database.write() as connection:
+        parcels = _take(connection, source)
+    for parcel in parcels:
+        error = _send(parcel, allow_private=allow_private)
+        with database.write() as connection:
+            _note(connection, parcel, error)
+    return len(parcels)
+
+
+def _take(connection: Connection, source: str) -> list[_Parcel]:
+    row, hook, event = table_of(Delivery).c, table_of(Webhook).c, table_of(Event).c
+    now = clock.now()
+    found = connection.execute(
+        select(row.id)
+        .where(row.due <= now)
+        .order_by(row.due, row.id)
+        .limit(_BATCH)
+        .with_for_update(skip_locked=True)
+    ).scalars()
+    taken = list(found)
+    if not taken:
+        return []
+    connection.execute(
+        update(table_of(Delivery))
+        .where(row.id.in_(taken))
+        .values(due=now + _LEASE, attempts=row.attempts + 1)
+    )
+    rows = connection.execute(
+        select(
+            row.id,
+            row.attempts,
+            hook.url,
+            hook.secret,
+            hook.removed,
+            event.uid,
+            event.time,
+            event.kind,
+            event.data,
+            Host.ak_name,
+            Container.uid.label("container_uid"),
+        )
+        .select_from(table_of(Delivery))
+        .join(table_of(Webhook), hook.id == row.webhook)
+        .join(table_of(Event), event.id == row.event)
+        .outerjoin(Host, Host.id == event.host)
+        .outerjoin(Container, Container.id == event.container)
+        .where(row.id.in_(taken))
+        .order_by(row.id)
+    ).all()
+    parcels = []
+    for one in rows:
+        if one.removed is not None:
+            connection.execute(
+                update(table_of(Delivery))
+                .where(row.id == one.id)
+                .values(due=None, error="the webhook was removed")
+            )
+            continue
+        body = json.dumps(cloud_event(one, source)).encode("ascii")
+        parcels.append(_Parcel(one.id, one.attempts, one.url, one.secret, one.uid, body))
+    return parcels
+
+
+def cloud_event(event: Any, source: str) -> dict[str, Any]:
+    """Return an event as a CloudEvent."""
+    subject = "/".join(part for part in (event.ak_name, event.container_uid) if part is not None)
+    made = {
+        "specversion": "1.0",
+        "id": event.uid,
+        "source": source,
+        "type": f"io.cima.{event.kind}",
+        "time": datetime.fromtimestamp(event.time / 1000, UTC).isoformat().replace("+00:00", "Z"),
+        "datacontenttype": "application/json",
+        "data": event.data,
+    }
+    return made | {"subject": subject} if subject else made
+
+
+def _note(connection: Connection, parcel: _Parcel, error: str | None) -> None:
+    now = clock.now()
+    values: dict[str, Any] = {"due": None, "delivered": now, "error": ""}
+    if error is not None:
+        wait = min(_FIRST_WAIT << min(parcel.attempts, 20), _LONGEST_WAIT)
+        wait += secrets.randbelow(wait // 4 + 1)
+        due = now + wait if parcel.attempts < _ATTEMPTS else None
+        values = {"due": due, "error": error[:300]}
+    connection.execute(
+        update(table_of(Delivery))
+        .where(table_of(Delivery).c.id == parcel.delivery)
+        .values(**values)
+    )
+
+
+def _send(parcel: _Parcel, *, allow_private: bool) -> str | None:
+    """Send once; return what went wrong, None where the receiver has taken it."""
+    timestamp = int(time.time())
+    headers = {
+        "Content-Type": "application/cloudevents+json",
+        "User-Agent": "cima-verifier",
+        "webhook-id": parcel.id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": sign(parcel.secret, parcel.id, timestamp, parcel.body),
+    }
+    try:
+        parts = check_url(parcel.url, allow_private=allow_private)
+        connection = _Pinned(parts, allow_private=allow_private)
+        try:
+            target = parts.path or "/"
+            connection.request(
+                "POST", f"{target}?{parts.query}" if parts.query else target, parcel.body, headers
+            )
+            status = connection.getresponse().status
+        finally:
+            connection.close()
+    except (OSError, http.client.HTTPException, CimaError, ValueError) as error:
+        return printable(str(error) or type(error).__name__)
+    return None if 200 <= status < 300 else f"the receiver answers with status {status}"
+
+
+class _Pinned(http.client.HTTPConnection):
+    """A connection to the address that was looked at, and no other."""
+
+    def __init__(self, parts: SplitResult, *, allow_private: bool) -> None:
+        assert parts.hostname is not None
+        self._tls = parts.scheme == "https"
+        self._allow_private = allow_private
+        super().__init__(parts.hostname, parts.port or (443 if self._tls else 80), timeout=_SECONDS)
+
+    def connect(self) -> None:
+        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        for *_, address in found:
+            if not self._allow_private and not _is_public(str(address[0])):
+                raise WebhookError(f"{self.host} leads to an address that is not public")
+        host, port = found[0][4][:2]
+        self.sock = socket.create_connection((str(host), int(port)), _SECONDS)
+        if self._tls:
+            context = ssl.create_default_context()
+            self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
+
+
+def _is_public(address: str) -> bool:
+    try:
+        value = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(value, "ipv4_mapped", None) or getattr(value, "sixtofour", None)
+    if mapped is not None:
+        value = mapped
+    in_nat64 = value.version == 6 and value in ipaddress.ip_network("64:ff9b::/96")
+    return value.is_global and not value.is_multicast and not in_nat64

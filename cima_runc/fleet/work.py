@@ -1,0 +1,226 @@
+"""Work in the background: whichever process lives does it, and none of it is lost with one.
+
+What is to be done are rows. A process takes a job for a time; if it dies, the job is anybody's
+again. In PostgreSQL and SQLite it is the same code. Source: fleet, section 5.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from cima_runc.fleet import clock, events, hosts, webhooks
+from cima_runc.fleet.database import Database, DatabaseError
+from cima_runc.fleet.schema import (
+    Container,
+    Delivery,
+    Event,
+    EvidenceRequest,
+    Host,
+    Job,
+    Owner,
+    TenantKey,
+    table_of,
+)
+from cima_runc.fleet.settings import Settings
+from cima_runc.fleet.verdicts import Judge, News
+
+_log = logging.getLogger(__name__)
+_JOB, _HOST, _CONTAINER = table_of(Job), table_of(Host), table_of(Container)
+
+REAPPRAISE = "reappraise"
+"""A policy, a reference or an assignment is another: ``subject`` is ``all``, or a host's number."""
+_LEASE = 60_000
+_EVERY = 0.5
+"""Seconds between looks for work."""
+_DAY = 86_400_000
+_HOSTS = 500
+
+
+def later(connection: Connection, kind: str, subject: str) -> None:
+    """Put a job down, in the transaction of what makes it necessary.
+
+    One that waits for the same already is enough; one that somebody has begun is to be done anew.
+    """
+    now = clock.now()
+    waits = connection.execute(
+        update(_JOB)
+        .where(_JOB.c.kind == kind, _JOB.c.subject == subject)
+        .values(due=now, taken_until=0, attempts=_JOB.c.attempts + 1)
+    )
+    if not waits.rowcount:
+        connection.execute(
+            insert(_JOB).values(
+                kind=kind, subject=subject, due=now, taken_until=0, attempts=0, error=""
+            )
+        )
+
+
+class Worker:
+    """Does what is due; one thread in each process."""
+
+    def __init__(self, database: Database, settings: Settings, judge: Judge, source: str) -> None:
+        """``source`` is the service's address, as webhooks name it."""
+        self._database = database
+        self._settings = settings
+        self._judge = judge
+        self._source = source
+        self._ended = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._loop, args=(each,), daemon=True, name=each.__name__)
+            for each in (self.deadlines, self.jobs, self.deliveries, self.retention)
+        ]
+
+    def start(self) -> None:
+        """Begin."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End, after what is being done."""
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(15)
+
+    def _loop(self, do: Callable[[], int]) -> None:
+        while not self._ended.is_set():
+            try:
+                more = do()
+            except DatabaseError as error:
+                _log.warning("%s", error)
+                more = 0
+            except Exception:
+                _log.exception("work in the background failed")
+                more = 0
+            if not more:
+                self._ended.wait(60 if do == self.retention else _EVERY)
+
+    # -- deadlines --------------------------------------------------------------------------------
+
+    def deadlines(self) -> int:
+        """Tell of hosts whose deadline has passed; return of how many."""
+        with self._database.write() as connection:
+            now = clock.now()
+            rows = connection.execute(
+                select(_HOST.c.id, _HOST.c.deadline)
+                .where(
+                    _HOST.c.state == "enrolled",
+                    _HOST.c.deadline < now,
+                    _HOST.c.stale_told != _HOST.c.deadline,
+                )
+                .order_by(_HOST.c.deadline)
+                .limit(_HOSTS)
+                .with_for_update(skip_locked=True)
+            ).all()
+            for row in rows:
+                connection.execute(
+                    update(_HOST).where(_HOST.c.id == row.id).values(stale_told=row.deadline)
+                )
+                data = {"deadline": row.deadline}
+                events.tell(connection, events.Kind.HOST_STALE, data, host=row.id, now=now)
+                self._tell_tenants(connection, row.id, now)
+            return len(rows)
+
+    def _tell_tenants(self, connection: Connection, host: int, now: int) -> None:
+        owner, key = table_of(Owner).c, table_of(TenantKey).c
+        rows = connection.execute(
+            select(_CONTAINER.c.id, _CONTAINER.c.name)
+            .join(table_of(Owner), owner.container == _CONTAINER.c.id)
+            .join(table_of(TenantKey), key.key == owner.key)
+            .where(
+                _CONTAINER.c.host == host,
+                _CONTAINER.c.slot.is_not(None),
+                _CONTAINER.c.has_ended.is_(False),
+                _CONTAINER.c.verdict != "UNTRUSTED",
+            )
+            .distinct()
+        ).all()
+        for row in rows:
+            data = {"container": row.name, "verdict": "STALE"}
+            events.tell(
+                connection,
+                events.Kind.CONTAINER_STALE,
+                data,
+                host=host,
+                container=row.id,
+                now=now,
+            )
+
+    # -- jobs -------------------------------------------------------------------------------------
+
+    def jobs(self) -> int:
+        """Do the job that waits longest; return whether there was one."""
+        with self._database.write() as connection:
+            now = clock.now()
+            job = connection.execute(
+                select(_JOB.c.id, _JOB.c.kind, _JOB.c.subject, _JOB.c.attempts)
+                .where(_JOB.c.due <= now, _JOB.c.taken_until < now)
+                .order_by(_JOB.c.due)
+                .limit(1)
+                .with_for_update(skip_locked=True)
+            ).first()
+            if job is None:
+                return 0
+            connection.execute(
+                update(_JOB).where(_JOB.c.id == job.id).values(taken_until=now + _LEASE)
+            )
+        if job.subject == "all":
+            self._spread(job.id, job.attempts)
+        else:
+            self._reappraise(job.id, job.attempts, int(job.subject))
+        return 1
+
+    def _spread(self, job: int, attempts: int) -> None:
+        with self._database.write() as connection:
+            hosts_with = connection.execute(select(_CONTAINER.c.host).distinct()).scalars().all()
+            for host in hosts_with:
+                later(connection, REAPPRAISE, str(host))
+            self._done(connection, job, attempts)
+
+    def _reappraise(self, job: int, attempts: int, host: int) -> None:
+        """Appraise a host's containers anew, earlier runs first."""
+        with self._database.write() as connection:
+            row = (
+                connection.execute(select(_HOST).where(_HOST.c.id == host).with_for_update())
+                .mappings()
+                .first()
+            )
+            if row is not None:
+                now = clock.now()
+                containers = (
+                    connection.execute(
+                        select(_CONTAINER)
+                        .where(_CONTAINER.c.host == host, _CONTAINER.c.kind == "container")
+                        .order_by(_CONTAINER.c.run, _CONTAINER.c.id)
+                    )
+                    .mappings()
+                    .all()
+                )
+                for container in containers:
+                    self._judge.judge(connection, dict(container), dict(row), News(), now)
+            self._done(connection, job, attempts)
+
+    def _done(self, connection: Connection, job: int, attempts: int) -> None:
+        # Not where it was asked for again meanwhile.
+        connection.execute(delete(_JOB).where(_JOB.c.id == job, _JOB.c.attempts == attempts))
+
+    # -- webhooks, retention ----------------------------------------------------------------------
+
+    def deliveries(self) -> int:
+        """Send what is due to webhooks; return how much."""
+        return webhooks.deliver_due(
+            self._database, self._source, allow_private=self._settings.allow_private_webhooks
+        )
+
+    def retention(self) -> int:
+        """Remove what is older than it is kept; audit entries and verdicts stay."""
+        before = clock.now() - self._settings.keep_days * _DAY
+        delivery, event, request = table_of(Delivery), table_of(Event), table_of(EvidenceRequest)
+        with self._database.write() as connection:
+            connection.execute(delete(request).where(request.c.expires < clock.now() - _DAY))
+            old = select(event.c.id).where(event.c.time < before)
+            connection.execute(delete(delivery).where(delivery.c.event.in_(old)))
+            connection.execute(delete(event).where(event.c.time < before))
+            hosts.forget_containers(connection, before)
+        return 0

@@ -1,0 +1,54 @@
+"""Each test here runs on SQLite and on PostgreSQL."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cima_runc.fleet import migrate
+from cima_runc.fleet.database import Database
+from tests.support.postgresql import PostgreSql, postgresql
+from tests.support.served_fleet import ServedFleet, served_fleet
+
+_NUMBERS = itertools.count()
+_TEMPLATE = "template_fleet"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[PostgreSql]:
+    with postgresql() as found:
+        url = found.create(_TEMPLATE)
+        database = Database(url)
+        migrate.migrate(database)
+        database.close()
+        yield found
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database with tables."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'fleet.db'}"
+    found: PostgreSql = request.getfixturevalue("server")
+    return found.create(f"fleet_{next(_NUMBERS)}", template=_TEMPLATE)
+
+
+@pytest.fixture
+def start(tmp_path: Path, database_url: str) -> Iterator[Callable[..., ServedFleet]]:
+    """Start a service with settings."""
+    with ExitStack() as stack:
+
+        def begin(**settings: Any) -> ServedFleet:
+            (tmp_path / "state").mkdir(exist_ok=True)
+            made = served_fleet(tmp_path / "state", database_url, **settings)
+            return stack.enter_context(made)
+
+        yield begin
+
+
+@pytest.fixture
+def fleet(start: Callable[..., ServedFleet]) -> ServedFleet:
+    return start()
