@@ -52,7 +52,8 @@ def first_of(error: ValidationError) -> str:
 def _with_limits(kind: str, limits: dict[str, object]) -> str:
     match kind:
         case "literal_error" | "enum":
-            return f"is none of {limits['expected']}"
+            expected = str(limits["expected"])
+            return f"is none of {expected}" if " or " in expected else f"is not {expected}"
         case "greater_than_equal":
             return f"is below {limits['ge']}"
         case "greater_than":

@@ -45,6 +45,9 @@ def load_object(raw: bytes, *, what: str, limit: int) -> dict[str, Any]:
         raise JsonTooDeepError(f"{what} is nested too deep") from error
     except UnicodeDecodeError as error:
         raise JsonError(f"{what} is not JSON: it is not UTF-8") from error
+    except json.JSONDecodeError as error:
+        where = f": {error.msg} in line {error.lineno}, column {error.colno}" if error.pos else ""
+        raise JsonError(f"{what} is not JSON{where}") from error
     except ValueError as error:
         raise JsonError(f"{what} is not JSON: {error}") from error
     if not isinstance(value, dict):

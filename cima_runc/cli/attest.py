@@ -1,6 +1,7 @@
 """``cima attest``, ``cima enroll`` and ``cima keygen``: keys, and evidence from the agent."""
 
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -64,6 +65,8 @@ def keygen(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make an owner's key pair; evidence of his containers is encrypted to it."""
+    if name.is_dir() or str(name).endswith(os.sep) or name.name in ("", ".", ".."):
+        raise ArgumentError(f"{name} is a directory", hint=f"give a name in it: {name / 'owner'}")
     private, public = generate()
     text = public_text(public)
     files.write_secret(Path(f"{name}.key"), private)
@@ -97,6 +100,8 @@ def attest(
 ) -> None:
     """Get evidence of a container."""
     since, sent = None, nonce_of(nonce)
+    if url is None and (ca or cert or key):
+        raise ArgumentError("--ca, --cert and --key go with --url", hint="give the agent's address")
     full_id = container if url is not None else _full_id(container)
     if state is not None:
         from cima_runc.verifier.state import StateDirectory
@@ -204,6 +209,8 @@ def challenge(
 
     if (ek_ca is None) != any_ek:
         raise ArgumentError("give either --ek-ca or --any-ek")
+    if ek_ca is None and (ek_chain or ek_certificate):
+        raise ArgumentError("--ek-chain and --ek-certificate go with --ek-ca")
     asked = parse(EnrolmentRequest, files.read(host), str(host))
     if ek_ca is None:
         made, kept = make(asked, None)
@@ -211,7 +218,8 @@ def challenge(
         trusted = files.read(ek_ca)
         between = files.read(ek_chain) if ek_chain is not None else b""
         own = files.read(ek_certificate) if ek_certificate is not None else None
-        tpm = vouched(asked, trusted, between=between, certificate=own)
+        with files.about(*(path for path in (ek_ca, ek_chain, ek_certificate) if path)):
+            tpm = vouched(asked, trusted, between=between, certificate=own)
         for line in tpm.passed_over:
             note(f"passed over: {line}")
         note(f"a TPM {tpm.model} of {tpm.manufacturer}, vouched for by: {' < '.join(tpm.path)}")
@@ -261,7 +269,9 @@ def accept(
         if authority is None or authority_key is None:
             raise ArgumentError("--certificate takes --authority and --authority-key")
         now = datetime.now(UTC)
-        made = issue(public, files.read(authority), files.read(authority_key), now, label)
+        issuer, own = files.read(authority), files.read(authority_key)
+        with files.about(authority, authority_key):
+            made = issue(public, issuer, own, now, label)
         files.write(certificate, made)
     files.write(output, enrolled)
 
@@ -279,6 +289,8 @@ def _call(
         return call_url(
             url, route, body, ca=ca, certificate=certificate, key=key, timeout=_TIMEOUT_SECONDS
         )
+    if ca or certificate or key:
+        raise ArgumentError("--ca, --cert and --key go with --url", hint="give the agent's address")
     socket = context.settings().shim.socket
     return call_agent(socket, verb, body or b"{}", timeout=_TIMEOUT_SECONDS)
 

@@ -1,5 +1,6 @@
 """``cima configure``: makes cima-runc one of an engine's runtimes."""
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -50,11 +51,15 @@ def configure(
     """Make cima-runc a runtime of an engine; restarts nothing."""
     chosen = ENGINES[engine.value]
     changes = Changes(Path("/"), Path(context.settings().shim.state_dir) / "configure")
+    if remove and (set_as_default or runtime is not None):
+        raise EngineError("--remove takes no --runtime and no --set-as-default")
     if remove:
         change = changes.removing(chosen)
     else:
         launcher = runtime or installation.launcher()
-        if not launcher.is_absolute() or not launcher.is_file():
+        if not launcher.is_absolute():
+            raise EngineError(f"{launcher} is no absolute path", hint="engines want one")
+        if not launcher.is_file() or not os.access(launcher, os.X_OK):
             raise EngineError(f"{launcher} is no program", hint="name it with --runtime")
         file = file.absolute() if file is not None else None
         change = changes.adding(

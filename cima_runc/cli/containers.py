@@ -6,11 +6,17 @@ from typing import Annotated, Any
 
 import typer
 
+from cima_runc.base.errors import CimaError
 from cima_runc.cli import context, last_verdict
 from cima_runc.cli.output import note, print_json, print_table
 from cima_runc.cli.records import names, rows
 from cima_runc.config import Settings
 from cima_runc.runtime.agent_socket import call_agent
+
+
+class OptionsError(CimaError):
+    """Options that do not go together."""
+
 
 _TIMEOUT_SECONDS = 60.0
 _WATCH_SECONDS = 2.0
@@ -35,12 +41,14 @@ def ps(
     VERDICT is what cima appraise found last on this host, of so many records, at its word: what
     came later was not looked at. What a TPM proves is for cima attest and cima verify.
     """
+    if watch and as_json:
+        raise OptionsError("give either --json or --watch", hint="cima log ID --follow --json")
     settings = context.settings()
     kind = "dependencies" if dependencies else "container"
     while True:
         found = [row for row in rows(settings, everything=everything) if row["kind"] == kind]
         shown = [_with_more(row, settings) for row in found]
-        if watch and not as_json:
+        if watch:
             typer.echo(_CLEAR, nl=False)
         if as_json:
             print_json(shown)

@@ -10,6 +10,7 @@ from typing import TypeVar
 from cima_runc.base import limits
 from cima_runc.base.bounded import read_bounded
 from cima_runc.base.errors import CimaError
+from cima_runc.cli import context
 
 T = TypeVar("T")
 
@@ -25,11 +26,20 @@ def read(path: Path, *, limit: int = limits.VERIFIER_INPUT) -> bytes:
         FileError: it cannot be read.
     """
     if str(path) == "-":
+        if not context.first_time("standard input"):
+            raise FileError("standard input was given for two files", hint="it can be one only")
         return sys.stdin.buffer.read(limit + 1)
     try:
         return read_bounded(path, limit)
     except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}") from error
+        raise FileError(f"{path} cannot be read: {error.strerror}", hint=_hint(path)) from error
+
+
+def _hint(path: Path) -> str:
+    """What helps whoever gave an address for a file's name."""
+    scheme, colon, _ = str(path).partition(":/")
+    known = colon and scheme in ("http", "https")
+    return "a file is wanted: fetch it first (cima attest --url, curl)" if known else ""
 
 
 def parsed(path: Path, parse: Callable[[bytes], T], *, limit: int = limits.VERIFIER_INPUT) -> T:
@@ -43,17 +53,18 @@ def parsed(path: Path, parse: Callable[[bytes], T], *, limit: int = limits.VERIF
 
 
 @contextmanager
-def about(path: Path) -> Iterator[None]:
-    """Name the file in errors that tell only what is wrong with what it holds.
+def about(*paths: Path) -> Iterator[None]:
+    """Name the file in errors that tell only what is wrong with what it holds, or they hold.
 
     Raises:
         FileError: in place of them.
     """
-    name = "standard input" if str(path) == "-" else str(path)
+    names = ["standard input" if str(path) == "-" else str(path) for path in paths]
+    name = " or ".join(names)
     try:
         yield
     except CimaError as error:
-        if name in error.what:
+        if any(each in error.what for each in names):
             raise
         raise FileError(f"{name}: {error.what}", hint=error.hint) from error
 

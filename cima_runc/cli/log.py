@@ -2,15 +2,17 @@
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
+from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.cli import context
 from cima_runc.cli.records import record_lines
+from cima_runc.config import Settings
 from cima_runc.ima.template import unpack_cima_ng
 from cima_runc.ml.export import cel_json, cel_tlv, ima_ascii
 from cima_runc.ml.records import IMA_TEMPLATE, Record, parse_line, template_data
@@ -18,6 +20,10 @@ from cima_runc.ml.records import IMA_TEMPLATE, Record, parse_line, template_data
 _FOLLOW_SECONDS = 1.0
 _HEADS = ("#", "what", "digest of file", "since", "file")
 _WIDTHS = (4, 11, 14, 20)
+
+
+class OptionsError(CimaError):
+    """Options that do not go together."""
 
 
 class Form(StrEnum):
@@ -43,29 +49,45 @@ def log(
 
     A file is written down once, when it is first used; its digest is the kernel's.
     """
+    if as_json and form is not Form.table:
+        raise OptionsError("give either --json or --format")
+    if follow and form not in (Form.table, Form.ima_ascii):
+        raise OptionsError(f"--follow goes with a form of lines, and {form.value} is one value")
     settings = context.settings()
     lines = record_lines(settings, container)
-    if as_json:
-        for line in lines:
-            typer.echo(line)
+    if as_json or form is Form.ima_ascii:
+        _print_lines(lines, as_json)
+        if follow:
+            for more in _followed(settings, container, lines):
+                _print_lines(more, as_json)
         return
     records = [parse_line(line) for line in lines]
     if form is Form.cel_json:
         sys.stdout.writelines(cel_json(records))
     elif form is Form.cel_tlv:
         sys.stdout.buffer.writelines(map(cel_tlv, records))
-    elif form is Form.ima_ascii:
-        for record in records:
-            typer.echo(ima_ascii(record))
     else:
         typer.echo(_row(_HEADS))
         _print(records)
-        shown = len(records)
-        while follow and not (records and records[-1].content.get("type") == "exit"):
-            time.sleep(_FOLLOW_SECONDS)
-            records = [parse_line(line) for line in record_lines(settings, container)[shown:]]
-            _print(records)
-            shown += len(records)
+        if follow:
+            for more in _followed(settings, container, lines):
+                _print(map(parse_line, more))
+
+
+def _print_lines(lines: Iterable[bytes], as_json: bool) -> None:
+    for line in lines:
+        typer.echo(line if as_json else ima_ascii(parse_line(line)))
+
+
+def _followed(settings: Settings, container: str, lines: list[bytes]) -> Iterator[list[bytes]]:
+    """Yield what comes after these records, as it comes, until the container has ended."""
+    shown, last = len(lines), lines[-1:]
+    while not (last and parse_line(last[0]).content.get("type") == "exit"):
+        sys.stdout.flush()
+        time.sleep(_FOLLOW_SECONDS)
+        more = record_lines(settings, container)[shown:]
+        yield more
+        shown, last = shown + len(more), more[-1:]
 
 
 def _print(records: Iterable[Record]) -> None:

@@ -114,6 +114,7 @@ def main() -> None:
 
         shells.completion_init()  # type: ignore[attr-defined]
     try:
+        _refuse_empty(sys.argv[1:])
         # Not standalone: a person's interruption would end with 1, which says UNTRUSTED.
         sys.exit(app(prog_name="cima", standalone_mode=False) or 0)
     except CimaError as error:
@@ -125,12 +126,28 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(_INTERRUPTED)
     except _USAGE as error:
+        error.message = in_words(error.message)
         if as_json:
             fail(CimaError(error.format_message(), hint="see --help"), as_json=True)
         error.show()
         sys.exit(CANNOT)
     except Exception as error:
         fail_unexpectedly(error, as_json=as_json)
+
+
+def _refuse_empty(words: list[str]) -> None:
+    """An empty word is a variable that was not set: as a name it would be anybody's, as a path the
+    directory that one is in."""
+    for before, word in zip(["", *words], words, strict=False):
+        if not word.strip():
+            named = f" after {before}" if before else ""
+            raise CimaError(f"an argument{named} is empty", hint="was a variable not set?")
+
+
+def in_words(message: str) -> str:
+    """Return what typer says of a wrong value, without the words of the library behind it."""
+    plain = message.removeprefix("Value error, ").replace("Input should be", "it should be")
+    return plain.partition(", unable to parse")[0]
 
 
 _USAGE: Any = next(one for one in typer.BadParameter.__mro__ if one.__name__ == "ClickException")

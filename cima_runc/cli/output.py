@@ -11,6 +11,10 @@ import typer
 
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
+from cima_runc.cli import context
+
+_LINE = 500
+"""Characters of a line about an error, at most: what is wrong may be somebody's megabyte."""
 
 CANNOT = 2
 """The exit status of what could not be done: 1 says UNTRUSTED, and nothing else."""
@@ -35,17 +39,28 @@ def note(line: str) -> None:
     typer.echo(f"cima: {line}", err=True)
 
 
+def note_once(line: str) -> None:
+    """Print a line, however often a command finds it out."""
+    if context.first_time(line):
+        note(line)
+
+
+def _cut(text: str) -> str:
+    shown = printable(text)
+    return shown if len(shown) <= _LINE else f"{shown[:_LINE]}..."
+
+
 def fail(error: CimaError, *, as_json: bool = False) -> NoReturn:
     """Print the error and what to do next, and end the process with its exit status.
 
     ``as_json``: an object ``{"error": {"kind", "what", "hint"}}`` on standard output besides.
     """
-    note(printable(error.what))
+    note(_cut(error.what))
     if error.hint:
-        note(printable(error.hint))
+        note(_cut(error.hint))
     if as_json:
         kind = type(error).__name__.removesuffix("Error")
-        what = {"kind": kind, "what": printable(error.what), "hint": printable(error.hint)}
+        what = {"kind": kind, "what": _cut(error.what), "hint": _cut(error.hint)}
         print_json({"error": what})
     sys.exit(error.exit_code)
 

@@ -91,4 +91,7 @@ def _read_records(path: Path) -> list[Record]:
     if len(raw) > limits.EVIDENCE:
         raise SuggestError(f"{path} has more than {limits.EVIDENCE} bytes")
     with files.about(path):
-        return [parse_line(line) for line in raw.splitlines()]
+        found = [parse_line(line) for line in raw.splitlines()]
+    if not found:
+        raise SuggestError(f"{path} holds no records", hint="cima log ID --json prints them")
+    return found

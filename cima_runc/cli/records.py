@@ -8,7 +8,7 @@ from typing import Any
 
 from cima_runc.base.errors import CimaError
 from cima_runc.cli.engine_names import Names, names_of
-from cima_runc.cli.output import note
+from cima_runc.cli.output import note_once
 from cima_runc.config import Settings
 from cima_runc.ml.listing import (
     NoSuchContainerError,
@@ -67,7 +67,9 @@ def record_lines(settings: Settings, wanted: str) -> list[bytes]:
 def _unmeasured(shown: Iterable[dict[str, Any]], wanted: str) -> set[str] | None:
     """Return the ids that begin so of containers that were not measured."""
     return {
-        row["id"] for row in shown if row["registration"] is None and row["id"].startswith(wanted)
+        row["id"]
+        for row in shown
+        if row["registration"] is None and wanted and row["id"].startswith(wanted)
     } or None
 
 
@@ -76,7 +78,7 @@ def _lines(settings: Settings, wanted: str) -> list[bytes]:
         body = json.dumps({"id": wanted}).encode("ascii")
         answer = call_agent(socket_of_caller(settings.shim), "log", body, timeout=_TIMEOUT_SECONDS)
     except AgentUnavailableError as error:
-        note(f"{error}; showing what is stored")
+        note_once(f"{error}; showing what is stored")
         store = Store(Path(settings.shim.state_dir))
         return list(store.lines(find_note(stored_notes(store, None), wanted).registration))
     return answer.splitlines()
@@ -90,7 +92,7 @@ def rows(settings: Settings, *, everything: bool) -> list[dict[str, Any]]:
     try:
         answer = call_agent(socket_of_caller(settings.shim), "ps", b"{}", timeout=_TIMEOUT_SECONDS)
     except AgentUnavailableError as error:
-        note(f"{error}; showing what is stored")
+        note_once(f"{error}; showing what is stored")
         return _stored_rows(store, boot_id())
     shown: list[dict[str, Any]] = json.loads(answer)
     return shown
@@ -121,6 +123,8 @@ def names(row: dict[str, Any], settings: Settings) -> Names:
 
 def by_name(shown: Iterable[dict[str, Any]], wanted: str, settings: Settings) -> set[str] | None:
     """Return the ids of the containers that are called ``wanted``, those alone that live if any."""
+    if not wanted:
+        return None  # what has no name is not called so
     called = [
         row for row in shown if row["kind"] == "container" and names(row, settings).name == wanted
     ]

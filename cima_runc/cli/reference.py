@@ -1,7 +1,9 @@
 """`cima reference`: make, sign, check and convert reference values."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -15,6 +17,11 @@ app = group("Reference values: what a container should be.")
 
 _Out = Annotated[Path, typer.Option("--output", "-o", help="File to write; - is standard output.")]
 _STDOUT = Path("-")
+T = TypeVar("T")
+
+
+def _key(path: Path, load: Callable[[bytes], T]) -> T:
+    return files.parsed(path, load, limit=limits.KEY_FILE)
 
 
 @app.command()
@@ -38,15 +45,18 @@ def image(
 ) -> None:
     """Make reference values from an image, which is read and not unpacked."""
     from cima_runc.verifier.reference.dsse import load_private_key, sign
-    from cima_runc.verifier.reference.file import format_reference, read_limited
+    from cima_runc.verifier.reference.file import format_reference
     from cima_runc.verifier.reference.image import read_image
 
-    key = load_private_key(read_limited(sign_key, limits.KEY_FILE)) if sign_key else None
+    key = _key(sign_key, load_private_key) if sign_key else None
     if not path.exists() and str(path) != "-":
+        named = re.sub(
+            r"^[a-z-]+:/+", "", str(path)
+        )  # docker://debian, which Path writes otherwise
         raise files.FileError(
             f"{path}: no such file or directory",
-            hint=f"an image is read from a file: docker save {path} -o image.tar, or"
-            f" skopeo copy docker://{path} oci-archive:image.tar",
+            hint=f"an image is read from a file: docker save {named} -o image.tar, or"
+            f" skopeo copy docker://{named} oci-archive:image.tar",
         )
     with files.about(path):
         read = read_image(path, platform=platform, name=name)
@@ -99,9 +109,11 @@ def host(
     from cima_runc.verifier.reference.dsse import load_private_key, sign
     from cima_runc.verifier.reference.file import format_reference, read_limited
 
-    own = load_private_key(read_limited(sign_key, limits.KEY_FILE)) if sign_key else None
+    if key and from_keylime is None:
+        raise files.FileError("--key goes with --from-keylime: it is the policy's")
+    own = _key(sign_key, load_private_key) if sign_key else None
     if from_keylime is not None:
-        keys = [keylime.load_key(read_limited(one, limits.KEY_FILE)) for one in key or ()]
+        keys = [_key(one, keylime.load_key) for one in key or ()]
         policy = read_limited(from_keylime, 2 * limits.REFERENCE)
         with files.about(from_keylime):
             converted = keylime.from_keylime(policy, keys)
@@ -131,7 +143,7 @@ def verify(
     from cima_runc.verifier.reference.dsse import verify as verify_envelope
     from cima_runc.verifier.reference.file import ImageReference, format_reference, read_limited
 
-    keys = [load_public_key(read_limited(each, limits.KEY_FILE)) for each in key]
+    keys = [_key(each, load_public_key) for each in key]
     with files.about(path):
         reference = verify_envelope(read_limited(path, 2 * limits.REFERENCE), keys)
     if output is not None:

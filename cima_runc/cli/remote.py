@@ -36,14 +36,16 @@ def call_url(
     """
     if not url.startswith("https://"):
         raise UrlError(f"{url} does not begin with https://")
+    if certificate is None and key is not None:
+        raise UrlError("--key goes with --cert: it is that certificate's")
     try:
         context = ssl.create_default_context(cafile=ca)
         if certificate is not None:
             context.load_cert_chain(certificate, key)
     except (OSError, ssl.SSLError) as error:
         named = " or ".join(str(one) for one in (ca, certificate, key) if one is not None)
-        why = error.strerror or type(error).__name__
-        raise UrlError(f"{named} cannot be used: {why}", hint="PEM files are wanted") from error
+        why = "" if isinstance(error, ssl.SSLError) else f": {error.strerror}"
+        raise UrlError(f"{named} cannot be used{why}", hint="PEM files are wanted") from error
     request = urllib.request.Request(  # noqa: S310 - https only, see above
         f"{url.rstrip('/')}/v1/{route}", data=body, headers={"Content-Type": "application/json"}
     )
@@ -54,7 +56,9 @@ def call_url(
     except urllib.error.HTTPError as error:
         raise AgentRefusedError(_reason(error.read(limits.KIB * 64), error.code)) from error
     except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = printable(str(getattr(error, "reason", error)))
+        cause = getattr(error, "reason", error)
+        told = getattr(cause, "verify_message", "") or getattr(cause, "strerror", None) or cause
+        reason = printable(str(told))
         unavailable = AgentUnavailableError(f"{url} does not answer: {reason}")
         unavailable.hint = "check the address, and --ca for its certificate"
         raise unavailable from error

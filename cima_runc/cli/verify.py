@@ -78,7 +78,8 @@ def verify(
         if result.facts is not None and result.facts.ended is not None:
             note("no token: the container has ended, and a token is of something that runs")
         else:
-            token = sign(result, files.read(jwt_key), int(time.time()))
+            with files.about(jwt_key):
+                token = sign(result, files.read(jwt_key), int(time.time()))
             files.write(jwt, token.encode("ascii") + b"\n")
     if as_json:
         typer.echo(result.model_dump_json(indent=2, exclude_none=True))

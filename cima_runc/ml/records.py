@@ -16,6 +16,7 @@ import rfc8785
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.jsonio import JsonError, load_object
+from cima_runc.base.text import printable
 from cima_runc.cpcr import register
 from cima_runc.ima import template
 
@@ -30,6 +31,8 @@ class RecordError(CimaError):
     """A record is not what it claims to be."""
 
 
+_SHOWN = 200
+"""Characters of unknown keys, at most."""
 _FIELDS = frozenset({"recnum", "cpcr", "digests", "content_type", "content", "meta"})
 
 
@@ -139,7 +142,10 @@ def parse_fields(value: Any) -> Record:
     if not isinstance(value, dict):
         raise RecordError("a record is not an object")
     if value.keys() != _FIELDS:
-        raise RecordError(f"a record does not have the fields {sorted(value)}")
+        lacking = ", ".join(sorted(_FIELDS - value.keys()))
+        more = printable(", ".join(sorted(value.keys() - _FIELDS))[:_SHOWN])
+        told = [f"lacks {lacking}"] * bool(lacking) + [f"has {more}"] * bool(more)
+        raise RecordError(f"it is no record: it {', and '.join(told)}")
     recnum, cpcr, digests = value["recnum"], value["cpcr"], value["digests"]
     content_type, content, meta = value["content_type"], value["content"], value["meta"]
     if type(recnum) is not int or recnum < 0:

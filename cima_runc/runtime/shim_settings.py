@@ -139,7 +139,8 @@ def read_settings_file(path: str = SETTINGS_FILE) -> dict[str, Any]:
     try:
         return tomllib.loads(raw.decode("utf-8"))
     except ValueError as error:
-        raise SettingsError(f"{path} is not TOML: {error}") from error
+        why = "it is not UTF-8" if isinstance(error, UnicodeError) else error
+        raise SettingsError(f"{path} is not TOML: {why}") from error
 
 
 def has_own_ids() -> bool:

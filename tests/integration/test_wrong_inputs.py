@@ -14,16 +14,25 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
-from simulated_host import simulated_host
+from simulated_host import SimulatedHost, simulated_host
 
+from cima_runc.agent.enrolment import request
 from cima_runc.cli.main import main
 from cima_runc.tpm.structures import parse_public
 from cima_runc.verifier.enrolled import enrolled_ak_file
 
 NONCE = "5e" * 32
+
+
+def enrolment_request(host: SimulatedHost) -> bytes:
+    """What ``cima enroll request`` writes on it."""
+    return request(host.attester).model_dump_json(exclude_none=True).encode()
+
+
 JARGON = re.compile(
     r"Traceback|pydantic|discriminator|union_tag|Input should|JSONDecode|validation error"
     r"|tar header|\bNoneType\b|\[type=|Errno|codec can't|object has no attribute"
+    r"|Value error|unable to parse|_ssl\.c|\(char|\['"
 )
 
 
@@ -102,7 +111,27 @@ COMMANDS = (
     "policy suggest plain --reference X -o OUT",
     "enroll challenge X --any-ek --pending OUT -o OUT2",
     "enroll accept X --pending X -o OUT",
+    "enroll activate X -o OUT",
+    "enroll challenge HOST --ek-ca X --pending OUT -o OUT2",
+    "enroll challenge HOST --ek-ca AK --ek-chain X --pending OUT -o OUT2",
+    "enroll challenge HOST --ek-ca AK --ek-certificate X --pending OUT -o OUT2",
+    "verify EVIDENCE --nonce NONCE --ak AK --jwt OUT --jwt-key X",
+    "reference verify REFERENCE --key X",
+    "reference image REFERENCE --sign-key X",
+    "reference host --from-keylime REFERENCE --key X -o OUT",
+    "policy suggest --records X -o OUT",
+    "attest plain --nonce NONCE --url https://localhost:1 --ca X",
+    "attest plain --nonce NONCE --url https://localhost:1 --cert X",
+    "enroll request --url https://localhost:1 --ca X -o OUT",
+    "configure docker --runtime X --dry-run",
+    "--config X ps",
+    "--config X doctor --json",
+    "--config X configure docker --dry-run",
 )
+NOTHING_WRONG = {
+    (empty, "policy"): "an empty policy is one: it allows nothing besides",
+    (empty, "--config"): "empty settings are the defaults",
+}
 
 
 class Wrong:
@@ -117,13 +146,15 @@ class Wrong:
             str(wrong) if word == "X" else self._files.get(word, word) for word in line.split()
         ]
         out, err = io.StringIO(), io.StringIO()
-        before = sys.argv
-        sys.argv = ["cima", "--config", self._files["SETTINGS"], *words]
+        before, stdin = sys.argv, sys.stdin
+        sys.stdin = io.TextIOWrapper(io.BytesIO())
+        settings = [] if "--config" in words else ["--config", self._files["SETTINGS"]]
+        sys.argv = ["cima", *settings, *words]
         try:
             with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
                 main()
         finally:
-            sys.argv = before
+            sys.argv, sys.stdin = before, stdin
         return int(ended.value.code or 0), out.getvalue(), err.getvalue()
 
 
@@ -143,15 +174,20 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wrong]:
             f'state_dir = "{host.root / "state"}"\nsocket = "{root / "no.sock"}"\n'
         )
         files["REFERENCE"] = str(root / "reference")
-        files["NONCE"] = NONCE
+        Path(files["REFERENCE"]).write_text("{}")
+        files["HOST"] = str(root / "host.json")
+        Path(files["HOST"]).write_bytes(enrolment_request(host))
+        files |= {"NONCE": NONCE, "EMPTY": "", "LONG": "a" * 5000}
         yield Wrong(root, files)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__.rstrip("_"))
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_wrong_file(good: Wrong, line: str, kind: Callable[[Path], None], tmp_path: Path) -> None:
-    if kind is empty and ("--policy" in line or line == "policy check X"):
-        pytest.skip("an empty policy is one: it allows nothing besides")
+    words = line.replace("--policy", "policy").replace("policy check X", "policy X")
+    for (excused, word), why in NOTHING_WRONG.items():
+        if kind is excused and f"{word} X" in words:
+            pytest.skip(why)
     wrong = tmp_path / "the-wrong-one"
     kind(wrong)
     status, out, err = good.run(line, wrong)
@@ -179,7 +215,36 @@ def test_a_wrong_file(good: Wrong, line: str, kind: Callable[[Path], None], tmp_
         (f"verify EVIDENCE --nonce {NONCE} --ak AK --host everything", "--host"),
         ("reference image debian:13 -o OUT", "debian:13"),
         ("keygen /nowhere/alice", "/nowhere/alice"),
-        ("policy suggest nothing --reference REFERENCE", "nothing"),
+        ("policy suggest nothing", "nothing"),
+        # Nothing at all: a variable that was not set.
+        ("log EMPTY", "empty"),
+        ("show EMPTY", "empty"),
+        ("appraise EMPTY --reference REFERENCE", "empty"),
+        ("attest EMPTY --nonce NONCE", "empty"),
+        ("keygen EMPTY", "empty"),
+        ("reference image EMPTY", "empty"),
+        ("verify EVIDENCE --nonce EMPTY --ak AK", "--nonce"),
+        # What does not go together, or is none of the words that there are.
+        ("log plain --json --format cel-json", "--format"),
+        ("log plain --follow --format cel-tlv", "--follow"),
+        ("ps --json --watch", "--watch"),
+        ("log plain --format json", "json"),
+        ("configure dockr", "dockr"),
+        ("configure docker --remove --set-as-default", "--set-as-default"),
+        ("configure docker --runtime cima-runc", "cima-runc"),
+        ("completion tcsh", "tcsh"),
+        ("enroll open --minutes soon", "--minutes"),
+        ("enroll challenge HOST --any-ek --ek-ca AK", "--ek-ca"),
+        ("enroll challenge HOST --any-ek --ek-chain AK", "--ek-chain"),
+        ("reference host --key AK", "--key"),
+        ("attest plain --nonce NONCE --ca AK", "--ca"),
+        ("attest plain --nonce NONCE --url https://localhost:1 --key AK", "--key"),
+        ("enroll request --cert AK", "--cert"),
+        ("attest plain --nonce NONCE --url https://localhost:1", "https://localhost:1"),
+        ("verify - --nonce NONCE --ak - ", "standard input"),
+        ("verify https://host/evidence.json --nonce NONCE --ak AK", "evidence.json"),
+        ("keygen /tmp", "/tmp is a directory"),
+        ("log LONG", "aaaa"),
     ],
 )
 def test_a_wrong_word(good: Wrong, line: str, named: str) -> None:
@@ -187,6 +252,8 @@ def test_a_wrong_word(good: Wrong, line: str, named: str) -> None:
     assert status == 2, (status, out, err)
     assert not JARGON.search(out + err), out + err
     assert named in out + err, out + err
+    assert not out or not err.startswith("Usage"), out
+    assert max(map(len, err.splitlines()), default=0) < 600, err
 
 
 def test_an_image_by_name_is_told_how_to_save_one(good: Wrong) -> None:
