@@ -383,7 +383,7 @@ def _octal(raw: bytes) -> int:
     if not digits:
         return 0
     if not set(digits) <= set(b"01234567"):
-        raise TarError(f"it is no tar archive, or a damaged one: {printable(raw)} is no number")
+        raise TarError(f"it is no tar archive, or a damaged one: not a number: {printable(raw)}")
     return int(digits, 8)
 
 
