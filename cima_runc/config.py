@@ -215,7 +215,9 @@ class FleetSettings(_Section):
     """PEM file of the authorities for its certificate; without one the system's."""
     join_token_file: str = "/etc/cima/fleet-token"  # noqa: S105 - a file
     """File of the token that this host joins with; without one a person has to approve."""
-    name: Annotated[str, Field(min_length=1, max_length=limits.HOST_NAME)] | None = None
+    name: (
+        Annotated[str, Field(max_length=limits.HOST_NAME, pattern=r"^[A-Za-z0-9_.-]+$")] | None
+    ) = None
     """What the host calls itself when it joins; without it its host name. It proves nothing."""
     service_key: Annotated[str, Field(pattern=r"^x25519:[A-Za-z0-9+/=_-]{20,100}$")] | None = None
     """The service's own owner's key: records of containers that it is an owner of are reported.

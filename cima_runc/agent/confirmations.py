@@ -3,7 +3,7 @@
 Without a service nobody wants any.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from cima_runc.ml.store import ContainerNote
 
@@ -16,6 +16,9 @@ class Service(Protocol):
 
     def confirmed(self, registration: int) -> int:
         """Return how many records of a registration the service has proved."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what ``cima status`` shows of it."""
 
 
 class Confirmations:
@@ -31,3 +34,7 @@ class Confirmations:
     def confirmed(self, registration: int) -> int:
         """Return how many of its records somebody has."""
         return 0 if self.service is None else self.service.confirmed(registration)
+
+    def describe(self) -> dict[str, Any] | None:
+        """Return what ``cima status`` shows of who reports; None where nobody does."""
+        return None if self.service is None else self.service.describe()

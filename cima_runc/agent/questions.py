@@ -101,6 +101,7 @@ class Questions:
                 "quota_mib": settings.storage.quota_mib,
                 "removed_unattested": self._retention.removed_unattested,
             },
+            "fleet": self._retention.confirmations.describe(),
         }
 
     def _sensor_status(self) -> dict[str, Any] | str:

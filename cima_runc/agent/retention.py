@@ -93,7 +93,7 @@ class Retention:
         self._writer = writer
         self._store = store
         self._runs = runs
-        self._confirmations = confirmations or Confirmations()
+        self.confirmations = confirmations or Confirmations()
         self._path = store.root / REMOVED
         self.size = 0
         """Bytes of all partitions when it was looked last."""
@@ -122,7 +122,7 @@ class Retention:
             stored,
             quota=storage.quota_mib * limits.MIB,
             ended_before=before,
-            wanted=lambda one: self._confirmations.wants(one.note, self._count(one.note)),
+            wanted=lambda one: self.confirmations.wants(one.note, self._count(one.note)),
         )
         for one in gone:
             self._remove(one)
@@ -147,7 +147,7 @@ class Retention:
     def _remove(self, one: Stored) -> None:
         note = one.note
         records = self._count(note)
-        confirmed = self._confirmations.confirmed(note.registration)
+        confirmed = self.confirmations.confirmed(note.registration)
         if note.kind == "container" and max(note.attested, confirmed) < records:
             line = {
                 "registration": note.registration,

@@ -1,6 +1,7 @@
 """``cima configure``: makes cima-runc one of an engine's runtimes."""
 
 import os
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cima_runc.cli import context
+from cima_runc.cli.configure_fleet import fleet_change, write_fleet
 from cima_runc.cli.output import note, print_json
 from cima_runc.engines.change import Change, Changes
 from cima_runc.engines.containerd import CONTAINERD
@@ -21,17 +23,18 @@ ENGINES = {engine.name: engine for engine in (DOCKER, CONTAINERD, PODMAN, CRIO)}
 """The engines that we know, by name."""
 
 
-class EngineName(StrEnum):
-    """The engines that we know."""
+class Target(StrEnum):
+    """The engines that we know, and the fleet's service."""
 
     docker = "docker"
     containerd = "containerd"
     podman = "podman"
     crio = "crio"
+    fleet = "fleet"
 
 
 def configure(
-    engine: Annotated[EngineName, typer.Argument(help="The engine.")],
+    engine: Annotated[Target, typer.Argument(help="The engine, or the fleet's service.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the change only.")] = False,
     set_as_default: Annotated[
         bool, typer.Option("--set-as-default", help="Measure every container from now on.")
@@ -46,48 +49,105 @@ def configure(
         Path | None,
         typer.Option(help="The engine's file, where it is elsewhere, or k3s's template (*.tmpl)."),
     ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="fleet: where the service is, https://...", metavar="URL")
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(help="fleet: authorities for its certificate (PEM).")
+    ] = None,
+    join_token_file: Annotated[
+        Path | None, typer.Option(help="fleet: file of the token that this host joins with.")
+    ] = None,
+    service_key: Annotated[
+        str | None,
+        typer.Option(help="fleet: the service's owner's key: it reads containers that name it."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Make cima-runc a runtime of an engine; restarts nothing."""
-    chosen = ENGINES[engine.value]
-    changes = Changes(Path("/"), Path(context.settings().shim.state_dir) / "configure")
+    """Make cima-runc a runtime of an engine, or have the host report to its fleet's service.
+
+    Restarts nothing.
+    """
+    fleet = {
+        "url": url,
+        "ca": None if ca is None else str(ca.absolute()),
+        "join_token_file": None if join_token_file is None else str(join_token_file.absolute()),
+        "service_key": service_key,
+    }
+    given = {key: value for key, value in fleet.items() if value is not None}
     if remove and (set_as_default or runtime is not None):
         raise EngineError("--remove takes no --runtime and no --set-as-default")
-    if remove:
-        change = changes.removing(chosen)
+    if remove and given:
+        raise EngineError(f"--remove takes no --{next(iter(given)).replace('_', '-')}")
+    if engine is Target.fleet:
+        if runtime is not None or file is not None or set_as_default:
+            raise EngineError("--runtime, --file and --set-as-default are of engines")
+        change = fleet_change(given, remove=remove)
+        written = change.needed and not dry_run
+        if written:
+            write_fleet(change)
+        steps = _Steps("fleet", "systemctl restart cima-agent", "cima status", None)
     else:
-        launcher = runtime or installation.launcher()
-        if not launcher.is_absolute():
-            raise EngineError(f"{launcher} is no absolute path", hint="engines want one")
-        if not launcher.is_file() or not os.access(launcher, os.X_OK):
-            raise EngineError(f"{launcher} is no program", hint="name it with --runtime")
-        file = file.absolute() if file is not None else None
-        change = changes.adding(
-            chosen, Wish(str(launcher), set_as_default, _low_level() == "crun", file)
+        if given:
+            raise EngineError(f"--{next(iter(given)).replace('_', '-')} is of the fleet's service")
+        chosen = ENGINES[engine.value]
+        changes = Changes(Path("/"), Path(context.settings().shim.state_dir) / "configure")
+        change = (
+            changes.removing(chosen)
+            if remove
+            else _adding(changes, chosen, runtime, set_as_default, file)
         )
-    written = change.needed and not dry_run
-    if written:
-        _make(changes, chosen, change)
+        written = change.needed and not dry_run
+        if written:
+            _make(changes, chosen, change)
+        open_end = chosen.not_covered if set_as_default else None
+        steps = _Steps(chosen.name, chosen.apply_hint, chosen.try_hint, open_end)
+    _print(change, steps, written=written, remove=remove, as_json=as_json)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """What follows a change."""
+
+    name: str
+    apply_hint: str
+    try_hint: str
+    not_covered: str | None
+
+
+def _adding(
+    changes: Changes, chosen: Engine, runtime: Path | None, set_as_default: bool, file: Path | None
+) -> Change:
+    launcher = runtime or installation.launcher()
+    if not launcher.is_absolute():
+        raise EngineError(f"{launcher} is no absolute path", hint="engines want one")
+    if not launcher.is_file() or not os.access(launcher, os.X_OK):
+        raise EngineError(f"{launcher} is no program", hint="name it with --runtime")
+    file = file.absolute() if file is not None else None
+    return changes.adding(chosen, Wish(str(launcher), set_as_default, _low_level() == "crun", file))
+
+
+def _print(change: Change, steps: _Steps, *, written: bool, remove: bool, as_json: bool) -> None:
     if as_json:
-        steps = [chosen.apply_hint] if remove else [chosen.apply_hint, chosen.try_hint]
-        shown = {"engine": chosen.name, "path": str(change.path), "changed": change.needed}
+        follow = [steps.apply_hint] if remove else [steps.apply_hint, steps.try_hint]
+        shown = {"engine": steps.name, "path": str(change.path), "changed": change.needed}
         print_json(
-            {**shown, "written": written, "diff": change.diff(), "next": steps if written else []}
+            {**shown, "written": written, "diff": change.diff(), "next": follow if written else []}
         )
         return
     if not change.needed:
-        note(f"{chosen.name} is configured so already, in {change.path}")
+        note(f"{steps.name} is configured so already, in {change.path}")
         return
     typer.echo(change.diff())
     if not written:
         note("nothing was changed")
         return
     note(f"wrote {change.path}" if change.then is not None else f"removed {change.path}")
-    note(f"for {chosen.name} to see it: {chosen.apply_hint}")
+    note(f"for {steps.name} to see it: {steps.apply_hint}")
     if not remove:
-        note(f"then: {chosen.try_hint}")
-    if set_as_default and chosen.not_covered:
-        note(f"not measured all the same: {chosen.not_covered}")
+        note(f"then: {steps.try_hint}")
+    if steps.not_covered:
+        note(f"not measured all the same: {steps.not_covered}")
 
 
 def _make(changes: Changes, engine: Engine, change: Change) -> None:

@@ -6,6 +6,8 @@ from cima_runc.base.errors import CimaError
 from cima_runc.runtime.shim_settings import SETTINGS_FILE, SettingsError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cima_runc.config import Settings
 
 
@@ -29,6 +31,13 @@ def first_time(what: str) -> bool:
     known = what in _Chosen.done
     _Chosen.done.add(what)
     return not known
+
+
+def settings_file() -> "Path":
+    """Return where the settings file is, or shall be."""
+    from pathlib import Path
+
+    return Path(_Chosen.settings_file or SETTINGS_FILE)
 
 
 def settings() -> "Settings":

@@ -30,6 +30,7 @@ EXAMPLES = {
         "cima configure docker --dry-run",
         "cima configure containerd --set-as-default",
         "cima configure docker --remove",
+        "cima configure fleet --url https://fleet.example --join-token-file /etc/cima/fleet-token",
     ),
     "enroll": (),
     "enroll open": ("cima enroll open --minutes 5",),

@@ -140,6 +140,18 @@ class Storage(_Shape):
     """Containers removed before all of them was attested."""
 
 
+class Fleet(_Shape):
+    """Reports to the fleet's service."""
+
+    url: str
+    enrolled: bool
+    """Whether the service has said that it knows this host."""
+    last_report_seconds: float | None
+    """Seconds since the last report that was accepted; None: none since the agent started."""
+    trouble: str | None
+    """Why reports are not accepted at the moment."""
+
+
 class Status(_Shape):
     """What the agent says of itself."""
 
@@ -172,6 +184,8 @@ class Status(_Shape):
     gaps: int
     """Times in which records were not written, or not bound."""
     storage: Storage
+    fleet: Fleet | None
+    """None: the host reports to nobody."""
 
 
 class Reload(_Shape):

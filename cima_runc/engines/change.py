@@ -83,7 +83,7 @@ class Changes:
         path = (
             Path(record.path) if record else (wish.file or engine.find_file(self._root)).resolve()
         )
-        now = _read(path)
+        now = read_settings(path)
         then = engine.add(_text(now, path), wish, self._root).encode("utf-8", "surrogateescape")
         return Change(path, now, then, self._before(engine, record, now))
 
@@ -95,7 +95,7 @@ class Changes:
         """
         record = self._read_record(engine)
         path = Path(record.path) if record else engine.find_file(self._root).resolve()
-        now = _read(path)
+        now = read_settings(path)
         before = self._before(engine, record, now)
         return Change(path, now, before, before)
 
@@ -124,7 +124,7 @@ class Changes:
             OSError: a file cannot be written.
             EngineError: the file has changed since the change was worked out.
         """
-        if _read(change.path) != change.now:
+        if read_settings(change.path) != change.now:
             raise EngineError(f"{change.path} has just been changed by somebody", hint="try again")
         record_path = self._record_path(engine)
         taken_back = change.then == change.before
@@ -135,12 +135,12 @@ class Changes:
                 after_sha256=hashlib.sha256(change.then).hexdigest(),
             )
             record_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _write(record_path, record.model_dump_json().encode("ascii"), 0o600)
+            replace_settings(record_path, record.model_dump_json().encode("ascii"), 0o600)
         if change.then is None:
             change.path.unlink(missing_ok=True)
         else:
             change.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            _write(change.path, change.then, 0o644)
+            replace_settings(change.path, change.then, 0o644)
         if taken_back:
             record_path.unlink(missing_ok=True)
 
@@ -168,7 +168,7 @@ class Changes:
 
     def _read_record(self, engine: Engine) -> _Record | None:
         path = self._record_path(engine)
-        raw = _read(path, 2 * limits.ENGINE_SETTINGS)
+        raw = read_settings(path, 2 * limits.ENGINE_SETTINGS)
         if raw is None:
             return None
         try:
@@ -198,7 +198,12 @@ def _run(engine: Engine, command: list[str]) -> None:
     )
 
 
-def _read(path: Path, limit: int = limits.ENGINE_SETTINGS) -> bytes | None:
+def read_settings(path: Path, limit: int = limits.ENGINE_SETTINGS) -> bytes | None:
+    """Return what a settings file holds, None where there is none.
+
+    Raises:
+        EngineError, OSError: it has more than ``limit`` bytes, or cannot be read.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)
@@ -222,7 +227,7 @@ def _text(data: bytes | None, path: Path) -> str | None:
         raise EngineError(f"{path} is not UTF-8", hint="mend it by hand") from error
 
 
-def _write(path: Path, data: bytes, mode: int) -> None:
+def replace_settings(path: Path, data: bytes, mode: int) -> None:
     """Replace the file as a whole; mode and owner stay what they were."""
     temporary = path.with_name(f".{path.name}.cima-{os.urandom(8).hex()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -29,7 +29,7 @@ class HostEnrolment(Model):
 
     type: Literal["cima-host-enrolment"] = "cima-host-enrolment"
     version: Literal[1] = 1
-    name: Annotated[str, Field(min_length=1, max_length=limits.HOST_NAME)]
+    name: Annotated[str, Field(max_length=limits.HOST_NAME, pattern=r"^[A-Za-z0-9_.-]+$")]
     """What the host calls itself: it proves nothing."""
     token: Annotated[str, Field(max_length=limits.JOIN_TOKEN)] | None
     """None: a person has to approve."""

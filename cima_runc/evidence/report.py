@@ -26,7 +26,7 @@ from cima_runc.evidence.errors import (
 )
 from cima_runc.evidence.fields import Base64, Count, Digest, Hex, Model, as_tuples
 from cima_runc.evidence.models import AggregationPart, AkPart, HostLine, QuotePart
-from cima_runc.evidence.request import ContainerId, Nonce
+from cima_runc.evidence.request import Nonce
 
 VERSION = 1
 """The version of reports that this program writes and reads."""
@@ -37,7 +37,15 @@ BootId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{1
 """The kernel's random id of a boot."""
 Slot = Annotated[int, Field(ge=0, lt=limits.REPORT_SLOTS)]
 _Slots = Annotated[int, Field(ge=MINIMUM_SLOTS, le=limits.REPORT_SLOTS)]
-_Owner = Annotated[str, Field(max_length=256)]
+_Owner = Annotated[str, Field(pattern=r"^x25519:[A-Za-z0-9+/]{43}=$")]
+_Id = Annotated[
+    str,
+    Field(
+        max_length=limits.CONTAINER_ID,
+        pattern=r"^(([0-9]{1,10}/)?[A-Za-z0-9_+,.-]+|dependencies:[0-9]{1,16})$",
+    ),
+]
+"""Of a container, as runc allows it, with its user where that is not root; or of host services."""
 
 
 class Listed(Model):
@@ -49,7 +57,7 @@ class Listed(Model):
     registration: Count
     slot: Slot | None
     """Where its register is; None: it has ended and another run of its line has followed."""
-    id: ContainerId
+    id: _Id
     kind: Literal["container", "dependencies"]
     state: Literal["created", "running", "stopped"]
     count: Count

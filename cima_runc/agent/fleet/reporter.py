@@ -8,6 +8,7 @@ is not confirmed is sent again. Source: fleet, section 3.
 import asyncio
 import logging
 import random
+import re
 import socket
 import threading
 import time
@@ -185,6 +186,16 @@ class Reporter:
     def confirmed(self, registration: int) -> int:
         """Return how many of a registration's records the service has proved."""
         return 0 if self._note is None else self._note.records.get(registration, 0)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what ``cima status`` shows."""
+        last = self.last
+        return {
+            "url": self._clients[0].url,
+            "enrolled": self._note is not None and self._note.enrolled,
+            "last_report_seconds": None if last is None else round(time.monotonic() - last, 1),
+            "trouble": self.trouble,
+        }
 
     # -- the threads --------------------------------------------------------------------------
 
@@ -417,7 +428,7 @@ class Reporter:
         """
         client = self._clients[0]
         host = HostEnrolment(
-            name=self._settings.fleet.name or socket.gethostname()[: limits.HOST_NAME] or "host",
+            name=self._settings.fleet.name or _host_name(),
             token=self._token(),
             tpm=self._work(lambda rooms: enrolment.request(rooms.attester)),
         )
@@ -556,6 +567,12 @@ class Reporter:
                 if time.monotonic() > deadline:
                     future.cancel()
                     raise
+
+
+def _host_name() -> str:
+    """Return what the kernel calls the host, in the letters that a name may have."""
+    found = socket.gethostname()[: limits.HOST_NAME]
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", found) or "host"
 
 
 def _refusal(error: BaseException) -> bytes:

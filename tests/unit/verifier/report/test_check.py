@@ -21,7 +21,7 @@ from cima_runc.verifier.report.known import Known, KnownTable
 from tests.support.fleet_host import FleetHost
 from tests.support.fleet_keeper import Keeper
 
-OWNER = "x25519:" + "A" * 43
+OWNER = "x25519:" + "A" * 43 + "="
 
 
 def pair() -> tuple[FleetHost, Keeper]:
@@ -297,6 +297,25 @@ LIES: dict[str, tuple[dict[str, Any], type[Exception]]] = {
         {"lie_after": lambda proof: proof.update(boot_log="AAAA")},
         errors.BootLogError,
     ),
+    **{
+        f"an id that is {what}": (
+            {"lie": _first("containers", id=name)},
+            format_errors.EvidenceFormatError,
+        )
+        for what, name in (
+            ("SQL", "x'; DROP TABLE hosts; --"),
+            ("HTML", "<script>alert(1)</script>"),
+            ("a terminal's escape", "\x1b]0;owned\x07"),
+            ("a path", "../../etc/passwd"),
+            ("two lines", "one\ntwo"),
+            ("nothing", ""),
+        )
+    },
+    "an owner that is HTML": (
+        {"lie": _first("containers", owners=["<b>"])},
+        format_errors.EvidenceFormatError,
+    ),
+    "a boot that is SQL": ({"lie": _payload(boot_id="' OR 1")}, format_errors.EvidenceFormatError),
     "a field too many": ({"lie": _payload(trusted=True)}, format_errors.EvidenceFormatError),
     "slots that are none": ({"lie": _payload(slots=1025)}, format_errors.EvidenceFormatError),
 }
