@@ -21,9 +21,6 @@ from cima_runc.evidence.report_answer import Answer, Refused, parse_answer
 TIMEOUT = 30.0
 """Seconds that the service may take to answer, beyond what it was asked to wait."""
 
-_SMALLEST = 1024
-"""Bytes from which on a body is worth compressing."""
-
 
 class ServiceError(CimaError):
     """The service cannot be reached, or does not answer as one."""
@@ -87,10 +84,13 @@ class Client:
         *,
         session: str | None = None,
         wait: float = 0.0,
+        media_type: str = "application/json",
+        packed: bool = False,
     ) -> tuple[int, bytes, float | None]:
         """Return status, body and Retry-After (seconds) of an answer.
 
-        ``wait`` is how many seconds the service may wait on purpose.
+        ``wait`` is how many seconds the service may wait on purpose; ``packed``: the body is worth
+        compressing.
 
         Raises:
             ServiceError: there is none.
@@ -99,8 +99,8 @@ class Client:
         if session is not None:
             headers["Authorization"] = f"Bearer {session}"
         if body is not None:
-            headers["Content-Type"] = "application/json"
-            if len(body) >= _SMALLEST:
+            headers["Content-Type"] = media_type
+            if packed:
                 body = compressed(body)
                 headers["Content-Encoding"] = ENCODING
         is_kept = self._connection is not None

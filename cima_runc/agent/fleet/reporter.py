@@ -74,6 +74,9 @@ _ANSWERED = 1024
 _WORK_SECONDS = 120.0
 
 
+_Body = tuple[str, bytes]
+"""Media type, and what is sent."""
+_JSON, _PROBLEM = "application/json", "application/problem+json"
 _LEFTOVERS = 64
 """Runs that were let go of which one report lists."""
 _LEFTOVER_TRIES = 64
@@ -142,7 +145,7 @@ class Reporter:
         self._followed: set[int] = set()
         """Runs that were looked at, whether they are left over."""
         self._with_boot_log = True
-        self._handed: OrderedDict[str, bytes | None] = OrderedDict()
+        self._handed: OrderedDict[str, _Body | None] = OrderedDict()
         self.last: float | None = None
         """When the last report was accepted, of a monotonic clock."""
         self.trouble: str | None = "nothing was reported yet"
@@ -279,7 +282,7 @@ class Reporter:
         snapshot, line, quoted, place = self._quoted(note, nonce)
         note.sent(snapshot.bound.table, snapshot.mark)
         body = report_body(line, self._proof(note, quoted, place))
-        answer = self._clients[0].ask("POST", f"hosts/{self._ak.hex()}/reports", body)
+        answer = self._clients[0].ask("POST", f"hosts/{self._ak.hex()}/reports", body, packed=True)
         if isinstance(answer, Resync):
             _log.info(
                 "the service goes on from what it has: %d records", sum(note.records.values())
@@ -511,28 +514,31 @@ class Reporter:
             # A service that does not wait is not asked more often for it.
             self._stopping.wait(max(LONG_POLL / 5 - (time.monotonic() - began), 0.0))
 
-    def _once(self, name: str, work: Callable[[], bytes]) -> None:
+    def _once(self, name: str, work: Callable[[], _Body]) -> None:
         if name in self._handed and self._handed[name] is None:
             return
-        body = self._handed.get(name) or work()
-        self._handed[name] = body
+        kept = self._handed.get(name) or work()
+        self._handed[name] = kept
         while len(self._handed) > _ANSWERED:
             self._handed.popitem(last=False)
         route = f"hosts/{self._ak.hex()}/answers/{name}"
-        status, _, retry_after = self._clients[2].raw("POST", route, body, session=self._session)
+        media_type, body = kept
+        status, _, retry_after = self._clients[2].raw(
+            "POST", route, body, session=self._session, media_type=media_type
+        )
         if status >= 500 or status == 429:
             raise ServiceRefusedError(f"status {status}", "it takes no answer", "", retry_after)
         self._handed[name] = None
 
-    def _evidence(self, asked: TenantRequest) -> bytes:
+    def _evidence(self, asked: TenantRequest) -> _Body:
         """Return what a tenant gets; as anybody outside, he is told nothing but that."""
         source = f"fleet/{asked.request.container[:64]}"
         try:
-            return self._in_loop(self._attest(asked.request, source=source))
+            return _JSON, self._in_loop(self._attest(asked.request, source=source))
         except (CimaError, OSError, TimeoutError) as error:
             return _refusal(error)
 
-    def _opened(self, asked: TenantChallenge) -> bytes:
+    def _opened(self, asked: TenantChallenge) -> _Body:
         if not self._settings.fleet.tenants_may_enrol:
             return _refusal(
                 CimaError("this host lets no tenants enrol", hint="fleet.tenants_may_enrol")
@@ -542,7 +548,7 @@ class Reporter:
             answer = self._work(lambda rooms: enrolment.answer(rooms.attester, challenge))
         except CimaError as error:
             return _refusal(error)
-        return answer.model_dump_json().encode("ascii")
+        return _JSON, answer.model_dump_json().encode("ascii")
 
     # -- the agent's other threads ------------------------------------------------------------
 
@@ -575,10 +581,10 @@ def _host_name() -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "-", found) or "host"
 
 
-def _refusal(error: BaseException) -> bytes:
+def _refusal(error: BaseException) -> _Body:
     from cima_runc.evidence.report_answer import Refused
 
     what = error.what if isinstance(error, CimaError) else "the host cannot answer now"
     hint = error.hint if isinstance(error, CimaError) else ""
     refused = Refused(error=type(error).__name__, what=what[: limits.PATH], hint=hint[:200])
-    return refused.model_dump_json().encode("utf-8")
+    return _PROBLEM, refused.model_dump_json().encode("utf-8")
