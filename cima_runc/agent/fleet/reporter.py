@@ -1,12 +1,13 @@
 """The reporter: pushes reports, in threads of its own; nothing of a container's start waits for it.
 
 One thread reports: after each interval, and soon after a register has changed. Another holds a long
-poll, so that tenants' requests come at once. Without an answer both back off, with jitter, and what
-is not confirmed is sent again. Source: fleet, section 3.
+poll, so that tenants' requests come at once; a third answers them. Without an answer all back off,
+with jitter, and what is not confirmed is sent again. Source: fleet, section 3.
 """
 
 import asyncio
 import logging
+import queue
 import random
 import re
 import socket
@@ -74,6 +75,7 @@ _ANSWERED = 1024
 _WORK_SECONDS = 120.0
 
 
+_ANSWER_TRIES = 3
 _Body = tuple[str, bytes]
 """Media type, and what is sent."""
 _JSON, _PROBLEM = "application/json", "application/problem+json"
@@ -145,7 +147,9 @@ class Reporter:
         self._followed: set[int] = set()
         """Runs that were looked at, whether they are left over."""
         self._with_boot_log = True
-        self._handed: OrderedDict[str, _Body | None] = OrderedDict()
+        self._asked: queue.Queue[TenantRequest | TenantChallenge | None] = queue.Queue()
+        self._handed: OrderedDict[str, None] = OrderedDict()
+        """Names of requests that were taken, or are in the queue."""
         self.last: float | None = None
         """When the last report was accepted, of a monotonic clock."""
         self.trouble: str | None = "nothing was reported yet"
@@ -155,6 +159,7 @@ class Reporter:
             for name, works in (
                 ("reporter", (self._report_on, self._is_in_trouble)),
                 ("reporter-poll", (self._poll_on, self._missed)),
+                ("reporter-answers", (self._answer_on, self._missed)),
             )
         ]
 
@@ -168,6 +173,7 @@ class Reporter:
         self._stopping.set()
         self._wake.set()
         self._is_on.set()
+        self._asked.put(None)
         for client in self._clients:
             client.close()
         for thread in self._threads:
@@ -343,6 +349,14 @@ class Reporter:
     def _invite(self, invitation: Invitation) -> None:
         with self._lock:
             self._invitation = invitation, time.monotonic()
+            given: list[TenantRequest | TenantChallenge] = list(invitation.requests)
+            given += invitation.challenges
+            for asked in given:
+                if asked.id not in self._handed and self._asked.qsize() < _ANSWERED:
+                    self._handed[asked.id] = None
+                    self._asked.put(asked)
+            while len(self._handed) > 2 * _ANSWERED:
+                self._handed.popitem(last=False)
         self._interval, self._min_interval = invitation.interval, invitation.min_interval
 
     def _sent(self, note: Note) -> Sent:
@@ -492,7 +506,7 @@ class Reporter:
     # -- tenants ------------------------------------------------------------------------------
 
     def _poll_on(self) -> None:
-        """Hold one long poll, and answer what tenants ask."""
+        """Hold one long poll."""
         self._is_on.wait()
         if self._stopping.is_set():
             raise _Stop
@@ -506,29 +520,36 @@ class Reporter:
         if not isinstance(answer, Invitation):
             raise ServiceError("the service gives no nonce")
         self._invite(answer)
-        for request in answer.requests:
-            self._once(request.id, lambda request=request: self._evidence(request))  # type: ignore[misc]
-        for challenge in answer.challenges:
-            self._once(challenge.id, lambda challenge=challenge: self._opened(challenge))  # type: ignore[misc]
         if not answer.requests and not answer.challenges:
             # A service that does not wait is not asked more often for it.
             self._stopping.wait(max(LONG_POLL / 5 - (time.monotonic() - began), 0.0))
 
-    def _once(self, name: str, work: Callable[[], _Body]) -> None:
-        if name in self._handed and self._handed[name] is None:
-            return
-        kept = self._handed.get(name) or work()
-        self._handed[name] = kept
-        while len(self._handed) > _ANSWERED:
-            self._handed.popitem(last=False)
-        route = f"hosts/{self._ak.hex()}/answers/{name}"
-        media_type, body = kept
-        status, _, retry_after = self._clients[2].raw(
-            "POST", route, body, session=self._session, media_type=media_type
-        )
-        if status >= 500 or status == 429:
-            raise ServiceRefusedError(f"status {status}", "it takes no answer", "", retry_after)
-        self._handed[name] = None
+    def _answer_on(self) -> None:
+        """Answer one request."""
+        asked = self._asked.get()
+        if asked is None:
+            raise _Stop
+        try:
+            self._answer(asked)
+        except Exception:
+            # The service hands it over again.
+            self._handed.pop(asked.id, None)
+            raise
+
+    def _answer(self, asked: TenantRequest | TenantChallenge) -> None:
+        if isinstance(asked, TenantRequest):
+            media_type, body = self._evidence(asked)
+        else:
+            media_type, body = self._opened(asked)
+        route = f"hosts/{self._ak.hex()}/answers/{asked.id}"
+        for pause in range(_ANSWER_TRIES):
+            status, _, _ = self._clients[2].raw(
+                "POST", route, body, session=self._session, media_type=media_type
+            )
+            if status < 500 and status != 429:
+                return
+            self._stopping.wait(1 + pause)
+        raise ServiceError(f"the service takes no answer: status {status}")
 
     def _evidence(self, asked: TenantRequest) -> _Body:
         """Return what a tenant gets; as anybody outside, he is told nothing but that."""
