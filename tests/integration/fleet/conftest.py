@@ -37,7 +37,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def start(tmp_path: Path, database_url: str) -> Iterator[Callable[..., ServedFleet]]:
+def start_service(tmp_path: Path, database_url: str) -> Iterator[Callable[..., ServedFleet]]:
     """Start a service with settings."""
     with ExitStack() as stack:
 
@@ -50,5 +50,5 @@ def start(tmp_path: Path, database_url: str) -> Iterator[Callable[..., ServedFle
 
 
 @pytest.fixture
-def fleet(start: Callable[..., ServedFleet]) -> ServedFleet:
-    return start()
+def fleet(start_service: Callable[..., ServedFleet]) -> ServedFleet:
+    return start_service()

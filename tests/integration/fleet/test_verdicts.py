@@ -1,12 +1,22 @@
 """Verdicts of a service: from what hosts report, by policies and references, and by the time."""
 
-import pytest
+import time
+from collections.abc import Callable
+from pathlib import Path
 
+import pytest
+from sqlalchemy import select, text
+
+from cima_runc.evidence.owner import generate, public_text
 from cima_runc.fleet import changes, queries
+from cima_runc.fleet.schema import Verdict, table_of
+from cima_runc.ml import contents
 from cima_runc.verifier.reference.file import ImageReference
 from tests.support.fleet_host import FleetHost
 from tests.support.fleet_image import POLICY, image, reference_file, start
 from tests.support.served_fleet import ServedFleet, eventually
+
+Start = Callable[..., ServedFleet]
 
 
 @pytest.fixture(scope="session")
@@ -14,10 +24,11 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> ImageReference:
     return image(tmp_path_factory.mktemp("image"))
 
 
-def ready(fleet: ServedFleet, reference: ImageReference | None = None) -> None:
-    fleet.write(changes.add_policy, "default", POLICY)
+def ready(fleet: ServedFleet, reference: ImageReference | None = None, policy: str = "") -> None:
+    fleet.write(changes.add_policy, "default", POLICY + policy)
     if reference is not None:
         fleet.write(changes.add_reference, "app", reference_file(reference))
+    settle(fleet)
 
 
 def settle(fleet: ServedFleet) -> None:
@@ -25,12 +36,21 @@ def settle(fleet: ServedFleet) -> None:
     eventually(lambda: fleet.query(queries.backlog)["jobs"] == 0)
 
 
+def one_host(fleet: ServedFleet) -> FleetHost:
+    host = FleetHost()
+    fleet.enrol(host)
+    return host
+
+
+def told(fleet: ServedFleet, kind: str) -> list[dict[str, object]]:
+    return fleet.query(queries.events, kind=kind)  # type: ignore[no-any-return]
+
+
 def test_a_container_of_a_known_image_is_trusted(
     fleet: ServedFleet, reference: ImageReference
 ) -> None:
     ready(fleet, reference)
-    host = FleetHost()
-    fleet.enrol(host)
+    host = one_host(fleet)
     start(host, "web", reference)
     fleet.sync(host)
     found = fleet.container("web")
@@ -42,3 +62,435 @@ def test_a_container_of_a_known_image_is_trusted(
     assert found["proved"] == found["records"] == 4
     assert "hardware not proved" in found["not_proved"]
     assert found["host"] == host.tpm.ak_name.hex()
+    assert [one["data"]["verdict"] for one in told(fleet, "container.verdict")] == ["TRUSTED"]
+
+
+def test_an_unknown_program_makes_it_untrusted_and_that_does_not_heal(
+    fleet: ServedFleet, reference: ImageReference
+) -> None:
+    ready(fleet, reference)
+    host = one_host(fleet)
+    number = start(host, "web", reference)
+    fleet.sync(host)
+    host.run(number, b"/tmp/miner", b"drift")
+    fleet.sync(host)
+    found = fleet.container("web")
+    assert found["verdict"] == "UNTRUSTED"
+    first = found["findings"][0]
+    assert (first["rule"], first["path"], first["record"]) == ("file.added", "/tmp/miner", 4)
+    for _ in range(3):
+        host.run(number, b"/lib/lib.so", b"library")
+        fleet.sync(host)
+    found = fleet.container("web")
+    assert found["verdict"] == "UNTRUSTED"
+    assert [one["verdict"] for one in found["verdicts"]] == ["UNTRUSTED", "TRUSTED"]
+    assert "/tmp/miner" in found["why"]
+    # A person allows it, by name: then, and only then, it is another.
+    policy = POLICY + '[[files]]\npath = "/tmp/miner"\n'
+    fleet.write(changes.add_policy, "default", policy)
+    settle(fleet)
+    found = fleet.container("web")
+    assert (found["verdict"], found["policy"]) == ("TRUSTED", "default@3"), found
+    assert any(entry["action"] == "policy.add" for entry in fleet.query(queries.audit))
+
+
+def test_only_new_records_are_appraised(
+    fleet: ServedFleet, reference: ImageReference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cima_runc.fleet import appraisal
+
+    seen: list[int] = []
+    real = appraisal.own
+
+    def own(head, new, values):  # type: ignore[no-untyped-def]
+        seen.append(len(head) + len(new))
+        return real(head, new, values)
+
+    ready(fleet, reference, '[[files]]\npath = "/x/*"\n')
+    host = one_host(fleet)
+    number = start(host, "web", reference)
+    for at in range(200):
+        host.run(number, b"/x/%d" % at)
+    fleet.sync(host)
+    monkeypatch.setattr(appraisal, "own", own)
+    host.run(number, b"/x/new")
+    fleet.sync(host)
+    assert sum(seen) <= appraisal.HEAD + 1
+    assert fleet.container("web")["verdict"] == "TRUSTED"
+
+
+def test_records_that_come_in_pieces_are_held_and_nothing_is_trusted_before(
+    fleet: ServedFleet, reference: ImageReference
+) -> None:
+    ready(fleet, reference)
+    host = one_host(fleet)
+    host.piece = 3
+    number = start(host, "web", reference)
+    host.run(number, b"/bin/tool", b"tool")
+    host.run(number, b"/lib/lib.so", b"library")
+    host.bind()
+    seen = []
+    for _ in range(3):
+        fleet.report(host)
+        seen.append((fleet.container("web")["verdict"], fleet.container("web")["proved"]))
+    assert seen[0] == ("UNKNOWN", 0)
+    assert seen[1] == ("TRUSTED", 6), seen
+    # The last piece is missing for ever: not trusted on what came before.
+    host.run(number, b"/tmp/miner")
+    host.bind()
+    host.piece = 0
+    fleet.report(host)
+    assert fleet.container("web")["verdict"] == "UNKNOWN"
+
+
+def test_without_policy_or_reference_nothing_is_trusted(
+    fleet: ServedFleet, reference: ImageReference
+) -> None:
+    host = one_host(fleet)
+    ready(fleet)
+    start(host, "web", reference)
+    fleet.sync(host)
+    found = fleet.container("web")
+    assert (found["verdict"], found["why"]) == (
+        "UNKNOWN",
+        "there are no reference values of its image",
+    )
+    fleet.write(changes.add_reference, "app", reference_file(reference))
+    settle(fleet)
+    assert fleet.container("web")["verdict"] == "TRUSTED"
+    for one in fleet.get("/v1/assignments"):
+        fleet.write(changes.unassign, one["uid"])
+    settle(fleet)
+    found = fleet.container("web")
+    assert (found["verdict"], found["policy"]) == ("UNKNOWN", None)
+    assert found["findings"] == []
+
+
+def test_stale_comes_by_itself_and_goes_with_a_report(
+    start_service: Start, reference: ImageReference
+) -> None:
+    fleet = start_service(interval=0.5, overdue=2.0)
+    ready(fleet, reference)
+    host = one_host(fleet)
+    good, bad = start(host, "good", reference), start(host, "bad", reference)
+    host.run(bad, b"/tmp/miner")
+    fleet.sync(host)
+    assert fleet.container("good")["verdict"] == "TRUSTED"
+    eventually(lambda: fleet.container("good")["verdict"] == "STALE", 5)
+    assert fleet.container("bad")["verdict"] == "UNTRUSTED"
+    assert fleet.get("/v1/overview")["hosts"]["stale"] == 1
+    eventually(lambda: told(fleet, "host.stale"))
+    assert len(told(fleet, "host.stale")) == 1
+    fleet.report(host)
+    assert fleet.container("good")["verdict"] == "TRUSTED"
+    assert len(told(fleet, "host.fresh")) == 1
+    assert good
+
+
+def test_the_time_of_a_quote_is_when_its_nonce_was_made(start_service: Start) -> None:
+    fleet = start_service(interval=0.5, overdue=2.0)
+    host = one_host(fleet)
+    nonce = fleet.nonce(host)
+    made = time.time()
+    time.sleep(0.7)
+    assert fleet.send(host, host.report(nonce)).status_code == 200
+    deadline = fleet.get(f"/v1/hosts/{host.tpm.ak_name.hex()}")["deadline"]
+    from datetime import datetime
+
+    assert abs(datetime.fromisoformat(deadline).timestamp() - (made + 1.0)) < 0.2
+
+
+def test_a_sealed_container_has_its_place_proved_and_nothing_of_it_is_kept(
+    fleet: ServedFleet, reference: ImageReference
+) -> None:
+    ready(fleet, reference)
+    host = one_host(fleet)
+    _, public = generate()
+    key = public_text(public)
+    number = start(host, "private", reference, (key,))
+    host.run(number, b"/planted-path", b"planted content")
+    fleet.sync(host)
+    found = fleet.container("private")
+    assert (found["verdict"], found["place"]) == ("UNKNOWN", "proved")
+    assert found["why"] == "place proved: its records are for its owner"
+    assert found["owners"] == [key]
+    secret = host.containers[number].secret
+    for planted in (b"planted-path", secret, secret.hex().encode()):
+        assert not holds(fleet, planted)
+    # What is looked for is found where it is in the clear.
+    other = start(host, "public", reference)
+    host.run(other, b"/planted-path", b"planted content")
+    fleet.sync(host)
+    assert holds(fleet, b"planted-path")
+
+
+def holds(fleet: ServedFleet, planted: bytes) -> bool:
+    """Whether any column of any table holds these bytes."""
+    with fleet.service.database.read() as connection:
+        from cima_runc.fleet.schema import Base
+
+        for table in Base.metadata.sorted_tables:
+            for row in connection.execute(select(table)):
+                for value in row:
+                    raw = value if isinstance(value, bytes) else str(value).encode()
+                    if planted in raw or planted.hex().encode() in raw:
+                        return True
+    return False
+
+
+def test_a_register_that_goes_before_its_end_is_told_and_improves_nothing(
+    fleet: ServedFleet, reference: ImageReference
+) -> None:
+    ready(fleet, reference)
+    host = one_host(fleet)
+    ended, gone = start(host, "ended", reference), start(host, "gone", reference)
+    fleet.sync(host)
+    host.end(ended)
+    fleet.sync(host)
+    host.forget(ended)
+    host.forget(gone)
+    host.bind()
+    fleet.report(host)
+    assert [one["data"]["what"] for one in told(fleet, "container.vanished")] == [
+        "its register was given up before its end was proved"
+    ]
+    found = fleet.container("gone")
+    assert (found["verdict"], found["vanished"], found["state"]) == ("UNKNOWN", True, "gone")
+    found = fleet.container("ended")
+    assert (found["verdict"], found["ended"], found["vanished"]) == ("TRUSTED", "deleted", False)
+
+
+def test_a_run_after_an_untrusted_one_is_not_trusted(
+    fleet: ServedFleet, reference: ImageReference
+) -> None:
+    ready(fleet, reference)
+    host = one_host(fleet)
+    line = bytes(31) + b"\1"
+    first = host.start("web", line=line)
+    host.run(first, b"/tmp/miner")
+    fleet.sync(host)
+    host.end(first)
+    second = host.start("web-2", line=line)
+    fleet.sync(host)
+    found = fleet.container("web-2")
+    assert found["run"] == 2
+    assert second
+    rules = {one["rule"] for one in found["findings"] if one["severity"] == "fail"}
+    assert found["verdict"] != "TRUSTED"
+    assert "runs.untrusted" in rules or fleet.get("/v1/containers", name="web", everything=True)
+
+
+def test_a_restart_of_a_trusted_container_is_trusted_once_its_end_is_seen(
+    fleet: ServedFleet, reference: ImageReference
+) -> None:
+    ready(fleet, reference)
+    host = one_host(fleet)
+    first = start(host, "web", reference)
+    fleet.sync(host)
+    host.end(first)
+    fleet.sync(host)
+    second = start_again(host, first, "web-2", reference)
+    fleet.sync(host)
+    found = fleet.container("web-2")
+    assert found["verdict"] == "TRUSTED", found["findings"]
+    host.run(second, b"/tmp/miner")
+    fleet.sync(host)
+    third = start_again(host, second, "web-3", reference)
+    assert third
+    fleet.sync(host)
+    found = fleet.container("web-3")
+    assert found["verdict"] == "UNTRUSTED"
+    assert "runs.untrusted" in {one["rule"] for one in found["findings"]}
+    # What a person does about the earlier one goes for the later one too.
+    fleet.write(changes.add_policy, "default", POLICY + '[[files]]\npath = "/tmp/miner"\n')
+    settle(fleet)
+    assert fleet.container("web-3")["verdict"] == "TRUSTED"
+
+
+def start_again(host: FleetHost, before: int, name: str, reference: ImageReference) -> int:
+    """Start the next run of a container's line."""
+    line, real = host.containers[before].line, host.start
+
+    def with_line(name: str, owners: tuple[str, ...] = ()) -> int:
+        return real(name, owners, line=line)
+
+    host.start = with_line  # type: ignore[method-assign]
+    try:
+        return start(host, name, reference)
+    finally:
+        del host.start  # type: ignore[method-assign]
+
+
+def test_a_host_that_forgets_a_line_is_not_believed(
+    fleet: ServedFleet, reference: ImageReference
+) -> None:
+    ready(fleet, reference)
+    host = one_host(fleet)
+    line = host.containers[start(host, "web", reference)].line
+    fleet.sync(host)
+    host.reboot()
+    host.containers.clear()
+    number = start(host, "web-again", reference)
+    one = host.containers[number]
+    # Its register says that it is the first run of the line that was seen before.
+    one.line = line
+    one.records[0]["content"]["line"] = line.hex()
+    replayed(one)
+    fleet.sync(host)
+    found = fleet.container("web-again")
+    assert "runs.forgotten" in {each["rule"] for each in found["findings"]}
+    assert found["verdict"] == "UNTRUSTED"
+
+
+def replayed(one: object) -> None:
+    """Measure a container's records anew, after one was changed."""
+    from cima_runc.cpcr.register import ZERO, extend
+    from cima_runc.ml.records import digest_of
+
+    value = ZERO
+    for record in one.records:  # type: ignore[attr-defined]
+        digest = digest_of(record["content_type"], record["content"])
+        record["digests"][0]["digest"] = digest.hex()
+        value = extend(value, digest)
+    one.partition._cpcr = value  # type: ignore[attr-defined]
+
+
+def test_a_reboot_makes_old_containers_stale_and_not_trusted(
+    fleet: ServedFleet, reference: ImageReference
+) -> None:
+    ready(fleet, reference)
+    host = one_host(fleet)
+    start(host, "web", reference)
+    fleet.sync(host)
+    host.reboot()
+    fleet.sync(host)
+    found = fleet.container("web")
+    assert (found["verdict"], found["state"]) == ("STALE", "gone")
+    assert told(fleet, "host.booted")
+    assert fleet.get("/v1/overview")["containers"]["TRUSTED"] == 0
+
+
+def test_observe_shows_what_enforce_would_say(
+    fleet: ServedFleet, reference: ImageReference
+) -> None:
+    ready(fleet, reference)
+    host = FleetHost()
+    fleet.enrol(host, stage="production")
+    start(host, "web", reference)
+    fleet.sync(host)
+    fleet.write(changes.add_policy, "strict", "")
+    uid = fleet.write(changes.assign, "strict", {"label": {"stage": "production"}}, mode="observe")
+    settle(fleet)
+    found = fleet.container("web")
+    assert (found["verdict"], found["observed"], found["observed_policy"]) == (
+        "TRUSTED",
+        "UNTRUSTED",
+        "strict@1",
+    )
+    assert found["observed_findings"]
+    fleet.write(changes.unassign, uid)
+    fleet.write(changes.assign, "strict", {"label": {"stage": "production"}})
+    settle(fleet)
+    found = fleet.container("web")
+    assert (found["verdict"], found["policy"], found["observed"]) == ("UNTRUSTED", "strict@1", None)
+
+
+@pytest.mark.parametrize("match", ["image", "namespace", "owner", "label"])
+def test_a_policy_is_assigned_by(fleet: ServedFleet, reference: ImageReference, match: str) -> None:
+    ready(fleet, reference)
+    host = FleetHost()
+    fleet.enrol(host, zone="a")
+    start(host, "web", reference)
+    fleet.sync(host)
+    fits = {"image": reference.image_id, "label": {"zone": "a"}}.get(match)
+    misses = {
+        "image": "sha256:" + "0" * 64,
+        "namespace": "prod",
+        "owner": public_text(generate()[1]),
+        "label": {"zone": "b"},
+    }[match]
+    fleet.write(changes.add_policy, "other", POLICY)
+    fleet.write(changes.assign, "other", {match: misses})
+    settle(fleet)
+    assert fleet.container("web")["policy"] == "default@2"
+    if fits is not None:
+        fleet.write(changes.assign, "other", {match: fits})
+        settle(fleet)
+        assert fleet.container("web")["policy"] == "other@1"
+
+
+def test_a_namespace_that_a_tenant_writes_himself_chooses_nothing(fleet: ServedFleet) -> None:
+    host = one_host(fleet)
+    ready(fleet)
+    number = host.start("mine")
+    one = host.containers[number]
+    annotations = {"io.kubernetes.pod.namespace": "production"}
+    one.records[1]["content"]["config"]["annotations"] = annotations
+    replayed(one)
+    fleet.sync(host)
+    assert fleet.container("mine")["namespace"] is None
+
+
+def test_of_images_with_the_same_layers_the_one_is_taken_that_it_is_as(
+    fleet: ServedFleet, reference: ImageReference
+) -> None:
+    ready(fleet)
+    config = reference.config.model_copy(update={"cmd": ("/bin/other",)})
+    digest = "sha256:" + "1" * 64
+    other = reference.model_copy(update={"config": config, "image_id": digest})
+    fleet.write(changes.add_reference, "a-other", reference_file(other))
+    fleet.write(changes.add_reference, "b-app", reference_file(reference))
+    host = one_host(fleet)
+    start(host, "web", reference)
+    fleet.sync(host)
+    found = fleet.container("web")
+    assert (found["verdict"], found["reference"]) == ("TRUSTED", "b-app@1")
+
+
+def test_a_layer_that_was_changed_is_of_no_known_image(
+    fleet: ServedFleet, reference: ImageReference, tmp_path: Path
+) -> None:
+    ready(fleet, reference)
+    host = one_host(fleet)
+    start(host, "web", image(tmp_path, layer=b"another"))
+    fleet.sync(host)
+    assert fleet.container("web")["verdict"] == "UNKNOWN"
+    # Where it must be the known one, it is not.
+    fleet.write(changes.assign, "default", {"label": {}}, image_reference="app")
+    settle(fleet)
+    assert fleet.container("web")["verdict"] == "UNTRUSTED"
+
+
+def test_lost_events_fail(fleet: ServedFleet, reference: ImageReference) -> None:
+    ready(fleet, reference)
+    host = one_host(fleet)
+    number = start(host, "web", reference)
+    fleet.sync(host)
+    host.add(number, contents.Lost(count=3, reason="the buffer was full"))
+    fleet.sync(host)
+    found = fleet.container("web")
+    assert (found["verdict"], found["findings"][0]["rule"]) == ("UNTRUSTED", "records.lost")
+
+
+def test_a_retired_container_is_not_judged_by_what_is_left_of_it(
+    fleet: ServedFleet, reference: ImageReference
+) -> None:
+    ready(fleet, reference)
+    host = one_host(fleet)
+    number = start(host, "web", reference)
+    host.run(number, b"/tmp/miner")
+    fleet.sync(host)
+    host.end(number)
+    fleet.sync(host)
+    host.forget(number)
+    host.bind()
+    fleet.report(host)
+    with fleet.service.database.write() as connection:
+        connection.execute(text("UPDATE container SET last_change = 0"))
+    fleet.service.worker.retention()
+    assert fleet.container("web")["verdict"] == "UNTRUSTED"
+    fleet.write(changes.add_policy, "default", POLICY + '[[files]]\npath = "/tmp/miner"\n')
+    settle(fleet)
+    assert fleet.container("web")["verdict"] == "UNTRUSTED"
+    with fleet.service.database.read() as connection:
+        assert connection.execute(select(table_of(Verdict).c.verdict)).scalars().all()
