@@ -1,0 +1,254 @@
+"""Hosts that lie, and strangers: each refused by name, nothing applied, others not slowed."""
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cima_runc.evidence.report_nonce import NonceMaker
+from cima_runc.evidence.request import Asker
+from cima_runc.fleet import queries
+from tests.support.fleet_host import FleetHost
+from tests.support.served_fleet import ServedFleet
+
+Lie = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture
+def host(fleet: ServedFleet) -> FleetHost:
+    """An enrolled host with a container, all of it confirmed."""
+    made = FleetHost()
+    fleet.enrol(made)
+    made.start("web")
+    fleet.sync(made)
+    return made
+
+
+def set_(name: str, value: Any) -> Lie:
+    def lie(payload: dict[str, Any]) -> None:
+        payload[name] = value
+
+    return lie
+
+
+def refused(fleet: ServedFleet, host: FleetHost, body: bytes, **named: Any) -> str:
+    """Send a report that must be refused and change nothing; return the error's name."""
+    before = state(fleet)
+    answer = fleet.send(host, body, **named)
+    assert answer.status_code in {400, 403, 404, 413, 422}, answer.text
+    assert state(fleet) == before
+    found = answer.json()
+    assert found["type"] == "refused"
+    return str(found["error"])
+
+
+def state(fleet: ServedFleet) -> Any:
+    """What the service says of hosts and containers, but for that something was refused."""
+    rows = fleet.query(queries.hosts)
+    shown = [{key: row[key] for key in row if not key.startswith("refused")} for row in rows]
+    return shown, fleet.query(queries.containers, everything=True)
+
+
+@pytest.mark.parametrize(
+    ("lie", "error"),
+    [
+        (set_("hostkey", "00" * 32), "BindingError"),
+        (set_("root", "11" * 32), "BindingError"),
+        (set_("history", "22" * 32), "BindingError"),
+        (set_("slots", 2048), "BindingError"),
+        (set_("changes", [[1, "33" * 32]]), "BindingError"),
+        (set_("ak", "000b" + "44" * 32), "AkNameError"),
+        (set_("boot_id", "00000000-0000-4000-8000-000000000000"), "BootIdError"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_payload_that_does_not_fit(
+    fleet: ServedFleet, host: FleetHost, lie: Lie, error: str
+) -> None:
+    body = host.report(fleet.nonce(host), lie=lie)
+    if error == "AkNameError":
+        # The nonce is for another key, too: named first.
+        assert refused(fleet, host, body) in {error, "NonceForgedError"}
+        return
+    assert refused(fleet, host, body) == error
+    # It goes on with the truth, and what was refused is told once.
+    fleet.sync(host)
+    refusals = fleet.query(queries.events, kind="host.refused")
+    assert [one["data"]["error"] for one in refusals] == [error]
+
+
+def test_quotes_that_are_not_for_it(fleet: ServedFleet, host: FleetHost) -> None:
+    nonce = fleet.nonce(host)
+    outside = host.report(nonce, asker=Asker.OUTSIDE)
+    assert refused(fleet, host, outside) == "QualifyingDataError"
+    few = host.report(nonce, pcrs=(12,))
+    assert refused(fleet, host, few) == "PcrSelectionError"
+    other = host.report(nonce, qualify=lambda root: os.urandom(32))
+    assert refused(fleet, host, other) == "QualifyingDataError"
+
+    def another(proof: dict[str, Any]) -> None:
+        proof["quote"]["signature"] = (
+            FleetHost().report(nonce).split(b"\n")[1].decode()[:0]
+            or (json.loads(FleetHost().report(nonce).split(b"\n")[1])["quote"]["signature"])
+        )
+
+    assert refused(fleet, host, host.report(nonce, lie_after=another)) == "SignatureError"
+
+
+def test_old_reports_and_nonces(fleet: ServedFleet, host: FleetHost) -> None:
+    nonce = fleet.nonce(host)
+    body = host.report(nonce)
+    assert fleet.send(host, body).status_code == 200
+    assert refused(fleet, host, body) == "OldReportError"
+    host.tpm.clock -= 500
+    assert refused(fleet, host, host.report(fleet.nonce(host))) == "ClockError"
+    host.tpm.clock += 1_000
+    host.tpm.reset_count -= 1
+    assert refused(fleet, host, host.report(fleet.nonce(host))) == "ResetCountError"
+    host.tpm.reset_count += 1
+    assert refused(fleet, host, host.report(os.urandom(56))) == "NonceForgedError"
+    stranger = NonceMaker(os.urandom(32)).issue(host.tpm.ak_name, 2e9)
+    assert refused(fleet, host, host.report(stranger)) == "NonceForgedError"
+    old = fleet.service.nonces.issue(host.tpm.ak_name, 1e9)
+    assert refused(fleet, host, host.report(old)) == "NonceExpiredError"
+    other = FleetHost()
+    fleet.enrol(other)
+    assert refused(fleet, host, host.report(fleet.nonce(other))) == "NonceForgedError"
+
+
+def test_two_hosts_with_one_key(fleet: ServedFleet, host: FleetHost) -> None:
+    twin = FleetHost(tpm=host.tpm)
+    twin.start("other")
+    twin.bind()
+    assert refused(fleet, twin, twin.report(fleet.nonce(twin))) == "BootIdError"
+
+
+def test_another_hosts_report(fleet: ServedFleet, host: FleetHost) -> None:
+    other = FleetHost()
+    fleet.enrol(other)
+    body = other.report(fleet.nonce(other))
+    error = refused(fleet, host, body, ak=host.tpm.ak_name.hex())
+    assert error in {"NonceForgedError", "AkNameError"}
+
+
+def test_a_host_that_is_not_enrolled(fleet: ServedFleet) -> None:
+    stranger = FleetHost()
+    answer = fleet.send(stranger, stranger.report(fleet.nonce(stranger)))
+    assert (answer.status_code, answer.json()["error"]) == (404, "NotEnrolledError")
+    assert fleet.query(queries.hosts) == []
+
+
+def test_bombs_and_depth(fleet: ServedFleet, host: FleetHost) -> None:
+    import gzip
+
+    def post(body: bytes, encoding: str) -> tuple[int, str]:
+        answer = fleet.client.post(
+            f"/v1/hosts/{host.tpm.ak_name.hex()}/reports",
+            content=body,
+            headers={"Content-Encoding": encoding},
+        )
+        return answer.status_code, answer.json()["error"]
+
+    assert post(gzip.compress(bytes(100 << 20)), "gzip") == (413, "BombError")
+    assert post(b"\x28\xb5\x2f\xfd" + b"junk", "zstd") == (400, "EncodingError")
+    assert post(b"x", "br") == (400, "EncodingError")
+    deep = b"[" * (10 << 20)
+    status, error = post(deep + b"\n" + deep, "identity")
+    assert (status, error) in {
+        (400, "EvidenceFormatError"),
+        (413, "EvidenceTooDeepError"),
+        (400, "EvidenceTooDeepError"),
+    }
+    line = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
+    assert post(line + b"\n" + line, "identity")[0] == 400
+    answer = fleet.client.post(
+        f"/v1/hosts/{host.tpm.ak_name.hex()}/reports", content=bytes(33 << 20)
+    )
+    assert answer.status_code == 413
+    fleet.sync(host)
+
+
+NAMES = (
+    "'; DROP TABLE host; --",
+    "<script>alert(1)</script>",
+    "\x1b[31mred\x1b[0m",
+    "a\nb",
+    "\u202e",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_never_more_than_names(
+    fleet: ServedFleet, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    host = FleetHost()
+    fleet.enrol(host, name=name)
+    host.start(name)
+    fleet.sync(host)
+    rows = fleet.get("/v1/containers", everything=True)
+    assert len(rows) == 1
+    for raw in ("\x1b", "\n", "\u202e"):
+        assert raw not in rows[0]["container"]
+        assert raw not in fleet.get("/v1/hosts")[0]["name"]
+        for event in fleet.get("/v1/events"):
+            assert raw not in str(event["data"].get("container", ""))
+    assert fleet.get("/v1/containers", name=name, everything=True)[0]["uid"] == rows[0]["uid"]
+    metrics = fleet.ask("GET", "/v1/metrics").text
+    assert "script" not in metrics and name not in metrics
+    captured = capfd.readouterr()
+    assert "\x1b[31m" not in captured.out + captured.err
+
+
+def test_records_of_another_container(fleet: ServedFleet, host: FleetHost) -> None:
+    one = host.containers[host.start("a")]
+    two = host.containers[host.start("b")]
+    one.records, two.records = two.records, one.records
+    host.bind()
+    error = refused(fleet, host, host.report(fleet.nonce(host)))
+    assert error in {"ForeignRecordError", "ListedError"}
+
+
+def test_one_who_floods_slows_nobody(fleet: ServedFleet, host: FleetHost) -> None:
+    fleet.service.rates.refused._per_minute = 20
+    fleet.service.rates.reports._per_minute = 30
+    for _ in range(35):
+        answer = fleet.send(host, host.report(fleet.nonce(host)))
+        if answer.status_code == 429:
+            break
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"]
+    other = FleetHost()
+    fleet.enrol(other)
+    assert fleet.send(other, other.report(fleet.nonce(other))).status_code == 200
+    for _ in range(25):
+        answer = fleet.client.post(
+            f"/v1/hosts/{other.tpm.ak_name.hex()}/reports", content=b"rubbish"
+        )
+    assert answer.status_code == 429
+
+
+def test_hibernation_has_a_name(fleet: ServedFleet, host: FleetHost) -> None:
+    host.tpm.restart_count += 1
+    fleet.sync(host)
+    notices = fleet.query(queries.events, kind="host.notice")
+    assert [one["data"]["notice"] for one in notices] == ["hibernation"]
+
+
+def test_a_base_that_the_service_does_not_have_is_resynchronised(
+    fleet: ServedFleet, host: FleetHost
+) -> None:
+    host.start("more")
+    host.bind()
+    body = host.report(fleet.nonce(host), lie=set_("base", "55" * 32))
+    answer = fleet.send(host, body)
+    assert answer.status_code == 409
+    confirmed = answer.json()["confirmed"]
+    (row,) = fleet.query(queries.containers)
+    assert confirmed["records"] == {row["registration"]: row["proved"]}
+    from cima_runc.evidence.report_answer import parse_answer
+
+    host.heed(parse_answer(answer.content))
+    fleet.sync(host)
+    assert len(fleet.query(queries.containers)) == 2

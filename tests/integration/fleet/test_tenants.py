@@ -1,0 +1,170 @@
+"""Tenants are kept apart: by trying, through every view, and in the database itself."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import select, text
+
+from cima_runc.evidence.owner import generate, public_text
+from cima_runc.fleet import changes
+from cima_runc.fleet.access import Role
+from cima_runc.fleet.schema import Base
+from tests.support.fleet_host import FleetHost
+from tests.support.served_fleet import ServedFleet
+
+Start = Callable[..., ServedFleet]
+NAMES = ("ares", "boreas", "chaos")
+
+
+class Tenants:
+    def __init__(self, fleet: ServedFleet) -> None:
+        self.fleet = fleet
+        self.keys = {name: public_text(generate()[1]) for name in NAMES}
+        self.host = FleetHost()
+        fleet.enrol(self.host, name="host-of-the-operator", zone="secret-zone")
+        for name in NAMES:
+            fleet.write(changes.add_tenant, name, [self.keys[name]])
+        self.tokens = {name: fleet.token(Role.TENANT, name) for name in NAMES}
+        for at, name in enumerate(NAMES):
+            for number in range(at + 1):
+                one = self.host.start(f"{name}-container-{number}", (self.keys[name],))
+                self.host.run(one, f"/{name}-path".encode())
+        self.host.start("operators-own")
+        fleet.sync(self.host)
+        self.uids = {
+            row["container"]: row["uid"] for row in fleet.get("/v1/containers", limit=1000)
+        }
+
+
+@pytest.fixture
+def tenants(fleet: ServedFleet) -> Tenants:
+    return Tenants(fleet)
+
+
+def paths(fleet: ServedFleet) -> list[str]:
+    """Every path of the API that is asked with GET and takes no name."""
+    described = fleet.client.get("/v1/openapi.json").json()["paths"]
+    return [path for path in described if "get" in described[path] and "{" not in path]
+
+
+def test_no_view_shows_anything_of_another(tenants: Tenants) -> None:
+    fleet = tenants.fleet
+    asked = paths(fleet)
+    assert len(asked) > 15
+    for own in NAMES:
+        others = [name for name in (*NAMES, "operators", "secret-zone") if name != own]
+        hidden = [*others, *(tenants.keys[name] for name in NAMES if name != own)]
+        hidden += [uid for name, uid in tenants.uids.items() if not name.startswith(own)]
+        for path in asked:
+            for params in ({}, {"everything": "true", "limit": 1000, "path": "/ares-path"}):
+                answer = fleet.ask("GET", path, tenants.tokens[own], params=params)
+                for what in hidden:
+                    if what not in str(params):
+                        assert what not in answer.text, (path, what)
+        counts = fleet.get("/v1/overview", tenants.tokens[own])["containers"]
+        assert sum(counts.values()) == NAMES.index(own) + 1
+        assert "hosts" not in fleet.get("/v1/overview", tenants.tokens[own])
+        rows = fleet.get("/v1/containers", tenants.tokens[own])
+        assert {row["container"].split("-")[0] for row in rows} == {own}
+
+
+def test_what_is_another_s_is_not_there_by_name(tenants: Tenants) -> None:
+    fleet, token = tenants.fleet, tenants.tokens["ares"]
+    theirs = tenants.uids["boreas-container-0"]
+    nobodys = "0" * 24
+    for route in ("/v1/containers/{}", "/v1/containers/{}/records"):
+        one = fleet.ask("GET", route.format(theirs), token)
+        other = fleet.ask("GET", route.format(nobodys), token)
+        assert (one.status_code, one.text) == (404, other.text)
+    assert fleet.get("/v1/events", token, container=theirs) == []
+    assert fleet.get("/v1/containers", token, name="boreas") == []
+
+
+def test_a_tenant_changes_nothing_but_webhooks_of_his_own(tenants: Tenants) -> None:
+    fleet, token = tenants.fleet, tenants.tokens["ares"]
+    described = fleet.client.get("/v1/openapi.json").json()["paths"]
+    operators = fleet.ask("POST", "/v1/webhooks", json={"url": "http://127.0.0.1:9/op"}).json()
+    for path, methods in described.items():
+        if not path.startswith("/v1/") or path.startswith(("/v1/evidence", "/v1/health")):
+            continue
+        for method in methods.keys() - {"get"}:
+            if method not in {"post", "put", "delete"} or "people" not in methods[method]["tags"]:
+                continue
+            filled = path.replace("{uid}", operators["uid"]).replace("{name}", "x")
+            filled = filled.replace("{ak}", tenants.host.tpm.ak_name.hex())
+            body: dict[str, Any] = {
+                "/v1/webhooks": {"url": "http://127.0.0.1:9/mine"},
+                "/v1/assignments": {"policy": "default"},
+                "/v1/tokens": {"name": "x", "role": "admin"},
+            }.get(path, {})
+            if path.endswith("/labels"):
+                body = {"labels": {}}
+            answer = fleet.ask(method.upper(), filled, token, json=body)
+            if path == "/v1/webhooks":
+                assert answer.status_code == 201
+            elif path == "/v1/webhooks/{uid}":
+                assert answer.status_code == 404
+            else:
+                assert answer.status_code == 403, (method, path, answer.text)
+    assert [one["url"] for one in fleet.get("/v1/webhooks", token)] == ["http://127.0.0.1:9/mine"]
+    assert len(fleet.get("/v1/webhooks")) == 2
+
+
+def test_roles(tenants: Tenants) -> None:
+    fleet = tenants.fleet
+    viewer, operator = fleet.token(Role.VIEWER), fleet.token(Role.OPERATOR)
+    assert fleet.ask("GET", "/v1/audit", viewer).status_code == 200
+    assert fleet.ask("POST", "/v1/join-tokens", viewer, json={}).status_code == 403
+    assert fleet.ask("POST", "/v1/join-tokens", operator, json={}).status_code == 201
+    assert fleet.ask("GET", "/v1/tokens", operator).status_code == 403
+    assert fleet.ask("GET", "/v1/tokens").status_code == 200
+    assert fleet.ask("GET", "/v1/audit", "cima_nobody").status_code == 401
+    assert fleet.client.get("/v1/audit").status_code == 401
+    made = fleet.ask("POST", "/v1/tokens", json={"name": "gone", "role": "viewer"}).json()
+    assert fleet.ask("DELETE", f"/v1/tokens/{made['uid']}").status_code == 204
+    assert fleet.ask("GET", "/v1/audit", made["token"]).status_code == 401
+    assert made["token"] not in json.dumps(fleet.get("/v1/tokens"))
+
+
+def test_the_database_itself_keeps_them_apart(tenants: Tenants) -> None:
+    database = tenants.fleet.service.database
+    if not database.is_postgresql:
+        pytest.skip("SQLite has no row-level security")
+    numbers = {}
+    with database.read() as connection:
+        for row in connection.execute(text("SELECT id, name FROM tenant")):
+            numbers[row.name] = row.id
+    for own in NAMES:
+        with database.read(numbers[own]) as connection:
+            seen = b""
+            for table in Base.metadata.sorted_tables:
+                for row in connection.execute(select(table)):
+                    if table.name != "host":
+                        seen += repr(tuple(row)).encode()
+        assert own.encode() in seen
+        for other in NAMES:
+            if other != own:
+                assert other.encode() not in seen
+                assert tenants.keys[other].encode() not in seen
+        with database.read(numbers[own]) as connection:
+            rows = connection.execute(text("SELECT count(*) FROM container")).scalar()
+            assert rows == NAMES.index(own) + 1
+            changed = connection.execute(text("UPDATE container SET verdict = 'TRUSTED'"))
+            assert changed.rowcount == 0
+    # Without a scope nothing is seen at all.
+    with database.engine.connect() as connection:
+        for table in Base.metadata.sorted_tables:
+            assert connection.execute(select(table)).all() == []
+
+
+def test_a_container_of_two_owners_is_seen_by_both(tenants: Tenants) -> None:
+    fleet = tenants.fleet
+    keys = (tenants.keys["ares"], tenants.keys["boreas"])
+    tenants.host.start("shared", keys)
+    fleet.sync(tenants.host)
+    for name in ("ares", "boreas"):
+        found = fleet.container("shared", tenants.tokens[name])
+        assert found["owners"] == [tenants.keys[name]]
+    assert fleet.get("/v1/containers", tenants.tokens["chaos"], name="shared") == []
