@@ -1,5 +1,6 @@
 """``cima-verifier serve`` as people start it: a process of its own, over HTTPS."""
 
+import json
 import ssl
 import subprocess
 import sys
@@ -64,10 +65,8 @@ def verifier_process(root: Path, port: int = 0, **settings: Any) -> Iterator[Ver
     """Start a service on this machine; ``settings`` are lines of its file."""
     root.mkdir(exist_ok=True)
     given = {"state_dir": str(root), "address": "127.0.0.1", "port": port, **settings}
-    lines = [
-        f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}"
-        for key, value in given.items()
-    ]
+    # JSON's strings, numbers and truth values are TOML's too.
+    lines = [f"{key} = {json.dumps(value)}" for key, value in given.items()]
     (root / "config.toml").write_text("\n".join(lines) + "\n")
     with (root / "log").open("ab") as log:
         process = subprocess.Popen(
