@@ -30,6 +30,7 @@ _COMMANDS = {
     "appraise": ("appraise", "appraise"),
     "reference": ("reference", "app"),
     "policy": ("policy", "app"),
+    "fleet": ("fleet", "app"),
     "keygen": ("attest", "keygen"),
     "completion": ("main", "completion"),
     "version": ("main", "version"),

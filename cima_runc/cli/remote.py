@@ -34,18 +34,7 @@ def call_url(
     Raises:
         UrlError, AgentUnavailableError, AgentRefusedError: there is no answer.
     """
-    if not url.startswith("https://"):
-        raise UrlError(f"{url} does not begin with https://")
-    if certificate is None and key is not None:
-        raise UrlError("--key goes with --cert: it is that certificate's")
-    try:
-        context = ssl.create_default_context(cafile=ca)
-        if certificate is not None:
-            context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        named = " or ".join(str(one) for one in (ca, certificate, key) if one is not None)
-        why = "" if isinstance(error, ssl.SSLError) else f": {error.strerror}"
-        raise UrlError(f"{named} cannot be used{why}", hint="PEM files are wanted") from error
+    context = tls_context(url, ca, certificate, key)
     request = urllib.request.Request(  # noqa: S310 - https only, see above
         f"{url.rstrip('/')}/v1/{route}", data=body, headers={"Content-Type": "application/json"}
     )
@@ -62,6 +51,29 @@ def call_url(
         unavailable = AgentUnavailableError(f"{url} does not answer: {reason}")
         unavailable.hint = "check the address, and --ca for its certificate"
         raise unavailable from error
+
+
+def tls_context(
+    url: str, ca: Path | None, certificate: Path | None = None, key: Path | None = None
+) -> ssl.SSLContext:
+    """Return how to reach ``url``: over TLS, or not at all.
+
+    Raises:
+        UrlError: it is no such address, or a file cannot be used.
+    """
+    if not url.startswith("https://"):
+        raise UrlError(f"{url} does not begin with https://")
+    if certificate is None and key is not None:
+        raise UrlError("--key goes with --cert: it is that certificate's")
+    try:
+        context = ssl.create_default_context(cafile=ca)
+        if certificate is not None:
+            context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        named = " or ".join(str(one) for one in (ca, certificate, key) if one is not None)
+        why = "" if isinstance(error, ssl.SSLError) else f": {error.strerror}"
+        raise UrlError(f"{named} cannot be used{why}", hint="PEM files are wanted") from error
+    return context
 
 
 def _reason(raw: bytes, status: int) -> str:

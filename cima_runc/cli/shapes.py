@@ -7,8 +7,10 @@ prints and no model has is refused there.
 
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
+from pydantic import ConfigDict, Field, TypeAdapter, create_model
 
+from cima_runc.cli import fleet_shapes as fleet
+from cima_runc.cli.shape import Shape as _Shape
 from cima_runc.measure.config_summary import ConfigSummary
 from cima_runc.verifier.result import Finding, Result, Source
 
@@ -16,12 +18,6 @@ VERSION = 1
 """Of all shapes together; ``cima version --json`` tells it."""
 
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class _Shape(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
-    )
 
 
 class LastVerdict(_Shape):
@@ -389,6 +385,41 @@ OUTPUTS = (
     Output("configure", Configured),
     Output("keygen", OwnerKeys),
     Output("version", Version),
+    Output("fleet overview", fleet.Overview),
+    Output("fleet hosts", list[fleet.Host]),
+    Output("fleet containers", list[fleet.Container]),
+    Output("fleet show", fleet.OneContainer | fleet.OneHost),
+    Output("fleet records", list[fleet.Record]),
+    Output("fleet find", list[fleet.Place]),
+    Output("fleet enrolments", list[fleet.Waiting]),
+    Output("fleet approve", fleet.Approved),
+    Output("fleet reject", fleet.Done),
+    Output("fleet label", fleet.Done),
+    Output("fleet remove", fleet.Done),
+    Output("fleet references", list[fleet.Reference]),
+    Output("fleet references add", fleet.Made),
+    Output("fleet references retire", fleet.Done),
+    Output("fleet policies", list[fleet.Policy]),
+    Output("fleet policies add", fleet.Made),
+    Output("fleet policies assign", fleet.Made),
+    Output("fleet policies assignments", list[fleet.Assignment]),
+    Output("fleet policies unassign", fleet.Done),
+    Output("fleet policies diff", fleet.Difference),
+    Output("fleet events", list[fleet.Event]),
+    Output("fleet audit", list[fleet.AuditEntry]),
+    Output("fleet audit verify", fleet.AuditVerified),
+    Output("fleet tokens", list[fleet.Token]),
+    Output("fleet tokens add", fleet.Secret),
+    Output("fleet tokens revoke", fleet.Done),
+    Output("fleet join-tokens", list[fleet.JoinToken]),
+    Output("fleet join-tokens add", fleet.Secret),
+    Output("fleet join-tokens void", fleet.Done),
+    Output("fleet tenants", list[fleet.Tenant]),
+    Output("fleet tenants add", fleet.Done),
+    Output("fleet webhooks", list[fleet.Webhook]),
+    Output("fleet webhooks add", fleet.Secret),
+    Output("fleet webhooks remove", fleet.Done),
+    Output("fleet webhooks failed", list[fleet.Undelivered]),
 )
 FAILURE = Output("every command that fails", Failure)
 
@@ -404,7 +435,8 @@ def check(arguments: tuple[str, ...], printed: str) -> None:
         UndocumentedError: it is not, or the command has none.
     """
     said = [word for word in arguments if not word.startswith("-")]
-    for output in OUTPUTS:
+    # The longest first: `fleet show` is no `show`.
+    for output in sorted(OUTPUTS, key=lambda one: -len(one.command.split())):
         words = output.command.split()
         if any(said[at : at + len(words)] == words for at in range(len(said))):
             break

@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from cima_runc.fleet import access, changes, enrolments, metrics, queries
 from cima_runc.fleet.access import ForbiddenError, NotSignedInError, Person, Role
+from cima_runc.fleet.difference import difference
 from cima_runc.fleet.hosts_api import AkName, LimitedError, address_of
 from cima_runc.fleet.service import Service
 
@@ -408,6 +409,17 @@ def routes(service: Service) -> APIRouter:
             person, operator, lambda c: changes.add_policy(c, person.name, name, text)
         )
         return {"policy": made}
+
+    @router.post("/policies/{name}/diff", openapi_extra=text_body)
+    async def policy_diff(name: Name, request: Request, person: Anybody) -> dict[str, Any]:
+        """Return which verdicts a new version of a policy would change; nothing is changed."""
+        person.must_be(operator)
+        try:
+            text = (await request.body()).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise changes.ChangeError("the policy is not UTF-8") from error
+        found: dict[str, Any] = await service.run(difference, service.database, name, text)
+        return found
 
     @router.put("/references/{name}", status_code=201, openapi_extra=text_body)
     async def add_reference(name: Name, request: Request, person: Anybody) -> dict[str, Any]:
