@@ -28,6 +28,7 @@ from cima_runc.fleet import (
 from cima_runc.fleet.access import ForbiddenError, NotSignedInError
 from cima_runc.fleet.database import DatabaseError
 from cima_runc.fleet.guard import Asgi, Guard
+from cima_runc.fleet.page import routes as page
 from cima_runc.fleet.service import Service
 
 _log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def application(service: Service) -> Asgi:
         redoc_url=None,
         lifespan=lifespan,
     )
-    for part in (hosts_api, tenants_api, people_api):
+    for part in (hosts_api, tenants_api, people_api, page):
         api.include_router(part.routes(service))
 
     @api.get("/v1/health", tags=["service"], responses={503: {}})

@@ -1,0 +1,1 @@
+"""The service's page: what people read and decide in a browser, without JavaScript."""
