@@ -12,7 +12,7 @@ from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.cli import context, files
 from cima_runc.cli.app import group
-from cima_runc.cli.output import note, print_json
+from cima_runc.cli.output import note, print_json, wrote
 from cima_runc.cli.records import by_name, rows
 from cima_runc.cli.remote import call_url
 from cima_runc.evidence.enrolment import (
@@ -116,6 +116,7 @@ def attest(
     }
     raw = _call("attest", "evidence", json.dumps(wanted).encode("ascii"), url, ca, cert, key)
     files.write(output, raw, private=True)
+    wrote(output, f"the verifier: cima verify {output} --nonce {nonce} --ak ak.pem")
     if tpm2_files is not None:
         # Imports cryptography: only where it is wanted.
         from cima_runc.evidence.tools_files import write_tools_files
@@ -183,6 +184,7 @@ def request(
 ) -> None:
     """Host: get the keys that the TPM shows, for the verifier."""
     files.write(output, _call("enrolment", "enrolment", None, url, ca, cert, key))
+    wrote(output, f"the verifier: cima enroll challenge {output} --ek-ca manufacturers.pem")
 
 
 @enroll_app.command()
@@ -226,6 +228,8 @@ def challenge(
         made, kept = make(asked, trusted, between=between, certificate=own)
     files.write_secret(pending, _dump(kept))
     files.write(output, _dump(made))
+    wrote(pending)
+    wrote(output, f"the host: cima enroll activate {output}")
 
 
 @enroll_app.command()
@@ -240,6 +244,7 @@ def activate(
     """Host: have the TPM open the credential."""
     body = _dump(parse(Challenge, files.read(asked), str(asked)))
     files.write(output, _call("activate", "activate", body, url, ca, cert, key))
+    wrote(output, f"the verifier: cima enroll accept {output}")
 
 
 @enroll_app.command()
@@ -255,6 +260,9 @@ def accept(
     ] = None,
     authority_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
     label: Annotated[str, typer.Option(help="What to call the host in results.")] = "",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Write over another host's key.")
+    ] = False,
 ) -> None:
     """Verifier: check what was in the credential, and write the enrolled key."""
     from cima_runc.verifier.ak_certificate import issue
@@ -265,6 +273,10 @@ def accept(
     kept = parse(Pending, files.read(pending), str(pending))
     public = take(given, kept)
     enrolled = enrolled_ak_file(public, label)
+    if not replace:
+        _refuse_to_replace(output, enrolled)
+    if certificate is None and (authority or authority_key):
+        raise ArgumentError("--authority and --authority-key go with --certificate")
     if certificate is not None:
         if authority is None or authority_key is None:
             raise ArgumentError("--certificate takes --authority and --authority-key")
@@ -274,6 +286,26 @@ def accept(
             made = issue(public, issuer, own, now, label)
         files.write(certificate, made)
     files.write(output, enrolled)
+    wrote(output, f"cima verify EVIDENCE --ak {output}")
+
+
+def _refuse_to_replace(output: Path, enrolled: bytes) -> None:
+    """A key that is there already is the same host's, or somebody's whom results would be of."""
+    from cima_runc.verifier.enrolled import EnrolledAkError, parse_enrolled_ak
+
+    if str(output) == "-" or not output.exists():
+        return
+    ours = parse_enrolled_ak(enrolled)
+    try:
+        kept = parse_enrolled_ak(files.read(output))
+        same = kept.spki == ours.spki and kept.name in (None, ours.name)
+    except EnrolledAkError:
+        same = False
+    if not same:
+        raise ArgumentError(
+            f"{output} is there, and is not this host's key",
+            hint="give another --output, or --replace",
+        )
 
 
 def _call(

@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -43,6 +44,14 @@ def note_once(line: str) -> None:
     """Print a line, however often a command finds it out."""
     if context.first_time(line):
         note(line)
+
+
+def wrote(path: Path, then: str = "") -> None:
+    """Tell a person at a terminal what was written, and what comes next."""
+    if sys.stderr.isatty() and str(path) != "-":
+        note(f"wrote {printable(str(path))}")
+        if then:
+            note(f"next: {then}")
 
 
 def _cut(text: str) -> str:

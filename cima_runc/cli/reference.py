@@ -11,7 +11,7 @@ from cima_runc.base import limits
 from cima_runc.base.text import printable
 from cima_runc.cli import files
 from cima_runc.cli.app import group
-from cima_runc.cli.output import note
+from cima_runc.cli.output import note, wrote
 
 app = group("Reference values: what a container should be.")
 
@@ -67,6 +67,7 @@ def image(
         for layer, manifest in zip(read.reference.layers, read.manifests, strict=True):
             files.write(manifests / f"{layer.digest.removeprefix('sha256:')}.mtree", manifest)
     files.write(output, sign(read.reference, key) if key else format_reference(read.reference))
+    wrote(output, f"cima verify or cima appraise, with --reference {output}")
     note(
         f"{printable(read.reference.name or read.reference.image_id)} "
         f"({printable(read.reference.platform)}): "

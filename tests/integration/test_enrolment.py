@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from enrolled_tpm import ManufacturedTpm, manufactured_tpm
@@ -149,3 +150,35 @@ def test_what_the_host_is_called_stands_in_results(tmp_path: Path) -> None:
         words += ["--ak", tmp_path / "ak.pem"]
         done = CliRunner().invoke(app, [str(word) for word in words])
         assert "(rack 7)" in done.stdout
+
+
+def test_another_hosts_key_is_replaced_where_that_is_asked_for(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from cima_runc.cli.main import app
+
+    def accept_of(host: SimulatedHost, *options: str) -> Any:
+        asked, pending = challenge(enrolment.request(host.attester), None)
+        answer = enrolment.answer(host.attester, asked)
+        (tmp_path / "answer.json").write_text(answer.model_dump_json())
+        (tmp_path / "pending.json").write_text(pending.model_dump_json())
+        words = ["enroll", "accept", tmp_path / "answer.json", "--pending"]
+        words += [tmp_path / "pending.json", "-o", tmp_path / "ak.pem", *options]
+        return CliRunner().invoke(app, [str(word) for word in words])
+
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    with simulated_host(tmp_path / "one") as one, simulated_host(tmp_path / "two") as two:
+        assert accept_of(one).exit_code == 0
+        # The same host again: with another label, for instance.
+        assert accept_of(one, "--label", "rack 7").exit_code == 0
+        kept = (tmp_path / "ak.pem").read_bytes()
+        refused = accept_of(two)
+        assert "is not this host's key" in refused.exception.what
+        assert "--replace" in refused.exception.hint
+        assert (tmp_path / "ak.pem").read_bytes() == kept
+        assert accept_of(two, "--replace").exit_code == 0
+        assert parse_enrolled_ak((tmp_path / "ak.pem").read_bytes()) == two.enrolled()
+        (tmp_path / "ak.pem").write_text("somebody's notes")
+        assert accept_of(one).exception is not None
+        assert (tmp_path / "ak.pem").read_text() == "somebody's notes"

@@ -7,10 +7,12 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -89,9 +91,14 @@ def cut_archive(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:700])
 
 
+def forbidden(path: Path) -> None:
+    path.write_text("what somebody wrote\n")
+    path.chmod(0)
+
+
 KINDS: tuple[Callable[[Path], None], ...] = (
     *(missing, directory, empty, noise, text, array, object_, deep, certificate, huge),
-    *(archive, cut_archive),
+    *(archive, cut_archive, forbidden),
 )
 
 # X is the file that is wrong; the names in capitals are good ones.
@@ -134,6 +141,19 @@ NOTHING_WRONG = {
 }
 
 
+@contextmanager
+def as_nobody(directory: Path) -> Iterator[None]:
+    """Root reads everything."""
+    directory.chmod(0o755)
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
 class Wrong:
     """Good files, and how a command ends."""
 
@@ -159,26 +179,34 @@ class Wrong:
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wrong]:
-    root = tmp_path_factory.mktemp("wrong")
-    (root / "host").mkdir()
-    with simulated_host(root / "host") as host:
-        host.start("plain")
-        raw = host.evidence("plain", bytes.fromhex(NONCE))
-        public = host.attester.attestation_key().public
-        files = {name: str(root / name.lower()) for name in ("AK", "EVIDENCE", "OUT", "OUT2")}
-        Path(files["AK"]).write_bytes(enrolled_ak_file(parse_public(public)))
-        Path(files["EVIDENCE"]).write_bytes(raw)
-        files["SETTINGS"] = str(root / "config.toml")
-        Path(files["SETTINGS"]).write_text(
-            f'state_dir = "{host.root / "state"}"\nsocket = "{root / "no.sock"}"\n'
-        )
-        files["REFERENCE"] = str(root / "reference")
-        Path(files["REFERENCE"]).write_text("{}")
-        files["HOST"] = str(root / "host.json")
-        Path(files["HOST"]).write_bytes(enrolment_request(host))
-        files |= {"NONCE": NONCE, "EMPTY": "", "LONG": "a" * 5000}
-        yield Wrong(root, files)
+def good() -> Iterator[Wrong]:
+    # Not pytest's own directory: nobody else can read there.
+    with tempfile.TemporaryDirectory(prefix="cima-wrong-") as directory:
+        root = Path(directory)
+        root.chmod(0o755)
+        (root / "host").mkdir()
+        with simulated_host(root / "host") as host:
+            yield _good(root, host)
+
+
+def _good(root: Path, host: SimulatedHost) -> Wrong:
+    host.start("plain")
+    raw = host.evidence("plain", bytes.fromhex(NONCE))
+    public = host.attester.attestation_key().public
+    files = {name: str(root / name.lower()) for name in ("AK", "EVIDENCE", "OUT", "OUT2")}
+    Path(files["AK"]).write_bytes(enrolled_ak_file(parse_public(public)))
+    Path(files["EVIDENCE"]).write_bytes(raw)
+    files["SETTINGS"] = str(root / "config.toml")
+    Path(files["SETTINGS"]).write_text(
+        f'state_dir = "{host.root / "state"}"\nsocket = "{root / "no.sock"}"\n'
+    )
+    files["REFERENCE"] = str(root / "reference")
+    Path(files["REFERENCE"]).write_text("{}")
+    files["HOST"] = str(root / "host.json")
+    Path(files["HOST"]).write_bytes(enrolment_request(host))
+    subprocess.run(["chmod", "-R", "a+rX", root], check=True)
+    files |= {"NONCE": NONCE, "EMPTY": "", "LONG": "a" * 5000}
+    return Wrong(root, files)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__.rstrip("_"))
@@ -190,7 +218,8 @@ def test_a_wrong_file(good: Wrong, line: str, kind: Callable[[Path], None], tmp_
             pytest.skip(why)
     wrong = tmp_path / "the-wrong-one"
     kind(wrong)
-    status, out, err = good.run(line, wrong)
+    with as_nobody(tmp_path) if kind is forbidden else nullcontext():
+        status, out, err = good.run(line, wrong)
     told = out + err
     assert status == 2, (status, told)
     assert not JARGON.search(told), told
@@ -266,15 +295,6 @@ def test_every_error_is_json_too(good: Wrong) -> None:
         status, out, _ = good.run(line, None)
         error = json.loads(out)["error"]
         assert status == 2 and error["kind"] and error["what"], (line, out)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_no_permission(good: Wrong, tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
-    secret.write_text("x")
-    secret.chmod(0)
-    status, _, err = good.run(f"verify {secret} --nonce {NONCE} --ak AK", None)
-    assert status == 2 and str(secret) in err
 
 
 @pytest.mark.parametrize("option", ["--owner-key", "--policy", "--reference"])

@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from cima_runc import __version__
-from cima_runc.cli import shapes
+from cima_runc.cli import output, shapes
 from cima_runc.cli.examples import EXAMPLES
 from cima_runc.cli.main import app
 
@@ -87,10 +87,20 @@ def test_completion(shell: str) -> None:
 
 def test_completion_knows_the_whole_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_CIMA_COMPLETE", "complete_bash")
-    for line, expected in (("cima ver", "verify"), ("cima reference im", "image")):
-        monkeypatch.setenv("COMP_WORDS", line)
-        monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
-        assert expected in cima().stdout.split()
+
+    def completed(*words: str) -> list[str]:
+        monkeypatch.setenv("COMP_WORDS", " ".join(["cima", *words]))
+        monkeypatch.setenv("COMP_CWORD", str(len(words)))
+        return cima().stdout.split()
+
+    for words, found in ALL:
+        if inner := getattr(found, "list_commands", lambda _: [])(None):
+            shown = completed(*words, "")
+            assert shown == list(inner), words
+    assert completed("verify", "--bo") == ["--boot-log"]
+    assert completed("enroll", "accept", "--rep") == ["--replace"]
+    assert completed("configure", "") == ["docker", "containerd", "podman", "crio"]
+    assert "cel-json" in completed("log", "web", "--format", "")
 
 
 @pytest.mark.parametrize(
@@ -119,3 +129,17 @@ def test_an_error_as_json(tmp_path: Path) -> None:
     error = json.loads(done.stdout)["error"]
     assert (done.returncode, error["kind"]) == (2, "NoSettings")
     assert str(missing) in error["what"] and error["hint"]
+
+
+def test_at_a_terminal_it_says_what_was_written_and_what_comes_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a\x1b[31m"
+    output.wrote(path, "cima verify")
+    assert not any(capsys.readouterr())
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    output.wrote(path, "cima verify")
+    output.wrote(Path("-"), "nothing of standard output")
+    out, err = capsys.readouterr()
+    assert not out
+    assert err == f"cima: wrote {tmp_path}/a\\x1b[31m\ncima: next: cima verify\n"
