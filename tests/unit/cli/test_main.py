@@ -99,7 +99,7 @@ def test_completion_knows_the_whole_tree(monkeypatch: pytest.MonkeyPatch) -> Non
             assert shown == list(inner), words
     assert completed("verify", "--bo") == ["--boot-log"]
     assert completed("enroll", "accept", "--rep") == ["--replace"]
-    assert completed("configure", "") == ["docker", "containerd", "podman", "crio"]
+    assert {"docker", "containerd", "podman", "crio"} <= set(completed("configure", ""))
     assert "cel-json" in completed("log", "web", "--format", "")
 
 
