@@ -30,7 +30,7 @@ struct {
 /* Of an inode that holds data which was hashed. */
 struct writes {
 	u64 count;
-	u64 used; /* nanoseconds since boot: when a container last used it */
+	s64 awaited; /* interpreters that were started for it, and have not opened it yet */
 	u64 user[USERS_MAX];
 	u64 more_users;
 };
@@ -151,6 +151,15 @@ static __always_inline u32 writer_of(struct inode *real)
 	if (BPF_CORE_READ(real, i_mapping, i_mmap_writable.counter) > 0)
 		return SHARED_MAPPING;
 	return STABLE;
+}
+
+/* The address of the inode that holds the data of this one. */
+__noinline u64 real_of(u64 seen)
+{
+	struct real real;
+
+	find_real((struct inode *)seen, &real);
+	return (u64)real.inode;
 }
 
 /* What is known of a file's digest, and of the file. */
@@ -331,7 +340,6 @@ __noinline int add_user(u64 real, u64 registration)
 
 	if (!written)
 		return 0;
-	written->used = bpf_ktime_get_ns();
 	for (u32 i = 0; i < USERS_MAX; i++) {
 		user = *(volatile u64 *)&written->user[i];
 		if (user == registration)
@@ -345,12 +353,14 @@ __noinline int add_user(u64 real, u64 registration)
 	return 0;
 }
 
-/* Whether somebody may be running, or reading, what is in it now. */
+/*
+ * Whether somebody may be running, or reading, what is in it now. Who executes or maps a file has it
+ * open; the interpreter of a script opens it when it likes.
+ */
 static __always_inline int is_in_use(struct inode *real, const struct writes *written)
 {
 	return BPF_CORE_READ(real, i_mapping, i_mmap.rb_root.rb_node) ||
-	       BPF_CORE_READ(real, i_readcount.counter) > 0 ||
-	       bpf_ktime_get_ns() - written->used < RECENT_NS;
+	       BPF_CORE_READ(real, i_readcount.counter) > 0 || written->awaited > 0;
 }
 
 SEC("lsm/inode_free_security")

@@ -90,14 +90,16 @@ int BPF_PROG(cima_file_open, struct file *file)
 	u32 why, kind;
 	int denied;
 
-	if (!(file->f_mode & FMODE_WRITE))
+	if (!(file->f_mode & FMODE_WRITE)) {
+		opens(file);
 		return 0;
+	}
 	inode = file->f_inode;
 	if ((inode->i_mode & S_IFMT) != S_IFREG)
 		return 0;
 	magic = inode->i_sb->s_magic;
 	if (magic == OVERLAYFS)
-		return 0;
+		return refuse(copied_up(address(inode), address(file->f_path.dentry), OPENED_WHILE_MAPPED), -ETXTBSY);
 	if (magic != PROC && magic != TRACEFS && magic != DEBUGFS && magic != SYSFS && magic != CGROUP &&
 	    magic != BINFMT_MISC)
 		return written_to(inode, file->f_path.dentry, OPENED_WHILE_MAPPED);
@@ -120,7 +122,7 @@ static __always_inline int changes_size(struct dentry *dentry, struct iattr *att
 		return 0;
 	inode = BPF_CORE_READ(dentry, d_inode);
 	if (BPF_CORE_READ(inode, i_sb, s_magic) == OVERLAYFS)
-		return 0;
+		return refuse(copied_up(address(inode), address(dentry), TRUNCATED_WHILE_MAPPED), -ETXTBSY);
 	return written_to(inode, dentry, TRUNCATED_WHILE_MAPPED);
 }
 

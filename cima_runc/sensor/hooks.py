@@ -39,7 +39,6 @@ _LATE: Final = {"cima_ima_bprm": "ima_bprm_check", "cima_ima_mmap": "ima_file_mm
 
 _KINDS: Final = {
     "cima_file_mprotect": "bpf_lsm_file_mprotect",
-    "cima_setup_stack": "setup_arg_pages",
     "cima_personality": "__x64_sys_personality",
     "cima_ptrace": "bpf_lsm_ptrace_access_check",
     "cima_traceme": "bpf_lsm_ptrace_traceme",

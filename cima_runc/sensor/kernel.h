@@ -47,7 +47,7 @@ enum {
 	SIGKILL = 9,
 };
 enum { PROT_WRITE = 2, PROT_EXEC = 4, MAP_SHARED = 1, MAP_TYPE = 15 };
-enum { VM_EXEC = 4, VM_SHARED = 8, EXSTACK_ENABLE_X = 2, READ_IMPLIES_EXEC = 0x400000 };
+enum { VM_EXEC = 4, VM_SHARED = 8, READ_IMPLIES_EXEC = 0x400000 };
 enum { FMODE_READ = 1, FMODE_WRITE = 2, FMODE_EXEC = 0x20, ATTR_SIZE = 8 };
 enum { S_IFMT = 0170000, S_IFREG = 0100000, S_PRIVATE = 1 << 9, S_IMA = 1 << 10, S_VERITY = 1 << 16 };
 enum { SB_RDONLY = 1, SB_KERNMOUNT = 1 << 22, SB_I_IMA_UNVERIFIABLE_SIGNATURE = 0x20 };
@@ -120,7 +120,7 @@ struct seccomp {
 	int mode;
 } KERNEL;
 struct mm_struct {
-	unsigned long start_brk, brk, start_stack;
+	unsigned long start_brk, brk, start_stack, arg_start;
 } KERNEL;
 struct task_struct {
 	struct nsproxy *nsproxy;

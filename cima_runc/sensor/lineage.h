@@ -38,7 +38,10 @@ struct mark {
 	u32 entered;   /* 1: it came from outside, and has not executed anything yet */
 	s32 hash;      /* enum hash_algo of the program's digest, or negative: none that is believed */
 	s32 path_len;  /* bytes, the NUL counted; 0: none */
-	u32 unused;
+	u64 is_new;    /* 1: the program has not mapped anything executable yet */
+	u32 waits;     /* 1: a use of a file by this task waits for its digest */
+	u64 looked_at; /* the inode of the file that execve(2) looked at, until a program has taken over */
+	u64 script;    /* the inode of a script that this task has not opened yet (scripts.h); 0: none */
 	u8 digest[DIGEST_SIZE];
 	u8 path[PROGRAM_PATH_SIZE];
 };
@@ -179,8 +182,15 @@ int BPF_PROG(cima_task_alloc, struct task_struct *child, unsigned long flags)
 {
 	struct mark *mark = mark_of_current();
 
-	if (mark && !bpf_task_storage_get(&marks, child, mark, BPF_LOCAL_STORAGE_GET_F_CREATE))
+	if (!mark)
+		return 0;
+	mark = bpf_task_storage_get(&marks, child, mark, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!mark)
 		return -ENOMEM;
+	/* It is the parent that opens it. */
+	mark->waits = 0;
+	mark->looked_at = 0;
+	mark->script = 0;
 	return 0;
 }
 

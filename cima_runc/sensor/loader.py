@@ -460,7 +460,8 @@ class Sensor:
         for number, row in older.tables.rows():
             if number in self._containers.values():
                 continue
-            fresh = row._replace(dropped=0, nested=0, missed_before=missed - older.lost(row))
+            before = missed - older.lost(row)
+            fresh = row._replace(dropped=0, nested=0, waiting=0, missed_before=before)
             self._tables.put_row(number, fresh, new=True)
             self._take_over_allowlist(older, number)
             self._containers[row.mntns] = number

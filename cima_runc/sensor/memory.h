@@ -43,6 +43,32 @@ static __always_inline int is_anonymous(struct file *file)
 	       BPF_CORE_READ(inode, i_flags) & S_PRIVATE;
 }
 
+static long look_at_stack(struct task_struct *task, struct vm_area_struct *vma, u32 *is_executable)
+{
+	*is_executable = (vma->vm_flags & VM_EXEC) != 0;
+	return 0;
+}
+
+/*
+ * A new program has its stack before the first of it is mapped executable, which is now. Returns whether
+ * it is not to run.
+ */
+static __always_inline int has_executable_stack(void)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct mark *mark = bpf_task_storage_get(&marks, task, 0, 0);
+	u32 is_executable = 0;
+
+	if (!mark || !mark->is_new)
+		return 0;
+	mark->is_new = 0;
+	if (bpf_find_vma(task, BPF_CORE_READ(task, mm, arg_start), look_at_stack, &is_executable, 0)) {
+		count_dropped(mark->registration);
+		return 0;
+	}
+	return is_executable && note_memory(mark, EXECSTACK);
+}
+
 /*
  * Libraries, and whatever else is mapped executable.
  *
@@ -60,6 +86,8 @@ int BPF_PROG(cima_mmap_file, struct file *file, unsigned long reqprot, unsigned 
 	prot |= reqprot;
 	if (!(prot & PROT_EXEC))
 		return 0;
+	if (has_executable_stack())
+		return -EACCES;
 	bpf_probe_read_kernel(&raw, sizeof(raw), ctx);
 	if (is_anonymous((struct file *)raw)) {
 		mark = mark_of_current();
@@ -121,20 +149,6 @@ int BPF_PROG(cima_file_mprotect, struct vm_area_struct *vma, unsigned long reqpr
 	note(mark->registration, ABOUT(USE, MPROTECT, MMAP_CHECK, denied), address(inode),
 	     address(BPF_CORE_READ(file, f_path.dentry)));
 	return refuse(denied, -EACCES);
-}
-
-/* A program is about to run that wants an executable stack; too late to refuse, so it is ended. */
-SEC("fexit/setup_arg_pages")
-int BPF_PROG(cima_setup_stack, void *bprm, unsigned long top, int executable)
-{
-	struct mark *mark;
-
-	if (executable != EXSTACK_ENABLE_X)
-		return 0;
-	mark = mark_of_current();
-	if (mark && note_memory(mark, EXECSTACK))
-		bpf_send_signal(SIGKILL);
-	return 0;
 }
 
 /* From here on what it may read it may execute: its heap grows executable without another call. */

@@ -14,6 +14,8 @@ struct {
 	__type(value, u64);
 } roots SEC(".maps");
 
+#include "scripts.h"
+
 /*
  * A program of a container's root file system that is run by nobody of the container: the kernel was
  * told to (core_pattern, modprobe, release_agent, binfmt_misc), or somebody reached into it.
@@ -48,9 +50,13 @@ static __always_inline void adopt(struct linux_binprm *bprm)
 SEC("lsm.s/bprm_check_security")
 int BPF_PROG(cima_bprm_check, struct linux_binprm *bprm)
 {
+	int denied;
+
 	if (!mark_of_current())
 		adopt(bprm);
-	return use(bprm->file, BPRM_CHECK, 1);
+	denied = use(bprm->file, BPRM_CHECK, 1);
+	come_to(bprm);
+	return refuse(denied, -EPERM);
 }
 
 /* Whether a process from outside has more rights than the container. */
@@ -94,10 +100,13 @@ int BPF_PROG(cima_committed, struct linux_binprm *bprm)
 
 	if (!mark)
 		return 0;
+	catch_up(mark);
 	if (mark->entered) {
 		mark->entered = 0;
 		check_entry(mark, bprm);
 	}
+	mark->looked_at = 0;
+	mark->is_new = 1;
 	mark->hash = judge(address(bprm->file->f_inode), &judged) ? -1 : judged.known.hash;
 	__builtin_memcpy(mark->digest, judged.known.digest, DIGEST_SIZE);
 	mark->path_len = 0;

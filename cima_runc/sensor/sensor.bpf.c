@@ -12,6 +12,7 @@
  *	allowed.h	enforcement
  *	uses.h		files that run, and are read
  *	programs.h	programs, and who comes from outside
+ *	scripts.h	scripts that their interpreters have not opened yet
  *	memory.h	executable memory
  *	guard.h		what changes under a program, and who reaches for the sensor
  */

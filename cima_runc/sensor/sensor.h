@@ -25,7 +25,6 @@
 #define MOUNTED_MAX 4096	/* file systems that containers mounted and that live now */
 #define SCRATCH_SLOTS 8		/* per CPU; see claim_scratch */
 #define USERS_MAX 4		/* containers that are told of a change to a file in use */
-#define RECENT_NS 1000000000ULL /* a use so long ago may not have its mapping yet */
 
 #define NAME_PATTERNS_MAX 16	/* names of files whose reading is measured */
 #define NAME_PATTERN_SIZE 29
@@ -108,11 +107,12 @@ struct registration {
 	u64 flags;	/* enum registration_flag */
 	u64 dropped_in; /* mount namespace, not its own, in which the last event was dropped */
 	u64 pid;	/* of its first process, in the initial pid namespace; 0: whichever is first */
+	s64 waiting;	/* uses whose digest is waited for: those that are left in the end are lost */
 };
 enum registration_flag { BOUNDING_KNOWN = 1, SECCOMP_SEEN = 2, FIRST_SEEN = 4, DENY_MEMORY = 8 };
 
-_Static_assert(sizeof(struct watched) == 24 && sizeof(struct registration) == 80,
-	       "tables.py packs 24 and 80 bytes");
+_Static_assert(sizeof(struct watched) == 24 && sizeof(struct registration) == 88,
+	       "tables.py packs 24 and 88 bytes");
 
 /* Map `allowed`: registration number (u64) -> a hash map of the SHA-256 digests that may run there,
  * each with one byte. Containers that are not in it may run anything. */

@@ -23,12 +23,22 @@ MAPS: Final = ("allowed", "events", "registrations", "totals", "watched", *SHARE
 _NUMBER: Final = struct.Struct("=I")
 _KEY: Final = struct.Struct("=Q")
 _WATCHED: Final = struct.Struct("=QQQ")
-_ROW: Final = struct.Struct("=QQqqQQQQQQ")
+_ROW: Final = struct.Struct("=QQqqQQQQQQq")
 _WATCHED_MAX: Final = 65536
 _REGISTRATIONS_MAX: Final = 16384
 
-_HARMLESS_WHEN_MISSED: Final = "cima_free_inum"
-"""The program that may be skipped: an entry that outlives its namespace matches no other one."""
+_HARMLESS_WHEN_MISSED: Final = frozenset(
+    {
+        "cima_free_inum",
+        "cima_collect_begins",
+        "cima_collect_ends",
+        "cima_ima_bprm",
+        "cima_ima_mmap",
+    }
+)
+"""Programs that may be skipped. An entry that outlives its namespace matches no other one; a digest
+whose taking was not seen is not believed; a use that waits is sent by the next program that is not
+skipped, and counted where there is none (``waiting``)."""
 
 
 _ENDED: Final = 1 << 63
@@ -49,6 +59,7 @@ class Row(NamedTuple):
     flags: int = 0
     dropped_in: int = 0
     pid: int = 0
+    waiting: int = 0
 
 
 BOUNDING_KNOWN: Final = 1
@@ -102,7 +113,7 @@ class Tables:
         return unattributed + sum(
             self._libbpf.recursion_misses(handle)
             for name, handle in self._programs.items()
-            if name != _HARMLESS_WHEN_MISSED
+            if name not in _HARMLESS_WHEN_MISSED
         )
 
     def rows(self) -> Iterator[tuple[int, Row]]:
@@ -160,6 +171,8 @@ class Tables:
         self.put_ended_row(registration, row)
         raw = self._libbpf.take(self._rows, _KEY.pack(registration), _ROW.size)
         last = row if raw is None else Row(*_ROW.unpack(raw))
+        # What waits for a digest now will not be sent any more.
+        last = last._replace(dropped=last.dropped + max(last.waiting, 0), waiting=0)
         if last != row:
             self.put_ended_row(registration, last)
         return last

@@ -13,21 +13,33 @@
 static __always_inline int wait_for_ima(struct scratch *s, struct inode *inode)
 {
 	u64 task = bpf_get_current_pid_tgid();
+	struct registration *owner = registered(s->report.event.registration);
+	struct mark *mark = bpf_task_storage_get(&marks, bpf_get_current_task_btf(), 0, 0);
 
 	s->report.seen = (u64)inode;
-	return !bpf_map_update_elem(&pending, &task, &s->report, BPF_ANY);
+	if (bpf_map_update_elem(&pending, &task, &s->report, BPF_ANY))
+		return 0;
+	if (owner)
+		__sync_fetch_and_add(&owner->waiting, 1);
+	if (mark)
+		mark->waits = 1;
+	return 1;
 }
 
 /* IMA has looked at the file that the task waits for. */
-static __always_inline void complete(void)
+__noinline int complete(void)
 {
 	u64 task = bpf_get_current_pid_tgid();
 	struct report *r = bpf_map_lookup_elem(&pending, &task);
+	struct mark *mark = bpf_task_storage_get(&marks, bpf_get_current_task_btf(), 0, 0);
+	struct registration *owner;
 	struct judged judged = {};
 	u32 why;
 
+	if (mark)
+		mark->waits = 0;
 	if (!r)
-		return;
+		return 0;
 	why = judge(r->seen, &judged);
 	if (why != NO_DIGEST_KEPT) {
 		r->event.hash = judged.known.hash;
@@ -37,7 +49,21 @@ static __always_inline void complete(void)
 	if (!r->event.why) /* what is wrong with its file system */
 		r->event.why = why;
 	send(r);
+	owner = registered(r->event.registration);
+	if (owner)
+		__sync_fetch_and_add(&owner->waiting, -1);
 	bpf_map_delete_elem(&pending, &task);
+	return 0;
+}
+
+/*
+ * The kernel skips a program while another task, which it has preempted, is in it on the same CPU. It
+ * does not skip those of the LSM: the next that this task comes to makes up for it.
+ */
+static __always_inline void catch_up(struct mark *mark)
+{
+	if (mark && mark->waits)
+		complete();
 }
 
 SEC("fexit/ima_bprm_check")
@@ -140,6 +166,7 @@ static __always_inline int use(struct file *file, u32 func, int late)
 
 	if (!mark)
 		return 0;
+	catch_up(mark);
 	who[0] = mark->registration;
 	who[1] = owner_of(address(namespace_of_current()));
 	if (who[1] == who[0])

@@ -269,9 +269,68 @@ def test_a_changed_file_is_another_event(container: Watched, tmp_path: Path, how
         second = hashlib.sha256(program(b"2222")).digest()
     container.run(tmp_path / "prog")
     found = container.events()
-    assert [(e.digest, e.why) for e in uses(found)] == [(first, ""), (second, "")]
-    # It was run a moment ago: what runs may have changed.
-    assert {(e.path, e.kind) for e in found if e.kind is not Kind.USE} == {(b"prog", Kind.CHANGED)}
+    # Nobody was running it any more when it was changed.
+    assert [(e.digest, e.why, e.kind) for e in found] == [
+        (first, Why.STABLE, Kind.USE),
+        (second, Why.STABLE, Kind.USE),
+    ]
+
+
+def changed(found: list[Event]) -> set[tuple[bytes | None, Why]]:
+    """What is said of files that change while they may be in use."""
+    return {(event.path, event.why) for event in found if event.kind is Kind.CHANGED}
+
+
+@pytest.mark.parametrize("how", ["opened", "truncated"])
+def test_a_script_is_in_use_until_its_interpreter_opens_it(
+    container: Watched, tmp_path: Path, how: str
+) -> None:
+    """However long that takes: this one never does."""
+    install(tmp_path / "interp", program(b"i"))
+    install(tmp_path / "script", f"#!{tmp_path}/interp\n".encode())
+    container.run(tmp_path / "script")
+    time.sleep(3)
+    if how == "opened":
+        (tmp_path / "script").open("ab").close()
+    else:
+        os.truncate(tmp_path / "script", 3)
+    why = Why.OPENED_WHILE_MAPPED if how == "opened" else Why.TRUNCATED_WHILE_MAPPED
+    assert changed(container.events()) == {(b"script", why)}
+
+
+def test_a_script_that_was_read_to_its_end_is_not_in_use(
+    container: Watched, tmp_path: Path
+) -> None:
+    install(tmp_path / "script", b"#!/usr/bin/env sh\n:\n")
+    container.run(tmp_path / "script")
+    (tmp_path / "script").open("ab").close()
+    assert changed(container.events()) == set()
+
+
+def test_a_script_of_a_lower_layer_is_in_use_too(container: Watched, tmp_path: Path) -> None:
+    """Its interpreter will open the copy that writing makes."""
+    for name in ("lower", "upper", "work", "merged", "other-upper", "other-work", "other"):
+        (tmp_path / name).mkdir()
+    install(tmp_path / "interp", program(b"i"))
+    install(tmp_path / "lower/script", f"#!{tmp_path}/interp\n".encode())
+    for prefix, at in (("", "merged"), ("other-", "other")):
+        layers = [tmp_path / name for name in ("lower", f"{prefix}upper", f"{prefix}work")]
+        options = "lowerdir={},upperdir={},workdir={}".format(*layers)
+        subprocess.run(["mount", "-t", "overlay", "-o", options, "o", tmp_path / at], check=True)
+    inside = Namespace()  # made after the mounts: it has them
+    try:
+        container.sensor.watch(inside.number, registration := next(registrations), 1)
+        inside.run(tmp_path / "merged/script")
+        # Of nobody: another overlay of the same layer.
+        (tmp_path / "other/script").open("ab").close()
+        assert changed(drain(container.sensor)) == set()
+        inside.call(lambda: (tmp_path / "merged/script").open("ab").close())
+        assert changed(drain(container.sensor)) == {(b"script", Why.OPENED_WHILE_MAPPED)}
+        container.sensor.unwatch(registration)
+    finally:
+        inside.close()
+        for at in ("merged", "other"):
+            subprocess.run(["umount", "-l", tmp_path / at], check=True)
 
 
 def test_a_file_that_is_open_for_writing_is_unstable(container: Watched, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import ctypes
 import hashlib
 import mmap
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,3 +129,23 @@ def test_each_has_a_name(
     install(tmp_path / "lib", program(b"C" * 8192))
     container.call(lambda: attack(tmp_path / "lib"))
     assert (kind, why) in about(container.events())
+
+
+@pytest.mark.parametrize(("flags", "kinds"), [(6, set()), (7, {(Kind.MEMORY, Why.EXECSTACK)})])
+def test_a_program_with_an_executable_stack(
+    container: Watched, tmp_path: Path, flags: int, kinds: set[tuple[Kind, Why]]
+) -> None:
+    """PT_GNU_STACK says so, and the kernel makes it before the program's first instruction."""
+    whole = bytearray(program())
+    headers = struct.unpack_from("<H", whole, 56)[0]
+    at = 64 + 56 * headers
+    stack = struct.pack("<IIQQQQQQ", 0x6474E551, flags, 0, 0, 0, 0, 0, 16)
+    whole[at:at] = stack
+    struct.pack_into("<H", whole, 56, headers + 1)
+    entry = struct.unpack_from("<Q", whole, 24)[0]
+    struct.pack_into("<Q", whole, 24, entry + len(stack))
+    for offset in (64 + 32, 64 + 40):  # what is loaded is as much longer
+        struct.pack_into("<Q", whole, offset, struct.unpack_from("<Q", whole, offset)[0] + 56)
+    install(tmp_path / "prog", bytes(whole))
+    container.run(tmp_path / "prog")
+    assert about(container.events()) == {(Kind.USE, Why.STABLE)} | kinds
