@@ -99,6 +99,40 @@ def test_a_host_joins_by_token_and_is_followed(
         assert service.resyncs == 0
 
 
+@pytest.mark.parametrize("shown", ["none", "full"])
+def test_the_host_s_log_is_shown_as_the_settings_say(
+    tpm: Tpm, service: Service, url: str, tmp_path: Path, shown: str
+) -> None:
+    with reporting(tmp_path / "host", tpm, url, host_log=shown, **token(tmp_path)) as host:
+        service.until(lambda: bool(service.reports))
+        host.do(lambda one: one.host_runs(b"/usr/bin/id", bytes(32)))
+        if shown == "none":
+            assert lines(service.reports[-1])[1]["host_log"] is None
+            return
+
+        def lines_there() -> int:
+            assert service.keeper is not None
+            known = service.keeper.known.host_log
+            return known.lines if known else 0
+
+        service.until(lambda: lines_there() == 2)
+        logs = [lines(body)[1]["host_log"]["entries"] for body in service.reports]
+        entries = [one for log in logs for one in log]
+        assert [b"/usr/bin/id" in bytes.fromhex(one["data"]) for one in entries] == [False, True]
+        assert service.refusals == []
+
+
+def test_certificates_that_are_not_there_keep_nothing_from_going_on(
+    tpm: Tpm, service: Service, url: str, tmp_path: Path
+) -> None:
+    settings = {**token(tmp_path), "ca": str(tmp_path / "later.pem")}
+    with reporting(tmp_path / "host", tpm, url, **settings) as host:
+        number = host.do(lambda one: one.start("one"))
+        until(lambda: "later.pem" in (host.reporter.trouble or ""))
+        (tmp_path / "later.pem").write_bytes((tmp_path / "ca.pem").read_bytes())
+        service.until(lambda: proved(service, number) == 2, 40)
+
+
 def test_the_service_s_own_key_lets_it_read(
     tpm: Tpm, service: Service, url: str, tmp_path: Path
 ) -> None:

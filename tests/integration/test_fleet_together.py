@@ -4,10 +4,12 @@ the kernel."""
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from enrolled_tpm import manufactured_tpm
 
 from cima_runc.cli.remote import call_url
 from cima_runc.evidence.owner import generate, parse_private, public_text
@@ -133,9 +135,52 @@ def test_a_tenant_attests_through_the_service(
 
 
 def test_a_host_without_a_token_waits_for_approval(
-    tpm: Tpm, service: VerifierProcess, tmp_path: Path
+    tpm: Tpm, service: VerifierProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("cima_runc.agent.fleet.reporter._APPROVAL_SECONDS", 0.3)
     nothing = {"join_token_file": str(tmp_path / "none")}
     with reporting(tmp_path / "host", tpm, service.url, **nothing) as host:
         until(lambda: "approve" in (host.reporter.trouble or ""))
         assert service.get("/v1/hosts") == []
+        (waiting,) = service.get("/v1/enrolments")
+        approval = {"labels": {"rack": "b"}, "without_ek_certificate": True}
+        service.post(f"/v1/enrolments/{waiting['uid']}/approve", approval)
+        number = host.do(lambda one: one.start("one"))
+        until(lambda: host.reporter.confirmed(number) == 2)
+        (row,) = service.get("/v1/hosts")
+        assert row["labels"] == {"rack": "b"}
+        assert "hardware not proved" in container(service, "one")["not_proved"]
+
+
+def test_a_host_joins_by_its_manufacturer_s_certificate(tmp_path: Path) -> None:
+    (tmp_path / "tpm").mkdir()
+    with ExitStack() as stack:
+        made = stack.enter_context(manufactured_tpm(tmp_path / "tpm"))
+        roots = tmp_path / "roots.pem"
+        roots.write_bytes(made.root_ca + made.issuer_ca)
+        service = stack.enter_context(
+            verifier_process(
+                tmp_path / "service", interval=1.0, min_interval=0.2, manufacturers=str(roots)
+            )
+        )
+        (tmp_path / "ca.pem").write_bytes(service.certificate.read_bytes())
+        token = tmp_path / "token"
+        token.write_text(service.join_token(without_ek_certificate=False))
+        host = stack.enter_context(
+            reporting(tmp_path / "host", made.tpm, service.url, join_token_file=str(token))
+        )
+        number = host.do(lambda one: one.start("one"))
+        until(lambda: host.reporter.confirmed(number) == 2)
+        assert "hardware not proved" not in container(service, "one")["not_proved"]
+
+
+def test_a_token_is_good_once(tpm: Tpm, service: VerifierProcess, tmp_path: Path) -> None:
+    settings = joining(service, tmp_path)
+    with reporting(tmp_path / "host", tpm, service.url, **settings) as host:
+        until(lambda: host.reporter.last is not None)
+    with software_tpm() as tcti:
+        other = Tpm.open(tcti)
+        with reporting(tmp_path / "other", other, service.url, **settings) as host:
+            until(lambda: "TokenRefused" in (host.reporter.trouble or ""))
+        other.close()
+    assert len(service.get("/v1/hosts")) == 1

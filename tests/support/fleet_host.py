@@ -14,7 +14,6 @@ from typing import Any
 
 from cima_runc.cpcr.bind import NO_ROOT, bind_digest
 from cima_runc.cpcr.inner import EMPTY, inner
-from cima_runc.cpcr.register import extend
 from cima_runc.cpcr.status import Status
 from cima_runc.cpcr.table import Table, host_digest
 from cima_runc.evidence.aggregation import aggregate
@@ -197,12 +196,12 @@ class FleetHost:
                     self.table.set(one.slot, value)
         self.hostkey = os.urandom(32)
         self.root = os.urandom(32) if for_tenant else NO_ROOT
-        self.history = self.tpm.pcrs[12]
         if for_tenant:
-            self.history = extend(self.history, os.urandom(32))
+            self.tpm.extend(12, os.urandom(32))
+        self.history = self.tpm.pcrs[12]
         host = host_digest(self.hostkey, self.table.digest)
         digest = bind_digest(self.status.digest(), host, self.root)
-        self.tpm.pcrs[12] = extend(self.history, digest)
+        self.tpm.extend(12, digest)
 
     # -- reports --------------------------------------------------------------------------------
 

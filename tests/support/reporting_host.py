@@ -93,7 +93,7 @@ def reporting(root: Path, tpm: Tpm, url: str, **fleet: Any) -> Iterator[Reportin
     root.mkdir(exist_ok=True)
     boot_id = fleet.pop("boot_id", BOOT_ID)
     more = fleet.pop("more", {})
-    settings = {"fleet": {"url": url, "ca": str(root.parent / "ca.pem"), **fleet}, **more}
+    settings = {"fleet": {"url": url, "ca": str(root.parent / "ca.pem")} | fleet, **more}
     host = ReportingHost(root, tpm, settings, boot_id)
     host.reporter.start()
     try:

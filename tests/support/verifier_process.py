@@ -29,16 +29,25 @@ class VerifierProcess:
         """Its own certificate."""
         return self.root / "certificate.pem"
 
-    def join_token(self) -> str:
-        """Make a token for a TPM without a certificate."""
-        return run(self.root, "join-token", "--without-ek-certificate").strip()
+    def join_token(self, *, without_ek_certificate: bool = True) -> str:
+        """Make a token, for a TPM without a certificate unless told otherwise."""
+        more = ["--without-ek-certificate"] if without_ek_certificate else []
+        return run(self.root, "join-token", *more).strip()
 
     def get(self, path: str, **params: Any) -> Any:
         """Ask as the administrator."""
+        return self._ask("GET", path, params=params)
+
+    def post(self, path: str, value: Any) -> Any:
+        """Change something as the administrator."""
+        return self._ask("POST", path, json=value)
+
+    def _ask(self, method: str, path: str, **named: Any) -> Any:
         token = (self.root / "admin.token").read_text().strip()
-        answer = httpx.get(
+        answer = httpx.request(
+            method,
             self.url + path,
-            params=params,
+            **named,
             headers={"Authorization": f"Bearer {token}"},
             verify=ssl.create_default_context(cafile=self.certificate),
             timeout=30,

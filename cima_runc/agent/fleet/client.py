@@ -9,9 +9,12 @@ import ssl
 from contextlib import suppress
 from urllib.parse import urlsplit
 
+from pydantic import ValidationError
+
 from cima_runc import __version__
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
+from cima_runc.base.jsonio import JsonError, load_object
 from cima_runc.base.text import printable
 from cima_runc.config import FleetSettings
 from cima_runc.evidence.compressed import ENCODING, compressed
@@ -20,6 +23,11 @@ from cima_runc.evidence.report_answer import Answer, Refused, parse_answer
 
 TIMEOUT = 30.0
 """Seconds that the service may take to answer, beyond what it was asked to wait."""
+
+
+_BUSY = frozenset({429, 502, 503, 504})
+_SHOWN = 300
+"""Characters that are shown of what a service says."""
 
 
 class ServiceError(CimaError):
@@ -41,20 +49,12 @@ class Client:
     """Asks the service. For one thread, but for :meth:`close`."""
 
     def __init__(self, settings: FleetSettings) -> None:
-        """Raises:
-        ServiceError: the certificates cannot be used.
-        """
+        """Prepare; nothing is read or connected yet."""
         assert settings.url is not None
         self.url = settings.url.rstrip("/")
         parts = urlsplit(self.url)
         self._host, self._port, self._path = parts.hostname or "", parts.port, parts.path
-        try:
-            self._context = ssl.create_default_context(cafile=settings.ca)
-        except (OSError, ssl.SSLError) as error:
-            raise ServiceError(
-                f"{settings.ca} cannot be used: {error.strerror or type(error).__name__}",
-                hint="fleet.ca names a PEM file of certificates",
-            ) from error
+        self._ca = settings.ca
         self._connection: http.client.HTTPSConnection | None = None
         self._closed = False
 
@@ -69,11 +69,9 @@ class Client:
         try:
             answer = parse_answer(raw)
         except EvidenceError as error:
-            raise _unknown(status, retry_after, error) from error
+            raise refusal_of(status, raw, retry_after) from error
         if isinstance(answer, Refused):
-            raise ServiceRefusedError(
-                printable(answer.error), printable(answer.what), printable(answer.hint), retry_after
-            )
+            raise refusal_of(status, raw, retry_after)
         return answer
 
     def raw(
@@ -124,7 +122,7 @@ class Client:
         connection = self._connection
         if connection is None:
             connection = http.client.HTTPSConnection(
-                self._host, self._port, timeout=TIMEOUT, context=self._context
+                self._host, self._port, timeout=TIMEOUT, context=self._authorities()
             )
             connection.connect()
             connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -138,6 +136,16 @@ class Client:
         if answer.will_close:
             self._drop()
         return answer.status, raw, _seconds(answer.getheader("Retry-After"))
+
+    def _authorities(self) -> ssl.SSLContext:
+        """Read who may vouch for the service: anew for each connection, as files are renewed."""
+        try:
+            return ssl.create_default_context(cafile=self._ca)
+        except (OSError, ssl.SSLError) as error:
+            raise ServiceError(
+                f"{self._ca} cannot be used: {error.strerror or type(error).__name__}",
+                hint="fleet.ca names a PEM file of certificates",
+            ) from error
 
     def _unreachable(self, error: Exception) -> ServiceError:
         why = printable(str(error) or type(error).__name__)
@@ -159,10 +167,32 @@ class Client:
                 connection.sock.shutdown(socket.SHUT_RDWR)
 
 
-def _unknown(status: int, retry_after: float | None, error: EvidenceError) -> ServiceError:
-    if status in (429, 502, 503, 504):
-        return ServiceRefusedError(f"status {status}", "it has too much to do", "", retry_after)
-    return ServiceError(f"what answers, with status {status}, is no fleet's service: {error.what}")
+def refusal_of(status: int, raw: bytes, retry_after: float | None) -> ServiceError:
+    """Return as an error what an answer says that is not what was asked for."""
+    kind, what, hint = f"status {status}", "", ""
+    try:
+        said = load_object(raw, what="the answer", limit=limits.VERIFIER_INPUT)
+        if said.get("type") == "refused":
+            refused = Refused.model_validate(said)
+            kind, what, hint = refused.error, refused.what, refused.hint
+        elif isinstance(said.get("error"), str):
+            # As all but reports are refused.
+            what, hint = said["error"], str(said.get("hint", ""))
+            kind = str(said.get("kind", kind))
+    except (JsonError, ValidationError):
+        pass
+    if what:
+        return ServiceRefusedError(
+            printable(kind[:_SHOWN]),
+            printable(what[:_SHOWN]),
+            printable(hint[:_SHOWN]),
+            retry_after,
+        )
+    if status in _BUSY:
+        return ServiceRefusedError(kind, "it has too much to do", "", retry_after)
+    return ServiceError(
+        f"what answers, with status {status}, is no fleet's service", hint="see fleet.url"
+    )
 
 
 def _seconds(value: str | None) -> float | None:

@@ -24,7 +24,7 @@ from typing import Any, Protocol, TypeVar
 from cima_runc.agent import enrolment
 from cima_runc.agent.assembly import Assembly
 from cima_runc.agent.attester import AttestError, MovedError, Quoted
-from cima_runc.agent.fleet.client import Client, ServiceError, ServiceRefusedError
+from cima_runc.agent.fleet.client import Client, ServiceError, ServiceRefusedError, refusal_of
 from cima_runc.agent.fleet.line import StoredRecords, compose
 from cima_runc.agent.fleet.note import FILE, Note
 from cima_runc.agent.fleet.snapshot import Listing, Sent, Snapshot, is_readable, take_snapshot
@@ -49,6 +49,7 @@ from cima_runc.evidence.report_answer import (
     LONG_POLL,
     Accepted,
     Invitation,
+    Refused,
     Resync,
     TenantChallenge,
     TenantRequest,
@@ -117,11 +118,7 @@ class Reporter:
         attest: Attest,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        """``submit`` and ``attest`` run in ``loop``.
-
-        Raises:
-            ServiceError: the settings' certificates cannot be used.
-        """
+        """``submit`` and ``attest`` run in ``loop``."""
         self._settings = settings
         self._boot_id = boot_id
         self._store = store
@@ -488,19 +485,7 @@ class Reporter:
     def _sure(answer: tuple[int, bytes, float | None]) -> bytes:
         status, raw, retry_after = answer
         if status not in (200, 201, 202):
-            try:
-                from cima_runc.evidence.report_answer import Refused, parse_answer
-
-                said = parse_answer(raw)
-            except CimaError:
-                said = None
-            error = said if isinstance(said, Refused) else None
-            raise ServiceRefusedError(
-                printable(error.error) if error else f"status {status}",
-                printable(error.what) if error else "the enrolment is not taken",
-                printable(error.hint) if error else "",
-                retry_after,
-            )
+            raise refusal_of(status, raw, retry_after)
         return raw
 
     # -- tenants ------------------------------------------------------------------------------
@@ -603,8 +588,6 @@ def _host_name() -> str:
 
 
 def _refusal(error: BaseException) -> _Body:
-    from cima_runc.evidence.report_answer import Refused
-
     what = error.what if isinstance(error, CimaError) else "the host cannot answer now"
     hint = error.hint if isinstance(error, CimaError) else ""
     refused = Refused(error=type(error).__name__, what=what[: limits.PATH], hint=hint[:200])
