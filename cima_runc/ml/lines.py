@@ -32,9 +32,11 @@ NAME_ANNOTATION = "io.cima.name"
 CRI_NAMES = (
     ("io.kubernetes.cri.sandbox-uid", "io.kubernetes.cri.container-name"),
     ("io.kubernetes.pod.uid", "io.kubernetes.container.name"),
+    ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri.container-name"),
 )
 """Annotations that containerd's CRI plugin and CRI-O set themselves: a pod's uid, a container's
-name in it. Sources: containerd pkg/cri/annotations; cri-o internal/annotations."""
+name in it. containerd 1.6 does not tell the uid; what kubelet starts anew stays in its sandbox.
+Sources: containerd pkg/cri/annotations; cri-o internal/annotations."""
 
 LineName = (
     tuple[Literal["annotation"], str] | tuple[Literal["cri"], str, str] | tuple[Literal["id"], str]

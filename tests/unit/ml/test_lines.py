@@ -54,6 +54,25 @@ def test_lines_never_cross(one: Any, other: Any) -> None:
             ("id", "i"),
             ("cri", "u", "c"),
         ),
+        (  # containerd 1.6
+            {"io.kubernetes.cri.sandbox-id": "s", "io.kubernetes.cri.container-name": "c"},
+            ("id", "i"),
+            ("cri", "s", "c"),
+        ),
+        (  # a sandbox itself
+            {"io.kubernetes.cri.sandbox-id": "s", "io.kubernetes.cri.sandbox-uid": "u"},
+            ("id", "i"),
+            ("id", "i"),
+        ),
+        (
+            {
+                "io.kubernetes.cri.sandbox-id": "s",
+                "io.kubernetes.cri.sandbox-uid": "u",
+                "io.kubernetes.cri.container-name": "c",
+            },
+            ("id", "i"),
+            ("cri", "u", "c"),
+        ),
         (
             {"io.kubernetes.pod.uid": "u", "io.kubernetes.container.name": "c"},
             ("id", "i"),
