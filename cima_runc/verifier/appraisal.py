@@ -6,9 +6,8 @@ The container is as the image when no finding has the severity ``fail``; TRUSTED
 something was compared. What the rules are, in the order of the records:
 
 ==================  ===============================================================================
-records.*           lost events, missing sources (:mod:`.completeness`); violations and executable
-                    memory (:mod:`.rules.runtime`); records that
-                    should be there and are not, or that nobody knows
+records.*           lost events, missing sources, violations and executable memory
+                    (:mod:`.completeness`); records that should be there and are not
 config.*            :mod:`.rules.config`
 rootfs.*            :mod:`.rules.rootfs`
 file.*              :mod:`.rules.files`
