@@ -10,6 +10,8 @@ from typing import Any
 
 import grpc
 
+from tests.vm import guest
+
 SOCKET = "unix:///run/containerd/containerd.sock"
 POD, CONTAINER, NODE = 0, 1, 2
 RUNNING, EXITED = 1, 2
@@ -66,6 +68,15 @@ class Cri:
     def __init__(self) -> None:
         # Go's gRPC takes no socket path for an authority.
         self._channel = grpc.insecure_channel(SOCKET, [("grpc.default_authority", "localhost")])
+        guest.wait_for("containerd's CRI plugin", self._is_ready, 300)
+
+    def _is_ready(self) -> bool:
+        """The plugin is up some time after containerd itself, which refuses calls until then."""
+        try:
+            self.call("Status")
+        except grpc.RpcError:
+            return False
+        return True
 
     def close(self) -> None:
         self._channel.close()

@@ -156,6 +156,7 @@ def test_podman_with_its_storage_elsewhere(tmp_path: Path) -> None:
 
 def test_two_containers_in_a_pod_of_podman(tmp_path: Path) -> None:
     """The second has the first one's hosts file, and shares its namespaces."""
+    guest.ok(*ELSEWHERE, "load", "-i", images.archive(IMAGE))
     pods: list[str] = []
 
     def start(command: str) -> None:
