@@ -70,16 +70,21 @@ def json_tables() -> str:
         schema = schema_of(output)
         failure = output is shapes.FAILURE
         title = "errors" if failure else f"cima {output.command} --json"
-        kind = "one object a line" if output.lines else f"one {schema['type']}"
+        kind = "one object a line" if output.lines else f"one {_kind(schema)}"
         parts.append(f"## {title}\n\n{kind}; [JSON Schema]({schema_name(output)})\n")
         own = schema["items"]["$ref"].rpartition("/")[2] if "items" in schema else None
         models = dict(schema.get("$defs", {}))
         first = models.pop(own) if own else schema
-        parts += _table("", first)
+        if "properties" in first:
+            parts += _table("", first)
         for name, model in models.items():
             if "properties" in model:
                 parts += _table(name, model)
     return "\n".join(parts)
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    return str(schema["type"]) if "type" in schema else f"object: {_type(schema)}"
 
 
 def _table(name: str, model: dict[str, Any]) -> Iterator[str]:
