@@ -36,13 +36,13 @@ def test_the_handler_of_kubernetes(tmp_path: Path) -> None:
 
 
 def test_names_agree() -> None:
-    runtime_class = (EXAMPLES / "kubernetes/runtimeclass.yaml").read_text()
+    runtime_class = (EXAMPLES / "kubernetes/node/runtimeclass.yaml").read_text()
     assert re.findall("^handler: (.+)$", runtime_class, re.MULTILINE) == [RUNTIME_NAME]
     (name,) = re.findall("^  name: (.+)$", runtime_class, re.MULTILINE)
     pod = (EXAMPLES / "kubernetes/pod.yaml").read_text()
     assert re.findall("runtimeClassName: (.+)", pod) == [name]
     selectors = {
         tuple(re.findall('nodeSelector:\n +(.+): "true"', text))
-        for text in (runtime_class, (EXAMPLES / "kubernetes/daemonset.yaml").read_text())
+        for text in (runtime_class, (EXAMPLES / "kubernetes/node/daemonset.yaml").read_text())
     }
     assert len(selectors) == 1 and len(selectors.pop()) == 1
