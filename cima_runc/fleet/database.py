@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event, text
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, OperationalError
 
 from cima_runc.base.errors import CimaError
 
@@ -21,6 +21,10 @@ SERVICE = "service"
 """The scope that sees all."""
 _BUSY_SECONDS = 30
 _CONNECTIONS = 12
+
+
+class NotStorableError(CimaError):
+    """What was given is no value that the database can hold."""
 
 
 class DatabaseError(CimaError):
@@ -126,6 +130,9 @@ class Database:
                             text("SELECT set_config('cima.scope', :scope, true)"), {"scope": scope}
                         )
                     yield connection
+        except DataError as error:
+            # PostgreSQL keeps no NUL in texts, for example; SQLite takes it.
+            raise NotStorableError(f"no such thing can be: {_reason(error)}") from error
         except (OperationalError, sqlalchemy.exc.TimeoutError) as error:
             raise DatabaseError(
                 f"the database does not answer: {_reason(error)}", hint="cima-verifier check"

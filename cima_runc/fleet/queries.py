@@ -521,7 +521,9 @@ def policies(connection: Connection) -> list[Row]:
     policy of now."""
     table, appraised = table_of(Policy), table_of(Appraisal)
     found = connection.execute(
-        select(appraised.c.policy, func.count()).group_by(appraised.c.policy)
+        select(appraised.c.policy, func.count())
+        .where(appraised.c.mode == "enforce")
+        .group_by(appraised.c.policy)
     )
     counts = {row[0]: row[1] for row in found}
     rows = connection.execute(

@@ -4,11 +4,12 @@ import json
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from cima_runc.base.text import printable
 
 _SYMBOLS = {"TRUSTED": "✓", "UNTRUSTED": "✗", "STALE": "◷", "UNKNOWN": "?"}
-_LONG = 2_000
+_LONG = 100_000
 
 
 def visible(value: Any) -> str:
@@ -20,10 +21,17 @@ def visible(value: Any) -> str:
     return "".join(one if one.isprintable() else printable(one) for one in text)
 
 
-def pretty(value: Any) -> str:
-    """Return JSON for people, ASCII alone, and not more than a page holds."""
+def pretty(value: Any) -> Markup:
+    """Return JSON on lines of its own: ASCII, and not more than a page holds."""
     text = json.dumps(value, indent=1, sort_keys=True)
-    return text if len(text) <= 50 * _LONG else text[: 50 * _LONG] + "\n… (cut: the API has all)"
+    cut = "" if len(text) <= _LONG else "\n… (cut: the API has all)"
+    # Its line ends are ours: JSON escapes those of others.
+    return escape(text[:_LONG] + cut)
+
+
+def compact(value: Any) -> str:
+    """Return JSON on one line."""
+    return short(json.dumps(value, sort_keys=True), 2_000)
 
 
 def short(value: Any, length: int = 12) -> str:
@@ -45,7 +53,7 @@ ENVIRONMENT = Environment(
     lstrip_blocks=True,
     finalize=_finalize,
 )
-ENVIRONMENT.filters |= {"pretty": pretty, "short": short}
+ENVIRONMENT.filters |= {"pretty": pretty, "compact": compact, "short": short}
 ENVIRONMENT.globals |= {"symbols": _SYMBOLS}
 
 

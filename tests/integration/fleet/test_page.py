@@ -114,6 +114,38 @@ def test_every_view_with_hostile_names(fleet: ServedFleet, planted: Planted) -> 
     assert "1 places" in texts[f"/search?q=sha256:{planted.digest}"]
     assert "waits-there" in texts["/enrolments"]
     assert "✓ The chain holds" in texts["/audit"]
+    # What is observed alone is nobody's verdict.
+    newest = fleet.query(queries.policies)[0]
+    assert newest["containers"] == len(fleet.query(queries.containers, everything=True))
+    # Line ends of our own are line ends; those of others are seen.
+    assert "\\x0a" not in "".join(texts.values())
+
+
+@pytest.mark.parametrize("word", ["\0", "a\0b", "\ud800", "%", "_", "\\", "9" * 4096, "'", "\x1b"])
+def test_whatever_is_asked_for_is_answered(fleet: ServedFleet, word: str) -> None:
+    client = visitor(fleet, fleet.admin)
+    said = quote(word, errors="surrogatepass")
+    for path in (
+        *(
+            f"/containers?{key}={said}"
+            for key in ("verdict", "name", "namespace", "image", "after")
+        ),
+        f"/hosts?after={said}",
+        f"/events?before={said}",
+        f"/audit?before={said}",
+        f"/search?q={said}",
+        f"/images/{said}",
+        f"/sign-in?next={said}",
+    ):
+        answer = client.get(path)
+        assert answer.status_code in {200, 400, 404, 422}, (path, answer.text)
+        assert "\x1b" not in answer.text and "\0" not in answer.text
+        if not path.startswith("/sign-in"):
+            # The same questions by the API.
+            assert fleet.ask("GET", f"/v1{path}").status_code < 500, path
+    given = {"Content-Type": "application/x-www-form-urlencoded"}
+    wrong = client.post("/sign-in", content=f"token={said}", headers=given)
+    assert wrong.status_code == 403
 
 
 def test_every_link_leads_somewhere(fleet: ServedFleet, planted: Planted) -> None:
