@@ -87,11 +87,13 @@ def application(service: Service) -> Asgi:
         return {"status": "ok", "version": __version__}
 
     @api.exception_handler(CimaError)
-    async def refused(_: Request, error: CimaError) -> JSONResponse:
+    async def refused(request: Request, error: CimaError) -> JSONResponse:
         status = next((code for kind, code in _STATUS if isinstance(error, kind)), 400)
         headers = {"Retry-After": "5"} if status in {429, 503} else {}
         if status == 401:
             headers["WWW-Authenticate"] = "Bearer"
+        if getattr(request.scope.get("route"), "tags", None) == ["hosts"]:
+            return JSONResponse(reports.refusal(error).model_dump(), status, headers)
         return _error(status, error.what, error.hint, headers, type(error).__name__)
 
     @api.exception_handler(RequestValidationError)

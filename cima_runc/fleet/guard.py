@@ -14,6 +14,7 @@ _LARGER = (
     ("/reports", limits.REPORT),
     ("/answers/", limits.EVIDENCE),
     ("/v1/references", limits.FLEET_REFERENCE),
+    ("/v1/enrolments", limits.VERIFIER_INPUT),
     ("/v1/policies", limits.VERIFIER_INPUT),
 )
 _HEADERS = (

@@ -193,7 +193,7 @@ def routes(service: Service) -> APIRouter:
     async def enrol(request: Request) -> Response:
         """Begin to join: the answer is a credential for the host's TPM."""
         may_enrol(request)
-        asked = parse_host(HostEnrolment, await request.body(), "the enrolment")
+        asked = parse_host(HostEnrolment, await small_body(request), "the enrolment")
         return _answer(200, await service.run(begin, asked))
 
     @router.post(
@@ -205,7 +205,7 @@ def routes(service: Service) -> APIRouter:
     async def activated(name: RequestName, request: Request) -> Response:
         """Give what was in the credential."""
         may_enrol(request)
-        given = parse(EnrolmentAnswer, await request.body(), "the answer")
+        given = parse(EnrolmentAnswer, await small_body(request), "the answer")
         return _answer(200, await service.run(opened, name, given))
 
     @router.get(
@@ -218,6 +218,16 @@ def routes(service: Service) -> APIRouter:
         return _answer(200, await service.run(state, name))
 
     return router
+
+
+async def small_body(request: Request) -> bytes:
+    """Return a body as it was before it was compressed.
+
+    Raises:
+        EvidenceError: it is not compressed as it says, or becomes too large.
+    """
+    encoding = request.headers.get("content-encoding")
+    return decompressed(await request.body(), encoding, limits.VERIFIER_INPUT)
 
 
 def _body_of(kind: Any) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class ServedFleet:
         """Make a token."""
         return self.write(changes.make_token, "someone", role, tenant=tenant)[1]
 
-    def get(self, path: str, token: str | None = None, **params: Any) -> Any:
+    def get(self, path: str, token: str | None = None, /, **params: Any) -> Any:
         """Ask, as the administrator unless another token is given; return what is answered."""
         answer = self.ask("GET", path, token, params=params)
         assert answer.status_code == 200, answer.text
