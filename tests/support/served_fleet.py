@@ -23,6 +23,28 @@ from tests.support.fleet_host import FleetHost
 _Any = TypeVar("_Any")
 
 
+def new_host(host: FleetHost, name: str = "host", **labels: str) -> dict[str, Any]:
+    """Return the row of a simulated host, as an approval makes it; it has no endorsement key."""
+    return {
+        "uid": new_uid(),
+        "ak_name": host.tpm.ak_name.hex(),
+        "ak_public": host.tpm.ak_public,
+        "tpm": b"{}",
+        "ek_digest": host.tpm.ak_name.hex()[4:],
+        "hardware": "",
+        "name": name,
+        "labels": labels,
+        "state": "enrolled",
+        "enrolled": clock.now(),
+        "enrolled_by": "tester",
+        "log": {},
+        "log_lines": 0,
+        "has_boot_log": False,
+        "stale_told": 0,
+        "refused": "",
+    }
+
+
 class ServedFleet:
     """The service, its HTTP, and an administrator's token."""
 
@@ -60,26 +82,7 @@ class ServedFleet:
     def enrol(self, host: FleetHost, name: str = "host", **labels: str) -> None:
         """Enrol a simulated host, as an approval does; it has no endorsement key."""
         with self.service.database.write() as connection:
-            connection.execute(
-                insert(table_of(Host)).values(
-                    uid=new_uid(),
-                    ak_name=host.tpm.ak_name.hex(),
-                    ak_public=host.tpm.ak_public,
-                    tpm=b"{}",
-                    ek_digest=host.tpm.ak_name.hex()[4:],
-                    hardware="",
-                    name=name,
-                    labels=labels,
-                    state="enrolled",
-                    enrolled=clock.now(),
-                    enrolled_by="tester",
-                    log={},
-                    log_lines=0,
-                    has_boot_log=False,
-                    stale_told=0,
-                    refused="",
-                )
-            )
+            connection.execute(insert(table_of(Host)).values(**new_host(host, name, **labels)))
 
     def nonce(self, host: FleetHost) -> bytes:
         """Ask for a nonce, as a host does."""

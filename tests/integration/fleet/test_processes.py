@@ -1,0 +1,262 @@
+"""Processes that are killed, a database that restarts, migrations: nothing is lost."""
+
+import itertools
+import multiprocessing
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import insert, select, text
+
+from cima_runc.evidence.report_answer import Accepted
+from cima_runc.fleet import clock, migrate
+from cima_runc.fleet.database import Database
+from cima_runc.fleet.schema import Container, Host, Record, new_uid, table_of
+from tests.support.fleet_host import FleetHost
+from tests.support.fleet_process import FleetProcess, fleet_process, write_settings
+from tests.support.postgresql import PostgreSql
+from tests.support.served_fleet import eventually, new_host
+
+HOSTS = 200
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    made = Database(database_url)
+    migrate.migrate(made)
+    yield made
+    made.close()
+
+
+def enrolled(database: Database, count: int) -> list[FleetHost]:
+    hosts = [FleetHost() for _ in range(count)]
+    with database.write() as connection:
+        for host in hosts:
+            connection.execute(insert(table_of(Host)).values(**new_host(host)))
+    return hosts
+
+
+class Fleet:
+    """Hosts that report to whichever process lives, and what they were told is durable."""
+
+    def __init__(self, hosts: list[FleetHost], urls: list[FleetProcess]) -> None:
+        self.hosts = hosts
+        self.processes = urls
+        self.confirmed: dict[int, int] = {}
+        """Records by registration, as an acknowledged report has confirmed them."""
+        self.refused: list[str] = []
+        self.stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(hosts[at::4],), daemon=True) for at in range(4)
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def end(self) -> None:
+        self.stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def _run(self, hosts: list[FleetHost]) -> None:
+        numbers = {id(host): host.start(f"c-{id(host)}") for host in hosts}
+        for turn in itertools.count():
+            for host in hosts:
+                if self.stop.is_set():
+                    return
+                host.run(numbers[id(host)], b"/bin/%d" % turn)
+                host.bind()
+                self._report(host)
+
+    def _report(self, host: FleetHost) -> None:
+        process = random.choice(self.processes)
+        try:
+            answer = process.report(host)
+        except (httpx.HTTPError, OSError, RuntimeError):
+            time.sleep(0.05)
+            return
+        if isinstance(answer, Accepted):
+            for number, count in answer.confirmed.records.items():
+                self.confirmed[int(number)] = count
+        elif answer.type == "refused":
+            self.refused.append(f"{answer.error}: {answer.what}")
+
+    def settled(self) -> None:
+        """Have each host report until all is confirmed, and see that it is there."""
+        for host in self.hosts:
+            for _ in range(6):
+                self._report(host)
+
+
+def lost(database: Database, confirmed: dict[int, int]) -> list[Any]:
+    """Return registrations of which fewer records are there than were confirmed."""
+    container, record = table_of(Container).c, table_of(Record).c
+    with database.read() as connection:
+        rows = connection.execute(
+            select(container.registration, container.confirmed, container.id)
+        ).all()
+        counts = dict(
+            connection.execute(
+                text("SELECT container, count(*) FROM record GROUP BY container")
+            ).all()
+        )
+    assert record is not None
+    stored = {row.registration: (row.confirmed, counts.get(row.id, 0)) for row in rows}
+    return [
+        (number, count, stored.get(number))
+        for number, count in confirmed.items()
+        if number not in stored or min(stored[number]) < count
+    ]
+
+
+def test_processes_are_killed_under_load(tmp_path: Path, database: Database) -> None:
+    hosts = enrolled(database, HOSTS)
+    url = database.url.render_as_string(hide_password=False)
+    config = write_settings(tmp_path / "service", url, interval=5.0, overdue=2.0)
+    processes = [FleetProcess(config) for _ in range(2 if database.is_postgresql else 1)]
+    fleet = Fleet(hosts, processes)
+    fleet.start()
+    for _ in range(3):
+        time.sleep(2)
+        victim = random.randrange(len(processes))
+        processes[victim].kill()
+        processes[victim] = FleetProcess(config)
+    time.sleep(1)
+    fleet.end()
+    assert len(fleet.confirmed) > 10
+    assert lost(database, fleet.confirmed) == []
+    fleet.settled()
+    assert lost(database, fleet.confirmed) == []
+    assert not fleet.refused, fleet.refused[:3]
+    # The one that is left tells of those that stop reporting; none of them twice.
+    for process in processes[1:]:
+        process.kill()
+    eventually(lambda: stale(processes[0]) >= len(hosts) - 1, 40)
+    told = processes[0].get("/v1/events", kind="host.stale", limit=1000)
+    by_host = [one["host"] for one in told if one["time"] > recent(told)]
+    assert len(by_host) == len(set(by_host))
+    processes[0].stop()
+
+
+def stale(process: FleetProcess) -> int:
+    found: dict[str, int] = process.get("/v1/overview")["hosts"]
+    return found["stale"]
+
+
+def recent(told: list[dict[str, Any]]) -> str:
+    from cima_runc.fleet.queries import when
+
+    assert told
+    found = when(clock.now() - 9_000)
+    assert found is not None
+    return found
+
+
+def test_the_database_restarts_under_load(tmp_path: Path, server: PostgreSql) -> None:
+    database = Database(server.create(f"restarted_{new_uid()}", template="template_fleet"))
+    hosts = enrolled(database, 40)
+    config = write_settings(
+        tmp_path / "service", database.url.render_as_string(hide_password=False), interval=5.0
+    )
+    with fleet_process(config) as process:
+        fleet = Fleet(hosts, [process])
+        fleet.start()
+        for kill in (False, True):
+            time.sleep(1.5)
+            before = len(fleet.confirmed)
+            server.stop(kill=kill)
+            time.sleep(0.5)
+            server.start()
+            eventually(lambda: process.client.get("/v1/health").status_code == 200, 60)
+            assert before >= 0
+        time.sleep(1.5)
+        fleet.end()
+        fleet.settled()
+        assert not fleet.refused, fleet.refused[:3]
+        assert lost(database, fleet.confirmed) == []
+        assert len(fleet.confirmed) >= 30
+    database.close()
+
+
+def _migrate_slowly(url: str, begun: Any) -> None:
+    """Migrate, and stop where nothing is committed yet, in a process of its own."""
+    from alembic.runtime.migration import MigrationContext
+
+    real = MigrationContext.run_migrations
+
+    def slow(self: MigrationContext, **named: Any) -> None:
+        real(self, **named)
+        begun.set()
+        time.sleep(60)
+
+    MigrationContext.run_migrations = slow  # type: ignore[method-assign]
+    migrate.migrate(Database(url))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database without tables."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'empty.db'}"
+    found: PostgreSql = request.getfixturevalue("server")
+    return found.create(f"empty_{new_uid()}")
+
+
+def test_a_migration_that_is_interrupted_has_changed_nothing(empty_url: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    begun = context.Event()
+    process = context.Process(target=_migrate_slowly, args=(empty_url, begun))
+    process.start()
+    assert begun.wait(60)
+    database = Database(empty_url)
+    # It refuses to run twice at once.
+    with pytest.raises(migrate.MigrationRunningError):
+        migrate.migrate(database)
+    process.kill()
+    process.join()
+    eventually(lambda: migrate.present(database) is None)
+    with pytest.raises(migrate.SchemaError):
+        migrate.check(database)
+    assert eventually(lambda: _migrated(database))
+    migrate.check(database)
+    assert migrate.migrate(database) is False
+    database.close()
+
+
+def _migrated(database: Database) -> bool:
+    try:
+        return migrate.migrate(database)
+    except migrate.MigrationRunningError:
+        return False
+
+
+def test_tables_of_a_later_version_are_left_alone(empty_url: str) -> None:
+    database = Database(empty_url)
+    migrate.migrate(database)
+    with database.write() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(migrate.MigrationError, match="9999"):
+        migrate.migrate(database)
+    with pytest.raises(migrate.SchemaError):
+        migrate.check(database)
+    database.close()
+
+
+def test_the_tables_are_those_of_the_models(empty_url: str) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    from cima_runc.fleet.schema import Base
+
+    database = Database(empty_url)
+    migrate.migrate(database)
+    with database.read() as connection:
+        found = compare_metadata(MigrationContext.configure(connection), Base.metadata)
+    assert found == []
+    database.close()
