@@ -316,11 +316,13 @@ def _row(connection: Connection, uid: str) -> dict[str, Any]:
 def _waiting(connection: Connection, uid: str) -> dict[str, Any]:
     """Return a waiting enrolment by the beginning of its name, which is what people are shown: the
     whole of it is the host's to know."""
+    if not uid.isalnum() or len(uid) < 6:
+        raise NoSuchEnrolmentError("no such host is waiting", hint="cima fleet approve --list")
     rows = (
         connection.execute(
             select(_ENROLMENT)
             .where(
-                _ENROLMENT.c.uid.startswith(uid, autoescape=True),
+                _ENROLMENT.c.uid.like(f"{uid}%"),
                 _ENROLMENT.c.state == "waiting",
                 _ENROLMENT.c.expires > clock.now(),
             )
@@ -329,7 +331,7 @@ def _waiting(connection: Connection, uid: str) -> dict[str, Any]:
         .mappings()
         .all()
     )
-    if len(rows) != 1 or len(uid) < 6:
+    if len(rows) != 1:
         raise NoSuchEnrolmentError("no such host is waiting", hint="cima fleet approve --list")
     return dict(rows[0])
 

@@ -234,7 +234,7 @@ def containers(
     if ak_name is not None:
         query = query.where(_HOST.c.ak_name == ak_name)
     if name is not None:
-        query = query.where(_CONTAINER.c.name.startswith(name, autoescape=True))
+        query = query.where(_CONTAINER.c.name.like(_beginning(name), escape="/"))
     if image is not None:
         query = query.where(_CONTAINER.c.image == image)
     if namespace is not None:
@@ -685,6 +685,13 @@ def _rows(
 
 def _plain(value: Any) -> Any:
     return base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else value
+
+
+def _beginning(text: str) -> str:
+    """Return a pattern of LIKE for what begins with a text; ``/`` is its escape."""
+    for special in "/%_":
+        text = text.replace(special, f"/{special}")
+    return f"{text}%"
 
 
 def _printable(text: str | None) -> str | None:

@@ -24,12 +24,14 @@ from cima_runc.fleet.sessions import Sessions
 from cima_runc.fleet.settings import Settings
 from cima_runc.fleet.verdicts import Judge, News
 from cima_runc.ml.contents import Measured
-from cima_runc.verifier.errors import VerificationError
+from cima_runc.verifier.errors import ClockError, VerificationError
 from cima_runc.verifier.report.check import Proved, ReportPolicy, check_report
 from cima_runc.verifier.report.resync import NeedsResync
 
 _HOST, _CONTAINER = table_of(Host), table_of(Container)
 _SHOWN = 300
+_CLOCK = 1 << 63
+"""Milliseconds: what the database's numbers hold."""
 
 
 class NotEnrolledError(CimaError):
@@ -109,6 +111,8 @@ class Reports:
             confirmed = self._all_of_boot(connection, host, report)
             invitation = self.invitation(ak_name, proved=True, connection=connection)
             return Outcome(Resync(confirmed=confirmed, invitation=invitation), is_accepted=False)
+        if found.counters.clock >= _CLOCK:
+            raise ClockError("the TPM's clock is later than any that can be", expected="", found="")
         now = clock.now()
         after = self._keep(connection, host, found, now)
         answer = Accepted(

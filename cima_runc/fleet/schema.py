@@ -4,6 +4,7 @@ Times are whole milliseconds since 1970 (UTC). What others are shown of a row is
 is random: a number would count what others have. Source: fleet, section 5, for the names.
 """
 
+import re
 import secrets
 from typing import Any
 
@@ -17,6 +18,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    TypeDecorator,
     UniqueConstraint,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -30,6 +32,29 @@ _Number = BigInteger().with_variant(Integer, "sqlite")
 def new_uid() -> str:
     """Return a random name for a row, 24 hexadecimal digits."""
     return secrets.token_hex(UID_BYTES)
+
+
+class Text(TypeDecorator[str]):
+    """Any text that JSON can hold, as it was: PostgreSQL's has no NUL, and neither database's has
+    half of a surrogate pair, which peers can send in a name."""
+
+    impl = String
+    cache_ok = True
+    _ESCAPE = "\ue000"
+    _ODD = re.compile("[\x00\ud800-\udfff\ue000]")
+    _ESCAPED = re.compile("\ue000([0-9a-f]{4})")
+
+    def process_bind_param(self, value: str | None, dialect: object) -> str | None:  # noqa: ARG002
+        """Return the text as it is stored."""
+        if value is None:
+            return None
+        return self._ODD.sub(lambda found: f"{self._ESCAPE}{ord(found[0]):04x}", value)
+
+    def process_result_value(self, value: str | None, dialect: object) -> str | None:  # noqa: ARG002
+        """Return the text as it was given."""
+        if value is None or self._ESCAPE not in value:
+            return value
+        return self._ESCAPED.sub(lambda found: chr(int(found[1], 16)), value)
 
 
 class Base(DeclarativeBase):
@@ -46,7 +71,7 @@ class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012 - read by SQLAlchemy
         int: BigInteger().with_variant(Integer, "sqlite"),
         bytes: LargeBinary,
-        str: String,
+        str: Text,
         dict[str, Any]: JSON,
         list[Any]: JSON,
     }

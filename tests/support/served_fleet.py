@@ -117,10 +117,10 @@ class ServedFleet:
         """Bind what is new, and report until all is confirmed."""
         host.bind()
         for _ in range(20):
-            self.report(host)
+            answer = self.report(host)
             if not host.changed and not self._behind(host):
                 return
-        raise AssertionError("the service does not confirm everything")
+        raise AssertionError(f"the service does not confirm everything: {answer}")
 
     def _behind(self, host: FleetHost) -> bool:
         return any(

@@ -1,5 +1,6 @@
 """Hosts that lie, and strangers: each refused by name, nothing applied, others not slowed."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -176,6 +177,9 @@ NAMES = (
     "\x1b[31mred\x1b[0m",
     "a\nb",
     "\u202e",
+    "a\0b",
+    "half \ud83d of a pair",
+    "\ue000 0000",
 )
 
 
@@ -185,20 +189,36 @@ def test_names_are_never_more_than_names(
 ) -> None:
     host = FleetHost()
     fleet.enrol(host, name=name)
-    host.start(name)
+    number = host.start("web")
+    path = b"/" + name.replace("\0", "").encode("utf-8", "surrogatepass")
+    host.run(number, path)
     fleet.sync(host)
-    rows = fleet.get("/v1/containers", everything=True)
-    assert len(rows) == 1
-    for raw in ("\x1b", "\n", "\u202e"):
-        assert raw not in rows[0]["container"]
-        assert raw not in fleet.get("/v1/hosts")[0]["name"]
-        for event in fleet.get("/v1/events"):
-            assert raw not in str(event["data"].get("container", ""))
-    assert fleet.get("/v1/containers", name=name, everything=True)[0]["uid"] == rows[0]["uid"]
+    (row,) = fleet.get("/v1/containers", everything=True)
+    shown = json.dumps(
+        [
+            fleet.get("/v1/hosts"),
+            fleet.get("/v1/events"),
+            fleet.get(f"/v1/containers/{row['uid']}"),
+            fleet.get("/v1/find", digest=hashlib.sha256(path).hexdigest()),
+        ],
+        ensure_ascii=False,
+    )
+    for raw in ("\x1b", "\n", "\u202e", "\0"):
+        assert raw not in shown
+    # Whatever is looked for, it is looked for as it is.
+    asked = name.encode("utf-8", "replace").decode()
+    assert fleet.get("/v1/containers", name=asked) == []
+    assert fleet.get("/v1/events", kind=asked, host=asked, container=asked) == []
     metrics = fleet.ask("GET", "/v1/metrics").text
     assert "script" not in metrics and name not in metrics
     captured = capfd.readouterr()
     assert "\x1b[31m" not in captured.out + captured.err
+
+    def named(payload: dict[str, Any]) -> None:
+        payload["containers"] = [{**host._listed(host.containers[number]), "id": name}]
+
+    body = host.report(fleet.nonce(host), lie=named)
+    assert refused(fleet, host, body) == "EvidenceFormatError"
 
 
 def test_records_of_another_container(fleet: ServedFleet, host: FleetHost) -> None:

@@ -90,8 +90,10 @@ class Fleet:
     def settled(self) -> None:
         """Have each host report until all is confirmed, and see that it is there."""
         for host in self.hosts:
-            for _ in range(6):
+            for _ in range(20):
                 self._report(host)
+                if not host.changed:
+                    break
 
 
 def lost(database: Database, confirmed: dict[int, int]) -> list[Any]:
@@ -116,13 +118,14 @@ def lost(database: Database, confirmed: dict[int, int]) -> list[Any]:
 
 
 def test_processes_are_killed_under_load(tmp_path: Path, database: Database) -> None:
-    hosts = enrolled(database, HOSTS)
+    # SQLite is for one process and a few hosts.
+    hosts = enrolled(database, HOSTS if database.is_postgresql else HOSTS // 10)
     url = database.url.render_as_string(hide_password=False)
     config = write_settings(tmp_path / "service", url, interval=5.0, overdue=2.0)
     processes = [FleetProcess(config) for _ in range(2 if database.is_postgresql else 1)]
     fleet = Fleet(hosts, processes)
     fleet.start()
-    for _ in range(3):
+    for _ in range(2):
         time.sleep(2)
         victim = random.randrange(len(processes))
         processes[victim].kill()
@@ -160,7 +163,7 @@ def recent(told: list[dict[str, Any]]) -> str:
 
 def test_the_database_restarts_under_load(tmp_path: Path, server: PostgreSql) -> None:
     database = Database(server.create(f"restarted_{new_uid()}", template="template_fleet"))
-    hosts = enrolled(database, 40)
+    hosts = enrolled(database, 20)
     config = write_settings(
         tmp_path / "service", database.url.render_as_string(hide_password=False), interval=5.0
     )
@@ -180,7 +183,7 @@ def test_the_database_restarts_under_load(tmp_path: Path, server: PostgreSql) ->
         fleet.settled()
         assert not fleet.refused, fleet.refused[:3]
         assert lost(database, fleet.confirmed) == []
-        assert len(fleet.confirmed) >= 30
+        assert len(fleet.confirmed) == 20
     database.close()
 
 
