@@ -88,7 +88,7 @@ def _id() -> Mapped[int]:
 
 
 def _uid() -> Mapped[str]:
-    return mapped_column(String(2 * UID_BYTES), unique=True, default=new_uid)
+    return mapped_column(Text(2 * UID_BYTES), unique=True, default=new_uid)
 
 
 class ServiceKey(Base):
@@ -110,12 +110,12 @@ class Host(Base):
     __tablename__ = "host"
     id: Mapped[int] = _id()
     uid: Mapped[str] = _uid()
-    ak_name: Mapped[str] = mapped_column(String(68), unique=True)
+    ak_name: Mapped[str] = mapped_column(Text(68), unique=True)
     ak_public: Mapped[bytes]
     """TPMT_PUBLIC."""
     tpm: Mapped[bytes]
     """What its TPM showed when it joined: a ``cima-enrolment``, JSON."""
-    ek_digest: Mapped[str] = mapped_column(String(64), index=True)
+    ek_digest: Mapped[str] = mapped_column(Text(64), index=True)
     """SHA-256 of the endorsement key's TPMT_PUBLIC, hexadecimal."""
     hardware: Mapped[str]
     """What vouches for the TPM: the path of its certificates, or empty: not proved."""
@@ -170,7 +170,7 @@ class JoinToken(Base):
     __tablename__ = "join_token"
     id: Mapped[int] = _id()
     uid: Mapped[str] = _uid()
-    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    digest: Mapped[str] = mapped_column(Text(64), unique=True)
     """SHA-256 of the token."""
     labels: Mapped[dict[str, Any]]
     without_ek_certificate: Mapped[bool] = mapped_column(default=False)
@@ -188,12 +188,12 @@ class Enrolment(Base):
 
     __tablename__ = "enrolment"
     id: Mapped[int] = _id()
-    uid: Mapped[str] = mapped_column(String(48), unique=True)
+    uid: Mapped[str] = mapped_column(Text(48), unique=True)
     """The first half is shown to people; who knows the whole is the host."""
-    ak_name: Mapped[str] = mapped_column(String(68), index=True)
+    ak_name: Mapped[str] = mapped_column(Text(68), index=True)
     ak_public: Mapped[bytes]
     tpm: Mapped[bytes]
-    ek_digest: Mapped[str] = mapped_column(String(64))
+    ek_digest: Mapped[str] = mapped_column(Text(64))
     hardware: Mapped[str]
     name: Mapped[str]
     secret: Mapped[bytes]
@@ -227,14 +227,14 @@ class Container(Base):
     """Where its register is; None: it is no longer in the table."""
     is_sealed: Mapped[bool] = mapped_column(default=False)
     """Whether it has an owner's key, and the service's is not among them: nothing of it is read."""
-    line: Mapped[str | None] = mapped_column(String(64), index=True)
+    line: Mapped[str | None] = mapped_column(Text(64), index=True)
     run: Mapped[int | None]
     previous: Mapped[dict[str, Any] | None]
     """What its first record says of the run before."""
     previous_registration: Mapped[int | None]
     services: Mapped[int | None]
     """Registration of the host services that it relies on."""
-    layers: Mapped[str | None] = mapped_column(String(64), index=True)
+    layers: Mapped[str | None] = mapped_column(Text(64), index=True)
     """Digest over its image's layers, as measured: :func:`cima_runc.fleet.values.layers_key`."""
     enforced: Mapped[str | None]
     """Digest of the configuration of the image that alone may run, where the host enforces."""
@@ -328,7 +328,7 @@ class Line(Base):
 
     __tablename__ = "line"
     host: Mapped[int] = mapped_column(ForeignKey("host.id"), primary_key=True)
-    line: Mapped[str] = mapped_column(String(64), primary_key=True)
+    line: Mapped[str] = mapped_column(Text(64), primary_key=True)
     run: Mapped[int]
     """The latest run that was proved."""
     container: Mapped[int] = mapped_column(ForeignKey("container.id"))
@@ -345,7 +345,7 @@ class Reference(Base):
     kind: Mapped[str]
     image: Mapped[str | None] = mapped_column(index=True)
     """Digest of the image's configuration."""
-    sha256: Mapped[str] = mapped_column(String(64))
+    sha256: Mapped[str] = mapped_column(Text(64))
     content: Mapped[bytes]
     """The file, zstd."""
     created: Mapped[int]
@@ -361,7 +361,7 @@ class ReferenceLayer(Base):
 
     __tablename__ = "reference_layer"
     reference: Mapped[int] = mapped_column(ForeignKey("reference.id"), primary_key=True)
-    key: Mapped[str] = mapped_column(String(64), primary_key=True, index=True)
+    key: Mapped[str] = mapped_column(Text(64), primary_key=True, index=True)
 
 
 class Policy(Base):
@@ -372,7 +372,7 @@ class Policy(Base):
     uid: Mapped[str] = _uid()
     name: Mapped[str]
     version: Mapped[int]
-    sha256: Mapped[str] = mapped_column(String(64))
+    sha256: Mapped[str] = mapped_column(Text(64))
     content: Mapped[str]
     """TOML."""
     created: Mapped[int]
@@ -409,7 +409,7 @@ class Appraisal(Base):
     container: Mapped[int] = mapped_column(ForeignKey("container.id"), primary_key=True)
     mode: Mapped[str] = mapped_column(primary_key=True)
     """enforce or observe."""
-    values: Mapped[str] = mapped_column(String(64))
+    values: Mapped[str] = mapped_column(Text(64))
     """Identifies reference values and policy, as the verifier library does."""
     policy: Mapped[str]
     """``name@version``."""
@@ -495,7 +495,7 @@ class ApiToken(Base):
     id: Mapped[int] = _id()
     uid: Mapped[str] = _uid()
     name: Mapped[str]
-    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    digest: Mapped[str] = mapped_column(Text(64), unique=True)
     role: Mapped[str]
     tenant: Mapped[int | None] = mapped_column(ForeignKey("tenant.id"))
     created: Mapped[int]
@@ -546,7 +546,7 @@ class Audit(Base):
     action: Mapped[str]
     subject: Mapped[str]
     detail: Mapped[dict[str, Any]]
-    digest: Mapped[str] = mapped_column(String(64))
+    digest: Mapped[str] = mapped_column(Text(64))
     """SHA-256 over the digest before and the RFC 8785 bytes of the other columns."""
 
 

@@ -98,6 +98,7 @@ def test_a_host_joins_by_token_is_followed_is_cut_off_and_comes_back(
         eventually(lambda: one(service, "web")["verdict"] != "STALE")  # type: ignore[index]
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the agent asks slowly
 def test_a_host_waits_for_approval(service: FleetProcess, tpm: Tpm, tmp_path: Path) -> None:
     with reporting(tmp_path / "host", tpm, service.url, interval=2.0, min_interval=0.1) as host:
         host.do(lambda one: one.start("web"))
