@@ -1,11 +1,13 @@
 """The database: SQLite in one file, or PostgreSQL, and who sees what in it.
 
 In PostgreSQL tenants are kept apart by row-level security, whatever a query asks for: a transaction
-has a scope, the service's or one tenant's, and without one it sees nothing. The database's user
-must be one for whom that goes: no superuser, no BYPASSRLS. In SQLite, which has no such thing, the
-conditions of :mod:`cima_runc.fleet.queries` stand alone. Source: fleet, section 5.
+has a scope, the service's or one tenant's, and a connection without one sees nothing. The
+database's user must be one for whom that goes: no superuser, no BYPASSRLS. In SQLite, which has no
+such thing, the conditions of :mod:`cima_runc.fleet.queries` stand alone. Source: fleet, section
+5.
 """
 
+import select
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,17 +58,27 @@ class Database:
         self.engine = self._postgresql() if self.is_postgresql else self._sqlite()
 
     def _postgresql(self) -> Engine:
-        return sqlalchemy.create_engine(
+        engine = sqlalchemy.create_engine(
             self.url,
             pool_size=_CONNECTIONS,
             max_overflow=0,
-            pool_pre_ping=True,
             connect_args={
                 "connect_timeout": 10,
-                "options": "-c statement_timeout=60000 -c lock_timeout=20000"
-                " -c idle_in_transaction_session_timeout=60000",
+                "options": f"-c cima.scope={SERVICE} -c statement_timeout=60000"
+                " -c lock_timeout=20000 -c idle_in_transaction_session_timeout=60000",
             },
         )
+
+        @event.listens_for(engine, "checkout")
+        def _checked_out(connection: Any, _record: Any, _proxy: Any) -> None:
+            # An idle connection has nothing to say, unless that it has ended: this costs no answer
+            # of the server's, as a ping would.
+            poll = select.poll()
+            poll.register(connection.fileno(), select.POLLIN)
+            if poll.poll(0):
+                raise sqlalchemy.exc.DisconnectionError
+
+        return engine
 
     def _sqlite(self) -> Engine:
         engine = sqlalchemy.create_engine(
@@ -125,7 +137,7 @@ class Database:
             with self.engine.connect() as connected:
                 connection = connected.execution_options(reads=True) if reads else connected
                 with connection.begin():
-                    if self.is_postgresql:
+                    if self.is_postgresql and scope != SERVICE:
                         connection.execute(
                             text("SELECT set_config('cima.scope', :scope, true)"), {"scope": scope}
                         )

@@ -16,6 +16,7 @@ from cima_runc.evidence.report import Report
 from cima_runc.fleet.schema import (
     Appraisal,
     Container,
+    EvidenceRequest,
     Finding,
     Held,
     Host,
@@ -58,17 +59,28 @@ class UnknownHostError(Exception):
 def lock(connection: Connection, ak_name: str) -> Mapping[str, Any]:
     """Return a host's row, which nobody else changes until the transaction has ended.
 
+    ``is_asked`` beside its columns: whether a tenant's request waits for it.
+
     Raises:
         UnknownHostError: there is none.
     """
     row = (
-        connection.execute(select(_HOST).where(_HOST.c.ak_name == ak_name).with_for_update())
+        connection.execute(
+            select(_HOST, _is_asked().label("is_asked"))
+            .where(_HOST.c.ak_name == ak_name)
+            .with_for_update(of=_HOST)
+        )
         .mappings()
         .first()
     )
     if row is None or row["state"] != "enrolled":
         raise UnknownHostError
     return dict(row)
+
+
+def _is_asked() -> ColumnElement[bool]:
+    asked = table_of(EvidenceRequest)
+    return select(asked.c.id).where(asked.c.host == _HOST.c.id, asked.c.answered.is_(None)).exists()
 
 
 def known(connection: Connection, host: Mapping[str, Any], report: Report) -> Known:

@@ -118,7 +118,9 @@ class Reports:
         answer = Accepted(
             confirmed=_confirmed(after, found),
             session=self._sessions.make(ak_name, time.time()),
-            invitation=self.invitation(ak_name, proved=True, connection=connection),
+            invitation=self.invitation(
+                ak_name, proved=bool(host["is_asked"]), connection=connection
+            ),
         )
         return Outcome(answer, is_accepted=True)
 

@@ -155,6 +155,7 @@ def test_the_database_itself_keeps_them_apart(tenants: Tenants) -> None:
             assert changed.rowcount == 0
     # Without a scope nothing is seen at all.
     with database.engine.connect() as connection:
+        connection.execute(text("SELECT set_config('cima.scope', '', true)"))
         for table in Base.metadata.sorted_tables:
             assert connection.execute(select(table)).all() == []
 
