@@ -18,7 +18,9 @@ from cima_runc.fleet import access, audit, clock, events, webhooks, work
 from cima_runc.fleet.access import Role
 from cima_runc.fleet.schema import (
     ApiToken,
+    Appraisal,
     Assignment,
+    Container,
     Delivery,
     Event,
     Host,
@@ -408,6 +410,31 @@ def redeliver(connection: Connection, actor: str, event: str) -> int:
     )
     audit.note(connection, actor, "webhook.redeliver", event, {"deliveries": done.rowcount})
     return int(done.rowcount)
+
+
+def restored(connection: Connection, actor: str) -> dict[str, int]:
+    """The database is an old one that was put back: nothing becomes TRUSTED by it.
+
+    Join tokens are void. What was TRUSTED is UNKNOWN until its host reports, and is appraised anew
+    then; what was UNTRUSTED stays so. Returns how many of each.
+    """
+    token, host, container = table_of(JoinToken), table_of(Host), table_of(Container)
+    tokens = connection.execute(
+        update(token).where(token.c.used.is_(None), token.c.void.is_(False)).values(void=True)
+    )
+    trusted = select(container.c.id).where(container.c.verdict == "TRUSTED")
+    appraised = table_of(Appraisal)
+    connection.execute(appraised.delete().where(appraised.c.container.in_(trusted)))
+    verdicts = connection.execute(
+        update(container)
+        .where(container.c.verdict == "TRUSTED")
+        .values(verdict="UNKNOWN", since=clock.now())
+    )
+    # Without a status kept, the next report has all of the boot's containers appraised.
+    connection.execute(update(host).values(deadline=None, quoted=None, status=None))
+    made = {"join_tokens": int(tokens.rowcount), "verdicts": int(verdicts.rowcount)}
+    audit.note(connection, actor, "database.restored", "", dict(made))
+    return made
 
 
 def remove_host(connection: Connection, actor: str, ak_name: str) -> None:

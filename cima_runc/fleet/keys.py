@@ -35,13 +35,3 @@ def key_of(connection: Connection, purpose: str) -> bytes:
         )
     )
     return made
-
-
-def rotate(connection: Connection, purpose: str) -> None:
-    """Retire the key for ``purpose``; the next that asks makes another."""
-    table = table_of(ServiceKey)
-    connection.execute(
-        table.update()
-        .where(table.c.purpose == purpose, table.c.retired.is_(None))
-        .values(retired=clock.now())
-    )

@@ -169,6 +169,26 @@ def migrate_command(
 
 
 @app.command()
+def restore(
+    config: _Config = None,
+    state_dir: Annotated[Path | None, typer.Option(help="In place of the settings'.")] = None,
+) -> None:
+    """After an old database was put back, and before serving: nothing becomes TRUSTED by it."""
+    settings = _settings(config, state_dir)
+    database = Database(settings.database_url)
+    try:
+        migrate.check(database)
+        with database.write() as connection:
+            done = changes.restored(connection, f"local user {os.getuid()}")
+    finally:
+        database.close()
+    typer.echo(
+        f"{done['join_tokens']} join tokens are void, {done['verdicts']} verdicts are UNKNOWN until"
+        " their hosts report"
+    )
+
+
+@app.command()
 def check(
     config: _Config = None,
     state_dir: Annotated[Path | None, typer.Option(help="In place of the settings'.")] = None,

@@ -264,7 +264,7 @@ class Container(Base):
     first_seen: Mapped[int]
     last_change: Mapped[int]
     verdict: Mapped[str] = mapped_column(default="UNKNOWN")
-    """Of what was appraised; :func:`cima_runc.fleet.verdicts.effective` adds the deadline."""
+    """Of what was appraised; :func:`cima_runc.fleet.verdicts.is_stale` adds the deadline."""
     place_proved: Mapped[bool] = mapped_column(default=False)
     since: Mapped[int]
     """When the verdict became what it is."""

@@ -45,8 +45,7 @@ FINDINGS = 1_000
 def effective(verdict: str, deadline: int | None, *, has_ended: bool, now: int) -> Verdict:
     """Return a verdict as it is now.
 
-    What was TRUSTED or UNKNOWN and was not proved again in time is STALE. UNTRUSTED stays: a
-    partition only grows. An ended container's is of what ran, which was proved to its end.
+    :func:`is_stale` says the same of rows, and why.
     """
     kept = Verdict(verdict)
     if kept is Verdict.UNTRUSTED or has_ended:
@@ -55,11 +54,20 @@ def effective(verdict: str, deadline: int | None, *, has_ended: bool, now: int) 
 
 
 def is_stale(now: int) -> ColumnElement[bool]:
-    """Return the same as a condition on ``container`` and ``host``."""
-    late = (_HOST.c.deadline.is_(None)) | (_HOST.c.deadline < now)
+    """Return the condition on ``container`` and ``host`` that a verdict is STALE at ``now``.
+
+    What was TRUSTED or UNKNOWN and was not proved again in time is STALE. UNTRUSTED stays: a
+    partition only grows. An ended container's verdict is of what ran, which was proved to its end.
+    Of a boot that is over nothing is proved again, nor of a host that is no longer enrolled. Where
+    nothing at all is known of a host's freshness, as after a restore, UNKNOWN stays UNKNOWN.
+    """
+    verdict = _CONTAINER.c.verdict
+    late = (_HOST.c.deadline < now) | (
+        _HOST.c.deadline.is_(None) & (verdict != Verdict.UNKNOWN.value)
+    )
     other_boot = _CONTAINER.c.boot_id != _HOST.c.boot_id
     return and_(
-        _CONTAINER.c.verdict != Verdict.UNTRUSTED.value,
+        verdict != Verdict.UNTRUSTED.value,
         _CONTAINER.c.has_ended.is_(False),
         late | other_boot | (_HOST.c.state != "enrolled"),
     )

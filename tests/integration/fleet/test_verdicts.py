@@ -494,3 +494,39 @@ def test_a_retired_container_is_not_judged_by_what_is_left_of_it(
     assert fleet.container("web")["verdict"] == "UNTRUSTED"
     with fleet.service.database.read() as connection:
         assert connection.execute(select(table_of(Verdict).c.verdict)).scalars().all()
+
+
+def test_nothing_becomes_trusted_by_an_old_database(
+    fleet: ServedFleet, reference: ImageReference
+) -> None:
+    ready(fleet, reference)
+    host = one_host(fleet)
+    good, bad = start(host, "good", reference), start(host, "bad", reference)
+    host.run(bad, b"/tmp/miner")
+    fleet.sync(host)
+    _, token = fleet.write(changes.make_join_token)
+    assert fleet.write(changes.restored) == {"join_tokens": 1, "verdicts": 1}
+    assert token
+    assert fleet.container("good")["verdict"] == "UNKNOWN"
+    assert fleet.container("bad")["verdict"] == "UNTRUSTED"
+    assert all(row["void"] for row in fleet.get("/v1/join-tokens"))
+    fleet.report(host)
+    assert fleet.container("good")["verdict"] == "TRUSTED"
+    assert fleet.container("bad")["verdict"] == "UNTRUSTED"
+    assert good
+
+
+def test_a_service_that_has_gone_back_resynchronises_its_hosts(
+    fleet: ServedFleet, reference: ImageReference
+) -> None:
+    ready(fleet, reference)
+    host = one_host(fleet)
+    number = start(host, "web", reference)
+    fleet.sync(host)
+    with fleet.service.database.write() as connection:
+        # As it was before the report: the table is another, and half of the records are not there.
+        connection.execute(text('UPDATE host SET "table" = log_value'))
+    host.run(number, b"/lib/lib.so", b"library")
+    fleet.sync(host)
+    found = fleet.container("web")
+    assert (found["verdict"], found["proved"]) == ("TRUSTED", 5)
