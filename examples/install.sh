@@ -16,6 +16,7 @@ install.sh --installed         /opt/cima is there already, copied from an image:
 install.sh --policy [PREFIX]   write the IMA policy only
 install.sh --uninstall         take it away; settings, records and keys stay
 install.sh --uninstall --purge take those away too
+install.sh --removable [PREFIX] whether it may be taken away: no measured container runs
 
 SOURCE is a bundle (cima-runc-VERSION-debianN.tar.gz: everything, for a host without network or
 compilers), a wheel, or a checkout; without one, the checkout that install.sh is part of. From a wheel
@@ -27,7 +28,8 @@ Written are
   /usr/local/bin/{cima,cima-agent,cima-runc} links into it
   /etc/ima/ima-policy                        the policy that systemd loads at boot
   /etc/systemd/system/cima-agent.{service,socket}
-No engine's settings are changed: cima configure does that. An installation that fails leaves what was
+Engines stop a measured container with the launcher that started it, so nothing is taken away while one
+runs, unless CIMA_REMOVE=anyway is in the environment. No engine's settings are changed: cima configure does that. An installation that fails leaves what was
 there before. Exit status: 0 done, 2 not done.
 END
 }
@@ -133,7 +135,28 @@ start() {
     fi
 }
 
+# Engines kill and delete a container with the launcher that started it: without it nobody could stop one.
+removable() {
+    [ "${CIMA_REMOVE:-}" != anyway ] && [ -x "$prefix/bin/cima" ] || return 0
+    # shellcheck disable=SC2016  # Python's, not the shell's
+    living=$("$prefix/bin/cima" ps --json 2>/dev/null | /usr/bin/python3 -I -c '
+import json, sys
+def unmeasured_lives(row):
+    try:
+        with open("/proc/%d/cgroup" % row["pid"]) as file:
+            return row["id"] in file.read()
+    except (OSError, TypeError):
+        return False
+for row in json.load(sys.stdin):
+    if row["state"] in ("created", "running") or row["state"] == "unmeasured" and unmeasured_lives(row):
+        print(" ", *(ascii(word)[1:-1] for word in (row["id"][:12], row["name"])))' 2>/dev/null || true)
+    [ -z "$living" ] || fail "these containers run, and their engines need $prefix/bin/cima-runc to stop them:
+$living
+Stop them first. CIMA_REMOVE=anyway in the environment removes it all the same."
+}
+
 uninstall() {
+    removable
     [ -d "$prefix" ] || say "$prefix is not there; taking away what else there is"
     for engine in docker containerd podman crio; do
         [ ! -x "$prefix/bin/cima" ] || "$prefix/bin/cima" configure "$engine" --remove || true
@@ -162,13 +185,14 @@ uninstall() {
 
 case ${1:-} in
     -h | --help) usage; exit 0 ;;
-    --uninstall | --policy | --installed | --fill) ;;
+    --uninstall | --removable | --policy | --installed | --fill) ;;
     -*) usage >&2; fail "there is no option $1" ;;
 esac
 [ "$(id -u)" = 0 ] || fail "run this as root"
 case ${1:-} in
     --fill) fill "$2" ;;
     --policy) prefix=${2:-$prefix}; write_policy ;;
+    --removable) prefix=${2:-$prefix}; removable ;;
     --uninstall) case ${2:-} in "") uninstall keep ;; --purge) uninstall purge ;; *) fail "there is no option $2" ;; esac ;;
     --installed)
         make_user

@@ -63,7 +63,7 @@ class Guest:
             "-machine", "pc" + (",memory-backend=memory" if storage.memory else ""),
             "-accel", acceleration(image), "-cpu", CPU, "-smp", "2", "-m", str(machine.memory),
             "-kernel", f"{image}/vmlinuz", "-initrd", f"{image}/initramfs",
-            "-append", machine.kernel_arguments, "-no-reboot", "-serial", f"file:{self.console}",
+            "-append", machine.kernel_arguments, "-serial", f"file:{self.console}",
             "-drive", f"file={job},readonly=on,format=raw,if=none,id=job",
             "-device", "virtio-blk-pci,drive=job",
             "-drive", drive + ("" if storage.kept else ",snapshot=on"),
@@ -86,6 +86,8 @@ class Guest:
             far_ends.append(far)
             command += ["-chardev", f"socket,id={name},fd={far.fileno()}"]
             command += ["-device", f"virtserialport,chardev={name},name={name}"]
+        if not machine.packages:
+            command += ["-no-reboot"]
         if machine.tpm:
             command += ["-chardev", f"socket,id=tpm,path={self._tpm_control}"]
             command += ["-tpmdev", "emulator,id=tpm,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm"]

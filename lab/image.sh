@@ -1,13 +1,15 @@
 #!/bin/bash
-# image.sh RELEASE release|backports: prints the directory with the disk (root.ext4), the kernel (vmlinuz) and
+# image.sh RELEASE release|backports installed|packages: prints the directory with the disk (root.ext4), the kernel (vmlinuz) and
 # the initramfs of a Debian guest in which this checkout is installed. The release is one of those in the
 # file releases, the kernel its own, or the newest that there is for it. Over the layers of layers.sh lie
 #   kernel   over tree: the backported kernel, where that is wanted
 #   deps     over tree: install.sh has run once, so the dependencies are there
 #   image    over deps: install.sh has run with this checkout; made into a disk
+# or, with "packages", over tree alone: pytest, and in /root/packages what installs this checkout and a
+# later version of it.
 set -euo pipefail
 lab=$(dirname "$(readlink -f "$0")")
-release=$1 kernel=$2
+release=$1 kernel=$2 what=$3
 # shellcheck source-path=SCRIPTDIR
 . "$lab/layers.sh"
 
@@ -54,7 +56,7 @@ make_deps() {
 }
 
 make_image() {
-    local etc=$1/root/etc kernel
+    local etc=$1/root/etc uuid
     compose "$1" "$CIMA_CACHE/$deps/upper" ${newer:+"$CIMA_CACHE/$newer/upper"} "$CIMA_CACHE/$tree"
     build_wheel "$1"
     install_wheel "$1"
@@ -66,31 +68,49 @@ make_image() {
     install -D -m 0644 "$checkout/examples/docker/daemon.json" "$etc/docker/daemon.json"
     install -D -m 0644 "$checkout/examples/containerd/config.toml" "$etc/containerd/config.toml"
     install -D -m 0644 "$checkout/examples/podman/containers.conf" "$etc/containers/containers.conf.d/cima-runc.conf"
+    # install.sh saw this machine's file system, not the guest's.
+    uuid=$(cat /proc/sys/kernel/random/uuid)
+    sed -i "s/ fsuuid=[^ ]*//; s/ fowner=[0-9]*/& fsuuid=$uuid/" "$etc/ima/ima-policy"
+    make_disk "$1" "$uuid"
+}
+
+# What is to be tried are the packages: nothing here is configured for them, and pytest alone is beside them.
+make_packages_image() {
+    local version site
+    for version in now later; do
+        mkdir -p "$1/$version"
+        CIMA_VERSION=$([ "$version" = now ] || echo 99.0) "$checkout/packaging/build.sh" "$release" "$1/$version"
+    done
+    compose "$1" "$CIMA_CACHE/$tree"
+    mkdir "$1/root/root/packages"
+    mv "$1"/{now,later} "$1/root/root/packages/"
+    inside "$1" python3 -m venv --without-pip /opt/cima-test
+    site=$(echo "$1"/root/opt/cima-test/lib/python3*/site-packages)
+    python3 - "$CIMA_CACHE/$wheels/upper/wheels" "$site" <<'END'
+import pathlib, sys, zipfile
+wheels, site = map(pathlib.Path, sys.argv[1:])
+for name in ("pytest", "pluggy", "iniconfig", "packaging", "pygments", "hypothesis", "sortedcontainers"):
+    [wheel] = wheels.glob(f"{name}-*.whl")
+    zipfile.ZipFile(wheel).extractall(site)
+END
+    cp -R "$lab"/rootfs/* "$1/root/"
+    make_disk "$1" "$(cat /proc/sys/kernel/random/uuid)"
+}
+
+# make_disk DIRECTORY UUID: of what is composed.
+make_disk() {
+    local kernel uuid=$2
     umount --recursive "$1/root/proc" "$1/root/dev"
     # As after an update: systemd rebuilds no caches at boot.
     touch "$1"/root/{etc,var}/.updated
     kernel=$(printf '%s\n' "$1"/root/boot/vmlinuz-* | sort -V | tail -n 1)
     cp "$kernel" "$1/vmlinuz"
     "$lab/initramfs.sh" "$1/root" "${kernel##*/vmlinuz-}" "$1/initramfs"
-    # install.sh saw this machine's file system, not the guest's.
-    local uuid
-    uuid=$(cat /proc/sys/kernel/random/uuid)
-    sed -i "s/ fsuuid=[^ ]*//; s/ fowner=[0-9]*/& fsuuid=$uuid/" "$etc/ima/ima-policy"
     # No journal: the disk is never written to, a guest writes to a snapshot that goes with it.
     mke2fs -q -t ext4 -U "$uuid" -O ^has_journal -E lazy_itable_init=1 -d "$1/root" "$1/root.ext4" 8G
     umount "$1/root"
     rm -rf "${1:?}"/{root,work,upper}
 }
-
-deps=deps-$release-$({ echo "$wheels"; cat "$checkout/examples/install.sh"; } | key)
-newer=
-[ "$kernel" = release ] || newer=kernel-$release-$({ echo "$tree"; declare -f make_kernel; } | key)
-image=image-$release-$({ echo "$deps $newer"; cat "$lab/image.sh" "$lab/layers.sh" "$lab/initramfs.sh"; source_archive; tar_of "$lab" rootfs; } | key)
-
-make_base_layers
-layer "$deps" "installing the dependencies (about 10 s)" make_deps
-[ -z "$newer" ] || layer "$newer" "installing the backported kernel (about 20 s)" make_kernel
-layer "$image" "installing this checkout and writing the disk (about 10 s)" make_image
 
 # Several checkouts share the cache. What nobody used for two hours goes, but for the newest few.
 prune() {
@@ -101,6 +121,23 @@ prune() {
         rm -rf "$directory" "$directory.lock"
     done
 }
+deps=deps-$release-$({ echo "$wheels"; cat "$checkout/examples/install.sh"; } | key)
+newer=
+[ "$kernel" = release ] || newer=kernel-$release-$({ echo "$tree"; declare -f make_kernel; } | key)
+image=image-$release-$({ echo "$deps $newer"; cat "$lab/image.sh" "$lab/layers.sh" "$lab/initramfs.sh"; source_archive; tar_of "$lab" rootfs; } | key)
+
+make_base_layers
+if [ "$what" = packages ]; then
+    image=packaged-$release-$({ echo "$wheels"; cat "$lab"/{image,layers,initramfs}.sh "$checkout/packaging/build.sh"; source_archive; tar_of "$lab" rootfs; tar_of "$checkout" packaging; } | key)
+    layer "$image" "making packages, and a disk that holds them (some minutes)" make_packages_image
+    prune packaged 1
+    echo "$CIMA_CACHE/$image"
+    exit
+fi
+layer "$deps" "installing the dependencies (about 10 s)" make_deps
+[ -z "$newer" ] || layer "$newer" "installing the backported kernel (about 20 s)" make_kernel
+layer "$image" "installing this checkout and writing the disk (about 10 s)" make_image
+
 prune image 4
 prune kernel 1
 prune deps 1

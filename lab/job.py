@@ -105,6 +105,7 @@ class Conversation:
         self._deadline: float | None = None
         self._late = ""
         self._received = dict.fromkeys(sinks, 0)
+        self._before = dict.fromkeys(sinks, 0)
         self._result: dict[str, Any] | None = None
         self._awake: dict[str, Any] | None = None
         self._pending = b""
@@ -126,11 +127,20 @@ class Conversation:
             self._late = f"the guest started no script within {BOOT_SECONDS} s"
 
         def done() -> bool:
-            return self._result is not None and self._received == self._result["sent"]
+            return self._result is not None and self._received == {
+                name: self._before[name] + sent for name, sent in self._result["sent"].items()
+            }
 
         self._receive_until(done)
         assert self._result is not None
         return self._result
+
+    def _rebooting(self, sent: dict[str, int]) -> None:
+        for name, count in sent.items():
+            self._before[name] += count
+        self.started = False
+        self._deadline = time.monotonic() + BOOT_SECONDS
+        self._late = f"the guest did not come back from a reboot within {BOOT_SECONDS} s"
 
     def _receive_until(self, condition: Callable[[], bool]) -> None:
         with selectors.DefaultSelector() as selector:
@@ -165,7 +175,11 @@ class Conversation:
                 self._note(message["what"])
             case "awake":
                 self._awake = message
+            case "rebooting":
+                self._rebooting(message["sent"])
             case "started":
+                if self.started:
+                    raise GuestError("the guest restarted without being asked to")
                 self.started = True
                 self._deadline = self._limit and time.monotonic() + self._limit + GRACE_SECONDS
                 self._late = f"the guest did not end the script {GRACE_SECONDS} s after its time"

@@ -21,6 +21,8 @@ class Machine:
 
     `memory` is in MiB, `append` holds more kernel arguments. Without `agent` the unit cima-agent is
     masked, without `policy` the kernel gets no IMA policy, without `tpm` there is no TPM.
+    With `packages` nothing of cima-runc is installed: /root/packages holds what installs it, and
+    the guest may restart.
     `kernel` is `release` for the release's own, or `backports` for the newest that there is for it.
     """
 
@@ -31,6 +33,7 @@ class Machine:
     tpm: bool = True
     memory: int = 3072
     append: str = ""
+    packages: bool = False
 
     @property
     def is_default(self) -> bool:
@@ -52,9 +55,9 @@ class Machine:
         return " ".join(filter(None, words))
 
 
-def image(release: str, kernel: str) -> Path:
+def image(release: str, kernel: str, *, packages: bool = False) -> Path:
     """Return the directory with the guest's disk and kernel, made first if need be."""
-    command = [str(LAB / "image.sh"), release, kernel]
+    command = [str(LAB / "image.sh"), release, kernel, "packages" if packages else "installed"]
     made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if made.returncode:
         raise GuestError(f"the Debian {release} guest could not be built")

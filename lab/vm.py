@@ -58,6 +58,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--no-agent", action="store_true", help="do not start cima-agent")
     add("--no-policy", action="store_true", help="load no IMA policy")
     add("--no-tpm", action="store_true", help="a guest without a TPM")
+    add("--packages", action="store_true", help="a guest without cima-runc: /root/packages holds "
+        "this checkout's package and bundle, and those of a later version; a script that ends with "
+        "75 is run again after a reboot, with $CIMA_LAB_BOOT counted up")  # fmt: skip
     add("--append", default="", metavar="ARGS", help="more kernel arguments")
     add("--memory", type=int, default=3072, metavar="MIB", help="memory (default: 3072)")
     add("--fresh", action="store_true", help="boot a guest, also where one could be thawed")
@@ -86,6 +89,7 @@ def machine_of(options: argparse.Namespace) -> Machine:
         tpm=not options.no_tpm,
         memory=options.memory,
         append=options.append,
+        packages=options.packages,
     )
 
 
@@ -199,7 +203,7 @@ def run(options: argparse.Namespace, directory: Path) -> int:
         steps.append(f"{name} {time.monotonic() - begun:.1f} s")
 
     machine = machine_of(options)
-    disk = image(machine.release, machine.kernel)
+    disk = image(machine.release, machine.kernel, packages=machine.packages)
     step("disk ready")
     job = Job(
         script=Path(options.script),

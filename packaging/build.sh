@@ -1,12 +1,14 @@
 #!/bin/bash
 # build.sh RELEASE DIRECTORY: makes the packages for a Debian release there: cima-runc_VERSION_amd64.deb, and
-# cima-runc-VERSION-debianRELEASE.tar.gz, a bundle of wheels for install.sh.
+# cima-runc-VERSION-debianRELEASE.tar.gz, a bundle of wheels for install.sh. CIMA_VERSION=VERSION in the
+# environment makes the same program under another version, to try an upgrade.
 release=$1 target=$2
 lab=$(dirname "$(dirname "$(readlink -f "$0")")")/lab
 # shellcheck source-path=SCRIPTDIR/../lab
 . "$lab/layers.sh"
 packaging=$checkout/packaging
-version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$checkout/cima_runc/__init__.py")
+own_version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$checkout/cima_runc/__init__.py")
+version=${CIMA_VERSION:-$own_version}
 
 make_debtools() {
     compose "$1" "$CIMA_CACHE/$tools/upper" "$CIMA_CACHE/$tree"
@@ -28,7 +30,9 @@ make_packages() {
     local build=$1 pip=/opt/build/bin/pip
     compose "$build" "$CIMA_CACHE/$debtools/upper" "$CIMA_CACHE/$wheels/upper" "$CIMA_CACHE/$tools/upper" "$CIMA_CACHE/$tree"
     mkdir -p "$build/root/src/cima-runc" "$build/root/bundle/wheels"
-    source_archive | tar -x -C "$build/root/src/cima-runc"
+    # Files of now, which dpkg-deb clamps to SOURCE_DATE_EPOCH; lintian refuses those of 1970.
+    source_archive | tar -x --touch -C "$build/root/src/cima-runc"
+    sed -i "s/^__version__ = .*/__version__ = \"$version\"/" "$build/root/src/cima-runc/cima_runc/__init__.py"
     cp -R "$packaging" "$build/root/src/cima-runc/packaging"
     inside "$build" sh -c "cd /src/cima-runc && /opt/build/bin/hatchling build --target wheel"
     inside "$build" sh -c "$pip download --quiet --no-index --find-links /wheels --find-links /src/cima-runc/dist \
@@ -51,7 +55,7 @@ make_packages() {
 
 debtools=debtools-$release-$(echo "$tools debhelper dpkg-dev lintian" | key)
 source_date=$(git -C "$checkout" log -1 --format=%ct 2>/dev/null || date +%s)
-packages=packages-$release-$({ echo "$wheels"; cat "$0" "$lab/layers.sh"; source_archive; tar_of "$checkout" packaging; } | key)
+packages=packages-$release-$({ echo "$wheels"; cat "$0" "$lab/layers.sh"; source_archive; tar_of "$checkout" packaging; echo "$version"; } | key)
 make_base_layers
 layer "$debtools" "installing what makes packages (about 20 s)" make_debtools
 layer "$packages" "making the packages (about a minute)" make_packages

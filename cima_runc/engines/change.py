@@ -11,10 +11,11 @@ import os
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cima_runc.base import limits
 from cima_runc.base.durable import sync_directory
@@ -32,6 +33,8 @@ class _Record(BaseModel):
     """What the file held before, base64; None where there was none."""
     after_sha256: str
     """Hexadecimal digest of what we made of it."""
+    made: tuple[str, ...] = Field(default=(), strict=False)
+    """Directories that were made for it, the outermost first: they go with it."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +130,12 @@ class Changes:
         if read_settings(change.path) != change.now:
             raise EngineError(f"{change.path} has just been changed by somebody", hint="try again")
         record_path = self._record_path(engine)
+        earlier = self._read_record(engine)
+        made = earlier.made if earlier is not None else _missing(change.path.parent)
         taken_back = change.then == change.before
         if not taken_back and change.then is not None:
             record = _Record(
+                made=made,
                 path=str(change.path),
                 before=None if change.before is None else base64.b64encode(change.before).decode(),
                 after_sha256=hashlib.sha256(change.then).hexdigest(),
@@ -138,6 +144,9 @@ class Changes:
             replace_settings(record_path, record.model_dump_json().encode("ascii"), 0o600)
         if change.then is None:
             change.path.unlink(missing_ok=True)
+            with suppress(OSError):  # others have put something there
+                for directory in reversed(made):
+                    Path(directory).rmdir()
         else:
             change.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             replace_settings(change.path, change.then, 0o644)
@@ -175,6 +184,12 @@ class Changes:
             return _Record.model_validate_json(raw)
         except ValidationError as error:
             raise EngineError(f"{path} is not what we wrote", hint="move it away") from error
+
+
+def _missing(directory: Path) -> tuple[str, ...]:
+    """Return the directories that there are not, of it and those that it is in."""
+    above = [each for each in (directory, *directory.parents) if not each.exists()]
+    return tuple(str(each) for each in reversed(above))
 
 
 _CHECK_SECONDS = 60.0

@@ -6,11 +6,14 @@ import shlex
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from cima_runc.sensor.loader import Sensor
 from tests.vm import guest
+
+if TYPE_CHECKING:
+    from cima_runc.sensor.loader import Sensor
 
 REPORT = Path("/run/cima-lab/tests.json")
 """[test, begun, ended] of each, in seconds since 1970, for whoever started the guest."""
@@ -74,8 +77,10 @@ def patience() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def sensor() -> Iterator[Sensor]:
+def sensor() -> "Iterator[Sensor]":
     """A sensor of the tests' own, beside the agent's."""
+    from cima_runc.sensor.loader import Sensor
+
     with Sensor.load() as loaded:
         yield loaded
 

@@ -54,6 +54,10 @@ def snapshot(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
+def directories(root: Path) -> set[str]:
+    return {str(path.relative_to(root.parent)) for path in root.rglob("*") if path.is_dir()}
+
+
 def configure(changes: Changes, engine: Engine, *, default: bool = False) -> bool:
     change = changes.adding(engine, Wish(RUNTIME, default))
     if change.needed:
@@ -526,3 +530,21 @@ def test_what_a_person_put_in_place_is_seen(root: Path, engine: Engine, example:
     (root / place).write_bytes(path.read_bytes())
     (found,) = engine.named(root)
     assert found.endswith("/cima-runc")
+
+
+def test_a_directory_goes_that_was_made_and_is_empty(root: Path, changes: Changes) -> None:
+    configure(changes, PODMAN)
+    configure(changes, PODMAN, default=True)
+    assert (root / "etc/containers/containers.conf.d").is_dir()
+    remove(changes, PODMAN)
+    assert not root.exists()
+    # What somebody has put there stays, and so does what was there before.
+    configure(changes, PODMAN)
+    (root / "etc/containers/policy.json").write_text("{}")
+    remove(changes, PODMAN)
+    assert directories(root) == {"root/etc", "root/etc/containers"}
+    assert snapshot(root) == {"etc/containers/policy.json": b"{}"}
+    (root / "etc/containers/containers.conf.d").mkdir()
+    configure(changes, PODMAN)
+    remove(changes, PODMAN)
+    assert (root / "etc/containers/containers.conf.d").is_dir()

@@ -7,6 +7,8 @@ back, and `control` one JSON object a line about the job itself.
 
 A job may ask to be frozen at its end: the host then stops the guest, and each time that it is
 thawed gives it the time and another job.
+
+A script that ends with the status REBOOT has the guest restarted, and runs again after that.
 """
 
 import json
@@ -20,6 +22,9 @@ import time
 from pathlib import Path
 
 CHUNK = 1 << 16
+REBOOT = 75
+"""The script asks for a reboot; which boot this is, is in the environment as CIMA_LAB_BOOT."""
+BOOTS = Path("/var/lib/cima-lab-boots")
 
 
 def open_port(name):
@@ -68,6 +73,18 @@ def agent_trouble(send):
     return f"{unit} is {state} (--no-agent runs a script without it). Its log ends:\n{log}"
 
 
+def boots():
+    """Return how often the script has asked for a reboot."""
+    return int(BOOTS.read_text()) if BOOTS.exists() else 0
+
+
+def reboot():
+    """Restart the guest, and wait for the end."""
+    BOOTS.write_text(str(boots() + 1))
+    subprocess.run(["systemctl", "reboot"], check=True)
+    time.sleep(600)
+
+
 def command_line(script, args):
     """Return the command line: the script itself, or sh for text without an interpreter line."""
     with Path(script).open("rb") as file:
@@ -110,6 +127,7 @@ def run(job, started):
         stderr=writes["err"],
         cwd="/root",
         start_new_session=True,
+        env={**os.environ, "CIMA_LAB_BOOT": str(boots() + 1)},
     )
     started()
     for write in writes.values():
@@ -178,6 +196,9 @@ def work(job, send):
         send(event="refused", why=trouble)
         return False
     status, sent = run(job, lambda: send(event="started"))
+    if status == REBOOT:
+        send(event="rebooting", sent=sent)
+        reboot()
     sent["files"], missing = send_files(job["get"]) if job["get"] else (0, [])
     freeze = job["freeze"] and status == 0
     pcr = binding_pcr() if freeze else None
