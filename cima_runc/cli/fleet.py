@@ -468,6 +468,8 @@ def diff(
     )
     _print(found["changes"], columns, as_json=False)
     note(f"{len(found['changes'])} of {found['containers']} containers")
+    if found["left_out"]:
+        note(f"{found['left_out']} more were not looked at: there was no time")
 
 
 @policies.command("assign")

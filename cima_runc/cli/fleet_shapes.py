@@ -287,7 +287,9 @@ class Difference(Shape):
 
     policy: str
     containers: int
-    """How many were looked at: all that the policy is for."""
+    """How many were looked at."""
+    left_out: int
+    """Others that the policy is for, and that there was no time for."""
     changes: list[Change]
 
 

@@ -1,6 +1,7 @@
 """What a new version of a policy would change: it is tried, and the trial is rolled back."""
 
 import hashlib
+import time
 from typing import Any
 
 from sqlalchemy import Connection, func, insert, select
@@ -17,6 +18,8 @@ from cima_runc.verifier.policy import parse_policy
 
 _CONTAINER, _HOST, _POLICY = table_of(Container), table_of(Host), table_of(Policy)
 _ACTOR = "a trial"
+_SECONDS = 40.0
+"""How long one comparison may take: who asks waits for it."""
 
 
 class _TriedError(Exception):
@@ -27,7 +30,7 @@ def difference(database: Database, name: str, text: str) -> dict[str, Any]:
     """Return which verdicts the next version of the policy ``name`` would change.
 
     Each container's is appraised as it would be, in a transaction of its own that is rolled back:
-    hosts wait no longer than for the appraisal of one.
+    hosts wait no longer than for the appraisal of one. What there is no time for is counted.
 
     Raises:
         NotFoundError, PolicyError: there is no such policy, or this is none.
@@ -51,8 +54,11 @@ def difference(database: Database, name: str, text: str) -> dict[str, Any]:
             )
             .order_by(_CONTAINER.c.id)
         ).all()
-    changes = []
+    changes, looked_at, until = [], 0, time.monotonic() + _SECONDS
     for row in rows:
+        if time.monotonic() > until:
+            break
+        looked_at += 1
         found: list[dict[str, Any]] = []
         try:
             with database.write() as connection:
@@ -60,7 +66,8 @@ def difference(database: Database, name: str, text: str) -> dict[str, Any]:
                 raise _TriedError
         except _TriedError:
             changes += found
-    return {"policy": name, "containers": len(rows), "changes": changes}
+    left_out = len(rows) - looked_at
+    return {"policy": name, "containers": looked_at, "left_out": left_out, "changes": changes}
 
 
 def _try(

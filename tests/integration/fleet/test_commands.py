@@ -141,6 +141,9 @@ def test_a_policy_is_compared_before_it_is_added(
     other = json.loads(run("policies", "diff", "default", str(bad), "--json").stdout)
     assert fleet.container("web")["verdict"] == "TRUSTED"
     assert (fleet.get("/v1/audit"), fleet.get("/v1/policies"), fleet.get("/v1/events")) == before
+    monkeypatch.setattr("cima_runc.fleet.difference._SECONDS", -1.0)
+    late = json.loads(run("policies", "diff", "default", str(bad), "--json").stdout)
+    assert (late["containers"], late["left_out"], late["changes"]) == (0, 1, [])
     # What was foretold is what comes.
     run("policies", "add", "default", str(bad))
     eventually(lambda: fleet.container("web")["policy"] == "default@3")
