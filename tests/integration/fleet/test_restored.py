@@ -1,0 +1,43 @@
+"""A database restored from an earlier day: hosts resynchronise, nothing is TRUSTED by it."""
+
+import sqlite3
+from pathlib import Path
+
+from cima_runc.fleet import changes
+from tests.support.fleet_host import FleetHost
+from tests.support.fleet_image import POLICY, image, reference_file, start
+from tests.support.served_fleet import eventually, served_fleet
+
+
+def test_what_was_trusted_then_is_stale_until_its_host_reports(tmp_path: Path) -> None:
+    reference = image(tmp_path)
+    early, late = tmp_path / "early.db", tmp_path / "late.db"
+    settings = {"interval": 1.0, "overdue": 1.0}
+    host = FleetHost()
+    with served_fleet(tmp_path / "state", f"sqlite:///{late}", **settings) as fleet:
+        fleet.write(changes.add_policy, "default", POLICY)
+        fleet.write(changes.add_reference, "app", reference_file(reference))
+        fleet.enrol(host)
+        number = start(host, "web", reference)
+        fleet.sync(host)
+        eventually(lambda: fleet.container("web")["verdict"] in {"TRUSTED", "STALE"})
+        with sqlite3.connect(late) as source, sqlite3.connect(early) as copy:
+            source.backup(copy)
+        host.run(number, b"/tmp/miner")
+        fleet.sync(host)
+        assert fleet.container("web")["verdict"] == "UNTRUSTED"
+        kept = fleet.get("/v1/audit/verify")["head"]
+        fleet.write(changes.retire_reference, "app")
+        after = fleet.get("/v1/audit/verify")["head"]
+    with served_fleet(tmp_path / "state", f"sqlite:///{early}", **settings) as fleet:
+        eventually(lambda: fleet.container("web")["verdict"] == "STALE")
+        host.bind()
+        for _ in range(5):
+            fleet.report(host)
+            assert fleet.container("web")["verdict"] != "TRUSTED"
+        fleet.sync(host)
+        found = fleet.container("web")
+        assert (found["verdict"], found["proved"]) == ("UNTRUSTED", found["records"])
+        # Who kept a digest sees which changes are not there any more.
+        digests = {row["digest"] for row in fleet.get("/v1/audit")}
+        assert kept in digests and after not in digests
