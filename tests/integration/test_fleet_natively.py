@@ -10,9 +10,10 @@ _WHY_NOT = native_host.is_possible()
 
 
 @pytest.mark.skipif(_WHY_NOT is not None, reason=str(_WHY_NOT))
-def test_a_real_agent_reports() -> None:
+@pytest.mark.parametrize("script", ["report_natively", "report_restarts_natively"])
+def test_a_real_agent_reports(script: str) -> None:
     done = subprocess.run(
-        [sys.executable, native_host.TOP / "tests/report_natively.py"],
+        [sys.executable, native_host.TOP / f"tests/{script}.py"],
         capture_output=True,
         text=True,
         timeout=300,
