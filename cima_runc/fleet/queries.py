@@ -267,6 +267,11 @@ def _container(row: Mapping[str, Any]) -> Row:
     if row["is_sealed"]:
         not_proved.append("its records: they are for its owner; its place and freshness are proved")
         not_proved.append("id, count and state: they are the host's word")
+    else:
+        not_proved.append(
+            "the host services' files, beside the agent's word: they are not looked up in the "
+            "kernel's log"
+        )
     return {
         "uid": row["uid"],
         "host": row["ak_name"],
