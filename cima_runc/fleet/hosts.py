@@ -200,7 +200,8 @@ class Changed:
     records: tuple[CheckedRecord, ...]
     """Newly proved, those too that were held."""
     since: int
-    is_new: bool
+    matters: bool
+    """Whether its verdict may be another; where it only lost its slot, it is not."""
 
 
 def keep_host(
@@ -301,6 +302,7 @@ def keep_container(connection: Connection, host: int, change: RegisterChange, no
         .first()
     )
     row = _row(one)
+    matters = before is None
     if before is None:
         made = connection.execute(
             insert(_CONTAINER).values(
@@ -330,6 +332,7 @@ def keep_container(connection: Connection, host: int, change: RegisterChange, no
     else:
         number, confirmed, held = before["id"], before["confirmed"], before["held"]
         changed = {key: value for key, value in row.items() if before[key] != value}
+        matters = bool(changed.keys() - {"slot", "state"})
         if changed:
             connection.execute(
                 update(_CONTAINER)
@@ -341,7 +344,7 @@ def keep_container(connection: Connection, host: int, change: RegisterChange, no
     is_container = one.kind == "container" and one.proved.count > 0
     if is_container and one.line is not None and one.run is not None:
         _keep_line(connection, host, number, one.line.hex(), one.run)
-    return Changed(number, records, confirmed, before is None)
+    return Changed(number, records, confirmed, matters or bool(records))
 
 
 def _row(one: KnownRegister) -> dict[str, Any]:

@@ -146,6 +146,7 @@ class Reports:
         news = {
             one.id: News(tuple(Measured(r.recnum, r.content) for r in one.records), one.since)
             for one in changed
+            if one.matters
         }
         concerned = self._concerned(connection, host, after, found, set(news) | set(vanished))
         for row in concerned:

@@ -169,14 +169,14 @@ def test_without_policy_or_reference_nothing_is_trusted(
 def test_stale_comes_by_itself_and_goes_with_a_report(
     start_service: Start, reference: ImageReference
 ) -> None:
-    fleet = start_service(interval=0.5, overdue=2.0)
+    fleet = start_service(interval=5.0, overdue=2.0)
     ready(fleet, reference)
     host = one_host(fleet)
     good, bad = start(host, "good", reference), start(host, "bad", reference)
     host.run(bad, b"/tmp/miner")
     fleet.sync(host)
     assert fleet.container("good")["verdict"] == "TRUSTED"
-    eventually(lambda: fleet.container("good")["verdict"] == "STALE", 5)
+    eventually(lambda: fleet.container("good")["verdict"] == "STALE", 40)
     assert fleet.container("bad")["verdict"] == "UNTRUSTED"
     assert fleet.get("/v1/overview")["hosts"]["stale"] == 1
     eventually(lambda: told(fleet, "host.stale"))
