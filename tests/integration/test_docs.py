@@ -1,6 +1,7 @@
 """The site is built strictly: a link to nowhere fails; pages made from the code are whole."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +36,13 @@ def test_readme_shows_a_part_of_what_the_demo_prints() -> None:
     part = readme.partition("    $ ./dev demo\n")[2].partition("\n## A fleet")[0].splitlines()
     assert len(part) > 25
     assert [line for line in part if line not in whole] == []
+
+
+def test_every_decision_has_a_number_of_its_own_and_is_in_the_index() -> None:
+    names = sorted(path.name for path in (TOP / "docs/adr").glob("[0-9]*.md"))
+    index = (TOP / "docs/adr/index.md").read_text()
+    assert len({name[:4] for name in names}) == len(names)
+    assert re.findall(r"\[(?:\d{4})\]\((\S+\.md)\)", index) == names
+    for name in names:
+        first = (TOP / "docs/adr" / name).read_text().partition("\n")[0]
+        assert first.startswith(f"# {int(name[:4])}. "), name
