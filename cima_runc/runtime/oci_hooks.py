@@ -22,11 +22,20 @@ class HooksError(CimaError):
 
 
 def digest(config: dict[str, Any]) -> str:
-    """Return what tells this configuration, without our hooks, from any other: hex SHA-256."""
+    """Return what tells this configuration, without our hooks, from any other: hex SHA-256.
+
+    No hooks have one form: an object or a list that is empty, or null, went when ours were taken out.
+    """
     import hashlib
     import json
 
-    text = json.dumps(config, sort_keys=True, separators=(",", ":"))
+    hooks = config.get("hooks")
+    if isinstance(hooks, dict):
+        hooks = {stage: entries for stage, entries in hooks.items() if entries}
+    others = {key: value for key, value in config.items() if key != "hooks"}
+    text = json.dumps(
+        others | ({"hooks": hooks} if hooks else {}), sort_keys=True, separators=(",", ":")
+    )
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
