@@ -24,7 +24,7 @@ class HooksError(CimaError):
 def digest(config: dict[str, Any]) -> str:
     """Return what tells this configuration, without our hooks, from any other: hex SHA-256.
 
-    No hooks have one form: an object or a list that is empty, or null, went when ours were taken out.
+    No hooks have one form: what is empty, or null, went when ours were taken out.
     """
     import hashlib
     import json
