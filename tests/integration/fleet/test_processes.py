@@ -130,9 +130,8 @@ def test_processes_are_killed_under_load(tmp_path: Path, database: Database) -> 
         victim = random.randrange(len(processes))
         processes[victim].kill()
         processes[victim] = FleetProcess(config)
-    time.sleep(1)
+    eventually(lambda: len(fleet.confirmed) == len(hosts), 300)
     fleet.end()
-    assert len(fleet.confirmed) > 10
     assert lost(database, fleet.confirmed) == []
     fleet.settled()
     assert lost(database, fleet.confirmed) == []
@@ -178,12 +177,11 @@ def test_the_database_restarts_under_load(tmp_path: Path, server: PostgreSql) ->
             server.start()
             eventually(lambda: process.client.get("/v1/health").status_code == 200, 60)
             assert before >= 0
-        time.sleep(1.5)
+        eventually(lambda: len(fleet.confirmed) == len(hosts), 300)
         fleet.end()
         fleet.settled()
         assert not fleet.refused, fleet.refused[:3]
         assert lost(database, fleet.confirmed) == []
-        assert len(fleet.confirmed) == 20
     database.close()
 
 
@@ -196,7 +194,7 @@ def _migrate_slowly(url: str, begun: Any) -> None:
     def slow(self: MigrationContext, **named: Any) -> None:
         real(self, **named)
         begun.set()
-        time.sleep(60)
+        time.sleep(600)
 
     MigrationContext.run_migrations = slow  # type: ignore[method-assign]
     migrate.migrate(Database(url))
@@ -216,7 +214,7 @@ def test_a_migration_that_is_interrupted_has_changed_nothing(empty_url: str) -> 
     begun = context.Event()
     process = context.Process(target=_migrate_slowly, args=(empty_url, begun))
     process.start()
-    assert begun.wait(60)
+    assert begun.wait(300)
     database = Database(empty_url)
     # It refuses to run twice at once.
     with pytest.raises(migrate.MigrationRunningError):
