@@ -210,6 +210,10 @@ class HttpsEndpoint:
             ssl_keyfile=settings.key,
             ssl_ca_certs=settings.client_ca,
             ssl_cert_reqs=ssl.CERT_REQUIRED if settings.client_ca else ssl.CERT_NONE,
+            # The door counts connections where asyncio accepts them: uvloop, which uvicorn takes
+            # where it is installed, accepts them past it.
+            loop="asyncio",
+            http="h11",
             lifespan="off",
             ws="none",
             log_config=None,

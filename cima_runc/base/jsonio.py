@@ -3,6 +3,7 @@
 Standard library only: the shim and the hook client use it too.
 """
 
+import codecs
 import json
 from typing import Any, NoReturn
 
@@ -43,11 +44,15 @@ def load_object(raw: bytes, *, what: str, limit: int) -> dict[str, Any]:
         )
     except RecursionError as error:
         raise JsonTooDeepError(f"{what} is nested too deep") from error
+    except json.JSONDecodeError as error:
+        if raw.startswith(codecs.BOM_UTF8):
+            where = ": it begins with a byte order mark (BOM)"
+        else:
+            at = f"in line {error.lineno}, column {error.colno}"
+            where = f": {error.msg} {at}" if error.pos else ""
+        raise JsonError(f"{what} is not JSON{where}") from error
     except UnicodeDecodeError as error:
         raise JsonError(f"{what} is not JSON: it is not UTF-8") from error
-    except json.JSONDecodeError as error:
-        where = f": {error.msg} in line {error.lineno}, column {error.colno}" if error.pos else ""
-        raise JsonError(f"{what} is not JSON{where}") from error
     except ValueError as error:
         raise JsonError(f"{what} is not JSON: {error}") from error
     if not isinstance(value, dict):
