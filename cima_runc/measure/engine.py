@@ -28,6 +28,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 
@@ -68,7 +69,8 @@ class EngineFinder:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._docker: dict[tuple[int, int], str] = {}
-        self._kubelets: tuple[float, tuple[str, ...]] | None = None
+        self._kubelets: tuple[_Kubelet, ...] = ()
+        self._looked = 0.0
 
     def find(self, pid: int, bundle: str, config: Mapping[str, Any], uid: int = 0) -> Engine:
         """Return the engine that made the container with the first process ``pid``.
@@ -152,13 +154,13 @@ class EngineFinder:
         return self._docker[key]
 
     def _kubelet_roots(self) -> tuple[str, ...]:
-        if self._kubelets is None or time.monotonic() - self._kubelets[0] > _LOOK_AGAIN_SECONDS:
-            roots = [root for found in _kubelets() for root in _spellings(found)]
-            self._kubelets = (
-                time.monotonic(),
-                tuple(sorted(set(roots))) or _spellings(_DEFAULT_KUBELET),
-            )
-        return self._kubelets[1]
+        # A kubelet that has ended, or was not there yet, may run by now, and with another root.
+        is_late = time.monotonic() - self._looked > _LOOK_AGAIN_SECONDS
+        if is_late or not self._kubelets or not all(one.is_running() for one in self._kubelets):
+            self._kubelets = tuple(_kubelets())
+            self._looked = time.monotonic()
+        roots = {root for found in self._kubelets for root in _spellings(found.root)}
+        return tuple(sorted(roots)) or _spellings(_DEFAULT_KUBELET)
 
 
 def _spellings(path: str | None, uid: int = 0) -> tuple[str, ...]:
@@ -221,8 +223,21 @@ def _configured_root(dockerd: int, namespace: str, uid: int) -> str | None:
 # -- kubelet ---------------------------------------------------------------------------------------
 
 
-def _kubelets() -> Iterator[str]:
-    """Yield the root directories of kubelets that run outside of containers, as root."""
+@dataclass(frozen=True)
+class _Kubelet:
+    """A kubelet's root directory, and whose it is."""
+
+    process: psutil.Process
+    root: str
+
+    def is_running(self) -> bool:
+        """Whether it still runs; another process of the same number is not it."""
+        running: bool = self.process.is_running()
+        return running
+
+
+def _kubelets() -> Iterator[_Kubelet]:
+    """Yield the kubelets that run outside of containers, as root."""
     text = read_bounded(PROC + b"/net/unix", limits.PROC_NET_UNIX)
     listening = {
         inode: path.removesuffix(_POD_RESOURCES)
@@ -236,10 +251,10 @@ def _kubelets() -> Iterator[str]:
             holds = listening.keys() & set(open_sockets(pid)) if listening else set()
             if not (is_kubelet or holds) or not _is_roots(pid):
                 continue
-            yield from (os.fsdecode(listening[inode]) for inode in holds)
-            named = flag_value(psutil.Process(pid).cmdline(), "root-dir") if is_kubelet else None
-            if named is not None:
-                yield named
+            process = psutil.Process(pid)
+            named = flag_value(process.cmdline(), "root-dir") if is_kubelet else None
+            roots = {os.fsdecode(listening[inode]) for inode in holds} | ({named} - {None})
+            yield from (_Kubelet(process, root) for root in roots if root is not None)
 
 
 def _is_roots(pid: int) -> bool:

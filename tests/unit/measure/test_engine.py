@@ -219,6 +219,21 @@ def test_kubelets_root_directory(tmp_path: Path) -> None:
     shutil.rmtree(short)
 
 
+def test_a_kubelet_that_starts_again_elsewhere(tmp_path: Path) -> None:
+    """What is remembered of it holds no longer than it runs."""
+    bundle = task(tmp_path / "state", "k8s.io")
+    kubelet = tree.program(tmp_path, "kubelet")
+    finder = EngineFinder()
+    with shim(tmp_path, bundle, "k8s.io") as box:
+        finder.find(box.first, str(bundle), {})  # none, or those of others on this host
+        for root, other in (("/srv/one", "/srv/two"), ("/srv/two", "/srv/one")):
+            with tree.running(kubelet, "read x", f"--root-dir={root}"):
+                found = finder.find(box.first, str(bundle), {}).kubelets
+                assert finder.find(box.first, str(bundle), {}).kubelets == found
+            assert root in found
+            assert other not in found
+
+
 def test_a_process_that_is_gone() -> None:
     gone = os.spawnlp(os.P_NOWAIT, "true", "true")
     os.waitpid(gone, 0)
