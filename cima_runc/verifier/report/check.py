@@ -21,23 +21,14 @@ from cima_runc.evidence.models import HostLine
 from cima_runc.evidence.report import Payload, Report
 from cima_runc.evidence.report_nonce import IssuedNonce
 from cima_runc.evidence.request import Asker, leaf
-from cima_runc.tpm.structures import (
-    NotAQuoteError,
-    NotGeneratedError,
-    PublicArea,
-    QuoteBody,
-    StructureError,
-    parse_public,
-    parse_quote,
-    parse_signature,
-    signed_by,
-)
+from cima_runc.tpm.structures import PublicArea, QuoteBody, parse_public
 from cima_runc.verifier import boot_log, errors
 from cima_runc.verifier.host_log import extended_with
 from cima_runc.verifier.report import errors as refused
 from cima_runc.verifier.report.known import Counters, Known, KnownLog, KnownRegister
 from cima_runc.verifier.report.partitions import RegisterChange, check_partitions
 from cima_runc.verifier.report.resync import NeedsResync
+from cima_runc.verifier.signed_quote import signed_quote
 from cima_runc.verifier.steps.hints import ANEW, CLEARED, REPORT
 
 EventKind = Literal["boot", "hibernation", "let-go", "foreign", "gap"]
@@ -202,34 +193,7 @@ def _signed(report: Report, known: Known) -> QuoteBody:
             found=report.payload.ak.hex(),
             hint="enrol the host again if its TPM was cleared or changed",
         )
-    quote = report.proof.quote
-    try:
-        signature = parse_signature(quote.signature)
-    except StructureError as error:
-        raise errors.SignatureError(error.what, hint=error.hint) from error
-    if not signed_by(public.key, signature, quote.attest):
-        raise errors.SignatureError(
-            "the quote is not signed by the attestation key",
-            expected=f"a signature of {public.name.hex()}",
-            found="another signature",
-            hint=REPORT,
-        )
-    try:
-        body = parse_quote(quote.attest)
-    except NotGeneratedError as error:
-        raise errors.QuoteMagicError(error.what, hint=REPORT) from error
-    except NotAQuoteError as error:
-        raise errors.QuoteTypeError(error.what, hint=REPORT) from error
-    except StructureError as error:
-        raise errors.QuoteFormatError(error.what, hint=REPORT) from error
-    if body.qualified_signer != public.endorsement_qualified_name:
-        raise errors.AkHierarchyError(
-            "the attestation key is no primary key of the endorsement hierarchy",
-            expected=public.endorsement_qualified_name.hex(),
-            found=body.qualified_signer.hex(),
-            hint="other hierarchies obscure resetCount: enrol a key made by cima-agent",
-        )
-    return body
+    return signed_quote(report.proof.quote, public)
 
 
 def _quoted(

@@ -12,8 +12,9 @@ from cima_runc.cpcr.sparse import SparseTable
 from cima_runc.evidence.report import Listed, Payload, RecordsPart
 from cima_runc.ml import contents
 from cima_runc.ml.contents import AnyContent, Exit, Previous, Register, ServicesRegister
-from cima_runc.ml.records import Record, RecordError, parse_fields
+from cima_runc.ml.records import Record
 from cima_runc.verifier import errors
+from cima_runc.verifier.checked_record import content_of, read_record
 from cima_runc.verifier.report import errors as refused
 from cima_runc.verifier.report.known import Chain, Known, KnownRegister
 from cima_runc.verifier.report.resync import NeedsResync
@@ -241,7 +242,7 @@ def _replayed(
                 found=printable(record.cpcr),
                 hint=REPORT,
             )
-        content = _content(record)
+        content = content_of(record)
         if count == 0:
             previous = _first(content, made)
         elif isinstance(content, Register | ServicesRegister | contents.RegisterV1):
@@ -265,29 +266,7 @@ def _record(raw: Any) -> Record:
     # Beside a file of the host services stands its line of the kernel's log.
     if isinstance(raw, dict) and "line" in raw:
         raw = {key: item for key, item in raw.items() if key != "line"}
-    try:
-        return parse_fields(raw)
-    except RecordError as error:
-        raise errors.RecordFormatError(error.what, hint=REPORT) from error
-
-
-def _content(record: Record) -> AnyContent:
-    try:
-        content, digest = contents.read_with_digest(record)
-    except contents.UnknownTypeError as error:
-        what = f"record {record.recnum}: {error.what}"
-        raise errors.RecordTypeError(what, hint=error.hint) from error
-    except (contents.ShapeError, RecordError) as error:
-        what = f"record {record.recnum}: {error.what}"
-        raise errors.RecordShapeError(what, hint=REPORT) from error
-    if digest != record.digest:
-        raise errors.RecordDigestError(
-            f"the content of record {record.recnum} is not what was measured",
-            expected=record.digest.hex(),
-            found=digest.hex(),
-            hint=REPORT,
-        )
-    return content
+    return read_record(raw)
 
 
 def _first(content: AnyContent, made: KnownRegister) -> Previous | None:

@@ -9,21 +9,11 @@ from cima_runc.base.text import printable
 from cima_runc.cpcr.tree import root_from_path
 from cima_runc.evidence.models import Evidence
 from cima_runc.evidence.request import Asker, leaf
-from cima_runc.tpm.structures import (
-    ClockInfo,
-    NotAQuoteError,
-    NotGeneratedError,
-    PublicArea,
-    QuoteBody,
-    StructureError,
-    parse_public,
-    parse_quote,
-    parse_signature,
-    signed_by,
-)
+from cima_runc.tpm.structures import ClockInfo, PublicArea, QuoteBody, StructureError, parse_public
 from cima_runc.verifier import errors
 from cima_runc.verifier.ak_certificate import AkAuthority, AkCertificateError
 from cima_runc.verifier.expectation import Expectation
+from cima_runc.verifier.signed_quote import signed_quote
 from cima_runc.verifier.steps.hints import ANEW, REPORT
 from cima_runc.verifier.steps.parsed import Parsed
 
@@ -78,8 +68,7 @@ def check_signed(parsed: Parsed, wanted: Expectation) -> Signed:
             found=f"lacking: {', '.join(missing)}",
             hint="enrol a key made by cima-agent: cima enroll",
         )
-    _check_signature(evidence, public)
-    return Signed(evidence, public, label, known_by, _quote_of(evidence, public))
+    return Signed(evidence, public, label, known_by, signed_quote(evidence.quote, public))
 
 
 def check_quoted(signed: Signed, wanted: Expectation) -> Quoted:
@@ -120,39 +109,6 @@ def _check_enrolled(
             hint="enrol the host again if its TPM was cleared or changed: cima enroll",
         )
     return enrolled.label, "name" if enrolled.name else "key"
-
-
-def _check_signature(evidence: Evidence, public: PublicArea) -> None:
-    try:
-        signature = parse_signature(evidence.quote.signature)
-    except StructureError as error:
-        raise errors.SignatureError(error.what, hint=error.hint) from error
-    if not signed_by(public.key, signature, evidence.quote.attest):
-        raise errors.SignatureError(
-            "the quote is not signed by the attestation key",
-            expected=f"a signature of {public.name.hex()}",
-            found="another signature",
-            hint=REPORT,
-        )
-
-
-def _quote_of(evidence: Evidence, public: PublicArea) -> QuoteBody:
-    try:
-        body = parse_quote(evidence.quote.attest)
-    except NotGeneratedError as error:
-        raise errors.QuoteMagicError(error.what, hint=REPORT) from error
-    except NotAQuoteError as error:
-        raise errors.QuoteTypeError(error.what, hint=REPORT) from error
-    except StructureError as error:
-        raise errors.QuoteFormatError(error.what, hint=REPORT) from error
-    if body.qualified_signer != public.endorsement_qualified_name:
-        raise errors.AkHierarchyError(
-            "the attestation key is no primary key of the endorsement hierarchy",
-            expected=public.endorsement_qualified_name.hex(),
-            found=body.qualified_signer.hex(),
-            hint="other hierarchies obscure resetCount: enrol a key made by cima-agent",
-        )
-    return body
 
 
 def _check_disclosure(evidence: Evidence, wanted: Expectation) -> None:

@@ -13,10 +13,8 @@ from cima_runc.cpcr.inner import inner
 from cima_runc.cpcr.status import Status
 from cima_runc.evidence.fields import decode_base64
 from cima_runc.evidence.models import Evidence, RunPart, ServicesPart
-from cima_runc.ml import contents
 from cima_runc.ml.contents import (
     Adopted,
-    AnyContent,
     Exit,
     Measured,
     Previous,
@@ -24,8 +22,8 @@ from cima_runc.ml.contents import (
     RegisterV1,
     ServicesRegister,
 )
-from cima_runc.ml.records import Record, RecordError, parse_fields
 from cima_runc.verifier import errors
+from cima_runc.verifier.checked_record import content_of, read_record
 from cima_runc.verifier.state import Remembered
 from cima_runc.verifier.steps.bound import check_path
 from cima_runc.verifier.steps.hints import ANEW, REPORT, WHOLE
@@ -478,7 +476,7 @@ def _records(
     watched = value if watch == since else None
     sha256 = hashlib.sha256
     for raw in values:
-        record = _record(raw)
+        record = read_record(raw)
         if record.recnum != expected:
             raise _disorder(values, since, expected, record.recnum)
         if record.cpcr != name:
@@ -488,40 +486,12 @@ def _records(
                 found=printable(record.cpcr),
                 hint=REPORT,
             )
-        found.append(Measured(expected, _content(record)))
+        found.append(Measured(expected, content_of(record)))
         value = sha256(value + record.digest).digest()
         expected += 1
         if expected == watch:
             watched = value
     return tuple(found), value, watched
-
-
-def _record(value: Any) -> Record:
-    try:
-        return parse_fields(value)
-    except RecordError as error:
-        raise errors.RecordFormatError(error.what, hint=REPORT) from error
-
-
-def _content(record: Record) -> AnyContent:
-    """Return a record's content, which has the record's digest."""
-    try:
-        content, digest = contents.read_with_digest(record)
-    except contents.UnknownTypeError as error:
-        what = f"record {record.recnum}: {error.what}"
-        raise errors.RecordTypeError(what, hint=error.hint) from error
-    except (contents.ShapeError, RecordError) as error:
-        raise errors.RecordShapeError(
-            f"record {record.recnum}: {error.what}", hint=REPORT
-        ) from error
-    if digest != record.digest:
-        raise errors.RecordDigestError(
-            f"the content of record {record.recnum} is not what was measured",
-            expected=record.digest.hex(),
-            found=digest.hex(),
-            hint=REPORT,
-        )
-    return content
 
 
 def _disorder(
