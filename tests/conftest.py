@@ -1,3 +1,4 @@
+import coverage
 import pytest
 from hypothesis import settings
 
@@ -12,3 +13,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run slow searches at full length, and in guests what one release is enough for",
     )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish() -> None:
+    """Keep what was counted before the process is told to end.
+
+    A worker of pytest-xdist has five seconds from then on, and on a busy machine its last
+    collection of garbage alone can take longer.
+    """
+    counting = coverage.Coverage.current()
+    if counting is not None:
+        counting.save()
