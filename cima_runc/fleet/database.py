@@ -9,12 +9,12 @@ such thing, the conditions of :mod:`cima_runc.fleet.queries` stand alone. Source
 
 import select
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Connection, Engine, Table, bindparam, event, text, update
 from sqlalchemy.exc import DataError, DBAPIError, OperationalError
 
 from cima_runc.base.errors import CimaError
@@ -23,6 +23,9 @@ SERVICE = "service"
 """The scope that sees all."""
 _BUSY_SECONDS = 30
 _CONNECTIONS = 12
+_Value = TypeVar("_Value")
+_BATCH = 500
+"""Values in one statement: SQLite limits how many."""
 
 
 class NotStorableError(CimaError):
@@ -153,6 +156,26 @@ class Database:
     def close(self) -> None:
         """Let go of all connections."""
         self.engine.dispose()
+
+
+def batched(values: Sequence[_Value]) -> Iterator[Sequence[_Value]]:
+    """Yield values in parts that one statement takes."""
+    for at in range(0, len(values), _BATCH):
+        yield values[at : at + _BATCH]
+
+
+def update_all(
+    connection: Connection, table: Table, changed: Iterable[tuple[int, Mapping[str, Any]]]
+) -> None:
+    """Update rows by their numbers, each by values of its own; those of the same columns at a
+    time."""
+    together: dict[frozenset[str], list[dict[str, Any]]] = {}
+    for number, values in changed:
+        if values:
+            same = together.setdefault(frozenset(values), [])
+            same.append({"number_of_row": number, **values})
+    for rows in together.values():
+        connection.execute(update(table).where(table.c.id == bindparam("number_of_row")), rows)
 
 
 def _reason(error: Exception) -> str:

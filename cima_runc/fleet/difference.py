@@ -10,10 +10,10 @@ from cima_runc.base.text import printable
 from cima_runc.fleet import clock, verdicts
 from cima_runc.fleet.changes import NotFoundError
 from cima_runc.fleet.database import Database
+from cima_runc.fleet.judge import Judge
 from cima_runc.fleet.schema import Appraisal, Container, Host, Policy, new_uid, table_of
 from cima_runc.fleet.schema import Verdict as VerdictRow
 from cima_runc.fleet.values import ValuesCache
-from cima_runc.fleet.verdicts import Judge, News
 from cima_runc.verifier.policy import parse_policy
 
 _CONTAINER, _HOST, _POLICY = table_of(Container), table_of(Host), table_of(Policy)
@@ -101,7 +101,7 @@ def _try(
         )
     )
     # A cache of its own: the number of the row that is rolled back will be another policy's.
-    after = Judge(ValuesCache()).judge(connection, dict(row), dict(host_row), News(), now)
+    (after,) = Judge(ValuesCache()).judge(connection, [dict(row)], dict(host_row), {}, now)
     deadline = verdicts.deadline_of(dict(row), dict(host_row))
     shown = [
         verdicts.effective(verdict, deadline, has_ended=row["has_ended"], now=now).value

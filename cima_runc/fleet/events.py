@@ -1,11 +1,14 @@
 """Events: what people and programs are told of, in the transaction in which it happens."""
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Connection, insert, select
 
 from cima_runc.fleet import clock
+from cima_runc.fleet.database import batched
 from cima_runc.fleet.schema import (
     Delivery,
     Event,
@@ -44,6 +47,16 @@ class Kind(StrEnum):
     """Records that no host holds any more."""
 
 
+@dataclass(frozen=True)
+class Told:
+    """An event that is to be written down."""
+
+    kind: Kind
+    data: dict[str, Any]
+    host: int | None = None
+    container: int | None = None
+
+
 def tell(
     connection: Connection,
     kind: Kind,
@@ -53,36 +66,60 @@ def tell(
     container: int | None = None,
     now: int | None = None,
 ) -> None:
-    """Write down an event, and that it is to reach the webhooks that want it.
+    """Write down an event, as :func:`tell_all` does with many."""
+    tell_all(connection, [Told(kind, data, host, container)], now)
+
+
+def tell_all(connection: Connection, told: Sequence[Told], now: int | None = None) -> None:
+    """Write down events, and that they are to reach the webhooks that want them.
 
     A tenant's webhooks get what is about a container with one of the tenant's keys.
     """
-    time = clock.now() if now is None else now
-    made = connection.execute(
-        insert(table_of(Event)).values(
-            uid=new_uid(), time=time, kind=kind.value, host=host, container=container, data=data
-        )
-    ).inserted_primary_key
-    assert made is not None
+    if not told:
+        return
+    time, event = clock.now() if now is None else now, table_of(Event)
+    numbers = connection.execute(
+        insert(event).returning(event.c.id, sort_by_parameter_order=True),
+        [
+            {
+                "uid": new_uid(),
+                "time": time,
+                "kind": one.kind.value,
+                "host": one.host,
+                "container": one.container,
+                "data": one.data,
+            }
+            for one in told
+        ],
+    ).scalars()
     hook = table_of(Webhook).c
     hooks = connection.execute(
         select(hook.id, hook.tenant, hook.kinds).where(hook.removed.is_(None))
     ).all()
-    wanted = [one for one in hooks if not one.kinds or kind.value in one.kinds]
-    if any(one.tenant is not None for one in wanted):
-        tenants = tenants_of(connection, container) if container is not None else set()
-        wanted = [one for one in wanted if one.tenant is None or one.tenant in tenants]
-    if wanted:
-        connection.execute(
-            insert(table_of(Delivery)),
-            [{"webhook": one.id, "event": made[0], "attempts": 0, "due": time} for one in wanted],
-        )
+    tenants: dict[int, set[int]] = {}
+    if any(one.tenant is not None for one in hooks):
+        tenants = tenants_of(connection, {one.container for one in told} - {None})
+    rows = [
+        {"webhook": to.id, "event": number, "attempts": 0, "due": time}
+        for number, one in zip(numbers, told, strict=True)
+        for to in hooks
+        if not to.kinds or one.kind.value in to.kinds
+        if to.tenant is None or to.tenant in tenants.get(one.container or 0, ())
+    ]
+    if rows:
+        connection.execute(insert(table_of(Delivery)), rows)
 
 
-def tenants_of(connection: Connection, container: int) -> set[int]:
-    """Return the tenants one of whose keys the container names."""
+def tenants_of(connection: Connection, containers: Iterable[int | None]) -> dict[int, set[int]]:
+    """Return the tenants of containers, those one of whose keys a container names."""
     owner, key = table_of(Owner).c, table_of(TenantKey).c
-    found = connection.execute(
-        select(key.tenant).where(key.key == owner.key, owner.container == container)
-    )
-    return set(found.scalars())
+    found: dict[int, set[int]] = {}
+    for some in batched(sorted(one for one in containers if one is not None)):
+        rows = connection.execute(
+            select(owner.container, key.tenant)
+            .where(key.key == owner.key, owner.container.in_(some))
+            .distinct()
+        )
+        for container, tenant in rows:
+            found.setdefault(container, set()).add(tenant)
+    return found

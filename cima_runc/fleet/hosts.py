@@ -1,18 +1,20 @@
 """What is kept of hosts: read as the verification of a report wants it, written as it left it."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
+from cima_runc.base.text import printable
 from cima_runc.cpcr.sparse import SparseTable
 from cima_runc.cpcr.status import Status
 from cima_runc.evidence.fields import as_tuples
 from cima_runc.evidence.models import HostLine
 from cima_runc.evidence.report import Report
+from cima_runc.fleet.database import batched, update_all
 from cima_runc.fleet.schema import (
     Appraisal,
     Container,
@@ -24,6 +26,7 @@ from cima_runc.fleet.schema import (
     Line,
     Owner,
     Record,
+    TenantKey,
     new_uid,
     table_of,
 )
@@ -122,16 +125,16 @@ def _registers(
         (column.registration, sorted(wants.registrations)),
         (column.previous_registration, sorted(wants.followed)),
     ):
-        for at in range(0, len(numbers), _BATCH):
-            conditions.append(name.in_(numbers[at : at + _BATCH]))
-    slots = sorted(wants.slots)
-    for at in range(0, len(slots), _BATCH):
-        conditions.append(and_(column.boot_id == boot_id, column.slot.in_(slots[at : at + _BATCH])))
+        conditions += [name.in_(some) for some in batched(numbers)]
+    conditions += [
+        and_(column.boot_id == boot_id, column.slot.in_(some))
+        for some in batched(sorted(wants.slots))
+    ]
     found: dict[int, KnownRegister] = {}
     # A few conditions at a time: SQLite limits how deep an expression is.
-    for at in range(0, len(conditions), _BATCH):
+    for conditions_ in batched(conditions):
         rows = connection.execute(
-            select(_CONTAINER).where(column.host == host, or_(*conditions[at : at + _BATCH]))
+            select(_CONTAINER).where(column.host == host, or_(*conditions_))
         ).mappings()
         ids = {row["id"]: register_of(dict(row)) for row in rows}
         owners = _owners(connection, list(ids))
@@ -144,10 +147,10 @@ def _registers(
 
 def _owners(connection: Connection, containers: Sequence[int]) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {}
-    for at in range(0, len(containers), _BATCH):
+    for some in batched(containers):
         rows = connection.execute(
             select(_OWNER.c.container, _OWNER.c.key)
-            .where(_OWNER.c.container.in_(containers[at : at + _BATCH]))
+            .where(_OWNER.c.container.in_(some))
             .order_by(_OWNER.c.container, _OWNER.c.number)
         )
         for container, key in rows:
@@ -289,62 +292,97 @@ def _aggregate(entry: bytes | HostLine, values: Mapping[int, bytes]) -> str:
     return "equal" if digest == said.digest else "another"
 
 
-def keep_container(connection: Connection, host: int, change: RegisterChange, now: int) -> Changed:
-    """Write what a report says of one registration: its row, and its records, proved or held."""
-    one = change.register
-    before = (
-        connection.execute(
-            select(_CONTAINER).where(
-                _CONTAINER.c.host == host, _CONTAINER.c.registration == one.registration
-            )
-        )
-        .mappings()
-        .first()
+def keep_containers(
+    connection: Connection, host: int, changes: Sequence[RegisterChange], now: int
+) -> list[Changed]:
+    """Write what a report says of registrations: their rows, and their records, proved or held.
+
+    ``changes`` have earlier runs first, so that their rows come first.
+    """
+    known = _containers(connection, host, [one.register.registration for one in changes])
+    new = [one for one in changes if one.register.registration not in known]
+    numbers = _insert_containers(connection, host, new, now)
+    numbers |= {registration: row["id"] for registration, row in known.items()}
+    kept, values, records, held = [], [], [], []
+    for change in changes:
+        one = change.register
+        number, before = numbers[one.registration], known.get(one.registration)
+        confirmed = before["confirmed"] if before is not None else 0
+        proved, waiting = _sort_records(connection, number, change, before)
+        matters = before is None
+        if before is not None:
+            row = _row(one)
+            changed = {key: value for key, value in row.items() if before[key] != value}
+            matters = bool(changed.keys() - {"slot", "state"})
+            if changed:
+                values.append((number, {"last_change": now, **changed, **_facts(proved)}))
+        records += [_record_row(number, record, now) for record in proved]
+        held += [
+            {"container": number, "number": record.recnum, "content": record.line}
+            for record in waiting
+        ]
+        kept.append(Changed(number, proved, confirmed, matters or bool(proved)))
+    update_all(connection, _CONTAINER, values)
+    for table, rows in ((_RECORD, records), (_HELD, held)):
+        if rows:
+            connection.execute(insert(table), rows)
+    _keep_lines(connection, host, numbers, [change.register for change in changes])
+    return kept
+
+
+def _containers(
+    connection: Connection, host: int, registrations: Sequence[int]
+) -> dict[int, Mapping[str, Any]]:
+    found: dict[int, Mapping[str, Any]] = {}
+    for some in batched(registrations):
+        rows = connection.execute(
+            select(_CONTAINER).where(_CONTAINER.c.host == host, _CONTAINER.c.registration.in_(some))
+        ).mappings()
+        found |= {row["registration"]: dict(row) for row in rows}
+    return found
+
+
+def _insert_containers(
+    connection: Connection, host: int, new: Sequence[RegisterChange], now: int
+) -> dict[int, int]:
+    """Write rows of registrations that are new; return their numbers."""
+    if not new:
+        return {}
+    made = connection.execute(
+        insert(_CONTAINER).returning(
+            _CONTAINER.c.registration, _CONTAINER.c.id, sort_by_parameter_order=True
+        ),
+        [
+            {
+                "uid": new_uid(),
+                "host": host,
+                "first_seen": now,
+                "last_change": now,
+                "since": now,
+                "registration": one.register.registration,
+                "vanished": False,
+                "forgotten": False,
+                "verdict": "UNKNOWN",
+                "enforced": None,
+                "layers": None,
+                "namespace": None,
+                "pod": None,
+                "end": "",
+                **_row(one.register),
+                **_facts(_proved(one.records, 0, one.register)),
+            }
+            for one in new
+        ],
     )
-    row = _row(one)
-    matters = before is None
-    if before is None:
-        made = connection.execute(
-            insert(_CONTAINER).values(
-                uid=new_uid(),
-                host=host,
-                first_seen=now,
-                last_change=now,
-                since=now,
-                registration=one.registration,
-                vanished=False,
-                forgotten=False,
-                verdict="UNKNOWN",
-                end="",
-                **row,
-            )
-        ).inserted_primary_key
-        assert made is not None
-        number, confirmed, held = int(made[0]), 0, 0
-        if one.owners:
-            connection.execute(
-                insert(_OWNER),
-                [
-                    {"container": number, "number": at, "key": key}
-                    for at, key in enumerate(one.owners)
-                ],
-            )
-    else:
-        number, confirmed, held = before["id"], before["confirmed"], before["held"]
-        changed = {key: value for key, value in row.items() if before[key] != value}
-        matters = bool(changed.keys() - {"slot", "state"})
-        if changed:
-            connection.execute(
-                update(_CONTAINER)
-                .where(_CONTAINER.c.id == number)
-                .values(last_change=now, **changed)
-            )
-    records = _keep_records(connection, number, change, confirmed=confirmed, held=held, now=now)
-    _keep_facts(connection, number, records)
-    is_container = one.kind == "container" and one.proved.count > 0
-    if is_container and one.line is not None and one.run is not None:
-        _keep_line(connection, host, number, one.line.hex(), one.run)
-    return Changed(number, records, confirmed, matters or bool(records))
+    numbers = {row.registration: row.id for row in made}
+    owners = [
+        {"container": numbers[one.register.registration], "number": at, "key": key}
+        for one in new
+        for at, key in enumerate(one.register.owners)
+    ]
+    if owners:
+        connection.execute(insert(_OWNER), owners)
+    return numbers
 
 
 def _row(one: KnownRegister) -> dict[str, Any]:
@@ -381,19 +419,17 @@ def _row(one: KnownRegister) -> dict[str, Any]:
     }
 
 
-def _keep_records(
+def _sort_records(
     connection: Connection,
     number: int,
     change: RegisterChange,
-    *,
-    confirmed: int,
-    held: int,
-    now: int,
-) -> tuple[CheckedRecord, ...]:
-    """Store the records; return those that are newly proved."""
+    before: Mapping[str, Any] | None,
+) -> tuple[tuple[CheckedRecord, ...], list[CheckedRecord]]:
+    """Return the records that are newly proved, and those that wait."""
     one = change.register
+    confirmed = before["confirmed"] if before is not None else 0
     new = {record.recnum: record for record in change.records}
-    if held:
+    if before is not None and before["held"]:
         # What came again replaces what was held; what was held may be proved now.
         rows = connection.execute(
             select(_HELD.c.number, _HELD.c.content).where(
@@ -404,22 +440,16 @@ def _keep_records(
             new |= {row.number: _checked(row.number, row.content) for row in rows}
         stale = or_(_HELD.c.number >= change.since, _HELD.c.number < one.proved.count)
         connection.execute(delete(_HELD).where(_HELD.c.container == number, stale))
-    ordered = [new[at] for at in sorted(new)]
-    proved = tuple(one_ for one_ in ordered if confirmed <= one_.recnum < one.proved.count)
     waiting = [
-        one_ for one_ in change.records if one_.recnum >= max(one.proved.count, change.since)
+        record for record in change.records if record.recnum >= max(one.proved.count, change.since)
     ]
-    if proved:
-        connection.execute(insert(_RECORD), [_record_row(number, record, now) for record in proved])
-    if waiting:
-        connection.execute(
-            insert(_HELD),
-            [
-                {"container": number, "number": record.recnum, "content": record.line}
-                for record in waiting
-            ],
-        )
-    return proved
+    return _proved([new[at] for at in sorted(new)], confirmed, one), waiting
+
+
+def _proved(
+    records: Iterable[CheckedRecord], confirmed: int, after: KnownRegister
+) -> tuple[CheckedRecord, ...]:
+    return tuple(one for one in records if confirmed <= one.recnum < after.proved.count)
 
 
 def _checked(number: int, raw: bytes) -> CheckedRecord:
@@ -441,8 +471,8 @@ def _record_row(container: int, record: CheckedRecord, now: int) -> dict[str, An
     }
 
 
-def _keep_facts(connection: Connection, number: int, records: Sequence[CheckedRecord]) -> None:
-    """Write down what of its records a container is chosen by."""
+def _facts(records: Sequence[CheckedRecord]) -> dict[str, Any]:
+    """Return what of its records a container is chosen by."""
     values: dict[str, Any] = {}
     for record in records:
         match record.content:
@@ -461,8 +491,7 @@ def _keep_facts(connection: Connection, number: int, records: Sequence[CheckedRe
         # A tenant can write these annotations; a CRI overwrites them.
         values.pop("namespace", None)
         values.pop("pod", None)
-    if values:
-        connection.execute(update(_CONTAINER).where(_CONTAINER.c.id == number).values(**values))
+    return values
 
 
 def _pod(config: Config) -> dict[str, Any]:
@@ -476,18 +505,41 @@ def _pod(config: Config) -> dict[str, Any]:
     return {}
 
 
-def _keep_line(connection: Connection, host: int, container: int, line: str, run: int) -> None:
-    known = connection.execute(
-        select(_LINE.c.run).where(_LINE.c.host == host, _LINE.c.line == line)
-    ).scalar()
-    if known is None:
-        connection.execute(insert(_LINE).values(host=host, line=line, run=run, container=container))
-    elif run > known:
-        connection.execute(
-            update(_LINE)
-            .where(_LINE.c.host == host, _LINE.c.line == line)
-            .values(run=run, container=container)
+def _keep_lines(
+    connection: Connection,
+    host: int,
+    numbers: Mapping[int, int],
+    registers: Sequence[KnownRegister],
+) -> None:
+    """Remember the latest run that is proved of each container's line."""
+    latest: dict[str, tuple[int, int]] = {}
+    for one in registers:
+        is_container = one.kind == "container" and one.proved.count > 0
+        if is_container and one.line is not None and one.run is not None:
+            line, run = one.line.hex(), one.run
+            if line not in latest or run > latest[line][0]:
+                latest[line] = (run, numbers[one.registration])
+    known: dict[str, int] = {}
+    for some in batched(sorted(latest)):
+        rows = connection.execute(
+            select(_LINE.c.line, _LINE.c.run).where(_LINE.c.host == host, _LINE.c.line.in_(some))
         )
+        known |= {row.line: row.run for row in rows}
+    new = [
+        {"host": host, "line": line, "run": run, "container": container}
+        for line, (run, container) in latest.items()
+        if line not in known
+    ]
+    if new:
+        connection.execute(insert(_LINE), new)
+    later = [
+        {"of_host": host, "of_line": line, "run": run, "container": container}
+        for line, (run, container) in latest.items()
+        if line in known and run > known[line]
+    ]
+    if later:
+        is_it = and_(_LINE.c.host == bindparam("of_host"), _LINE.c.line == bindparam("of_line"))
+        connection.execute(update(_LINE).where(is_it), later)
 
 
 def let_go(
@@ -495,19 +547,47 @@ def let_go(
 ) -> list[int]:
     """Write that registrations have no slot any more; return the containers of those for which this
     came before their end was proved."""
-    vanished = []
-    for one in gone:
-        row = connection.execute(
-            select(_CONTAINER.c.id).where(
-                _CONTAINER.c.host == host, _CONTAINER.c.registration == one.registration
+    registrations = [one.registration for one in gone]
+    numbers: dict[int, int] = {}
+    for some in batched(registrations):
+        rows = connection.execute(
+            select(_CONTAINER.c.registration, _CONTAINER.c.id).where(
+                _CONTAINER.c.host == host, _CONTAINER.c.registration.in_(some)
             )
-        ).one()
-        values: dict[str, Any] = {"slot": None}
-        if one.registration in early:
-            values["vanished"] = True
-            vanished.append(int(row.id))
-        connection.execute(update(_CONTAINER).where(_CONTAINER.c.id == row.id).values(**values))
-    return vanished
+        )
+        numbers |= {row.registration: row.id for row in rows}
+    vanished = {numbers[one] for one in registrations if one in early}
+    for some in batched(sorted(numbers.values())):
+        connection.execute(update(_CONTAINER).where(_CONTAINER.c.id.in_(some)).values(slot=None))
+    for some in batched(sorted(vanished)):
+        connection.execute(
+            update(_CONTAINER).where(_CONTAINER.c.id.in_(some)).values(vanished=True)
+        )
+    return sorted(vanished)
+
+
+def tenants_containers(
+    connection: Connection, hosts: Sequence[int]
+) -> list[tuple[int, int, dict[str, Any]]]:
+    """Return the tenants' containers whose verdicts go stale with their hosts, and fresh with them:
+    each one's host and number, and what an event says of it."""
+    owner, key = _OWNER.c, table_of(TenantKey).c
+    rows = connection.execute(
+        select(_CONTAINER.c.host, _CONTAINER.c.id, _CONTAINER.c.name, _CONTAINER.c.verdict)
+        .join(_OWNER, owner.container == _CONTAINER.c.id)
+        .join(table_of(TenantKey), key.key == owner.key)
+        .where(
+            _CONTAINER.c.host.in_(hosts),
+            _CONTAINER.c.slot.is_not(None),
+            _CONTAINER.c.has_ended.is_(False),
+            _CONTAINER.c.verdict != "UNTRUSTED",
+        )
+        .distinct()
+    )
+    return [
+        (row.host, row.id, {"container": printable(row.name), "verdict": row.verdict})
+        for row in rows
+    ]
 
 
 def forget_containers(connection: Connection, before: int) -> None:

@@ -18,11 +18,12 @@ from cima_runc.evidence.report import Report, parse_report
 from cima_runc.evidence.report_answer import Accepted, Confirmed, Invitation, Refused, Resync
 from cima_runc.evidence.report_nonce import IssuedNonce, NonceMaker
 from cima_runc.fleet import clock, events, hosts, passed_on
-from cima_runc.fleet.database import Database
+from cima_runc.fleet.database import Database, batched
+from cima_runc.fleet.events import Told
+from cima_runc.fleet.judge import Judge, News
 from cima_runc.fleet.schema import Container, Host, table_of
 from cima_runc.fleet.sessions import Sessions
 from cima_runc.fleet.settings import Settings
-from cima_runc.fleet.verdicts import Judge, News
 from cima_runc.ml.contents import Measured
 from cima_runc.verifier.errors import ClockError, VerificationError
 from cima_runc.verifier.report.check import Proved, ReportPolicy, check_report
@@ -141,7 +142,7 @@ class Reports:
         vanished = hosts.let_go(connection, host["id"], found.gone, early)
         # An earlier run first: the one after it is judged by it.
         changes = sorted(found.registers, key=lambda one: one.register.run or 0)
-        changed = [hosts.keep_container(connection, host["id"], one, now) for one in changes]
+        changed = hosts.keep_containers(connection, host["id"], changes, now)
         self._tell(connection, host, found, vanished, now)
         news = {
             one.id: News(tuple(Measured(r.recnum, r.content) for r in one.records), one.since)
@@ -149,8 +150,7 @@ class Reports:
             if one.matters
         }
         concerned = self._concerned(connection, host, after, found, set(news) | set(vanished))
-        for row in concerned:
-            self._judge.judge(connection, row, after, news.get(row["id"], News()), now)
+        self._judge.judge(connection, concerned, after, news, now)
         return after
 
     def _concerned(
@@ -168,9 +168,9 @@ class Reports:
             for one in found.registers
             if one.register.kind == "dependencies"
         ]
-        wanted: list[ColumnElement[bool]] = (
-            [_CONTAINER.c.id.in_(sorted(changed))] if changed else []
-        )
+        wanted: list[ColumnElement[bool]] = [
+            _CONTAINER.c.id.in_(some) for some in batched(sorted(changed))
+        ]
         of_boot = _CONTAINER.c.boot_id == found.boot_id
         if registrations:
             wanted.append(_CONTAINER.c.previous_registration.in_(registrations))
@@ -206,20 +206,22 @@ class Reports:
         vanished: list[int],
         now: int,
     ) -> None:
-        number = host["id"]
+        number, told = host["id"], []
         if host["deadline"] is not None and host["stale_told"] == host["deadline"]:
-            events.tell(connection, events.Kind.HOST_FRESH, {}, host=number, now=now)
+            told.append(Told(events.Kind.HOST_FRESH, {}, number))
+            if not found.new_boot:
+                told += [
+                    Told(events.Kind.CONTAINER_FRESH, data, number, container)
+                    for _, container, data in hosts.tenants_containers(connection, [number])
+                ]
         for event in found.events:
             if event.kind == "let-go":
                 continue
             kind = events.Kind.HOST_BOOTED if event.kind == "boot" else events.Kind.HOST_NOTICE
-            data = {"notice": event.kind, "what": event.what}
-            events.tell(connection, kind, data, host=number, now=now)
-        for container in vanished:
-            data = {"what": "its register was given up before its end was proved"}
-            events.tell(
-                connection, events.Kind.VANISHED, data, host=number, container=container, now=now
-            )
+            told.append(Told(kind, {"notice": event.kind, "what": event.what}, number))
+        gave_up = {"what": "its register was given up before its end was proved"}
+        told += [Told(events.Kind.VANISHED, gave_up, number, container) for container in vanished]
+        events.tell_all(connection, told, now)
 
     def _all_of_boot(
         self, connection: Connection, host: Mapping[str, Any], report: Report

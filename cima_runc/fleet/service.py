@@ -11,12 +11,12 @@ from cima_runc.base.rate import RateLimit
 from cima_runc.evidence.report_nonce import NonceMaker
 from cima_runc.fleet import keys, migrate, passed_on
 from cima_runc.fleet.database import Database, DatabaseError
+from cima_runc.fleet.judge import Judge
 from cima_runc.fleet.metrics import Metrics
 from cima_runc.fleet.reports import Reports
 from cima_runc.fleet.sessions import Sessions
 from cima_runc.fleet.settings import Settings
 from cima_runc.fleet.values import ValuesCache
-from cima_runc.fleet.verdicts import Judge
 from cima_runc.fleet.work import Worker
 
 _THREADS = 8

@@ -17,6 +17,7 @@ import zstandard
 from sqlalchemy import Connection, func, select
 
 from cima_runc.base import limits
+from cima_runc.fleet.database import batched
 from cima_runc.fleet.schema import (
     Assignment,
     Owner,
@@ -72,78 +73,112 @@ def keys_of(reference: ImageReference) -> set[str]:
     return {layers_key(digests) for digests in (plain, *others)}
 
 
-def choose(
-    connection: Connection, container: Mapping[str, Any], labels: Mapping[str, Any]
-) -> dict[Mode, list[Choice]]:
-    """Return what a container may be compared with, to enforce and to observe.
+class Choosing:
+    """Finds what containers may be compared with; for one transaction. What changes meanwhile is
+    seen by the work that each such change leaves behind."""
 
-    ``container`` is its row, ``labels`` are its host's. More than one choice there is only where
-    images have the same layers, and nothing says which of them is meant: the container is to be as
-    one of them.
-    """
-    assigned = connection.execute(select(table_of(Assignment))).all()
-    if not assigned:
-        return {}
-    owners: set[str] = set()
-    if any("owner" in one.match for one in assigned):
-        owners = _owners(connection, container["id"])
-    candidates = _candidates(connection, container)
-    best: dict[Mode, tuple[tuple[int, int], Any]] = {}
-    for one in assigned:
-        rank = (len(one.match) + len(one.match.get("label", ())), one.id)
-        if _fits(one.match, container, owners, labels, candidates) and (
-            one.mode not in best or best[one.mode][0] < rank
-        ):
-            best[one.mode] = (rank, one)
-    return {mode: _choices(connection, mode, one, candidates) for mode, (_, one) in best.items()}
+    def __init__(self, connection: Connection, containers: Iterable[int]) -> None:
+        """Look for what goes for any of ``containers``, by their rows' numbers."""
+        self._connection = connection
+        self._assigned = connection.execute(select(table_of(Assignment))).all()
+        self._owners: dict[int, set[str]] = {}
+        if any("owner" in one.match for one in self._assigned):
+            self._owners = _owners(connection, sorted(containers))
+        self._images: dict[str, list[Any]] = {}
+        self._latest: dict[str, Any | None] = {}
+        self._policies: dict[str, Any | None] = {}
 
+    def of(
+        self, container: Mapping[str, Any], labels: Mapping[str, Any]
+    ) -> dict[Mode, list[Choice]]:
+        """Return what a container may be compared with, to enforce and to observe.
 
-def _choices(
-    connection: Connection, mode: Mode, assigned: Any, candidates: Sequence[Any]
-) -> list[Choice]:
-    policy = _policy(connection, assigned.policy)
-    if policy is None:
-        return []
-    name = f"{policy.name}@{policy.version}"
-    images = [one for one in candidates if _is_image(assigned.match, one)]
-    if assigned.image_reference is not None:
-        wanted = _latest(connection, assigned.image_reference)
-        images = [wanted] if wanted is not None else []
-    host = None
-    if assigned.host_reference is not None:
-        host = _latest(connection, assigned.host_reference)
-        if host is None:
-            images = []  # what was to be compared is not there: nothing is TRUSTED without it
-    if not images:
-        return [Choice(mode, policy.id, name)]
-    return [
-        Choice(
-            mode,
-            policy.id,
-            name,
-            reference=image.id,
-            reference_name=f"{image.name}@{image.version}",
-            image=image.image,
-            host_reference=host.id if host is not None else None,
-        )
-        for image in images
-    ]
+        ``container`` is its row, ``labels`` are its host's. More than one choice there is only
+        where images have the same layers, and nothing says which of them is meant: the container
+        is to be as one of them.
+        """
+        if not self._assigned:
+            return {}
+        owners = self._owners.get(container["id"], set())
+        candidates = self._candidates(container)
+        best: dict[Mode, tuple[tuple[int, int], Any]] = {}
+        for one in self._assigned:
+            rank = (len(one.match) + len(one.match.get("label", ())), one.id)
+            if _fits(one.match, container, owners, labels, candidates) and (
+                one.mode not in best or best[one.mode][0] < rank
+            ):
+                best[one.mode] = (rank, one)
+        return {mode: self._choices(mode, one, candidates) for mode, (_, one) in best.items()}
 
+    def _choices(self, mode: Mode, assigned: Any, candidates: Sequence[Any]) -> list[Choice]:
+        policy = self._policy(assigned.policy)
+        if policy is None:
+            return []
+        name = f"{policy.name}@{policy.version}"
+        images = [one for one in candidates if _is_image(assigned.match, one)]
+        if assigned.image_reference is not None:
+            wanted = self._newest(assigned.image_reference)
+            images = [wanted] if wanted is not None else []
+        host = None
+        if assigned.host_reference is not None:
+            host = self._newest(assigned.host_reference)
+            if host is None:
+                images = []  # what was to be compared is not there: nothing is TRUSTED without it
+        if not images:
+            return [Choice(mode, policy.id, name)]
+        return [
+            Choice(
+                mode,
+                policy.id,
+                name,
+                reference=image.id,
+                reference_name=f"{image.name}@{image.version}",
+                image=image.image,
+                host_reference=host.id if host is not None else None,
+            )
+            for image in images
+        ]
 
-def _candidates(connection: Connection, container: Mapping[str, Any]) -> list[Any]:
-    """Return the images whose layers the container has; where the host enforces one, that one."""
-    if container["layers"] is None:
-        return []
-    table, layer = table_of(Reference), table_of(ReferenceLayer).c
-    rows = connection.execute(
-        select(table.c.id, table.c.name, table.c.version, table.c.image)
-        .select_from(table)
-        .join(table_of(ReferenceLayer), layer.reference == table.c.id)
-        .where(layer.key == container["layers"], table.c.retired.is_(None))
-        .order_by(table.c.name, table.c.version)
-    ).all()
-    enforced = [row for row in rows if row.image == container["enforced"]]
-    return enforced or list(rows)
+    def _candidates(self, container: Mapping[str, Any]) -> list[Any]:
+        """Return the images whose layers the container has; where the host enforces one, that
+        one."""
+        layers = container["layers"]
+        if layers is None:
+            return []
+        if layers not in self._images:
+            table, layer = table_of(Reference), table_of(ReferenceLayer).c
+            rows = self._connection.execute(
+                select(table.c.id, table.c.name, table.c.version, table.c.image)
+                .select_from(table)
+                .join(table_of(ReferenceLayer), layer.reference == table.c.id)
+                .where(layer.key == layers, table.c.retired.is_(None))
+                .order_by(table.c.name, table.c.version)
+            )
+            self._images[layers] = list(rows)
+        found = self._images[layers]
+        return [one for one in found if one.image == container["enforced"]] or found
+
+    def _newest(self, name: str) -> Any | None:
+        if name not in self._latest:
+            table = table_of(Reference)
+            self._latest[name] = self._connection.execute(
+                select(table.c.id, table.c.name, table.c.version, table.c.image)
+                .where(table.c.name == name, table.c.retired.is_(None))
+                .order_by(table.c.version.desc())
+                .limit(1)
+            ).first()
+        return self._latest[name]
+
+    def _policy(self, name: str) -> Any | None:
+        if name not in self._policies:
+            table = table_of(Policy)
+            newest = select(func.max(table.c.version)).where(table.c.name == name)
+            self._policies[name] = self._connection.execute(
+                select(table.c.id, table.c.name, table.c.version).where(
+                    table.c.name == name, table.c.version == newest.scalar_subquery()
+                )
+            ).first()
+        return self._policies[name]
 
 
 def _fits(
@@ -166,29 +201,16 @@ def _is_image(match: Mapping[str, Any], candidate: Any) -> bool:
     return "image" not in match or match["image"] in {candidate.image, candidate.name}
 
 
-def _owners(connection: Connection, container: int) -> set[str]:
+def _owners(connection: Connection, containers: Sequence[int]) -> dict[int, set[str]]:
     owner = table_of(Owner).c
-    return set(connection.execute(select(owner.key).where(owner.container == container)).scalars())
-
-
-def _latest(connection: Connection, name: str) -> Any | None:
-    table = table_of(Reference)
-    return connection.execute(
-        select(table.c.id, table.c.name, table.c.version, table.c.image)
-        .where(table.c.name == name, table.c.retired.is_(None))
-        .order_by(table.c.version.desc())
-        .limit(1)
-    ).first()
-
-
-def _policy(connection: Connection, name: str) -> Any | None:
-    table = table_of(Policy)
-    newest = select(func.max(table.c.version)).where(table.c.name == name).scalar_subquery()
-    return connection.execute(
-        select(table.c.id, table.c.name, table.c.version).where(
-            table.c.name == name, table.c.version == newest
+    found: dict[int, set[str]] = {}
+    for some in batched(containers):
+        rows = connection.execute(
+            select(owner.container, owner.key).where(owner.container.in_(some))
         )
-    ).first()
+        for container, key in rows:
+            found.setdefault(container, set()).add(key)
+    return found
 
 
 class ValuesCache:

@@ -6,12 +6,14 @@ again. In PostgreSQL and SQLite it is the same code. Source: fleet, section 5.
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sqlalchemy import Connection, delete, insert, select, update
 
 from cima_runc.fleet import clock, events, hosts, webhooks
-from cima_runc.fleet.database import Database, DatabaseError
+from cima_runc.fleet.database import Database, DatabaseError, update_all
+from cima_runc.fleet.events import Told
+from cima_runc.fleet.judge import Judge
 from cima_runc.fleet.schema import (
     Container,
     Delivery,
@@ -19,12 +21,9 @@ from cima_runc.fleet.schema import (
     EvidenceRequest,
     Host,
     Job,
-    Owner,
-    TenantKey,
     table_of,
 )
 from cima_runc.fleet.settings import Settings
-from cima_runc.fleet.verdicts import Judge, News
 
 _log = logging.getLogger(__name__)
 _JOB, _HOST, _CONTAINER = table_of(Job), table_of(Host), table_of(Container)
@@ -113,39 +112,20 @@ class Worker:
                 .limit(_HOSTS)
                 .with_for_update(skip_locked=True)
             ).all()
-            for row in rows:
-                connection.execute(
-                    update(_HOST).where(_HOST.c.id == row.id).values(stale_told=row.deadline)
-                )
-                data = {"deadline": row.deadline}
-                events.tell(connection, events.Kind.HOST_STALE, data, host=row.id, now=now)
-                self._tell_tenants(connection, row.id, now)
+            told = [(row.id, {"stale_told": row.deadline}) for row in rows]
+            update_all(connection, _HOST, told)
+            stale = events.Kind.HOST_STALE
+            hosts_told = [Told(stale, {"deadline": row.deadline}, row.id) for row in rows]
+            events.tell_all(connection, hosts_told, now)
+            self._tell_tenants(connection, [row.id for row in rows], now)
             return len(rows)
 
-    def _tell_tenants(self, connection: Connection, host: int, now: int) -> None:
-        owner, key = table_of(Owner).c, table_of(TenantKey).c
-        rows = connection.execute(
-            select(_CONTAINER.c.id, _CONTAINER.c.name)
-            .join(table_of(Owner), owner.container == _CONTAINER.c.id)
-            .join(table_of(TenantKey), key.key == owner.key)
-            .where(
-                _CONTAINER.c.host == host,
-                _CONTAINER.c.slot.is_not(None),
-                _CONTAINER.c.has_ended.is_(False),
-                _CONTAINER.c.verdict != "UNTRUSTED",
-            )
-            .distinct()
-        ).all()
-        for row in rows:
-            data = {"container": row.name, "verdict": "STALE"}
-            events.tell(
-                connection,
-                events.Kind.CONTAINER_STALE,
-                data,
-                host=host,
-                container=row.id,
-                now=now,
-            )
+    def _tell_tenants(self, connection: Connection, hosts_: Sequence[int], now: int) -> None:
+        told = [
+            Told(events.Kind.CONTAINER_STALE, {**data, "verdict": "STALE"}, host, container)
+            for host, container, data in hosts.tenants_containers(connection, hosts_)
+        ]
+        events.tell_all(connection, told, now)
 
     # -- jobs -------------------------------------------------------------------------------------
 
@@ -197,8 +177,8 @@ class Worker:
                     .mappings()
                     .all()
                 )
-                for container in containers:
-                    self._judge.judge(connection, dict(container), dict(row), News(), now)
+                rows = [dict(container) for container in containers]
+                self._judge.judge(connection, rows, dict(row), {}, now)
             self._done(connection, job, attempts)
 
     def _done(self, connection: Connection, job: int, attempts: int) -> None:

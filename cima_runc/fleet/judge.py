@@ -1,0 +1,401 @@
+"""The judge: appraises containers where something of them, their host, their policy or their
+references has changed, and writes down the verdict.
+
+What many containers have in common is read once, and written together: a host may begin to report
+with hundreds of them. Source: fleet, section 5.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
+
+from cima_runc.base.text import printable
+from cima_runc.fleet import appraisal, events
+from cima_runc.fleet.appraisal import HEAD, Earlier, Part, State
+from cima_runc.fleet.database import batched, update_all
+from cima_runc.fleet.events import Told
+from cima_runc.fleet.findings import Findings
+from cima_runc.fleet.schema import Appraisal, Container, Line, Record, table_of
+from cima_runc.fleet.schema import Verdict as VerdictRow
+from cima_runc.fleet.values import Choice, Choosing, Mode, ValuesCache
+from cima_runc.fleet.verdicts import facts_of, measured_line
+from cima_runc.ml.contents import Measured
+from cima_runc.verifier.errors import Verdict
+from cima_runc.verifier.result import Finding as Found
+
+_CONTAINER, _RECORD = table_of(Container), table_of(Record)
+_APPRAISAL, _LINE = table_of(Appraisal), table_of(Line)
+_MODES: tuple[Mode, ...] = ("enforce", "observe")
+
+
+@dataclass(frozen=True)
+class News:
+    """What has changed of a container."""
+
+    records: tuple[Measured, ...] = ()
+    """Records that are newly proved, and stored."""
+    since: int = 0
+    """Number of the first of them."""
+
+
+_NONE = News()
+
+
+class Judge:
+    """Appraises containers of hosts whose rows are locked."""
+
+    def __init__(self, values: ValuesCache) -> None:
+        self._values = values
+
+    def judge(
+        self,
+        connection: Connection,
+        containers: Sequence[Mapping[str, Any]],
+        host: Mapping[str, Any],
+        news: Mapping[int, News],
+        now: int,
+    ) -> list[Verdict]:
+        """Appraise what is new of containers of one host, all of it where their values are others;
+        write down what is found, the verdicts, and the events where they are others.
+
+        ``containers`` and ``host`` are their rows as they are now, earlier runs first; ``news`` is
+        by their numbers.
+        """
+        if not containers:
+            return []
+        sitting = _Sitting(connection, self._values, containers, host, news=news, now=now)
+        found = [sitting.judge(one, news.get(one["id"], _NONE)) for one in containers]
+        sitting.end()
+        return found
+
+
+class _Sitting:
+    """What goes for containers of one host in one transaction; written by :meth:`end`."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        values: ValuesCache,
+        containers: Sequence[Mapping[str, Any]],
+        host: Mapping[str, Any],
+        *,
+        news: Mapping[int, News],
+        now: int,
+    ) -> None:
+        self._connection = connection
+        self._values = values
+        self._host = host
+        self._now = now
+        self._facts = facts_of(host)
+        numbers = [one["id"] for one in containers]
+        self._choosing = Choosing(connection, numbers)
+        self._findings = Findings(connection, numbers)
+        self._kept: dict[tuple[int, str], Mapping[str, Any]] = {}
+        for some in batched(numbers):
+            rows = connection.execute(
+                select(_APPRAISAL).where(_APPRAISAL.c.container.in_(some))
+            ).mappings()
+            self._kept |= {(row["container"], row["mode"]): dict(row) for row in rows}
+        self._before = self._runs_before(containers)
+        self._lines = self._first_runs(containers)
+        self._going_on = sorted(number for number, one in news.items() if one.since > 0)
+        self._heads: dict[int, list[tuple[int, bytes]]] | None = None
+        self._services: dict[tuple[str, int], tuple[Measured, ...]] = {}
+        self._judged: dict[int, Verdict] = {}
+        self._appraised: list[dict[str, Any]] = []
+        self._appraised_anew: list[dict[str, Any]] = []
+        self._changed: list[tuple[int, dict[str, Any]]] = []
+        self._verdicts: list[dict[str, Any]] = []
+        self._told: list[Told] = []
+
+    def judge(self, container: Mapping[str, Any], news: News) -> Verdict:
+        """Appraise one container, after the runs before it."""
+        if container["forgotten"]:
+            return Verdict(container["verdict"])
+        number = container["id"]
+        choices = self._choosing.of(container, self._host["labels"])
+        made: dict[Mode, tuple[Verdict, Choice]] = {}
+        for mode in _MODES:
+            if choices.get(mode):
+                made[mode] = self._appraise(container, choices[mode], news)
+            elif (number, mode) in self._kept:
+                self._findings.forget(number, mode)
+                self._connection.execute(
+                    delete(_APPRAISAL).where(
+                        _APPRAISAL.c.container == number, _APPRAISAL.c.mode == mode
+                    )
+                )
+        verdict, choice = made.get("enforce", (Verdict.UNKNOWN, None))
+        self._settle(container, verdict, choice, made.get("observe"))
+        self._judged[number] = verdict
+        return verdict
+
+    def end(self) -> None:
+        """Write all of it."""
+        connection = self._connection
+        self._findings.flush()
+        if self._appraised:
+            connection.execute(insert(_APPRAISAL), self._appraised)
+        if self._appraised_anew:
+            connection.execute(
+                update(_APPRAISAL).where(
+                    _APPRAISAL.c.container == bindparam("of_container"),
+                    _APPRAISAL.c.mode == bindparam("of_mode"),
+                ),
+                self._appraised_anew,
+            )
+        if self._verdicts:
+            connection.execute(insert(table_of(VerdictRow)), self._verdicts)
+        events.tell_all(connection, self._told, self._now)
+        update_all(connection, _CONTAINER, self._changed)
+
+    # -- one mode ---------------------------------------------------------------------------------
+
+    def _appraise(
+        self, container: Mapping[str, Any], choices: Sequence[Choice], news: News
+    ) -> tuple[Verdict, Choice]:
+        choice, number = choices[0], container["id"]
+        mode = choice.mode
+        kept = self._kept.get((number, mode))
+        if len(choices) > 1:
+            choice = self._chosen(container, choices, kept, news)
+        values, identity = self._values.get(self._connection, choice)
+        is_by_same = kept is not None and kept["values"] == identity
+        done = kept["appraised"] if kept is not None else 0
+        parts: dict[str, str] = dict(kept["parts"]) if kept is not None else {}
+        appraised = container["confirmed"]
+        if is_by_same and done == news.since and news.records:
+            found = appraisal.own(self._head(number, news.since), news.records, values)
+            self._findings.add(number, mode, found, self._now)
+        elif not is_by_same or done != container["confirmed"]:
+            records = self._all_records(container, news)
+            found = appraisal.own((), records, values) if records else []
+            appraised = len(records)
+            self._findings.replace(number, mode, "own", found, now=self._now)
+        for part, found in self._of_others(container, values):
+            digest = appraisal.digest_of(found)
+            if parts.get(part) != digest:
+                # By the same values, what failed once does not heal; but a run before may have
+                # been judged anew.
+                grows = is_by_same and part != "runs"
+                self._findings.replace(number, mode, part, found, now=self._now, grows=grows)
+                parts[part] = digest
+        verdict = appraisal.verdict(
+            self._findings.rules(number, mode),
+            State(
+                is_sealed=container["is_sealed"],
+                place_proved=container["place_proved"],
+                is_whole=container["confirmed"] > 0
+                and appraised == container["confirmed"] == container["count"]
+                and not container["held"],
+                has_policy=True,
+                has_reference=choice.reference is not None,
+                vanished=container["vanished"],
+            ),
+            values,
+        )
+        row = {
+            "values": identity,
+            "policy": choice.policy_name,
+            "reference": choice.reference_name,
+            "appraised": appraised,
+            "parts": parts,
+            "verdict": verdict.value,
+        }
+        if kept is None:
+            self._appraised.append({"container": number, "mode": mode, **row})
+        elif any(kept[key] != value for key, value in row.items()):
+            self._appraised_anew.append({"of_container": number, "of_mode": mode, **row})
+        return verdict, choice
+
+    def _of_others(
+        self, container: Mapping[str, Any], values: Any
+    ) -> Iterable[tuple[Part, list[Found]]]:
+        """Yield what is to be said of what a container stands on."""
+        relied_on = self._services_of(container)
+        if container["kind"] == "container" and not container["is_sealed"]:
+            yield "services", appraisal.services(relied_on, values)
+            yield "runs", appraisal.runs(self._earlier(container), values.policy)
+        if self._facts is not None and container["boot_id"] == self._host["boot_id"]:
+            yield "host", appraisal.host(self._facts, relied_on or (), values.policy)
+
+    def _chosen(
+        self,
+        container: Mapping[str, Any],
+        choices: Sequence[Choice],
+        kept: Mapping[str, Any] | None,
+        news: News,
+    ) -> Choice:
+        """Of images with the same layers, return the one that the container is as, or the first."""
+        for choice in choices:
+            if kept is not None and self._values.get(self._connection, choice)[1] == kept["values"]:
+                return choice
+        records = self._all_records(container, news)
+        for choice in choices:
+            found = appraisal.own((), records, self._values.get(self._connection, choice)[0])
+            if not any(one.severity == "fail" for one in found):
+                return choice
+        return choices[0]
+
+    # -- what is looked at ------------------------------------------------------------------------
+
+    def _all_records(self, container: Mapping[str, Any], news: News) -> tuple[Measured, ...]:
+        if news.since == 0 and len(news.records) == container["confirmed"]:
+            return news.records
+        return self._records(container["id"])
+
+    def _records(self, container: int) -> tuple[Measured, ...]:
+        rows = self._connection.execute(
+            select(_RECORD.c.content)
+            .where(_RECORD.c.container == container)
+            .order_by(_RECORD.c.number)
+        ).scalars()
+        return tuple(measured_line(raw) for raw in rows)
+
+    def _head(self, container: int, until: int) -> tuple[Measured, ...]:
+        """Return the first records of a container that goes on, as far as they come before
+        ``until``."""
+        if self._heads is None:
+            self._heads = {}
+            for some in batched(self._going_on):
+                rows = self._connection.execute(
+                    select(_RECORD.c.container, _RECORD.c.number, _RECORD.c.content)
+                    .where(_RECORD.c.container.in_(some), _RECORD.c.number < HEAD)
+                    .order_by(_RECORD.c.container, _RECORD.c.number)
+                )
+                for row in rows:
+                    self._heads.setdefault(row.container, []).append((row.number, row.content))
+        found = self._heads.get(container, ())
+        return tuple(measured_line(raw) for number, raw in found if number < until)
+
+    def _services_of(self, container: Mapping[str, Any]) -> tuple[Measured, ...] | None:
+        if container["services"] is None:
+            return None
+        key = (container["boot_id"], container["services"])
+        if key not in self._services:
+            found = self._connection.execute(
+                select(_CONTAINER.c.id).where(
+                    _CONTAINER.c.host == container["host"],
+                    _CONTAINER.c.boot_id == container["boot_id"],
+                    _CONTAINER.c.registration == container["services"],
+                    _CONTAINER.c.kind == "dependencies",
+                )
+            ).scalar()
+            self._services[key] = self._records(found) if found is not None else ()
+        return self._services[key]
+
+    def _runs_before(self, containers: Sequence[Mapping[str, Any]]) -> dict[int, Row[Any]]:
+        """Return the runs that others say came before them, by registration."""
+        column = _CONTAINER.c
+        wanted = {one["previous"]["registration"] for one in containers if one["previous"]}
+        found: dict[int, Row[Any]] = {}
+        for some in batched(sorted(wanted)):
+            rows = self._connection.execute(
+                select(
+                    column.id,
+                    column.registration,
+                    column.boot_id,
+                    column.line,
+                    column.run,
+                    column.confirmed,
+                    column.cpcr,
+                    column.has_ended,
+                    column.verdict,
+                ).where(column.host == self._host["id"], column.registration.in_(some))
+            )
+            found |= {row.registration: row for row in rows}
+        return found
+
+    def _first_runs(self, containers: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+        """Return whose the latest run is of each line of which there is a first run here."""
+        wanted = {one["line"] for one in containers if one["line"] and one["run"] == 1}
+        found: dict[str, int] = {}
+        for some in batched(sorted(wanted)):
+            rows = self._connection.execute(
+                select(_LINE.c.line, _LINE.c.container).where(
+                    _LINE.c.host == self._host["id"], _LINE.c.line.in_(some)
+                )
+            )
+            found |= {row.line: row.container for row in rows}
+        return found
+
+    def _earlier(self, container: Mapping[str, Any]) -> Earlier:
+        if container["line"] is None or container["run"] is None or not container["confirmed"]:
+            return Earlier("first")
+        if container["run"] == 1:
+            # The line's latest run is this one itself, or one that came after it.
+            known = self._lines.get(container["line"])
+            is_first = known is None or known >= container["id"]
+            return Earlier("first" if is_first else "forgotten")
+        previous = container["previous"]
+        if previous is None:
+            return Earlier("lost")
+        before = self._before.get(previous["registration"])
+        if (
+            before is None
+            or before.boot_id != previous["boot_id"]
+            or before.line != container["line"]
+        ):
+            return Earlier("not seen")
+        verdict = self._judged.get(before.id, Verdict(before.verdict))
+        if before.confirmed < previous["count"]:
+            return Earlier("not seen", verdict)
+        said = (previous["run"], previous["count"], previous["cpcr"])
+        if said != (before.run, before.confirmed, before.cpcr.hex()):
+            return Earlier("contradicted", verdict)
+        return Earlier("seen" if before.has_ended else "end not seen", verdict)
+
+    # -- the verdict ------------------------------------------------------------------------------
+
+    def _settle(
+        self,
+        container: Mapping[str, Any],
+        verdict: Verdict,
+        choice: Choice | None,
+        observed: tuple[Verdict, Choice] | None,
+    ) -> None:
+        row: dict[str, Any] = {
+            "verdict": verdict.value,
+            "policy": choice.policy_name if choice is not None else None,
+            "reference": choice.reference_name if choice is not None else None,
+            "image": choice.image if choice is not None else None,
+            "observed": observed[0].value if observed is not None else None,
+            "observed_policy": observed[1].policy_name if observed is not None else None,
+        }
+        is_first = container["policy"] is None and container["since"] == self._now
+        if verdict.value != container["verdict"] or is_first:
+            row["since"] = self._now
+            why = self._why(container, verdict, choice)
+            said = {
+                "verdict": verdict.value,
+                "before": None if is_first else container["verdict"],
+                "policy": row["policy"],
+                "reference": row["reference"],
+                "why": why,
+            }
+            number = container["id"]
+            self._verdicts.append({"container": number, "time": self._now, **said})
+            if container["kind"] == "container":
+                data = {"container": printable(container["name"]), **said}
+                self._told.append(Told(events.Kind.VERDICT, data, container["host"], number))
+        changed = {key: value for key, value in row.items() if container[key] != value}
+        self._changed.append((container["id"], changed))
+
+    def _why(self, container: Mapping[str, Any], verdict: Verdict, choice: Choice | None) -> str:
+        if verdict is Verdict.UNTRUSTED:
+            return self._findings.first_failure(container["id"])
+        if verdict is Verdict.TRUSTED:
+            return "all that ran is as the reference values and the policy want it"
+        if container["is_sealed"]:
+            return "place proved: its records are for its owner"
+        if container["vanished"]:
+            return "its register was given up before its end was proved"
+        if choice is None:
+            return "no policy is assigned to it"
+        if choice.reference is None:
+            return "there are no reference values of its image"
+        if container["confirmed"] != container["count"]:
+            return "not all of its records are proved yet"
+        return "something keeps it from being trusted: see the findings"
