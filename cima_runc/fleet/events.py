@@ -44,7 +44,8 @@ class Kind(StrEnum):
     ENROLMENT_WAITING = "enrolment.waiting"
     """A person has to decide."""
     RECORDS_GONE = "records.gone"
-    """Records that no host holds any more."""
+    """After a restore: a container has no end, and its host tells of it no more. What came since
+    the copy was made is with nobody."""
 
 
 @dataclass(frozen=True)

@@ -566,6 +566,21 @@ def let_go(
     return sorted(vanished)
 
 
+def left_behind(connection: Connection, host: int, boot_id: str) -> list[int]:
+    """Return the containers of boots that are over whose end was not proved."""
+    column = _CONTAINER.c
+    found = connection.execute(
+        select(column.id).where(
+            column.host == host,
+            column.boot_id != boot_id,
+            column.kind == "container",
+            column.slot.is_not(None),
+            column.has_ended.is_(False),
+        )
+    )
+    return list(found.scalars())
+
+
 def tenants_containers(
     connection: Connection, hosts: Sequence[int]
 ) -> list[tuple[int, int, dict[str, Any]]]:

@@ -219,8 +219,15 @@ class Reports:
                 continue
             kind = events.Kind.HOST_BOOTED if event.kind == "boot" else events.Kind.HOST_NOTICE
             told.append(Told(kind, {"notice": event.kind, "what": event.what}, number))
-        gave_up = {"what": "its register was given up before its end was proved"}
-        told += [Told(events.Kind.VANISHED, gave_up, number, container) for container in vanished]
+        kind, what = events.Kind.VANISHED, "its register was given up before its end was proved"
+        if host["status"] is None and host["boot_id"] is not None:
+            # The database was restored: what came since its copy is not with this host any more.
+            kind, what = (
+                events.Kind.RECORDS_GONE,
+                "its end is not proved, and its host has no more of it",
+            )
+            vanished = [*vanished, *hosts.left_behind(connection, number, found.boot_id)]
+        told += [Told(kind, {"what": what}, number, container) for container in vanished]
         events.tell_all(connection, told, now)
 
     def _all_of_boot(

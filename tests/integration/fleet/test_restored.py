@@ -3,10 +3,12 @@
 import sqlite3
 from pathlib import Path
 
+import pytest
+
 from cima_runc.fleet import changes
 from tests.support.fleet_host import FleetHost
 from tests.support.fleet_image import POLICY, image, reference_file, start
-from tests.support.served_fleet import eventually, served_fleet
+from tests.support.served_fleet import ServedFleet, eventually, served_fleet
 
 
 def test_what_was_trusted_then_is_stale_until_its_host_reports(tmp_path: Path) -> None:
@@ -41,3 +43,38 @@ def test_what_was_trusted_then_is_stale_until_its_host_reports(tmp_path: Path) -
         # Who kept a digest sees which changes are not there any more.
         digests = {row["digest"] for row in fleet.get("/v1/audit")}
         assert kept in digests and after not in digests
+
+
+@pytest.mark.parametrize("boots_anew", [False, True])
+def test_records_that_no_host_holds_any_more_are_told_as_gone(
+    fleet: ServedFleet, tmp_path: Path, boots_anew: bool
+) -> None:
+    """What the copy has of a container is a beginning: the rest went with the database."""
+    reference = image(tmp_path)
+    fleet.write(changes.add_policy, "default", POLICY)
+    fleet.write(changes.add_reference, "app", reference_file(reference))
+    host = FleetHost()
+    fleet.enrol(host)
+    number = start(host, "web", reference)
+    other = start(host, "stays", reference)
+    fleet.sync(host)
+    # Since the copy was made, the container ran something, ended, and was let go of.
+    host.run(number, b"/tmp/miner")
+    host.end(number)
+    host.forget(number)
+    del host.containers[number]
+    if boots_anew:
+        host.reboot()
+    fleet.write(changes.restored)
+    assert fleet.container("web")["verdict"] == "UNKNOWN"
+    host.bind()
+    for _ in range(5):
+        fleet.report(host)
+        assert fleet.container("web")["verdict"] != "TRUSTED"
+    gone = fleet.get("/v1/events", kind="records.gone")
+    wanted = ["web", "stays"] if boots_anew else ["web"]
+    assert {event["container"] for event in gone} == {
+        fleet.container(name)["uid"] for name in wanted
+    }
+    assert len(gone) == 1 + boots_anew, "each is told of once"
+    assert fleet.container("stays")["verdict"] == ("STALE" if boots_anew else "TRUSTED"), other
