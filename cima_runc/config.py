@@ -232,6 +232,13 @@ class FleetSettings(_Section):
     """Whether tenants may have the attestation key prove itself to them through the service."""
 
 
+class MetricsSettings(_Section):
+    """What Prometheus is told of this host: counts, no names."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Port of 127.0.0.1 that gives ``/metrics``, 0: any that is free; without one nothing does."""
+
+
 class Settings(_Section):
     """All settings."""
 
@@ -248,6 +255,7 @@ class Settings(_Section):
     storage: StorageSettings = StorageSettings()
     users: UsersSettings = UsersSettings()
     fleet: FleetSettings = FleetSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
     @model_validator(mode="after")
     def _enforcement_takes_what_is_measured(self) -> Self:

@@ -5,10 +5,12 @@ Run in a process of its own, since it changes its mounts. Takes root.
 """
 
 import json
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -20,6 +22,8 @@ from cima_runc.ml.contents import Config, Exit, Register
 from tests.support.fleet_service import TOKEN, Service, served
 
 NAMES = ("reported", "after-it")
+with socket.create_server(("127.0.0.1", 0)) as _free:
+    METRICS_PORT: int = _free.getsockname()[1]
 
 
 def main() -> int:
@@ -36,6 +40,7 @@ def main() -> int:
             settings = (
                 f'[fleet]\nurl = "{url}"\nca = "{directory}/ca.pem"\n'
                 f'join_token_file = "{token}"\n[attestation]\nevent_log = "/nowhere"\n'
+                f"[metrics]\nport = {METRICS_PORT}\n"
             )
             with native_host.agent(prefix, directory, settings):
                 try:
@@ -45,6 +50,18 @@ def main() -> int:
                         delete(prefix, one)
                     print((directory / "agent.log").read_text(), file=sys.stderr)
     return 1
+
+
+def check_metrics() -> None:
+    """What Prometheus reads of the agent: its own state, and no container's name."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{METRICS_PORT}/metrics", timeout=60) as answer:
+        shown = answer.read().decode()
+    lines = dict(line.rsplit(" ", 1) for line in shown.splitlines() if line[0] != "#")
+    assert lines["cima_agent_fleet_enrolled"] == "1.0", shown
+    assert lines["cima_agent_fleet_trouble"] == "0.0", shown
+    assert lines["cima_agent_binding_matches"] == "1.0", shown
+    assert float(lines["cima_agent_containers"]) >= 1, shown
+    assert not any(name in shown for name in NAMES), shown
 
 
 def delete(prefix: Path, name: str) -> None:
@@ -87,6 +104,7 @@ def follow(prefix: Path, directory: Path, service: Service) -> int:
     print("reported")
     status = json.loads(native_host.ask(prefix, "status"))["fleet"]
     assert status["enrolled"] and status["trouble"] is None, status
+    check_metrics()
     service.away = True
     time.sleep(2)
     delete(prefix, NAMES[0])

@@ -26,6 +26,8 @@ from cima_runc.agent.current import CurrentSettings, Reload, compare
 from cima_runc.agent.enrolment_window import EnrolmentWindow, WindowError
 from cima_runc.agent.journald import about
 from cima_runc.agent.listener import Listener
+from cima_runc.agent.metrics import ADDRESS as METRICS_ADDRESS
+from cima_runc.agent.metrics import Metrics, MetricsError
 from cima_runc.agent.request import (
     REQUEST_SECONDS,
     Body,
@@ -138,6 +140,7 @@ class Agent:
         )
         https = self._open_https()
         self._reporter = reporter = self._open_reporter()
+        metrics = await self._open_metrics()
         bundles = BundleServer(self._settings.value.shim.socket, self._hooks_dir)
         bundles.start()
         self._users = users = UserServer(self._settings, self._writer.submit)
@@ -158,6 +161,8 @@ class Agent:
             await self._loop.run_in_executor(None, reporter.stop)
         if https is not None:
             await self._loop.run_in_executor(None, https.close)
+        if metrics is not None:
+            metrics.close()
         server.close()
         bundles.stop()
         users.stop()
@@ -240,6 +245,19 @@ class Agent:
         reporter.start()
         _log.info("reporting to %s", printable(settings.fleet.url))
         return reporter
+
+    async def _open_metrics(self) -> Metrics | None:
+        port = self._settings.value.metrics.port
+        if port is None:
+            return None
+        metrics = Metrics(lambda: self._writer.submit(lambda rooms: rooms.questions.status()))
+        try:
+            _log.info("metrics on %s, port %d", METRICS_ADDRESS, await metrics.open(port))
+        except MetricsError as error:
+            # Containers are measured all the same.
+            _log.error("no metrics: %s", error)
+            return None
+        return metrics
 
     async def _ask_for_anybody(self, verb: str, body: bytes, source: str) -> bytes:
         if verb == "attest":

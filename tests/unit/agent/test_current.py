@@ -20,6 +20,7 @@ TAKES_A_RESTART = {
     *("attestation.https.redacted", "binding.slots"),
     *("fleet.url", "fleet.ca", "fleet.join_token_file", "fleet.name", "fleet.service_key"),
     *("fleet.host_log", "fleet.interval", "fleet.min_interval", "fleet.tenants_may_enrol"),
+    "metrics.port",
 }
 
 
