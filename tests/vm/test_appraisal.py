@@ -165,7 +165,7 @@ def test_what_an_engine_saves_gives_the_same_reference_values(engine: str, tmp_p
     assert found["files"] == wanted["files"]
 
 
-@pytest.mark.debian("12")
+@pytest.mark.debian("12", "forky")
 def test_users_that_are_others_on_the_host(tmp_path: Path) -> None:
     reference("odd")
     ran = with_podman("odd", options=("--uidmap=0:100000:65536",))

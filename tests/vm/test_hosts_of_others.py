@@ -316,6 +316,50 @@ def by_crun(bundle: Path, *options: str, before: tuple[str, ...] = ()) -> guest.
     return done
 
 
+def containers_of_crun(container: str) -> list[Path]:
+    """What crun keeps of a container that lives: runc has state.json there."""
+    places = [Path("/run/crun"), *Path("/run/docker").glob("runtime-*/moby")]
+    return [place for place in places if (place / container / "status").is_file()]
+
+
+@pytest.mark.parametrize("cli", ["docker", "podman"])
+def test_crun_under_an_engine(crun: None, cli: str, tmp_path: Path) -> None:
+    """A whole life, restarted from outside and by the engine, and then as with runc."""
+    images.archive(IMAGE)
+    run = guest.docker if cli == "docker" else guest.podman
+    image = IMAGE if cli == "docker" else f"localhost/{IMAGE}"
+    loop = "trap 'exit 5' TERM; /bin/script; while :; do sleep 0.2; done"
+    life = ("-d", "--restart=always", "--name=life", image, "/bin/sh", "-c", loop)
+    container = guest.ok(*run("cima-runc", *life)).strip().splitlines()[-1]
+
+    def wait_for(number: int) -> None:
+        guest.wait_for(f"run {number}", lambda: guest.run_of(container) == number, 300)
+        up = {b"/bin/script"}
+        guest.wait_for(
+            "the script", lambda: up <= {f.path for f in guest.files(guest.records(container))}, 300
+        )
+
+    try:
+        wait_for(1)
+        assert containers_of_crun(container)
+        done = guest.run(cli, "exec", "life", "/bin/sh", "-c", "echo in; echo no >&2; exit 3")
+        assert done == guest.Ran(3, "in\n", "no\n")
+        guest.ok(cli, "pause", "life")
+        guest.ok(cli, "unpause", "life")
+        guest.ok(cli, "restart", "life")
+        wait_for(2)
+        guest.run(cli, "exec", "life", "/bin/sh", "-c", "kill -TERM 1")
+        wait_for(3)
+    finally:
+        guest.run(cli, "rm", "-f", "life")
+    guest.wait_for("it has ended", lambda: guest.row(container)["state"] == "stopped")
+
+    def start(command: str) -> None:
+        guest.ok(*run("cima-runc", "--rm", image, "/bin/sh", "-c", command))
+
+    serves_the_next(start, tmp_path)
+
+
 def test_a_configuration_under_another_name(crun: None, tmp_path: Path) -> None:
     bundle = guest.make_bundle(tmp_path / "bundle", "echo not this")
     config = json.loads((bundle / "config.json").read_text())
