@@ -325,7 +325,7 @@ def containers_of_crun(container: str) -> list[Path]:
 @pytest.mark.parametrize("cli", ["docker", "podman"])
 def test_crun_under_an_engine(crun: None, cli: str, tmp_path: Path) -> None:
     """A whole life, restarted from outside and by the engine, and then as with runc."""
-    images.archive(IMAGE)
+    guest.ok(cli, "load", "-i", images.archive(IMAGE))
     run = guest.docker if cli == "docker" else guest.podman
     image = IMAGE if cli == "docker" else f"localhost/{IMAGE}"
     loop = "trap 'exit 5' TERM; /bin/script; while :; do sleep 0.2; done"

@@ -15,6 +15,7 @@ import pytest
 
 from tests.support import oci
 from tests.vm import guest, images
+from tests.vm.cri import CONTAINER, EXITED, NODE, Cri, Message
 from tests.vm.test_attestation import (
     Tenant,
     evidence,
@@ -23,8 +24,9 @@ from tests.vm.test_attestation import (
     trusted,
     verified,
 )
+from tests.vm.test_cri import cri, pod_of
 
-__all__ = ["tenant"]
+__all__ = ["cri", "tenant"]
 
 COMMAND = ["/bin/sh", "-c", "trap 'exit 5' TERM; /bin/script; while :; do sleep 0.2; done"]
 INTRUDER = "cp /bin/env /tmp/added; /tmp/added -i /bin/true; rm /tmp/added; kill -TERM 1"
@@ -174,6 +176,50 @@ def test_two_honest_restarts_between_two_looks(restarting: Tenant, engine: str) 
             trusted(result)
             (said,) = found(result, "runs.restarted")
             assert said["what"].startswith("this is run 3 of the container; run ")
+
+
+@pytest.mark.debian("12", "13")
+def test_a_container_that_kubelet_starts_anew(cri: Cri, restarting: Tenant) -> None:
+    """By another id, in the same pod: as after its first process has ended."""
+    archive = restarting.directory / "image.tar"
+    guest.ok("ctr", "--namespace=k8s.io", "image", "import", archive)
+    pod = pod_of("anew")
+    pod_id = cri.run_pod(pod, "cima-runc")
+    policy = Path("/tmp/verifier/anew.toml")
+    image = "docker.io/library/restarting:latest"
+    ids: list[str] = []
+
+    def start() -> Container:
+        # As kubelet asks for it: with process numbers of its own, not the pod's.
+        own: Message = [(2, [(3, [(1, NODE), (2, CONTAINER)])])]
+        log = f"app-{len(ids)}.log"
+        container: Message = [(1, [(1, "app")]), (2, [(1, image)]), (11, log), (15, own)]
+        ids.append(cri.create(pod_id, pod, container))
+        cri.call("StartContainer", (1, ids[-1]))
+        found = Container(ids[-1], *([lambda *_: None] * 3))
+        found.wait_for(len(ids))
+        return found
+
+    options = ("--state", "kubelet", "--policy", policy.name)
+    try:
+        first = start()
+        policy.parent.mkdir(exist_ok=True)
+        guest.ok(
+            *("cima", "reference", "image", archive, "-o", restarting.directory / "own.json"),
+        )
+        known = ("--reference", restarting.directory / "own.json")
+        guest.ok("cima", "policy", "suggest", first.id, *known, "-o", policy)
+        trusted(verdict(first, restarting, *options))
+        cri.exec(first.id, "/bin/sh", "-c", INTRUDER)
+        guest.wait_for("it has ended", lambda: cri.state(first.id)[0] == EXITED)
+        cri.call("RemoveContainer", (1, first.id))
+        result = verdict(start(), restarting, *options)
+    finally:
+        cri.call("StopPodSandbox", (1, pod_id))
+        cri.call("RemovePodSandbox", (1, pod_id))
+    assert result["verdict"] == "UNTRUSTED"
+    (drift,) = found(result, "file.added")
+    assert (drift["run"], drift["path"]) == (1, "/tmp/added")
 
 
 @pytest.mark.debian("13")
