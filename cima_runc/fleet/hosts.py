@@ -32,6 +32,7 @@ from cima_runc.fleet.schema import (
 )
 from cima_runc.fleet.values import measured_layers
 from cima_runc.ml.contents import Config, Exit, File, Previous, Register, RegisterV1, Rootfs
+from cima_runc.verifier.kernel_line import read_line
 from cima_runc.verifier.report.check import Proved, Wanted, wanted
 from cima_runc.verifier.report.known import (
     Chain,
@@ -42,7 +43,6 @@ from cima_runc.verifier.report.known import (
     KnownTable,
 )
 from cima_runc.verifier.report.partitions import CheckedRecord, RegisterChange
-from cima_runc.verifier.steps.explained import read_line
 
 _HOST, _TABLE, _CONTAINER = table_of(Host), table_of(HostTable), table_of(Container)
 _RECORD, _HELD, _OWNER, _LINE = table_of(Record), table_of(Held), table_of(Owner), table_of(Line)

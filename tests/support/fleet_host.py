@@ -37,8 +37,8 @@ class Container:
     registration: int
     id: str
     slot: int | None
-    line: bytes
-    run: int
+    line: bytes | None
+    run: int | None
     secret: bytes
     partition: Partition
     owners: tuple[str, ...] = ()
@@ -104,7 +104,7 @@ class FleetHost:
     def host_runs(self, path: bytes) -> None:
         """Log a file of the host's."""
         digest = hashlib.sha256(path).digest()
-        self._log(pack_fields([b"sha256:\0" + digest, path + b"\0"]))
+        self._log(pack_fields([b"sha256:\0" + digest, path.replace(b" ", b"_") + b"\0"]))
 
     def _log(self, data: bytes) -> None:
         self.log.append(data)
@@ -116,7 +116,7 @@ class FleetHost:
         line = line or hashlib.sha256(name.encode()).digest()
         before = max(
             (one for one in self.containers.values() if one.line == line),
-            key=lambda one: one.run,
+            key=lambda one: one.run or 0,
             default=None,
         )
         if before is not None and before.state != "stopped":
@@ -157,6 +157,37 @@ class FleetHost:
         )
         self.add(number, register)
         self.add(number, contents.Config(config={"process": {"args": ["/bin/sh"], "env": []}}))
+        return number
+
+    def serve(self, *paths: bytes) -> int:
+        """Begin a partition of host services; each comes with its line of the kernel's log."""
+        number = int.from_bytes(os.urandom(6), "big")
+        name = f"dependencies:{number}"
+        self.containers[number] = Container(
+            registration=number,
+            id=name,
+            slot=self.table.take(),
+            line=None,
+            run=None,
+            secret=os.urandom(32),
+            partition=Partition(name),
+            kind="dependencies",
+            boot_id=self.boot_id,
+        )
+        register = contents.ServicesRegister(
+            id=name,
+            kind="dependencies",
+            boot_id=self.boot_id,
+            registration=number,
+            services=(),
+            missing=(),
+        )
+        self.add(number, register)
+        for path in paths:
+            self.host_runs(path)
+            self.run(number, path)
+            shown = {"template": "ima-ng", "data": _base64(self.log[-1])}
+            self.containers[number].records[-1]["line"] = shown
         return number
 
     def add(self, number: int, content: contents.Content) -> None:
@@ -262,7 +293,7 @@ class FleetHost:
             "state": one.state,
             "count": one.partition.count,
             "boot_id": None if one.boot_id == self.boot_id else one.boot_id,
-            "line": one.line.hex(),
+            "line": None if one.line is None else one.line.hex(),
             "run": one.run,
             "owners": list(one.owners),
             "services": None,

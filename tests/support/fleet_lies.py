@@ -56,6 +56,16 @@ def _record(**changes: Any) -> Callable[[dict[str, Any]], None]:
     return lie
 
 
+def _line(line: Any, *, part: int = 1, record: int = 1) -> Callable[[dict[str, Any]], None]:
+    """Replace what stands as the kernel's line beside a record, by default one of the services'."""
+
+    def lie(payload: dict[str, Any]) -> None:
+        records = payload["records"][part]["records"]
+        records[record]["line"] = line(records) if callable(line) else line
+
+    return lie
+
+
 def _dropped(payload: dict[str, Any]) -> None:
     del payload["records"][0]["records"][1]
 
@@ -116,6 +126,34 @@ LIES: dict[str, tuple[dict[str, Any], type[Exception]]] = {
         {"lie": _record(content_type="cima", content={"type": "holiday"})},
         errors.RecordTypeError,
     ),
+    **{
+        f"a service's line that is {what}": ({"lie": _line(line)}, errors.RecordFormatError)
+        for what, line in (
+            ("a number", 5),
+            ("nothing", None),
+            ("a list", []),
+            ("without data", {"template": "ima-ng"}),
+            ("more than a line", {"template": "ima-ng", "data": "AAAA", "trusted": True}),
+            ("of numbers", {"template": 1, "data": 2}),
+            ("not canonical", {"template": "ima-ng", "data": "AAB="}),
+        )
+    },
+    "a service's line of no file": (
+        {"lie": _line({"template": "ima-ng", "data": "AAAA"})},
+        errors.DependencyLineError,
+    ),
+    "a service's line of another file": (
+        {"lie": _line(lambda records: records[2]["line"])},
+        errors.DependencyLineError,
+    ),
+    "a line beside what is no file": (
+        {"lie": _line(lambda records: records[1]["line"], record=0)},
+        errors.DependencyLineError,
+    ),
+    "a line beside a container's record": (
+        {"lie": _line({"template": "ima-ng", "data": "AAAA"}, part=0)},
+        errors.RecordFormatError,
+    ),
     "a log that does not add up": (
         {"lie_after": lambda proof: proof["host_log"]["entries"].append("12" * 32)},
         errors.HostLogError,
@@ -167,6 +205,7 @@ def tell(host: FleetHost, keeper: Keeper, name: str) -> None:
     lies, expected = LIES[name]
     number = host.start("one")
     host.run(number, b"/bin/sh")
+    host.serve(b"/usr/bin/dockerd", b"/usr/bin/a b")
     if name == "a log that does not add up":
         # Entries beyond what is extended are the kernel's way; this one was extended otherwise.
         host.log[0] = host.log[0] + b"\0"

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from cima_runc.base.text import printable
 from cima_runc.cpcr import register
@@ -11,10 +10,17 @@ from cima_runc.cpcr.inner import EMPTY, inner
 from cima_runc.cpcr.sparse import SparseTable
 from cima_runc.evidence.report import Listed, Payload, RecordsPart
 from cima_runc.ml import contents
-from cima_runc.ml.contents import AnyContent, Exit, Previous, Register, ServicesRegister
-from cima_runc.ml.records import Record
+from cima_runc.ml.contents import (
+    AnyContent,
+    Exit,
+    Measured,
+    Previous,
+    Register,
+    ServicesRegister,
+)
 from cima_runc.verifier import errors
 from cima_runc.verifier.checked_record import content_of, read_record
+from cima_runc.verifier.kernel_line import check_line, take_line
 from cima_runc.verifier.report import errors as refused
 from cima_runc.verifier.report.known import Chain, Known, KnownRegister
 from cima_runc.verifier.report.resync import NeedsResync
@@ -226,7 +232,9 @@ def _replayed(
     found = []
     count, value, previous, ended = start.count, start.cpcr, start.previous, start.ended
     for raw in part.records:
-        record = _record(raw)
+        # Beside a file of the host services stands its line of the kernel's log.
+        shown, kernel_line = take_line(raw) if made.kind == "dependencies" else (raw, None)
+        record = read_record(shown)
         if record.recnum != count:
             kind = errors.RecordMissingError if record.recnum > count else errors.RecordOrderError
             raise kind(
@@ -243,6 +251,8 @@ def _replayed(
                 hint=REPORT,
             )
         content = content_of(record)
+        if kernel_line is not None:
+            check_line(Measured(count, content), kernel_line)
         if count == 0:
             previous = _first(content, made)
         elif isinstance(content, Register | ServicesRegister | contents.RegisterV1):
@@ -260,13 +270,6 @@ def _replayed(
             hint=REPORT,
         )
     return tuple(found), Chain(count, value, previous, ended)
-
-
-def _record(raw: Any) -> Record:
-    # Beside a file of the host services stands its line of the kernel's log.
-    if isinstance(raw, dict) and "line" in raw:
-        raw = {key: item for key, item in raw.items() if key != "line"}
-    return read_record(raw)
 
 
 def _first(content: AnyContent, made: KnownRegister) -> Previous | None:

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Iterator
 from cima_runc.base.text import printable
 from cima_runc.measure.mtree import escape
 from cima_runc.ml.contents import File, Measured
+from cima_runc.verifier.kernel_line import HostFile
 from cima_runc.verifier.pattern import exactly
 from cima_runc.verifier.policy import Policy
 from cima_runc.verifier.reference.file import HostReference
 from cima_runc.verifier.result import Finding
-from cima_runc.verifier.steps.explained import HostFile, HostLog
+from cima_runc.verifier.steps.explained import HostLog
 from cima_runc.verifier.steps.replayed import Services
 from cima_runc.verifier.toml import quoted
 

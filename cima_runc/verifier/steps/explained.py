@@ -15,31 +15,21 @@ from cima_runc.base.text import printable
 from cima_runc.cpcr import register
 from cima_runc.evidence.models import HostLine
 from cima_runc.evidence.request import Disclosure
-from cima_runc.ima.template import TemplateError, unpack_fields
 from cima_runc.ml.contents import File
 from cima_runc.verifier import errors
 from cima_runc.verifier.boot_log import EventLogError, replay
 from cima_runc.verifier.expectation import Expectation
+from cima_runc.verifier.kernel_line import HostFile, read_line
 from cima_runc.verifier.steps.hints import ANEW, REPORT
 from cima_runc.verifier.steps.replayed import Continued, Services
 
 _AGGREGATE = b"boot_aggregate"
 _AGGREGATE_PCRS = range(10)
 _VIOLATION = b"\xff" * 32
-_MEMFD = b"/memfd:"
 
 Aggregate = Literal["equal", "another", "zero", "not comparable"]
 """How ``boot_aggregate`` stands to the quoted PCRs. zero: IMA had no TPM. not comparable: of
 another hash than SHA-256."""
-
-
-@dataclass(frozen=True)
-class HostFile:
-    """What a line of the host's log says of a file."""
-
-    algorithm: str
-    digest: bytes
-    path: bytes
 
 
 @dataclass(frozen=True)
@@ -69,22 +59,6 @@ class Explained:
 def explain(continued: Continued, wanted: Expectation) -> Explained:
     """Replay the logs that were asked for."""
     return Explained(continued, _host_log(continued), _boot_log(continued, wanted))
-
-
-def read_line(data: bytes) -> HostFile | None:
-    """Return what template data says of a file, None where it holds no digest and name."""
-    try:
-        fields = unpack_fields(data)
-    except TemplateError:
-        return None
-    if len(fields) < 2 or not fields[1].endswith(b"\0"):
-        return None
-    algorithm, separator, digest = fields[0].partition(b":\0")
-    if not separator or not algorithm.isascii() or not digest:
-        return None
-    # d-ngv2 says of what the digest is: of the file (ima), or of a tree of hashes (verity).
-    name = algorithm.removeprefix(b"ima:").decode("ascii")
-    return HostFile(name, digest, fields[1][:-1])
 
 
 def _host_log(continued: Continued) -> HostLog | None:
@@ -182,21 +156,6 @@ def _check_lines(services: Services, proved: frozenset[bytes]) -> None:
                 expected="a line",
                 found="none",
                 hint=ANEW,
-            )
-        said = read_line(record.line)
-        names = {content.path.replace(b" ", b"_")}
-        if content.path.startswith(_MEMFD):
-            names.add(content.path[1:].replace(b" ", b"_"))
-        if (
-            said is None
-            or (said.algorithm, said.digest) != ("sha256", content.digest)
-            or said.path not in names
-        ):
-            raise errors.DependencyLineError(
-                f"{shown} comes with another file's line",
-                expected=content.digest.hex(),
-                found=f"{said.digest.hex()} {printable(said.path)}" if said else "no file",
-                hint=REPORT,
             )
         if hashlib.sha256(record.line).digest() not in proved:
             raise errors.DependencyLineError(

@@ -11,7 +11,6 @@ from cima_runc.cpcr import register
 from cima_runc.cpcr.blinded import blinded_leaf
 from cima_runc.cpcr.inner import inner
 from cima_runc.cpcr.status import Status
-from cima_runc.evidence.fields import decode_base64
 from cima_runc.evidence.models import Evidence, RunPart, ServicesPart
 from cima_runc.ml.contents import (
     Adopted,
@@ -24,6 +23,7 @@ from cima_runc.ml.contents import (
 )
 from cima_runc.verifier import errors
 from cima_runc.verifier.checked_record import content_of, read_record
+from cima_runc.verifier.kernel_line import check_line, take_line
 from cima_runc.verifier.state import Remembered
 from cima_runc.verifier.steps.bound import check_path
 from cima_runc.verifier.steps.hints import ANEW, REPORT, WHOLE
@@ -409,11 +409,14 @@ def _services(part: ServicesPart | None, root: bytes, named: int | None) -> Serv
     check_path(part.leaf, part.slot, part.path, root, error=errors.DependenciesError)
     name = f"dependencies:{named}"
     try:
-        lines = [_taken_line(value) for value in part.records]
+        lines = [take_line(value) for value in part.records]
         records, value, _ = _records([value for value, _ in lines], 0, name, register.ZERO, None)
         said = _Value(part.cpcr, part.count)
         _check_leaf(_Value(value, len(records)), said, part.secret, part.blind, part.leaf)
-    except (errors.RecordTypeError, errors.RecordShapeError):
+        for record, (_, line) in zip(records, lines, strict=True):
+            if line is not None:
+                check_line(record, line)
+    except (errors.RecordTypeError, errors.RecordShapeError, errors.DependencyLineError):
         raise
     except errors.VerificationError as error:
         raise errors.DependenciesError(
@@ -444,23 +447,6 @@ def _services(part: ServicesPart | None, root: bytes, named: int | None) -> Serv
         first,
         tuple(ServiceRecord(one, line) for one, (_, line) in zip(records, lines, strict=True)),
     )
-
-
-def _taken_line(value: Any) -> tuple[Any, bytes | None]:
-    """Take the line of the kernel's log from beside a record of the host services."""
-    if not isinstance(value, dict) or "line" not in value:
-        return value, None
-    line = value["line"]
-    if not isinstance(line, dict) or line.keys() != {"template", "data"}:
-        raise errors.RecordFormatError("a line has template and data, and no more", hint=REPORT)
-    template, data = line["template"], line["data"]
-    if not isinstance(template, str) or not isinstance(data, str):
-        raise errors.RecordFormatError("a line's template and data are texts", hint=REPORT)
-    try:
-        raw = decode_base64(data)
-    except ValueError as error:
-        raise errors.RecordFormatError(f"a line's data: {error}", hint=REPORT) from error
-    return {key: kept for key, kept in value.items() if key != "line"}, raw
 
 
 def _records(

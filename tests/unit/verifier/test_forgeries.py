@@ -704,6 +704,13 @@ LOGS: dict[str, tuple[str, Callable[[Case], object], str]] = {
         ),
         "DependencyLineError",
     ),
+    "a line beside what is no file": (
+        "none",
+        lambda case: case.forger.services.records[0].update(  # type: ignore[union-attr]
+            line=case.forger.services.records[1]["line"]  # type: ignore[union-attr]
+        ),
+        "DependencyLineError",
+    ),
     "a service's line that is none": (
         "redacted",
         lambda case: case.forger.services.records[1].update(line=5),  # type: ignore[union-attr]
