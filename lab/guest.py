@@ -86,7 +86,7 @@ class Guest:
             far_ends.append(far)
             command += ["-chardev", f"socket,id={name},fd={far.fileno()}"]
             command += ["-device", f"virtserialport,chardev={name},name={name}"]
-        if not machine.packages:
+        if not (machine.packages or machine.reboots):
             command += ["-no-reboot"]
         if machine.tpm:
             command += ["-chardev", f"socket,id=tpm,path={self._tpm_control}"]

@@ -21,8 +21,8 @@ class Machine:
 
     `memory` is in MiB, `append` holds more kernel arguments. Without `agent` the unit cima-agent is
     masked, without `policy` the kernel gets no IMA policy, without `tpm` there is no TPM.
-    With `packages` nothing of cima-runc is installed: /root/packages holds what installs it, and
-    the guest may restart.
+    With `packages` nothing of cima-runc is installed: /root/packages holds what installs it. With
+    `reboots`, and with `packages`, the guest may restart.
     `kernel` is `release` for the release's own, or `backports` for the newest that there is for it.
     """
 
@@ -34,6 +34,7 @@ class Machine:
     memory: int = 3072
     append: str = ""
     packages: bool = False
+    reboots: bool = False
 
     @property
     def is_default(self) -> bool:

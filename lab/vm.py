@@ -59,8 +59,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--no-policy", action="store_true", help="load no IMA policy")
     add("--no-tpm", action="store_true", help="a guest without a TPM")
     add("--packages", action="store_true", help="a guest without cima-runc: /root/packages holds "
-        "this checkout's package and bundle, and those of a later version; a script that ends with "
-        "75 is run again after a reboot, with $CIMA_LAB_BOOT counted up")  # fmt: skip
+        "this checkout's package and bundle, and those of a later version; it reboots")  # fmt: skip
+    add("--reboots", action="store_true", help="a guest that may reboot: a script that ends with "
+        "75 is run again after that, with $CIMA_LAB_BOOT counted up")  # fmt: skip
     add("--append", default="", metavar="ARGS", help="more kernel arguments")
     add("--memory", type=int, default=3072, metavar="MIB", help="memory (default: 3072)")
     add("--fresh", action="store_true", help="boot a guest, also where one could be thawed")
@@ -90,6 +91,7 @@ def machine_of(options: argparse.Namespace) -> Machine:
         memory=options.memory,
         append=options.append,
         packages=options.packages,
+        reboots=options.reboots,
     )
 
 

@@ -38,9 +38,14 @@ def test_without_arguments_everything(plan) -> None:
     assert set(all_tests()) <= {word for task in every for word in task.command}
     for task in tasks[6:]:
         release = task.command[task.command.index("--debian") + 1]
-        default = not {"--append", "--kernel", "--memory", "--no-tpm", "--packages"} & set(
-            task.command
-        )
+        default = not {
+            "--append",
+            "--kernel",
+            "--memory",
+            "--no-tpm",
+            "--packages",
+            "--reboots",
+        } & set(task.command)
         assert [each.title for each in task.after] == (
             [f"Debian {release}: a guest to thaw"] if default else []
         )

@@ -1,0 +1,3 @@
+"""A host that is rebooted."""
+
+from tests.vm.boots import *  # noqa: F403
