@@ -200,12 +200,13 @@ def said_before(run: dict[str, Any]) -> tuple[str, int, Any]:
     assert first["type"] == "register"
     assert (first["id"], first["registration"]) == (run["id"], run["registration"])
     adopted = [r["content"] for r in run["records"] if r["content"].get("type") == "adopted"]
-    said = first
     if "line" not in first:
         (said,) = adopted
+        assert (said["run"], said["previous"]) == (1, "lost")
     else:
+        said = first
         assert not adopted
-    assert (said["previous"] is None) == (said["run"] == 1)
+        assert (said["previous"] is None) == (said["run"] == 1)
     return said["line"], said["run"], said["previous"]
 
 

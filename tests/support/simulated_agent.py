@@ -229,7 +229,7 @@ class SimulatedAgent:
         self.store = Store(self.root)
         self.store.lock()
         self.store.prepare()
-        self.rooms, _ = open_rooms(
+        self.rooms, self.lobby = open_rooms(
             current=CurrentSettings(settings),
             boot_id=self.boot_id,
             hooks_dir="/hooks",
