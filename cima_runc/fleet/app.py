@@ -30,6 +30,7 @@ from cima_runc.fleet.database import DatabaseError
 from cima_runc.fleet.guard import Asgi, Guard
 from cima_runc.fleet.page import routes as page
 from cima_runc.fleet.service import Service
+from cima_runc.fleet.straight import Straight
 
 _log = logging.getLogger(__name__)
 _STATUS: tuple[tuple[type[CimaError], int], ...] = (
@@ -72,7 +73,9 @@ def application(service: Service) -> Asgi:
         redoc_url=None,
         lifespan=lifespan,
     )
-    for part in (hosts_api, tenants_api, people_api, page):
+    frequent = hosts_api.Frequent(service)
+    api.include_router(hosts_api.routes(service, frequent))
+    for part in (tenants_api, people_api, page):
         api.include_router(part.routes(service))
 
     @api.get("/v1/health", tags=["service"], responses={503: {}})
@@ -88,13 +91,8 @@ def application(service: Service) -> Asgi:
 
     @api.exception_handler(CimaError)
     async def refused(request: Request, error: CimaError) -> JSONResponse:
-        status = next((code for kind, code in _STATUS if isinstance(error, kind)), 400)
-        headers = {"Retry-After": "5"} if status in {429, 503} else {}
-        if status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
-        if getattr(request.scope.get("route"), "tags", None) == ["hosts"]:
-            return JSONResponse(reports.refusal(error).model_dump(), status, headers)
-        return _error(status, error.what, error.hint, headers, type(error).__name__)
+        is_for_host = getattr(request.scope.get("route"), "tags", None) == ["hosts"]
+        return _refused(error, is_for_host=is_for_host)
 
     @api.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -109,10 +107,27 @@ def application(service: Service) -> Asgi:
 
     @api.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> JSONResponse:
-        _log.error("a request failed", exc_info=error)
-        return _error(500, "the service failed: this is a fault of it", "see its log")
+        return _failed(error)
 
-    return Guard(api)
+    def to_host(error: Exception) -> JSONResponse:
+        return _refused(error, is_for_host=True) if isinstance(error, CimaError) else _failed(error)
+
+    return Guard(Straight(api, frequent, to_host))
+
+
+def _refused(error: CimaError, *, is_for_host: bool) -> JSONResponse:
+    status = next((code for kind, code in _STATUS if isinstance(error, kind)), 400)
+    headers = {"Retry-After": "5"} if status in {429, 503} else {}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if is_for_host:
+        return JSONResponse(reports.refusal(error).model_dump(), status, headers)
+    return _error(status, error.what, error.hint, headers, type(error).__name__)
+
+
+def _failed(error: Exception) -> JSONResponse:
+    _log.error("a request failed", exc_info=error)
+    return _error(500, "the service failed: this is a fault of it", "see its log")
 
 
 def _error(

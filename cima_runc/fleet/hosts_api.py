@@ -41,39 +41,29 @@ def address_of(request: Request) -> str:
     return network(request.client.host) if request.client is not None else "unknown"
 
 
-def routes(service: Service) -> APIRouter:
-    """Return the routes."""
-    router = APIRouter(tags=["hosts"])
-    rates, metrics = service.rates, service.metrics
+class Frequent:
+    """The two requests that hosts make all the time."""
 
-    def session_is_good(authorization: str | None, ak: str) -> bool:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def session_is_good(self, authorization: str | None, ak: str) -> bool:
+        """Return whether somebody is the host that the service has proved a while ago."""
         scheme, _, session = (authorization or "").partition(" ")
-        return scheme.lower() == "bearer" and service.sessions.is_good(session, ak, time.time())
+        sessions = self._service.sessions
+        return scheme.lower() == "bearer" and sessions.is_good(session, ak, time.time())
 
-    def invite(ak: str, proved: bool) -> Invitation:
-        if not proved:
-            # Nothing is looked up for somebody who is not proved.
-            return Invitation(
-                nonce=service.nonces.issue(bytes.fromhex(ak), time.time()),
-                interval=service.settings.interval,
-                min_interval=service.settings.min_interval,
-            )
-        with service.database.write() as connection:
-            return service.reports.invitation(ak, proved=True, connection=connection)
+    async def nonce(self, request: Request, ak: str, wait: float) -> Response:
+        """Answer with a nonce; to a host that is proved after ``wait`` seconds at most.
 
-    @router.get("/v1/hosts/{ak}/nonce", response_model=Invitation, responses={429: {}, 503: {}})
-    async def nonce(
-        ak: AkName,
-        request: Request,
-        wait: Annotated[float, Query(ge=0, le=LONG_POLL)] = 0.0,
-        authorization: Annotated[str | None, Header()] = None,
-    ) -> Response:
-        """Return a nonce for the next report; with `wait`, when a tenant asks for something or the
-        time is up."""
-        proved = session_is_good(authorization, ak)
+        Raises:
+            LimitedError: this address asks too often.
+        """
+        service, rates = self._service, self._service.rates
+        proved = self.session_is_good(request.headers.get("authorization"), ak)
         if not proved and not rates.nonces.allows(address_of(request), time.monotonic()):
             raise LimitedError("too many nonces", hint="ask again in a minute")
-        if wait and proved:
+        if wait and proved and not service.is_ending():
             event = service.waiting.add(ak)
             try:
                 async with asyncio.timeout(wait):
@@ -82,8 +72,67 @@ def routes(service: Service) -> APIRouter:
                 pass
             finally:
                 service.waiting.remove(ak, event)
-        made: Invitation = await service.run(invite, ak, proved)
+        if proved:
+            return _answer(200, await service.run(self._invite, ak))
+        # Nothing is looked up for somebody who is not proved.
+        made = Invitation(
+            nonce=service.nonces.issue(bytes.fromhex(ak), time.time()),
+            interval=service.settings.interval,
+            min_interval=service.settings.min_interval,
+        )
         return _answer(200, made)
+
+    def _invite(self, ak: str) -> Invitation:
+        service = self._service
+        with service.database.write() as connection:
+            return service.reports.invitation(ak, proved=True, connection=connection)
+
+    async def report(self, request: Request, ak: str) -> Response:
+        """Take a report; answer what became of it."""
+        service, rates, metrics = self._service, self._service.rates, self._service.metrics
+        address, now = address_of(request), time.monotonic()
+        # Neither somebody who sends rubbish, nor a host that reports all the time, slows others.
+        if not rates.refused.has_room(address, now) or not rates.reports.has_room(ak, now):
+            metrics.reports.labels("limited").inc()
+            limited = LimitedError("too many reports", hint="report again in a minute")
+            return _answer(429, refusal(limited), _RETRY)
+        body, encoding = await request.body(), request.headers.get("content-encoding")
+
+        def take() -> Outcome:
+            return service.reports.take(ak, decompressed(body, encoding))
+
+        began = time.perf_counter()
+        try:
+            outcome: Outcome = await service.run(take)
+        except DatabaseError as error:
+            metrics.reports.labels("failed").inc()
+            return _answer(503, refusal(error), _RETRY)
+        except CimaError as error:
+            metrics.reports.labels("refused").inc()
+            metrics.refusals.labels(type(error).__name__).inc()
+            rates.refused.allows(address, now)
+            return _answer(_status(error), refusal(error))
+        finally:
+            metrics.seconds.observe(time.perf_counter() - began)
+        rates.reports.allows(ak, now)
+        metrics.reports.labels("accepted" if outcome.is_accepted else "resync").inc()
+        return _answer(200 if outcome.is_accepted else 409, outcome.answer)
+
+
+def routes(service: Service, frequent: Frequent) -> APIRouter:
+    """Return the routes."""
+    router = APIRouter(tags=["hosts"])
+    rates = service.rates
+
+    @router.get("/v1/hosts/{ak}/nonce", response_model=Invitation, responses={429: {}, 503: {}})
+    async def nonce(
+        ak: AkName,
+        request: Request,
+        wait: Annotated[float, Query(ge=0, le=LONG_POLL)] = 0.0,
+    ) -> Response:
+        """Return a nonce for the next report; with `wait`, when a tenant asks for something or the
+        time is up."""
+        return await frequent.nonce(request, ak, wait)
 
     @router.post(
         "/v1/hosts/{ak}/reports",
@@ -105,39 +154,9 @@ def routes(service: Service) -> APIRouter:
             }
         },
     )
-    async def report(
-        ak: AkName,
-        request: Request,
-        content_encoding: Annotated[str | None, Header()] = None,
-    ) -> Response:
+    async def report(ak: AkName, request: Request) -> Response:
         """Take a host's report: two lines of JSON, the payload and the proof."""
-        address, now = address_of(request), time.monotonic()
-        # Neither somebody who sends rubbish, nor a host that reports all the time, slows others.
-        if not rates.refused.has_room(address, now) or not rates.reports.has_room(ak, now):
-            metrics.reports.labels("limited").inc()
-            limited = LimitedError("too many reports", hint="report again in a minute")
-            return _answer(429, refusal(limited), _RETRY)
-        body = await request.body()
-
-        def take() -> Outcome:
-            return service.reports.take(ak, decompressed(body, content_encoding))
-
-        began = time.perf_counter()
-        try:
-            outcome: Outcome = await service.run(take)
-        except DatabaseError as error:
-            metrics.reports.labels("failed").inc()
-            return _answer(503, refusal(error), _RETRY)
-        except CimaError as error:
-            metrics.reports.labels("refused").inc()
-            metrics.refusals.labels(type(error).__name__).inc()
-            rates.refused.allows(address, now)
-            return _answer(_status(error), refusal(error))
-        finally:
-            metrics.seconds.observe(time.perf_counter() - began)
-        rates.reports.allows(ak, now)
-        metrics.reports.labels("accepted" if outcome.is_accepted else "resync").inc()
-        return _answer(200 if outcome.is_accepted else 409, outcome.answer)
+        return await frequent.report(request, ak)
 
     @router.post("/v1/hosts/{ak}/answers/{name}", status_code=204, responses={403: {}, 404: {}})
     async def answer(
@@ -150,7 +169,7 @@ def routes(service: Service) -> APIRouter:
         authorization: Annotated[str | None, Header()] = None,
     ) -> Response:
         """Take a host's answer to a tenant's request."""
-        if not session_is_good(authorization, ak):
+        if not frequent.session_is_good(authorization, ak):
             raise NotEnrolledError("the session is not this host's, or has ended")
         body = await request.body()
         status = 200 if (content_type or "").startswith(_JSON) else 502

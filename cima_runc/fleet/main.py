@@ -85,6 +85,7 @@ def serve(
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )
     )
+    service.is_ending = lambda: server.should_exit
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     _greet(settings, certificate)
     server.run(sockets=[listening])

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,6 +99,8 @@ class Service:
             tenants=RateLimit(settings.tenants_per_minute),
         )
         self._threads = ThreadPoolExecutor(_THREADS, "request")
+        self.is_ending: Callable[[], bool] = lambda: False
+        """Whether the process is to end: nobody is kept waiting any more."""
 
     async def run(self, do: Any, *arguments: Any) -> Any:
         """Run what uses the database in a thread."""
@@ -107,7 +110,9 @@ class Service:
         """Wake hosts in a long poll when something waits for them, until cancelled."""
         while True:
             await asyncio.sleep(_POLL)
-            if self.waiting.events:
+            if self.is_ending():
+                self.waiting.wake(set(self.waiting.events))
+            elif self.waiting.events:
                 with contextlib.suppress(DatabaseError):
                     self.waiting.wake(await self.run(self._waited_for))
 

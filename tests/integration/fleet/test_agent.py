@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cima_runc.agent.fleet import reporter
 from cima_runc.evidence.owner import generate, public_text
 from cima_runc.tpm.device import Tpm
 from cima_runc.tpm.swtpm import software_tpm
@@ -99,7 +100,10 @@ def test_a_host_joins_by_token_is_followed_is_cut_off_and_comes_back(
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the agent asks slowly
-def test_a_host_waits_for_approval(service: FleetProcess, tpm: Tpm, tmp_path: Path) -> None:
+def test_a_host_waits_for_approval(
+    service: FleetProcess, tpm: Tpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporter, "_APPROVAL_SECONDS", 1.0)
     with reporting(tmp_path / "host", tpm, service.url, interval=2.0, min_interval=0.1) as host:
         host.do(lambda one: one.start("web"))
         (waiting,) = eventually(lambda: service.get("/v1/enrolments"))

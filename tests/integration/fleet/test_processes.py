@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import random
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -261,3 +262,30 @@ def test_the_tables_are_those_of_the_models(empty_url: str) -> None:
         found = compare_metadata(MigrationContext.configure(connection), Base.metadata)
     assert found == []
     database.close()
+
+
+def test_a_process_ends_at_once_though_hosts_hold_long_polls(
+    tmp_path: Path, database: Database
+) -> None:
+    (host,) = enrolled(database, 1)
+    url = database.url.render_as_string(hide_password=False)
+    process = FleetProcess(write_settings(tmp_path / "service", url))
+    process.report(host)
+    answers: list[int] = []
+
+    def poll() -> None:
+        path = f"/v1/hosts/{host.tpm.ak_name.hex()}/nonce?wait=25"
+        headers = {"Authorization": f"Bearer {host.session}"}
+        context = ssl.create_default_context(cafile=process.ca)
+        answer = httpx.get(process.url + path, headers=headers, verify=context, timeout=60)
+        answers.append(answer.status_code)
+
+    polling = threading.Thread(target=poll)
+    polling.start()
+    time.sleep(1)
+    assert not answers
+    began = time.monotonic()
+    process.stop()
+    polling.join(60)
+    assert answers == [200]
+    assert time.monotonic() - began < 8
