@@ -403,7 +403,7 @@ def test_late_events_are_lost_in_the_new_run(host: SimulatedHost) -> None:
 
 
 def test_a_line_that_came_late_is_found(host: SimulatedHost) -> None:
-    """The sensor sees a file before the kernel logs it: a race at first use."""
+    """Finding 12. Kind: a race at first use: the sensor sees a file before the kernel logs it."""
     number = host.start("tenant-a")
     contents = {b"/bin/%d" % at: os.urandom(8) for at in range(20)}
     for path, content in contents.items():

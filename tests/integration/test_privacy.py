@@ -155,7 +155,8 @@ def test_anybody_sees_nothing_of_what_it_relies_on(host: SimulatedHost) -> None:
 
 
 def test_two_containers_of_one_owner_are_not_linked(host: SimulatedHost) -> None:
-    """Outside the seal: not by a key, not by what they rely on."""
+    """Finding 13. Kind: a value that stands in two evidences links them, outside the seal: not by a
+    key, not by what they rely on."""
     relied_on = host.start_services(b"/usr/bin/containerd")
     values = []
     for name in ("one", "two"):
@@ -235,6 +236,7 @@ def polls(host: SimulatedHost, count: int, neighbours: Neighbours | None) -> lis
 
 
 def test_a_tenant_who_polls_sees_nothing_but_what_changes_anyway(host: SimulatedHost) -> None:
+    """Finding 2. Kind: what is shown to one tenant changes with what another does."""
     host.start("tenant-a", owner=public_text(PUBLIC))
     neighbours = Neighbours(host)
     evidences = [json.loads(raw) for raw in polls(host, 200, neighbours)]
@@ -295,6 +297,7 @@ def z_score(one: list[float], other: list[float]) -> float:
 
 
 def test_neighbours_activity_cannot_be_told(host: SimulatedHost) -> None:
+    """Finding 2. Kind: what cannot be read can be counted, timed or compared."""
     host.start("tenant-a", owner=public_text(PUBLIC))
     neighbours = Neighbours(host)
     quiet, busy = measures(polls(host, 100, None)), measures(polls(host, 100, neighbours))

@@ -212,6 +212,7 @@ def _good(root: Path, host: SimulatedHost) -> Wrong:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__.rstrip("_"))
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_wrong_file(good: Wrong, line: str, kind: Callable[[Path], None], tmp_path: Path) -> None:
+    """Finding 10. Kind: exit status 1 is UNTRUSTED; a file that is wrong is 2, and named."""
     words = line.replace("--policy", "policy").replace("policy check X", "policy X")
     for (excused, word), why in NOTHING_WRONG.items():
         if kind is excused and f"{word} X" in words:
@@ -299,7 +300,8 @@ def test_every_error_is_json_too(good: Wrong) -> None:
 
 @pytest.mark.parametrize("option", ["--owner-key", "--policy", "--reference"])
 def test_a_file_through_a_pipe_is_read_once(good: Wrong, option: str) -> None:
-    """What a second look would find there is nothing: the error is about what was given."""
+    """Finding 11. Kind: what a second look would find there is nothing: the error is about what was
+    given."""
     reading, writing = os.pipe()
     os.write(writing, b"what somebody wrote\n")
     os.close(writing)

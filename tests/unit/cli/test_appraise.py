@@ -210,7 +210,8 @@ def identity(paths: list[Path], policy: Path | None) -> bytes:
 
 
 def test_what_is_parsed_is_what_is_hashed(host: Host) -> None:
-    """Kind: a file that is read twice may be another, or nothing, the second time (a pipe is)."""
+    """Finding 11. Kind: a file that is read twice may be another the second time, or nothing, as a
+    pipe is."""
     read, write = os.pipe()
     os.write(write, host.reference.read_bytes())
     os.close(write)

@@ -32,6 +32,7 @@ ALL = list(commands(typer.main.get_command(app)))
 
 @pytest.mark.parametrize(("words", "found"), ALL, ids=[" ".join(words) or "-" for words, _ in ALL])
 def test_help(words: tuple[str, ...], found: Any) -> None:
+    """Finding 7. Kind: a text with markup in it is taken for markup."""
     shown = [CliRunner().invoke(app, [*words, option]) for option in ("--help", "-h")]
     assert [one.exit_code for one in shown] == [0, 0], shown
     assert shown[0].stdout == shown[1].stdout

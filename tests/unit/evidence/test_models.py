@@ -182,7 +182,8 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("name", list(CHANGES))
 def test_no_value_has_another_spelling(name: str) -> None:
-    """Every value outside the seal, but a container's name and a template's, has one form only."""
+    """Finding 9. Kind: lax readings. Every value outside the seal, but a container's name and a
+    template's, has one form only."""
     for at in places(OUTSIDE):
         if at in {("container",), ("host_log", "entries", 0, "template")}:
             continue

@@ -804,7 +804,7 @@ def test_an_unmeasured_dependency(box: Box) -> None:
 
 
 def test_services_that_hold_no_file_or_have_lost_events(box: Box) -> None:
-    """Kind: what says nothing about the host passes for a host that is as it should be."""
+    """Finding 3. Kind: what says nothing about the host passes for a host that is as it should."""
     box.host = HostReference(files={RUNC_PATH: (HASH,)})
     box.dependencies = dependencies()
     assert [finding.rule for finding in box.failed()] == ["dependencies.none"]
@@ -822,7 +822,7 @@ def test_services_that_hold_no_file_or_have_lost_events(box: Box) -> None:
 
 
 def test_an_empty_list_of_digests_allows_nothing(box: Box) -> None:
-    """Kind: a policy that says less than its reader takes it to say."""
+    """Finding 9. Kind: a policy that says less than its reader takes it to say."""
     box.files.append((b"/tmp/x", b"\x11" * 32, Func.BPRM_CHECK))
     assert box.failed("files = [{path = '/tmp/x'}]") == []
     assert box.failed("files = [{path = '/tmp/x', sha256 = []}]") != []

@@ -58,5 +58,6 @@ def test_what_the_host_is_called() -> None:
     ids=lambda raw: "",
 )
 def test_not_a_key(raw: bytes) -> None:
+    """Finding 9. Kind: a line that cannot be read weakens what is checked, without a word."""
     with pytest.raises(EnrolledAkError):
         parse_enrolled_ak(raw)

@@ -515,6 +515,8 @@ REFUSED: dict[str, tuple[Edits, str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_by_its_name(name: str) -> None:
+    """Findings 6, 7 and 9. Kind: what nothing covers can be edited on the way; what has two
+    spellings is read as either; what has no known type is passed over."""
     edits, error = REFUSED[name]
     case = Case()
     raw = case.evidence(edits)
@@ -589,7 +591,7 @@ def test_as_much_is_required_as_was_asked() -> None:
 
 
 def test_without_a_container_it_is_said_that_none_was_asked_for() -> None:
-    """Kind: a result that claims more than was checked (identity left open)."""
+    """Finding 8. Kind: a result that claims more than was checked (identity left open)."""
     case = Case()
     result = case.verify(case.evidence(), container=None)
     assert result.verdict == Verdict.TRUSTED
@@ -721,6 +723,7 @@ LOGS: dict[str, tuple[str, Callable[[Case], object], str]] = {
 
 @pytest.mark.parametrize("name", LOGS)
 def test_what_pcr_10_decides(name: str) -> None:
+    """Finding 3. Kind: evidence that is asked for, checked for its form, and decides nothing."""
     host, change, found = LOGS[name]
     case = full(Case(host))
     change(case)
@@ -848,7 +851,7 @@ def certified(forger: Forger, *, ca: bool = False, label: str = "node 3") -> tup
 
 
 def test_a_certified_key_is_named_and_can_be_pinned() -> None:
-    """Kind: another host of the same authority is as good, and nobody says which it was."""
+    """Finding 8. Kind: another host of the same authority is as good; nobody says which it was."""
     case = Case()
     root, case.forger.certificate = certified(case.forger)
     result = case.verify(case.evidence(), ak=parse_authority(root, NOW))
@@ -876,7 +879,7 @@ def test_an_authoritys_certificate_is_no_keys() -> None:
 
 
 def test_any_exception_ends_as_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kind: a traceback in place of a verdict, or the verdict of last time."""
+    """Finding 7. Kind: a traceback in place of a verdict, or the verdict of last time."""
     case = Case()
     case.memory = StateDirectory(tmp_path)
     assert case.verify(case.evidence()).verdict == Verdict.TRUSTED
@@ -897,6 +900,7 @@ def test_any_exception_ends_as_a_refusal(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_state_that_cannot_be_read_is_a_refusal_that_is_not_untrusted(tmp_path: Path) -> None:
+    """Finding 10. Kind: what could not be checked is told as what was found wrong."""
     case = Case()
     case.memory = StateDirectory(tmp_path)
     assert case.verify(case.evidence()).verdict == Verdict.TRUSTED
