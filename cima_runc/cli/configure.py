@@ -86,7 +86,7 @@ def configure(
         written = change.needed and not dry_run
         if written:
             write_fleet(change)
-        steps = _Steps("fleet", "systemctl restart cima-agent", "cima status", None)
+        steps = _Steps("fleet", "systemctl restart cima-agent", "cima status")
     else:
         if given:
             raise EngineError(f"--{next(iter(given)).replace('_', '-')} is of the fleet's service")
@@ -100,8 +100,9 @@ def configure(
         written = change.needed and not dry_run
         if written:
             _make(changes, chosen, change)
-        open_end = chosen.not_covered if set_as_default else None
-        steps = _Steps(chosen.name, chosen.apply_hint, chosen.try_hint, open_end)
+        steps = _Steps(chosen.name, chosen.apply_hint, chosen.try_hint)
+        if set_as_default and chosen.not_covered:
+            note(f"not measured all the same: {chosen.not_covered}")
     _print(change, steps, written=written, remove=remove, as_json=as_json)
 
 
@@ -112,7 +113,6 @@ class _Steps:
     name: str
     apply_hint: str
     try_hint: str
-    not_covered: str | None
 
 
 def _adding(
@@ -146,8 +146,6 @@ def _print(change: Change, steps: _Steps, *, written: bool, remove: bool, as_jso
     note(f"for {steps.name} to see it: {steps.apply_hint}")
     if not remove:
         note(f"then: {steps.try_hint}")
-    if steps.not_covered:
-        note(f"not measured all the same: {steps.not_covered}")
 
 
 def _make(changes: Changes, engine: Engine, change: Change) -> None:
