@@ -25,6 +25,7 @@ from cima_runc.verifier.appraisal import References
 from cima_runc.verifier.enrolled import parse_enrolled_ak
 from cima_runc.verifier.errors import Verdict
 from cima_runc.verifier.expectation import Expectation
+from cima_runc.verifier.kernel_line import read_line
 from cima_runc.verifier.policy import parse_policy
 from cima_runc.verifier.reference.file import HostReference
 from cima_runc.verifier.result import Result
@@ -613,6 +614,13 @@ def full(case: Case, **more: tuple[str, ...]) -> Case:
     return case
 
 
+def aggregate_of(case: Case) -> bytes:
+    """The honest host's boot_aggregate."""
+    line = read_line(case.forger.log[0][0])
+    assert line is not None
+    return line.digest
+
+
 LOGS: dict[str, tuple[str, Callable[[Case], object], str]] = {
     "no boot_aggregate": (
         "redacted",
@@ -649,6 +657,20 @@ LOGS: dict[str, tuple[str, Callable[[Case], object], str]] = {
         "redacted",
         lambda case: case.forger.log.__setitem__(
             0, (host_line(b"boot_aggregate", b"\1" * 20, b"sha1"), False)
+        ),
+        "boot_aggregate.not_comparable",
+    ),
+    "of a hash as long as SHA-256": (
+        "redacted",
+        lambda case: case.forger.log.__setitem__(
+            0, (host_line(b"boot_aggregate", aggregate_of(case), b"sm3-256"), False)
+        ),
+        "boot_aggregate.not_comparable",
+    ),
+    "cut": (
+        "redacted",
+        lambda case: case.forger.log.__setitem__(
+            0, (host_line(b"boot_aggregate", aggregate_of(case)[:20]), False)
         ),
         "boot_aggregate.not_comparable",
     ),
