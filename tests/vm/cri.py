@@ -13,7 +13,7 @@ import grpc
 from tests.vm import guest
 
 SOCKET = "unix:///run/containerd/containerd.sock"
-POD, CONTAINER, NODE = 0, 1, 2
+POD, CONTAINER, NODE, TARGET = 0, 1, 2, 3
 RUNNING, EXITED = 1, 2
 
 Message = Sequence[tuple[int, Any]]

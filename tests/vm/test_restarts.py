@@ -15,7 +15,7 @@ import pytest
 
 from tests.support import oci
 from tests.vm import guest, images
-from tests.vm.cri import CONTAINER, EXITED, NODE, Cri, Message
+from tests.vm.cri import CONTAINER, EXITED, NODE, TARGET, Cri, Message
 from tests.vm.test_attestation import (
     Tenant,
     evidence,
@@ -25,6 +25,7 @@ from tests.vm.test_attestation import (
     verified,
 )
 from tests.vm.test_cri import cri, pod_of
+from tests.vm.test_hosts_of_others import dockerd_with
 
 __all__ = ["cri", "tenant"]
 
@@ -220,6 +221,67 @@ def test_a_container_that_kubelet_starts_anew(cri: Cri, restarting: Tenant) -> N
     assert result["verdict"] == "UNTRUSTED"
     (drift,) = found(result, "file.added")
     assert (drift["run"], drift["path"]) == (1, "/tmp/added")
+
+
+@pytest.mark.debian("13")
+def test_what_kubelet_starts_beside_a_container(cri: Cri, restarting: Tenant) -> None:
+    """An init container before it, an ephemeral one that shares its processes: each is itself."""
+    archive = restarting.directory / "image.tar"
+    guest.ok("ctr", "--namespace=k8s.io", "image", "import", archive)
+    pod = pod_of("beside")
+    pod_id = cri.run_pod(pod, "cima-runc")
+
+    def start(name: str, command: list[str], namespaces: Message) -> str:
+        container: Message = [
+            (1, [(1, name)]),
+            (2, [(1, "docker.io/library/restarting:latest")]),
+            *((3, word) for word in command),
+            (11, f"{name}.log"),
+            (15, [(2, [(3, [(1, NODE), *namespaces])])]),
+        ]
+        made = cri.create(pod_id, pod, container)
+        cri.call("StartContainer", (1, made))
+        return made
+
+    try:
+        init = start("init", ["/bin/script"], [(2, CONTAINER)])
+        guest.wait_for("it has ended", lambda: cri.state(init)[0] == EXITED)
+        app = start("app", [], [(2, CONTAINER)])
+        guest.wait_for("the script", lambda: b"/bin/script" in paths(app), 300)
+        command = ["/bin/sh", "-c", "cp /bin/env /tmp/added; /tmp/added -i /bin/true"]
+        debug = start("debug", command, [(2, TARGET), (4, app)])
+        guest.wait_for("it has ended", lambda: cri.state(debug)[0] == EXITED)
+        guest.wait_for("it is recorded", lambda: guest.row(debug)["state"] == "stopped")
+        assert [guest.run_of(one) for one in (init, app, debug)] == [1, 1, 1]
+        registers = [
+            guest.contents(guest.records(one), "register")[0] for one in (init, app, debug)
+        ]
+        assert len({register["line"] for register in registers}) == 3
+        assert b"/tmp/added" in paths(debug)
+        assert b"/tmp/added" not in paths(app) + paths(init)
+        assert guest.row(app)["state"] == "running"
+    finally:
+        cri.call("StopPodSandbox", (1, pod_id))
+        cri.call("RemovePodSandbox", (1, pod_id))
+
+
+@pytest.mark.debian("13")
+def test_dockerd_is_started_anew_under_a_container(restarting: Tenant) -> None:
+    """With live-restore it runs on: the same run, of which nothing is lost."""
+    state = ("--state", "living")
+    living = dockerd_with(**{"live-restore": True})
+    with living, under("docker", "living", restarting.owner) as container:
+        trusted(verdict(container, restarting, *state))
+        guest.restart("docker")
+        container.exec("/bin/env -i /bin/true")
+        assert guest.run_of(container.id) == 1
+        assert b"/bin/env" in paths(container.id)
+        result = verdict(container, restarting, *state)
+        trusted(result)
+        assert not found(result, "runs.restarted")
+        container.exec(INTRUDER)
+        container.wait_for(2)
+        assert verdict(container, restarting, *state)["verdict"] == "UNTRUSTED"
 
 
 @pytest.mark.debian("13")
