@@ -260,12 +260,25 @@ def test_a_pod_of_kubernetes(cri: Cri, two: bool, tmp_path: Path) -> None:
     address = kubelet / "pod-resources/kubelet.sock"
     address.parent.mkdir(parents=True)
     listen = (
-        "import socket,sys,time; s=socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); "
+        "import os,socket,sys,time; s=socket.socket(socket.AF_UNIX); at=sys.argv[1]; "
+        "os.path.exists(at) and os.unlink(at); s.bind(at); "
         "s.listen(); print('up', flush=True); time.sleep(10000)"
     )
     pods: list[str] = []
+    kubelets: list[subprocess.Popen[bytes]] = []
+
+    def start_kubelet() -> None:
+        """Anew, as after its upgrade."""
+        for running in kubelets:
+            running.kill()
+            running.wait()
+        command = ["/usr/bin/python3", "-c", listen, str(address)]
+        kubelets.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+        out = kubelets[-1].stdout
+        assert out is not None and out.readline() == b"up\n"
 
     def start(command: str) -> None:
+        start_kubelet()
         uid, pod = pod_of(len(pods) + 10 * two + 1)
         pods.append(cri.run_pod(pod, "cima-runc"))
         for name in ("beside", "app") if two else ("app",):
@@ -281,19 +294,17 @@ def test_a_pod_of_kubernetes(cri: Cri, two: bool, tmp_path: Path) -> None:
             cri.call("StartContainer", (1, made))
             guest.wait_for("it has ended", lambda made=made: cri.state(made)[0] == 2)  # type: ignore[misc]
 
-    with subprocess.Popen(
-        ["/usr/bin/python3", "-c", listen, str(address)], stdout=subprocess.PIPE
-    ) as listening:
-        try:
-            assert listening.stdout is not None and listening.stdout.readline() == b"up\n"
-            text = serves_the_next(start, tmp_path)
-            assert "mounts" not in text, text
-            found = engine_of(last_container())
-        finally:
-            listening.kill()
-            for pod in pods:
-                cri.call("StopPodSandbox", (1, pod))
-                cri.call("RemovePodSandbox", (1, pod))
+    try:
+        text = serves_the_next(start, tmp_path)
+        assert "mounts" not in text, text
+        found = engine_of(last_container())
+    finally:
+        for running in kubelets:
+            running.kill()
+            running.wait()
+        for pod in pods:
+            cri.call("StopPodSandbox", (1, pod))
+            cri.call("RemovePodSandbox", (1, pod))
     assert (found["name"], found["cri"]) == ("containerd", True)
     assert found["roots"] == ["/srv/node/containerd"]
     assert found["states"] == ["/run/node/containerd"]

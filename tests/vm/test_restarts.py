@@ -252,10 +252,9 @@ def test_what_kubelet_starts_beside_a_container(cri: Cri, restarting: Tenant) ->
         debug = start("debug", command, [(2, TARGET), (4, app)])
         guest.wait_for("it has ended", lambda: cri.state(debug)[0] == EXITED)
         guest.wait_for("it is recorded", lambda: guest.row(debug)["state"] == "stopped")
-        assert [guest.run_of(one) for one in (init, app, debug)] == [1, 1, 1]
-        registers = [
-            guest.contents(guest.records(one), "register")[0] for one in (init, app, debug)
-        ]
+        records = [guest.records(one) for one in (init, app, debug)]
+        registers = [guest.contents(each, "register")[0] for each in records]
+        assert [register["run"] for register in registers] == [1, 1, 1]
         assert len({register["line"] for register in registers}) == 3
         assert b"/tmp/added" in paths(debug)
         assert b"/tmp/added" not in paths(app) + paths(init)
