@@ -59,6 +59,38 @@ def test_the_first_value_is_read_and_durable_before_anything_else(tmp_path: Path
     assert journal.reconcile(found(b"f" * 32, (7, 3))) is None
 
 
+def test_what_is_about_to_happen_is_on_disk_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written is what a power cut leaves: all of it up to the last flush."""
+    flushed: dict[int, int] = {}
+    for name in ("fsync", "fdatasync"):
+        real = getattr(os, name)
+
+        def flush(handle: int, real: Any = real) -> None:
+            real(handle)
+            flushed[os.fstat(handle).st_ino] = os.fstat(handle).st_size
+
+        monkeypatch.setattr(os, name, flush)
+    path = tmp_path / "journal.jsonl"
+
+    def on_disk() -> list[Any]:
+        found = path.stat()
+        raw = path.read_bytes()[: flushed.get(found.st_ino, 0)]
+        return [json.loads(line).get("type") for line in raw.splitlines()]
+
+    journal = begun(tmp_path)
+    before = on_disk()
+    assert before[-1] == "initial"
+    journal.add_bind(Bind(ZERO, b"d" * 32))
+    assert on_disk() == [*before, "bind"]
+    # That it is done the PCR itself says.
+    journal.add({"type": "done"}, durable=False)
+    assert on_disk() == [*before, "bind"]
+    journal.add({"type": "gap", "kind": "tpm", "since": HOUR, "until": HOUR})
+    assert on_disk() == [*before, "bind", "done", "gap"]
+
+
 @pytest.mark.parametrize("veil", [None, b"v" * 32])
 def test_after_a_crash_the_pcr_says_what_happened(tmp_path: Path, veil: bytes | None) -> None:
     journal = begun(tmp_path)

@@ -836,6 +836,23 @@ def test_without_a_log_it_is_said_whose_word_it_is() -> None:
     assert any("on the agent's word" in line for line in result.not_proved)
 
 
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("none", ["dependencies: on the agent's word, no host log was asked for"]),
+        ("redacted", ["the host's other files: their names were not asked for"]),
+        ("full", []),
+    ],
+)
+def test_what_was_not_proved_is_said_and_no_more(host: str, said: list[str]) -> None:
+    case = full(Case(host))
+    assert list(case.verify(case.evidence()).not_proved) == [
+        "that the container has not gone back: nothing is remembered of it",
+        *said,
+        "firmware, loader and kernel: neither their log nor PCR values were asked for",
+    ]
+
+
 # -- certificates ---------------------------------------------------------------------------------
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
