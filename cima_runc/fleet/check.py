@@ -8,7 +8,8 @@ from sqlalchemy import text
 from cima_runc.base.errors import CimaError
 from cima_runc.fleet import audit, migrate, setup
 from cima_runc.fleet.database import Database
-from cima_runc.fleet.settings import Settings
+from cima_runc.fleet.oidc import Provider
+from cima_runc.fleet.settings import Oidc, Settings
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class Line:
 def check(settings: Settings) -> Iterator[Line]:
     """Yield what was looked at, in order; what cannot be looked at any more is left out."""
     yield from _files(settings)
+    if settings.oidc is not None:
+        oidc = settings.oidc
+        yield from _try("sign-on", lambda: _sign_on(oidc), "oidc in the settings")
     try:
         database = Database(settings.database_url)
     except CimaError as error:
@@ -62,6 +66,11 @@ def _files(settings: Settings) -> Iterator[Line]:
     else:
         good = path.is_file()
         yield Line("manufacturers", good, str(path), "" if good else "the file is not there")
+
+
+def _sign_on(settings: Oidc) -> tuple[bool, str]:
+    Provider(settings, b"").begin("/")
+    return True, f"{settings.issuer} answers"
 
 
 def _database(database: Database) -> Iterator[Line]:

@@ -3,7 +3,7 @@
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -24,6 +24,34 @@ class SettingsError(CimaError):
 
 _Seconds = Annotated[float, Field(gt=0, le=86_400)]
 _Pcr = Annotated[int, Field(ge=0, le=23)]
+
+
+_Https = Annotated[str, Field(max_length=2048, pattern=r"^https://[^\s?#@]+$")]
+
+
+class Oidc(BaseModel):
+    """The OpenID provider that people sign on with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    issuer: _Https
+    """As the provider names itself."""
+    client_id: Annotated[str, Field(min_length=1, max_length=255)]
+    page_url: _Https
+    """Where browsers reach this service: the provider sends people back there, to
+    ``/sign-in/callback``."""
+    client_secret_file: Path | None = None
+    """File of the secret that the provider has given; none for a public client."""
+    ca: Path | None = None
+    """Authorities for the provider's certificate (PEM); none: the system's."""
+    scope: str = "openid profile email"
+    """What is asked for; ``openid`` must be in it."""
+    claim: str = "groups"
+    """The claim of the ID token that names somebody's groups."""
+    roles: dict[str, Literal["viewer", "operator", "admin"]] = {}
+    """The role of each group; of several the one that may most."""
+    tenants: dict[str, str] = {}
+    """The tenant that a group is: who has no other role sees that tenant's containers."""
 
 
 class Settings(BaseModel):
@@ -62,6 +90,8 @@ class Settings(BaseModel):
     """Attempts to enrol, from one address."""
     tenants_per_minute: Annotated[int, Field(ge=1)] = 60
     """Requests for evidence, from one address."""
+    oidc: Oidc | None = None
+    """The OpenID provider that people sign on with; none: by tokens of the service alone."""
     allow_private_webhooks: bool = False
     """Whether webhooks may go to addresses that are not public, such as 10.0.0.0/8."""
     keep_days: Annotated[int, Field(ge=1)] = 90

@@ -4,6 +4,7 @@ No script, no content from elsewhere; forms carry what only this session knows. 
 section 9.
 """
 
+import asyncio
 import contextlib
 import json
 import time
@@ -19,10 +20,11 @@ from sqlalchemy import Connection
 
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
-from cima_runc.fleet import changes, enrolments, keys, queries
+from cima_runc.fleet import changes, enrolments, keys, oidc, queries
 from cima_runc.fleet.access import AccessError, ForbiddenError, NotSignedInError, Person, Role
 from cima_runc.fleet.database import DatabaseError
 from cima_runc.fleet.hosts_api import AkName, LimitedError, address_of
+from cima_runc.fleet.oidc import OidcError, Provider
 from cima_runc.fleet.page import figures
 from cima_runc.fleet.page.sessions import COOKIE, LIFETIME, PageSessions
 from cima_runc.fleet.page.templates import render
@@ -43,7 +45,10 @@ _STATUS: tuple[tuple[type[CimaError], int], ...] = (
     (changes.NotFoundError, 404),
     (enrolments.NoSuchEnrolmentError, 404),
     (DatabaseError, 503),
+    (OidcError, 502),
 )
+_SIGN_ONS = 2
+"""People who come from the provider at a time."""
 _ROWS = 100
 _View = Callable[..., Awaitable[Response]]
 
@@ -56,7 +61,10 @@ def routes(service: Service) -> APIRouter:
     """Return the routes."""
     router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
     with service.database.write() as connection:
-        sessions = PageSessions(keys.key_of(connection, keys.SESSION))
+        key = keys.key_of(connection, keys.SESSION)
+    sessions = PageSessions(key)
+    provider = Provider(service.settings.oidc, key) if service.settings.oidc is not None else None
+    signing_on = asyncio.Semaphore(_SIGN_ONS)
     room = files("cima_runc.fleet.page")
     style, icon = room.joinpath("style.css").read_bytes(), room.joinpath("icon.svg").read_bytes()
 
@@ -143,7 +151,12 @@ def routes(service: Service) -> APIRouter:
     async def sign_in_form(request: Request) -> Response:
         """Ask for a token."""
         return shown(
-            request, None, "sign_in", next=_own(request.query_params.get("next")), wrong=""
+            request,
+            None,
+            "sign_in",
+            next=_own(request.query_params.get("next")),
+            wrong="",
+            has_provider=provider is not None,
         )
 
     @router.post("/sign-in")
@@ -168,9 +181,20 @@ def routes(service: Service) -> APIRouter:
         except NotSignedInError:
             service.rates.refused.allows(address, now)
             return shown(
-                request, None, "sign_in", next=where, wrong="This is no token here.", status=403
+                request,
+                None,
+                "sign_in",
+                next=where,
+                wrong="This is no token here.",
+                has_provider=provider is not None,
+                status=403,
             )
         answer = RedirectResponse(where, 303)
+        keep(answer, cookie)
+        return answer
+
+    def keep(answer: Response, cookie: str) -> None:
+        """Have the browser keep who is signed in."""
         answer.set_cookie(
             COOKIE,
             cookie,
@@ -180,6 +204,56 @@ def routes(service: Service) -> APIRouter:
             httponly=True,
             samesite="strict",
         )
+
+    async def ask_provider(request: Request, do: Callable[[Provider], Any]) -> Any:
+        """Do what waits for the provider, away from those threads that hosts wait for."""
+        if provider is None:
+            raise queries.NoSuchThingError("there is no provider", hint="oidc in the settings")
+        address, now = address_of(request), time.monotonic()
+        if not service.rates.refused.has_room(address, now):
+            raise LimitedError("too many attempts", hint="try again in a minute")
+        async with signing_on:
+            try:
+                return await asyncio.to_thread(do, provider)
+            except CimaError:
+                service.rates.refused.allows(address, now)
+                raise
+
+    @router.get("/sign-in/provider")
+    @page
+    async def to_provider(request: Request) -> Response:
+        """Send somebody to the provider."""
+        where = _own(request.query_params.get("next"))
+        url, pending = await ask_provider(request, lambda one: one.begin(where))
+        answer = RedirectResponse(url, 303)
+        # Lax: the provider's page sends the browser back.
+        answer.set_cookie(
+            oidc.COOKIE,
+            pending,
+            max_age=oidc.PENDING_SECONDS,
+            path="/",
+            secure=True,
+            httponly=True,
+            samesite="lax",
+        )
+        return answer
+
+    @router.get("/sign-in/callback")
+    @page
+    async def from_provider(request: Request) -> Response:
+        """Take somebody back from the provider, and give a cookie."""
+        pending, query = request.cookies.get(oidc.COOKIE), request.url.query
+        who, where = await ask_provider(request, lambda one: one.finish(pending, query))
+
+        def work() -> str:
+            with service.database.write() as connection:
+                return sessions.sign_in(connection, oidc.sign_on(connection, who))
+
+        cookie = await service.run(work)
+        # A page in between: browsers do not show a strict cookie where another site has begun.
+        answer = shown(request, None, "signed_on", next=_own(where))
+        keep(answer, cookie)
+        answer.delete_cookie(oidc.COOKIE, path="/", secure=True, httponly=True, samesite="lax")
         return answer
 
     @router.post("/sign-out")
