@@ -1,40 +1,64 @@
-"""Pages made from the code when the site is built: the commands' help, the settings, the JSON."""
+"""Pages made when the site is built: the commands' help, settings, metrics and JSON from the code,
+and pictures of a terminal from what the demo printed."""
 
 import ast
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
 from mkdocs.structure.files import File, Files
-from pydantic import TypeAdapter
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import BaseModel, TypeAdapter
 
 from cima_runc import config
+from cima_runc.agent import metrics as agent_metrics
 from cima_runc.cli import shapes
 from cima_runc.cli.main import app
+from cima_runc.fleet import settings as fleet_settings
+from cima_runc.fleet.metrics import Metrics
 from cima_runc.runtime import shim_settings
 
-_SECTIONS = {
-    "ShimSettings": "",
-    "ImaSettings": "ima",
-    "SensorSettings": "sensor",
-    "EnforcementSettings": "enforcement",
-    "LimitSettings": "limits",
-    "TpmSettings": "tpm",
-    "RootfsSettings": "rootfs",
-    "BindingSettings": "binding",
-    "StorageSettings": "storage",
-    "AttestationSettings": "attestation",
-    "HttpsSettings": "attestation.https",
-    "UsersSettings": "users",
+sys.path.insert(0, str(Path(__file__).parent))
+import terminal
+
+_STATUS = {
+    **{"pcr_value": "", "expected_value": "", "foreign_extends": 0, "lost": 0, "missing": []},
+    **{"containers": 0, "unwritten_records": 0, "trouble": None, "gaps": 0},
+    "sensor": {"dropped": 0, "missed": 0, "orphans": 0},
+    "kernel_log": {"lines": 0, "pcr10": {"matches_tpm": True}},
+    "storage": {"mib": 0, "quota_mib": 0, "removed_unattested": 0},
+    "fleet": {"url": "", "enrolled": True, "last_report_seconds": 0.0, "trouble": None},
 }
+"""A host's status that has all that the agent counts."""
+
+
+def _sections(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each class of settings, and the section of the file that it is."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if kind is shim_settings.ShimSettings:
+            yield kind.__name__, ""
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield kind.__name__, f"{above}{name}"
+            yield from _sections(kind, f"{above}{name}.")
+
+
+_SECTIONS = dict(_sections(config.Settings))
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages (an event of MkDocs)."""
-    for name, text in (("commands", commands_page()), ("settings", settings_page())):
-        files.append(File.generated(config, f"reference/{name}.md", content=text))
+    pages = (
+        ("reference/commands.md", commands_page()),
+        ("reference/settings.md", settings_page()),
+        ("reference/metrics.md", metrics_page()),
+        *((f"reference/{name}", text) for name, text in pictures()),
+    )
+    for name, text in pages:
+        files.append(File.generated(config, name, content=text))
     for output in (*shapes.OUTPUTS, shapes.FAILURE):
         text = json.dumps(schema_of(output), indent=1)
         files.append(File.generated(config, f"reference/{schema_name(output)}", content=text))
@@ -116,6 +140,44 @@ def _type(field: dict[str, Any]) -> str:
     return str(field.get("type", "any"))
 
 
+def pictures() -> Iterator[tuple[str, str]]:
+    """Yield the files that show the demo: tests/vm/test_demo.py compares its page with a run."""
+    page = (Path(__file__).parent.parent / "examples/demo/README.md").read_text()
+    lines = terminal.transcript(page, "./dev demo")
+    yield "demo.svg", terminal.screenshot(lines, "cima-runc")
+    yield "demo.cast", terminal.recording(lines)
+
+
+def metrics_page() -> str:
+    """Return tables of what the agent and `cima-verifier` tell Prometheus."""
+    metrics = Metrics()
+    metrics.refusals.labels("NonceError")
+    states = {"containers": {"TRUSTED": 0}, "hosts": {"fresh": 0}, "enrolments_waiting": 0}
+    backlog = {"jobs": 0, "jobs_age": 0, "deliveries": 0, "deliveries_age": 0}
+    service = metrics.text(states, backlog)
+    return "\n".join(
+        [
+            "# Metrics\n\nFor Prometheus: counts and states, never names of hosts or containers.\n",
+            "## Of a host\n\n`GET /metrics` of the agent, on the loopback interface, where "
+            "[`[metrics] port`](settings.md) is set.\n",
+            *_metrics_table(agent_metrics.text(_STATUS)),
+            "\n## Of a fleet\n\n`GET /v1/metrics` of [`cima-verifier`](../fleet/operate.md).\n",
+            *_metrics_table(service),
+            "",
+        ]
+    )
+
+
+def _metrics_table(told: bytes) -> Iterator[str]:
+    yield "| metric | type | labels | |\n|---|---|---|---|"
+    for family in text_string_to_metric_families(told.decode()):
+        labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
+        shown = ", ".join(f"`{label}`" for label in labels)
+        total = "_total" if family.type == "counter" else ""
+        name = f"`{family.name}{total}`"
+        yield f"| {name} | {family.type} | {shown} | {family.documentation} |"
+
+
 def commands_page() -> str:
     """Return every command's help, as the program prints it."""
     parts = [
@@ -149,7 +211,15 @@ def settings_page() -> str:
         parts.append(f"{ast.get_docstring(tree) or ''}\n\n| key | default | |\n|---|---|---|")
         parts += [f"| `{key}` | {default} | {text} |" for key, default, text in _fields(tree)]
         parts.append("")
-    return "\n".join(parts)
+    [service] = (
+        node
+        for node in ast.parse(Path(str(fleet_settings.__file__)).read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name == "Settings"
+    )
+    parts.append("## Of cima-verifier\n\n`/etc/cima/verifier.toml`, or `--config`.\n")
+    parts.append("| key | default | |\n|---|---|---|")
+    parts += [f"| `{key}` | {default} | {text} |" for key, default, text in _fields(service)]
+    return "\n".join([*parts, ""])
 
 
 def _classes() -> Iterator[tuple[str, ast.ClassDef]]:
@@ -162,6 +232,8 @@ def _classes() -> Iterator[tuple[str, ast.ClassDef]]:
 def _fields(tree: ast.ClassDef) -> Iterator[tuple[str, str, str]]:
     for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            continue
+        if node.target.id == "model_config":
             continue
         default = ast.unparse(node.value) if node.value else "none"
         if default.endswith("Settings()"):

@@ -14,7 +14,7 @@ from guest import Guest
 from machine import JOB_DISK, LAB, GuestError
 
 CHECKOUT = LAB.parent
-PARTS = ("examples", "tests", "pyproject.toml")
+PARTS = ("examples", "tests", "docs/how-to", "pyproject.toml")
 """What of the checkout a guest gets beside the installed program, in /opt/cima-test."""
 CERTIFICATES = "/opt/cima-test/tpm-ca.pem"
 BOOT_SECONDS = 600

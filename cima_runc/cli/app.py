@@ -9,7 +9,21 @@ from typer.core import TyperGroup
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-def group(about: str, *, cls: type[TyperGroup] = TyperGroup) -> typer.Typer:
+class Group(TyperGroup):
+    """A command that has commands of its own; its help tells of each the whole first sentence."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands, wrapped where click would cut them (of :class:`click.Group`)."""
+        rows = []
+        for name in self.list_commands(ctx):
+            found = self.get_command(ctx, name)
+            if found is not None and not found.hidden:
+                rows.append((name, (found.help or "").strip().partition("\n")[0]))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def group(about: str, *, cls: type[Group] = Group) -> typer.Typer:
     """Return a command that has commands of its own; ``about`` is its help."""
     return typer.Typer(
         cls=cls,

@@ -51,7 +51,9 @@ def nonce_of(text: str) -> bytes:
     try:
         nonce = bytes.fromhex(text)
     except ValueError as error:
-        raise ArgumentError("--nonce is not hexadecimal") from error
+        raise ArgumentError(
+            "--nonce is not hexadecimal", hint="make one with: openssl rand -hex 32"
+        ) from error
     if not limits.NONCE_MIN <= len(nonce) <= limits.NONCE_MAX:
         raise ArgumentError(
             f"--nonce has {len(nonce)} bytes, not {limits.NONCE_MIN} to {limits.NONCE_MAX}",

@@ -93,7 +93,7 @@ def configure(
         chosen = ENGINES[engine.value]
         changes = Changes(Path("/"), Path(context.settings().shim.state_dir) / "configure")
         change = (
-            changes.removing(chosen)
+            changes.removing(chosen, file and file.absolute())
             if remove
             else _adding(changes, chosen, runtime, set_as_default, file)
         )
@@ -136,7 +136,8 @@ def _print(change: Change, steps: _Steps, *, written: bool, remove: bool, as_jso
         )
         return
     if not change.needed:
-        note(f"{steps.name} is configured so already, in {change.path}")
+        already = f"{steps.name} is configured so already, in {change.path}"
+        note(f"nothing of cima-runc's is in {change.path}" if remove else already)
         return
     typer.echo(change.diff())
     if not written:

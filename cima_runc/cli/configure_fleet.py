@@ -61,8 +61,9 @@ def _check(text: str, what: str) -> None:
     if settings.ca is not None:
         try:
             ssl.create_default_context(cafile=settings.ca)
-        except (OSError, ssl.SSLError) as error:
-            why = error.strerror or type(error).__name__
+        except OSError as error:
+            unread = not isinstance(error, ssl.SSLError)
+            why = error.strerror if unread else "it holds no certificates"
             raise EngineError(
                 f"{settings.ca} cannot be used: {why}", hint="a PEM file of certificates is wanted"
             ) from error

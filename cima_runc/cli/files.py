@@ -108,4 +108,5 @@ def _write(path: Path, data: bytes, flag: int, mode: int) -> None:
         with open(handle, "wb") as file:
             file.write(data)
     except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror}") from error
+        hint = "move it away, or give another name" if isinstance(error, FileExistsError) else ""
+        raise FileError(f"{path} cannot be written: {error.strerror}", hint=hint) from error

@@ -7,12 +7,11 @@ from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperGroup
 
 from cima_runc import __version__
 from cima_runc.base.errors import CimaError
 from cima_runc.cli import context, examples
-from cima_runc.cli.app import command, group
+from cima_runc.cli.app import Group, command, group
 from cima_runc.cli.output import CANNOT, fail, fail_unexpectedly, print_json
 from cima_runc.runtime.shim_settings import SETTINGS_FILE
 
@@ -42,13 +41,18 @@ _INTERRUPTED = 130
 _COMPLETE = "_CIMA_COMPLETE"
 
 
-class _Commands(TyperGroup):
+class _Commands(Group):
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         host = find_spec("cima_runc.agent") is not None
         return [name for name in _COMMANDS if host or name not in _OF_A_HOST]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.list_commands(ctx):
+            if cmd_name in _OF_A_HOST:
+                raise CimaError(
+                    f"cima {cmd_name} is for a host, and this is a verifier's installation",
+                    hint="on a host: the package, or install.sh",
+                )
             return None
         module, name = _COMMANDS[cmd_name]
         found = getattr(import_module(f"cima_runc.cli.{module}"), name)

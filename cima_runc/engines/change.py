@@ -78,28 +78,23 @@ class Changes:
             EngineError, JsonError, OSError: the file cannot be read or edited.
         """
         record = self._read_record(engine)
-        if wish.file is not None and record is not None and record.path != str(wish.file):
-            raise EngineError(
-                f"{engine.name} is configured in {record.path} already",
-                hint=f"cima configure {engine.name} --remove",
-            )
-        path = (
-            Path(record.path) if record else (wish.file or engine.find_file(self._root)).resolve()
-        )
+        path = self._path(engine, record, wish.file)
         now = read_settings(path)
-        then = engine.add(_text(now, path), wish, self._root).encode("utf-8", "surrogateescape")
-        return Change(path, now, then, self._before(engine, record, now))
+        then = engine.add(_text(now, path), wish, self._root, str(path)).encode()
+        return Change(path, now, then, self._before(engine, record, now, path))
 
-    def removing(self, engine: Engine) -> Change:
-        """Work out the change that takes cima-runc out again.
+    def removing(self, engine: Engine, file: Path | None = None) -> Change:
+        """Work out the change that takes cima-runc out again, of ``file`` where it is not where the
+        engine has it by default.
 
         Raises:
             EngineError, JsonError, OSError: the file cannot be read or edited.
         """
         record = self._read_record(engine)
-        path = Path(record.path) if record else engine.find_file(self._root).resolve()
+        path = self._path(engine, record, file)
         now = read_settings(path)
-        before = self._before(engine, record, now)
+        _text(now, path)
+        before = self._before(engine, record, now, path)
         return Change(path, now, before, before)
 
     def check(self, engine: Engine, change: Change) -> None:
@@ -153,7 +148,17 @@ class Changes:
         if taken_back:
             record_path.unlink(missing_ok=True)
 
-    def _before(self, engine: Engine, record: _Record | None, now: bytes | None) -> bytes | None:
+    def _path(self, engine: Engine, record: _Record | None, file: Path | None) -> Path:
+        if file is not None and record is not None and record.path != str(file):
+            raise EngineError(
+                f"{engine.name} is configured in {record.path} already",
+                hint=f"cima configure {engine.name} --remove",
+            )
+        return Path(record.path) if record else (file or engine.find_file(self._root)).resolve()
+
+    def _before(
+        self, engine: Engine, record: _Record | None, now: bytes | None, path: Path
+    ) -> bytes | None:
         """Return what the file would be without us."""
         kept = None
         if record is not None:
@@ -169,7 +174,7 @@ class Changes:
         text = now.decode("utf-8", "surrogateescape")
         if not text.strip():
             return now
-        without = engine.remove(text, earlier)
+        without = engine.remove(text, earlier, str(path))
         return None if without is None else without.encode("utf-8", "surrogateescape")
 
     def _record_path(self, engine: Engine) -> Path:

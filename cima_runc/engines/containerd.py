@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cima_runc.base import limits
 from cima_runc.engines import toml_text
 from cima_runc.engines.engine import RUNTIME_NAME, Engine, EngineError, Wish
 
@@ -37,7 +36,6 @@ _PLUGINS = {
     4: "io.containerd.cri.v1.runtime",
 }
 _MERGED_SINCE = 3
-_WHAT = "containerd's configuration"
 _BEGIN, _END = "# cima configure containerd: begin", "# cima configure containerd: end"
 _BASE = '{{ template "base" . }}'
 
@@ -46,7 +44,7 @@ def _find_file(root: Path) -> Path:
     main = root / _FILE
     if not main.is_file():
         return main
-    values = toml_text.parse(_read(main), str(main))
+    values = toml_text.read(main)
     plugin = _plugin(values)
     if plugin is None:
         return main
@@ -58,7 +56,7 @@ def _find_file(root: Path) -> Path:
         for path in paths:
             if path.name == _DROP_IN:
                 continue
-            imported = toml_text.parse(_read(path), str(path))
+            imported = toml_text.read(path)
             if toml_text.at(imported, ["plugins", plugin]) is not None:
                 elsewhere = True
                 if own is None:
@@ -83,14 +81,14 @@ def _in_effect(root: Path, but: str = "") -> dict[str, Any]:
     main = root / _FILE
     if not main.is_file():
         return {}
-    values = toml_text.parse(_read(main), str(main))
+    values = toml_text.read(main)
     plugin, version = _plugin(values), _version(values)
     if plugin is None:
         return {}
     found = toml_text.at(values, ["plugins", plugin])
     for _, paths in _imports(values, main, root):
         for path in paths:
-            more = toml_text.at(toml_text.parse(_read(path), str(path)), ["plugins", plugin])
+            more = toml_text.at(toml_text.read(path), ["plugins", plugin])
             if path.name != but and isinstance(more, dict):
                 found = _merged(found, more) if version >= _MERGED_SINCE else more
     return found if isinstance(found, dict) else {}
@@ -102,94 +100,93 @@ def _merged(into: Any, more: Any) -> Any:
     return into | {key: _merged(into.get(key), value) for key, value in more.items()}
 
 
-def _add(text: str | None, wish: Wish, root: Path) -> str:
+def _add(text: str | None, wish: Wish, root: Path, what: str) -> str:
     if wish.file is not None and wish.file.suffix == ".tmpl":
         return _add_to_template(text, wish)
     main = root / _FILE
-    main_values = (
-        toml_text.parse(_read(main), _WHAT) if wish.file is None and main.is_file() else {}
-    )
+    main_values = toml_text.read(main) if wish.file is None and main.is_file() else {}
     path = wish.file or _find_file(root)
     is_own = path.name == _DROP_IN
     if text is None or not text.strip() or is_own:
         version = _version(main_values) if main_values else 2
-        kept = _default_of(text) if is_own else False
+        kept = _default_of(text, what) if is_own else False
         wish = Wish(wish.runtime, wish.default or kept, file=wish.file)
         text = ("" if is_own else text or "") + (f"version = {version}\n" if version > 1 else "")
-    values = toml_text.parse(text, _WHAT)
+    values = toml_text.parse(text, what)
     plugin = _plugin(values)
     if plugin is None:
         raise EngineError(
-            f"{_WHAT} is of version {_version(values)}, which is none that we know",
+            f"{what} is of version {_version(values)}, which is none that we know",
             hint=f"known are {', '.join(map(str, _PLUGINS))}: containerd config migrate",
         )
-    _refuse_switched_off(main_values or values, plugin)
+    _refuse_switched_off(main_values or values, plugin, str(main) if main_values else what)
     section = ["plugins", plugin]
     effect = _in_effect(root, _DROP_IN) if wish.file is None else {}
     if is_own and effect and _version(values) < _MERGED_SINCE:
-        text = toml_text.put(text, section, effect, _WHAT)
+        text = toml_text.put(text, section, effect, what)
     effect = _merged(effect, toml_text.at(values, section) or {})
     runtimes = [*section, "containerd", "runtimes"]
     named = toml_text.at(effect, ["containerd", "runtimes"])
     if named is None:
-        text = toml_text.put(text, [*runtimes, "runc"], _RUNC, _WHAT)
+        text = toml_text.put(text, [*runtimes, "runc"], _RUNC, what)
     options: dict[str, Any] = {"BinaryName": wish.runtime}
     systemd = toml_text.at(named or {}, ["runc", "options", "SystemdCgroup"])
     if isinstance(systemd, bool):
         options["SystemdCgroup"] = systemd
-    text = toml_text.put(text, [*runtimes, RUNTIME_NAME], {**_RUNC, "options": options}, _WHAT)
+    text = toml_text.put(text, [*runtimes, RUNTIME_NAME], {**_RUNC, "options": options}, what)
     if wish.default:
         default = [*section, "containerd", "default_runtime_name"]
-        text = toml_text.put(text, default, RUNTIME_NAME, _WHAT)
+        text = toml_text.put(text, default, RUNTIME_NAME, what)
     return text
 
 
-def _default_of(text: str | None) -> bool:
+def _default_of(text: str | None, what: str) -> bool:
     """Whether our own file makes cima-runc the default."""
-    values = toml_text.parse(text or "", _WHAT)
+    values = toml_text.parse(text or "", what)
     default = [*("plugins", _plugin(values) or ""), "containerd", "default_runtime_name"]
     return bool(toml_text.at(values, default) == RUNTIME_NAME)
 
 
-def _refuse_switched_off(values: dict[str, Any], plugin: str) -> None:
+def _refuse_switched_off(values: dict[str, Any], plugin: str, where: str) -> None:
     off = values.get("disabled_plugins", [])
     names = {plugin, "cri", _PLUGINS[2], "io.containerd.grpc.v1.cri"}
     if isinstance(off, list) and not names.isdisjoint(
         each for each in off if isinstance(each, str)
     ):
         raise EngineError(
-            "containerd's CRI is switched off by disabled_plugins: nobody would use the handler",
+            f"containerd's CRI is switched off by disabled_plugins in {where}: nobody would use"
+            " the handler",
             hint="take cri out of disabled_plugins; Docker and ctr need no handler",
         )
 
 
-def _remove(text: str, before: str | None) -> str | None:
+def _remove(text: str, before: str | None, what: str) -> str | None:
     if _BEGIN in text:
         without = _without_block(text)
         return before if before is None and without.strip() == _BASE else without
     if "{{" in text:
         return text  # a template without us
-    values = toml_text.parse(text, _WHAT)
+    values = toml_text.parse(text, what)
     plugin = _plugin(values)
     if plugin is None:
         return text
     containerd = ["plugins", plugin, "containerd"]
     default = [*containerd, "default_runtime_name"]
     if toml_text.at(values, default) == RUNTIME_NAME:
-        earlier = toml_text.at(toml_text.parse(before or "", _WHAT), default)
+        earlier = toml_text.at(toml_text.parse(before or "", what), default)
         if isinstance(earlier, str) and earlier != RUNTIME_NAME:
-            text = toml_text.put(text, default, earlier, _WHAT)
+            text = toml_text.put(text, default, earlier, what)
         else:
-            text = toml_text.drop(text, default, _WHAT)
+            text = toml_text.drop(text, default, what)
     runtimes = [*containerd, "runtimes"]
-    text = toml_text.drop(text, [*runtimes, RUNTIME_NAME], _WHAT)
-    left = toml_text.at(toml_text.parse(text, _WHAT), runtimes)
+    text = toml_text.drop(text, [*runtimes, RUNTIME_NAME], what)
+    left = toml_text.at(toml_text.parse(text, what), runtimes)
     if (
         left == {"runc": _RUNC}
-        and toml_text.at(toml_text.parse(before or "", _WHAT), runtimes) is None
+        and toml_text.at(toml_text.parse(before or "", what), runtimes) is None
     ):
-        text = toml_text.drop(text, [*runtimes, "runc"], _WHAT)
-    if before is None and not toml_text.holds_something(text, _WHAT, besides={"version"}):
+        text = toml_text.drop(text, [*runtimes, "runc"], what)
+    if before is None and not toml_text.holds_something(text, what, besides={"version"}):
         return None
     return text
 
@@ -240,11 +237,6 @@ def _version(values: dict[str, Any]) -> int:
 
 def _plugin(values: dict[str, Any]) -> str | None:
     return _PLUGINS.get(_version(values))
-
-
-def _read(path: Path) -> str:
-    with path.open("rb") as file:
-        return file.read(limits.ENGINE_SETTINGS + 1).decode("utf-8")
 
 
 CONTAINERD = Engine(

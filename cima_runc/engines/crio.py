@@ -2,21 +2,23 @@
 
 from pathlib import Path
 
-from cima_runc.base import limits
 from cima_runc.engines import toml_text
 from cima_runc.engines.engine import RUNTIME_NAME, Engine, Wish
 
 _FILE = "etc/crio/crio.conf.d/zz-cima-runc.conf"
+_MARK = "# Made by cima configure crio."
 
 
-def _add(text: str | None, wish: Wish, root: Path) -> str:  # noqa: ARG001 - one signature for all
+def _add(text: str | None, wish: Wish, root: Path, what: str) -> str:  # noqa: ARG001 - one for all
     import tomlkit
 
-    present = toml_text.parse(text or "", f"/{_FILE}")
+    present = toml_text.parse(text or "", what)
+    if wish.file is not None:
+        toml_text.refuse_others(text, _MARK, what)
     default = wish.default or (
         toml_text.at(present, ["crio", "runtime", "default_runtime"]) == RUNTIME_NAME
     )
-    lines = ["# Made by cima configure crio."]
+    lines = [_MARK]
     if default:
         lines += ["[crio.runtime]", f'default_runtime = "{RUNTIME_NAME}"', ""]
     lines += [
@@ -29,8 +31,7 @@ def _add(text: str | None, wish: Wish, root: Path) -> str:  # noqa: ARG001 - one
     return "\n".join(lines)
 
 
-def _remove(text: str, before: str | None) -> str | None:
-    what = f"/{_FILE}"
+def _remove(text: str, before: str | None, what: str) -> str | None:
     default = ["crio", "runtime", "default_runtime"]
     if toml_text.at(toml_text.parse(text, what), default) == RUNTIME_NAME:
         text = toml_text.drop(text, default, what)
@@ -43,10 +44,8 @@ def _named(root: Path) -> set[str]:
     directory = root / _FILE.rpartition("/")[0]
     for path in [root / "etc/crio/crio.conf", *sorted(directory.glob("*.conf"))]:
         if path.is_file():
-            with path.open("rb") as file:
-                text = file.read(limits.ENGINE_SETTINGS + 1).decode("utf-8", "replace")
             entry = ["crio", "runtime", "runtimes", RUNTIME_NAME, "runtime_path"]
-            at = toml_text.at(toml_text.parse(text, str(path)), entry)
+            at = toml_text.at(toml_text.read(path), entry)
             found = {at} if isinstance(at, str) else found
     return found
 

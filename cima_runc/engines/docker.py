@@ -46,15 +46,15 @@ def _refuse_flags(wish: Wish, root: Path) -> None:
         )
 
 
-def _add(text: str | None, wish: Wish, root: Path) -> str:
+def _add(text: str | None, wish: Wish, root: Path, what: str) -> str:
     _refuse_flags(wish, root)
     if text is not None and text.startswith(_BOM):
-        return _BOM + _add(text.removeprefix(_BOM), wish, root)
+        return _BOM + _add(text.removeprefix(_BOM), wish, root, what)
     text = text if text is not None and text.strip() else "{}\n"
-    values = _parse(text)
+    values = _parse(text, what)
     runtimes = values.get("runtimes", {})
     if not isinstance(runtimes, dict):
-        raise EngineError(f"/{_FILE}: runtimes is not an object", hint="mend it by hand")
+        raise EngineError(f"{what}: runtimes is not an object", hint="mend it by hand")
     entry = {"path": wish.runtime}
     if runtimes.get(RUNTIME_NAME) != entry:
         text = json_text.put(text, ["runtimes", RUNTIME_NAME], entry)
@@ -63,14 +63,16 @@ def _add(text: str | None, wish: Wish, root: Path) -> str:
     return text
 
 
-def _remove(text: str, before: str | None) -> str | None:
+def _remove(text: str, before: str | None, what: str) -> str | None:
     if text.startswith(_BOM):
         rest = text.removeprefix(_BOM)
-        without = _remove(rest, before and before.removeprefix(_BOM)) if rest.strip() else rest
+        earlier_text = before and before.removeprefix(_BOM)
+        without = _remove(rest, earlier_text, what) if rest.strip() else rest
         return None if without is None else _BOM + without
-    values = _parse(text)
+    values = _parse(text, what)
     if values.get("default-runtime") == RUNTIME_NAME:
-        earlier = _parse(before).get("default-runtime") if before and before.strip() else None
+        had = _parse(before, f"{what}, as it was,") if before and before.strip() else {}
+        earlier = had.get("default-runtime")
         if isinstance(earlier, str) and earlier != RUNTIME_NAME:
             text = json_text.put(text, ["default-runtime"], earlier)
         else:
@@ -83,8 +85,8 @@ def _remove(text: str, before: str | None) -> str | None:
     return text if json.loads(text) or before is not None else None
 
 
-def _parse(text: str) -> dict[str, Any]:
-    return load_object(text.encode("utf-8"), what=f"/{_FILE}", limit=limits.ENGINE_SETTINGS)
+def _parse(text: str, what: str) -> dict[str, Any]:
+    return load_object(text.encode("utf-8"), what=what, limit=limits.ENGINE_SETTINGS)
 
 
 def _named(root: Path) -> set[str]:
@@ -97,7 +99,7 @@ def _named(root: Path) -> set[str]:
     if file.is_file():
         with file.open("rb") as opened:
             text = opened.read(limits.ENGINE_SETTINGS + 1).decode("utf-8", "replace")
-        runtimes = _parse(text.removeprefix(_BOM) or "{}").get("runtimes")
+        runtimes = _parse(text.removeprefix(_BOM) or "{}", str(file)).get("runtimes")
         entry = runtimes.get(RUNTIME_NAME) if isinstance(runtimes, dict) else None
         path = entry.get("path") if isinstance(entry, dict) else None
         found |= {path} if isinstance(path, str) else set()

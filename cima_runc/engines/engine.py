@@ -38,11 +38,12 @@ class Engine:
     named: Callable[[Path], set[str]]
     """Given the root directory, the programs that the engine takes cima-runc to be now, whichever
     of its files says so."""
-    add: Callable[[str | None, Wish, Path], str]
-    """(the file's text or None, what is wished, the root directory) -> the text with cima-runc."""
-    remove: Callable[[str, str | None], str | None]
-    """(the text, what it was before cima-runc if known) -> the text without cima-runc, or None
-    where no file is needed."""
+    add: Callable[[str | None, Wish, Path, str], str]
+    """(the file's text or None, what is wished, the root directory, how errors name the file) ->
+    the text with cima-runc."""
+    remove: Callable[[str, str | None, str], str | None]
+    """(the text, what it was before cima-runc if known, how errors name the file) -> the text
+    without cima-runc, or None where no file is needed."""
     apply_hint: str
     """What to run so that the engine reads the file."""
     try_hint: str

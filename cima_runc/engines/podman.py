@@ -4,14 +4,13 @@ Source: containers.conf(5), "DIRECTORIES" and "engine.runtimes".
 """
 
 from pathlib import Path
-from typing import Any
 
-from cima_runc.base import limits
 from cima_runc.engines import toml_text
 from cima_runc.engines.engine import RUNTIME_NAME, Engine, EngineError, Wish
 
 _DIRECTORY = "etc/containers/containers.conf.d"
 _FILE = f"{_DIRECTORY}/zz-cima-runc.conf"
+_MARK = "# Made by cima configure podman."
 _OTHERS = ("usr/share/containers/containers.conf", "etc/containers/containers.conf")
 _JSON_RUNTIMES = ["crun", "runc", "kata", "runsc", "youki", "krun"]
 """Podman's own list of runtimes that write JSON errors; a list in a file replaces it."""
@@ -19,10 +18,12 @@ _NO_CGROUPS_RUNTIMES = ["crun", "krun"]
 """The same of those that can do with --cgroups=disabled."""
 
 
-def _add(text: str | None, wish: Wish, root: Path) -> str:
-    present = toml_text.parse(text or "", f"/{_FILE}")
+def _add(text: str | None, wish: Wish, root: Path, what: str) -> str:
+    present = toml_text.parse(text or "", what)
+    if wish.file is not None:
+        toml_text.refuse_others(text, _MARK, what)
     default = wish.default or toml_text.at(present, ["engine", "runtime"]) == RUNTIME_NAME
-    lines = ["# Made by cima configure podman.", "[engine]"]
+    lines = [_MARK, "[engine]"]
     if default:
         lines.append(f"runtime = {_string(RUNTIME_NAME)}")
     lines.append(_list(root, "runtime_supports_json", _JSON_RUNTIMES))
@@ -32,8 +33,7 @@ def _add(text: str | None, wish: Wish, root: Path) -> str:
     return "\n".join(lines)
 
 
-def _remove(text: str, before: str | None) -> str | None:
-    what = f"/{_FILE}"
+def _remove(text: str, before: str | None, what: str) -> str | None:
     values = toml_text.parse(text, what)
     runtime = ["engine", "runtime"]
     if toml_text.at(values, runtime) == RUNTIME_NAME:
@@ -53,14 +53,14 @@ def _list(root: Path, name: str, builtin: list[str]) -> str:
     """
     names, appends = list(builtin), False
     for path in _files(root):
-        found = toml_text.at(_read(path), ["engine", name])
+        found = toml_text.at(toml_text.read(path), ["engine", name])
         if found is None:
             continue
         listed = found if isinstance(found, list) else [None]
         words = [item for item in listed if isinstance(item, str)]
         attributes = [item for item in listed if isinstance(item, dict)]
         if len(words) + len(attributes) != len(listed):
-            raise EngineError(f"{name} is not a list of names", hint="mend it by hand")
+            raise EngineError(f"{path}: {name} is not a list of names", hint="mend it by hand")
         for attribute in attributes:
             appends = attribute.get("append", appends) is True
         names = [*names, *words] if appends else words
@@ -76,16 +76,10 @@ def _files(root: Path) -> list[Path]:
     return [path for path in paths if path != root / _FILE and path.is_file()]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        text = file.read(limits.ENGINE_SETTINGS + 1).decode("utf-8")
-    return toml_text.parse(text, str(path))
-
-
 def _named(root: Path) -> set[str]:
     found: set[str] = set()
     for path in [*_files(root), *([root / _FILE] if (root / _FILE).is_file() else [])]:
-        listed = toml_text.at(_read(path), ["engine", "runtimes", RUNTIME_NAME])
+        listed = toml_text.at(toml_text.read(path), ["engine", "runtimes", RUNTIME_NAME])
         if isinstance(listed, list):
             found = {item for item in listed if isinstance(item, str)}
     return found

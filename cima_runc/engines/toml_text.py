@@ -2,12 +2,14 @@
 
 import tomllib
 from collections.abc import Set
+from pathlib import Path
 from typing import Any
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from cima_runc.base import limits
+from cima_runc.base.bounded import read_bounded
 from cima_runc.engines.engine import EngineError
 
 
@@ -23,6 +25,33 @@ def parse(text: str, what: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise EngineError(f"{what} is not TOML: {error}", hint="mend it by hand") from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the values of a TOML file.
+
+    Raises:
+        EngineError: it is too large or not TOML; names it.
+        OSError: it cannot be read.
+    """
+    raw = read_bounded(path, limits.ENGINE_SETTINGS)
+    try:
+        return parse(raw.decode(), str(path))
+    except UnicodeDecodeError as error:
+        raise EngineError(f"{path} is not UTF-8", hint="mend it by hand") from error
+
+
+def refuse_others(text: str | None, mark: str, what: str) -> None:
+    """See that a file that is written as a whole is ours: begins with ``mark``, or holds nothing.
+
+    Raises:
+        EngineError: it is not; names it.
+    """
+    if text is not None and not text.startswith(mark) and holds_something(text, what):
+        raise EngineError(
+            f"{what} has settings of others, and ours go into a file of their own",
+            hint="leave --file out, or name a file that is not there yet",
+        )
 
 
 def at(values: dict[str, Any], path: list[str]) -> Any:

@@ -245,6 +245,9 @@ class Policy(Model):
         return tuple(sorted(shown | {self.host_pcr} if host != "none" else shown))
 
 
+_SUGGEST = "cima policy suggest writes one"
+
+
 def parse_policy(raw: bytes) -> Policy:
     """Read a policy.
 
@@ -260,9 +263,9 @@ def parse_policy(raw: bytes) -> Policy:
         allowed = ", ".join(sorted(_table(place["loc"]).model_fields))
         raise PolicyError(f"the policy: {first_of(error)}", hint=f"keys are {allowed}") from error
     except UnicodeDecodeError as error:
-        raise PolicyError("the policy is not TOML: it is not UTF-8") from error
+        raise PolicyError("the policy is not TOML: it is not UTF-8", hint=_SUGGEST) from error
     except (ValueError, RecursionError) as error:
-        raise PolicyError(f"the policy is not TOML: {error}") from error
+        raise PolicyError(f"the policy is not TOML: {error}", hint=_SUGGEST) from error
     if policy.binding_pcr in {*policy.boot_pcrs, policy.host_pcr, 16, 23}:
         raise PolicyError(f"binding_pcr = {policy.binding_pcr} is not a PCR of its own")
     return policy

@@ -252,9 +252,9 @@ def engine_settings(data: bytes) -> None:
     wish = Wish(runtime="/usr/local/bin/cima-runc", default=True)
     for engine in (CONTAINERD, CRIO, DOCKER, PODMAN):
         with suppress(CimaError):
-            added = engine.add(text, wish, HERE)
-            assert engine.add(added, wish, HERE) == added
-            engine.remove(added, text)
+            added = engine.add(text, wish, HERE, "the file")
+            assert engine.add(added, wish, HERE, "the file") == added
+            engine.remove(added, text, "the file")
 
 
 def kernel(data: bytes) -> None:

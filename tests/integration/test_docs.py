@@ -4,8 +4,10 @@ import json
 import re
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+from cima_runc import config
 from cima_runc.cli import shapes
 
 TOP = Path(__file__).resolve().parents[2]
@@ -26,7 +28,33 @@ def test_the_site_is_built(tmp_path: Path) -> None:
         name = output.command.replace(" ", "-")
         schema = json.loads((tmp_path / f"reference/json/{name}.schema.json").read_text())
         assert schema["$id"] == f"urn:cima-runc:json:{shapes.VERSION}:{name}"
+    metrics = (tmp_path / "reference/metrics/index.html").read_text()
+    for section in config.Settings.model_fields.keys() - {"shim"}:
+        assert f">[{section}]<" in settings, section
+    source = (TOP / "cima_runc/agent/metrics.py").read_text()
+    of_a_host = [f"cima_agent_{name}" for name in re.findall(r'gauge\("(\w+)"', source)]
+    assert len(of_a_host) > 5
+    for name in (*of_a_host, "cima_reports_total", "cima_containers", "cima_backlog_age_seconds"):
+        assert f"<code>{name}</code>" in metrics
+    assert "overdue" in settings and "How many intervals a report proves something" in settings
     assert "removed_unattested" in page and "NoSettings" not in page
+
+
+def test_pictures_of_a_terminal_show_what_was_printed(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", tmp_path]
+    subprocess.run(command, cwd=TOP, capture_output=True, check=True)
+    page = (TOP / "examples/demo/README.md").read_text()
+    printed = [line.strip() for line in page.splitlines() if line.startswith("    ")]
+    head, *events = (tmp_path / "reference/demo.cast").read_text().splitlines()
+    assert json.loads(head)["version"] == 2
+    played = [json.loads(event) for event in events]
+    assert [text.strip() for _, _, text in played if text.strip()][1:] == printed
+    assert [at for at, _, _ in played] == sorted(at for at, _, _ in played)
+    tree = ElementTree.parse(tmp_path / "reference/demo.svg")
+    drawn = "".join("".join(tree.getroot().itertext()).split()).replace("\xa0", "")
+    for line in printed:
+        assert "".join(line.split()) in drawn, line
+    assert "demo.svg" in (tmp_path / "start/curious/index.html").read_text()
 
 
 def test_readme_shows_a_part_of_what_the_demo_prints() -> None:

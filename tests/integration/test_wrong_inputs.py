@@ -19,6 +19,7 @@ import pytest
 from simulated_host import SimulatedHost, simulated_host
 
 from cima_runc.agent.enrolment import request
+from cima_runc.cli.configure import Target
 from cima_runc.cli.main import main
 from cima_runc.tpm.structures import parse_public
 from cima_runc.verifier.enrolled import enrolled_ak_file
@@ -131,11 +132,23 @@ COMMANDS = (
     "attest plain --nonce NONCE --url https://localhost:1 --cert X",
     "enroll request --url https://localhost:1 --ca X -o OUT",
     "configure docker --runtime X --dry-run",
+    *(
+        f"configure {name} --file X --runtime /bin/sh --dry-run"
+        for name in Target
+        if name != "fleet"
+    ),
+    "configure containerd --remove --file X --dry-run",
+    "configure fleet --url https://localhost:1 --ca X --dry-run",
+    "configure fleet --url https://localhost:1 --join-token-file X --dry-run",
     "--config X ps",
     "--config X doctor --json",
     "--config X configure docker --dry-run",
 )
 NOTHING_WRONG = {
+    (missing, "--join-token-file"): "somebody may approve of the host: a line says so",
+    (missing, "--file"): "an engine's file that is not there yet is made",
+    (empty, "--file"): "and one that holds nothing is filled",
+    (object_, "docker --file"): "these are settings of dockerd's",
     (empty, "policy"): "an empty policy is one: it allows nothing besides",
     (empty, "--config"): "empty settings are the defaults",
 }
@@ -289,6 +302,27 @@ def test_a_wrong_word(good: Wrong, line: str, named: str) -> None:
 def test_an_image_by_name_is_told_how_to_save_one(good: Wrong) -> None:
     _, _, err = good.run("reference image registry.example/app:1 -o OUT", None)
     assert "docker save" in err and "registry.example/app:1" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "next_step"),
+    [
+        ("keygen X", "another name"),
+        ("attest plain --nonce zz", "openssl rand -hex 32"),
+        ("policy check X", "cima policy suggest"),
+        ("verify EVIDENCE --nonce NONCE --ak X", "cima enroll"),
+        ("status", "systemctl start cima-agent"),
+        ("log nothing", "cima ps"),
+        ("fleet overview", "--url"),
+    ],
+)
+def test_an_error_says_what_to_do_next(
+    good: Wrong, line: str, next_step: str, tmp_path: Path
+) -> None:
+    (tmp_path / "X").write_text("what somebody wrote\n")
+    (tmp_path / "X.key").write_text("")
+    _, _, err = good.run(line, tmp_path / "X")
+    assert next_step in err, err
 
 
 def test_every_error_is_json_too(good: Wrong) -> None:

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,24 @@ def test_untrusted_says_where_what_and_what_next(host: Host) -> None:
     ):
         assert line in ran.stdout
     assert "  next:     if it may run, in the policy: [[files]]" in ran.stdout
+
+
+def test_readme_shows_what_it_prints(host: Host) -> None:
+    """All but which file it was, and when."""
+    readme = (Path(__file__).resolve().parents[3] / "README.md").read_text()
+    shown = readme.partition("    UNTRUSTED: container appraised-13\n")[2].partition("\n\n")[0]
+    lines = [line.removeprefix("    ") for line in shown.splitlines()]
+    assert len(lines) == 5 and lines[0].startswith("fail file.changed: ")
+    host.box.files.append((b"/app/script", b"\x22" * 32, Func.BPRM_CHECK))
+    host.finish()
+    ran = host.cima("appraise", "box", "--reference", host.reference)
+    printed = {unlike_each_run(line) for line in ran.stdout.splitlines()}
+    assert {unlike_each_run(line) for line in lines} <= printed, ran.stdout
+
+
+def unlike_each_run(line: str) -> str:
+    """Without digests, numbers and the file's name."""
+    return re.sub(r"[0-9a-f]{64}|\d+", "N", re.sub(r"/(bin|app)/script", "FILE", line))
 
 
 def test_json(host: Host) -> None:

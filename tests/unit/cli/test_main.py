@@ -1,8 +1,10 @@
 """Every command's help is run, in one style; ends are what the exit status says."""
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +29,7 @@ def commands(found: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
         yield from commands(inner, (*words, name))
 
 
+MAN = Path(__file__).resolve().parents[3] / "packaging/man.py"
 ALL = list(commands(typer.main.get_command(app)))
 
 
@@ -39,6 +42,9 @@ def test_help(words: tuple[str, ...], found: Any) -> None:
     assert shown[0].stdout.lstrip().startswith("Usage: ")
     assert not set("╭│─[/") & set(shown[0].stdout.replace("[OPTIONS]", "")) - {"[", "/"}
     assert found.help, "it says what it does"
+    for name in getattr(found, "list_commands", lambda _: [])(None):
+        first = found.get_command(None, name).help.strip().partition("\n")[0]
+        assert "".join(first.split()) in "".join(shown[0].stdout.split()), "nothing is cut"
     for parameter in found.params:
         if parameter.name not in ("help",):
             assert getattr(parameter, "help", "said"), parameter.name
@@ -84,6 +90,40 @@ def test_version() -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(shell: str) -> None:
     assert "_CIMA_COMPLETE" in cima("completion", shell).stdout
+
+
+def test_bash_completes(tmp_path: Path) -> None:
+    """As bash does it: the script sourced, and the function called that it names."""
+    script = """
+    eval "$(cima completion bash)"
+    COMP_WORDS=(cima configure doc) COMP_CWORD=2
+    $(complete -p cima | sed 's/.*-F \\([^ ]*\\).*/\\1/') cima
+    echo "${COMPREPLY[@]}"
+    """
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, env={**os.environ, "PATH": path},
+        cwd=tmp_path, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["docker"], done.stderr
+
+
+def test_manual_pages_have_the_text_of_the_help(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, MAN, tmp_path], check=True)
+    pages = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert pages.keys() == {
+        *("-".join(("cima", *words)) + ".1" for words, _ in ALL), "cima-runc.8", "cima-agent.8"
+    }  # fmt: skip
+    for words, found in ALL:
+        page = pages["-".join(("cima", *words)) + ".1"].replace("\\-", "-").replace("\\e", "\\")
+        first = (found.help or "").strip().partition("\n")[0]
+        assert first.rstrip(".") in page and ".SH EXIT STATUS" in page
+        assert not words or all(line.strip() in page for line in EXAMPLES[" ".join(words)])
+    if shutil.which("groff"):
+        for name in pages:
+            command = ["groff", "-man", "-ww", "-z", "-Tutf8", tmp_path / name]
+            read = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert (read.returncode, read.stderr) == (0, ""), name
 
 
 def test_completion_knows_the_whole_tree(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -398,8 +398,53 @@ def test_a_file_elsewhere(root: Path, tmp_path: Path, changes: Changes) -> None:
     assert not root.exists()
     with pytest.raises(EngineError, match="already"):
         changes.adding(CONTAINERD, Wish(RUNTIME, False, file=tmp_path / "another.toml"))
+    with pytest.raises(EngineError, match="already"):
+        changes.removing(CONTAINERD, tmp_path / "another.toml")
     remove(changes, CONTAINERD)
     assert file.read_text() == "version = 2\n"
+
+
+@pytest.mark.parametrize("engine", [PODMAN, CRIO])
+def test_a_file_of_others_is_not_written_over(
+    engine: Engine, tmp_path: Path, changes: Changes
+) -> None:
+    """What goes into a file of its own replaces nothing where another is named."""
+    file = tmp_path / "containers.conf"
+    file.write_text("[engine]\nnum_locks = 4096\n")
+    with pytest.raises(EngineError, match="has settings of others"):
+        changes.adding(engine, Wish(RUNTIME, False, file=file))
+    file.write_text("# nothing yet\n")
+    changes.make(engine, changes.adding(engine, Wish(RUNTIME, False, file=file)))
+    changes.make(engine, changes.adding(engine, Wish(RUNTIME, True, file=file)))
+    assert RUNTIME in file.read_text()
+    remove(changes, engine)
+    assert file.read_text() == "# nothing yet\n"
+
+
+@pytest.mark.parametrize(
+    ("engine", "text"),
+    [
+        (DOCKER, '{"runtimes": 1}'),
+        (CONTAINERD, "version = 5\n"),
+        (CONTAINERD, 'disabled_plugins = ["cri"]\n'),
+        (PODMAN, "[engine"),
+        (CRIO, "x"),
+    ],
+)
+def test_errors_name_the_file_that_was_given(
+    engine: Engine, text: str, tmp_path: Path, changes: Changes
+) -> None:
+    file = tmp_path / "elsewhere"
+    file.write_text(text)
+    with pytest.raises(CimaError, match=str(file)):
+        changes.adding(engine, Wish(RUNTIME, False, file=file))
+    file.write_bytes(b"\xff")
+    for work_out in (
+        lambda: changes.adding(engine, Wish(RUNTIME, False, file=file)),
+        lambda: changes.removing(engine, file),
+    ):
+        with pytest.raises(EngineError, match=f"{file} is not UTF-8"):
+            work_out()
 
 
 def test_a_byte_order_mark(root: Path, changes: Changes) -> None:
