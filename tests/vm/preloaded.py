@@ -124,7 +124,10 @@ def _become(request: dict[str, Any], fds: Sequence[int]) -> NoReturn:
 
             sys.path.insert(0, request["cwd"])
             sys.argv, sys.executable = ["pytest", *request["args"]], PYTHON
-            status = int(pytest.main(request["args"]))
+            from tests.vm.covered import counted
+
+            with counted():
+                status = int(pytest.main(request["args"]))
     except SystemExit as end:
         status = end.code
         if isinstance(status, str):
