@@ -372,6 +372,10 @@ REFUSED: dict[str, tuple[Edits, str]] = {
         recounted(lambda records: records.insert(2, copy.deepcopy(records[1]))),
         "RecordRepeatedError",
     ),
+    "the first record twice": (
+        recounted(lambda records: records.insert(1, copy.deepcopy(records[0]))),
+        "RecordRepeatedError",
+    ),
     "records out of order": (
         recounted(lambda records: records.insert(2, records.pop(3))),
         "RecordOrderError",
