@@ -100,18 +100,22 @@ def test_their_lines_go_on_after_it(tenant: Tenant) -> None:
         # Docker has started its own by itself.
         wait_for(name, 2)
         assert b"/tmp/added" not in paths(identity(name))
-    seen = {
-        (name, bool(options)): verdict(name, tenant, *options)
-        for name in NAMES
-        for options in (remembering(name), ())
-    }
-    for (name, _), result in seen.items():
-        print(
-            name,
-            result["verdict"],
-            [(f["severity"], f["rule"], f["what"]) for f in result["findings"]],
-        )
-    for remembered in (True, False):
-        for name in NAMES[:3]:
-            trusted(seen[name, remembered])
-        assert seen["intruded", remembered]["verdict"] == "UNTRUSTED"
+    (VERIFIER / "restarts.toml").write_text("allow_restarts = true\n")
+    for options in (lambda name: (), remembering):
+        for name in NAMES:
+            result = verdict(name, tenant, *options(name))
+            failed = {f["rule"] for f in result["findings"] if f["severity"] == "fail"}
+            print(name, result["verdict"], failed)
+            assert any("run 1" in f["what"] for f in result["findings"] if "runs." in f["rule"])
+            if name == "intruded":
+                assert result["verdict"] == "UNTRUSTED"
+                (drift,) = (f for f in result["findings"] if f["rule"] == "file.added")
+                assert (drift["run"], drift["path"]) == (1, "/tmp/added")
+                continue
+            # Whose end nobody saw is trusted by those alone who say that they tolerate it.
+            assert failed <= {"runs.end_not_seen"}
+            assert result["verdict"] == ("UNTRUSTED" if failed else "TRUSTED")
+            trusted(verdict(name, tenant, "--policy", "restarts.toml"))
+            if name == "docker":
+                # Docker ends its containers before the agent ends.
+                trusted(result)
