@@ -115,11 +115,20 @@ def test_docker_of_a_user(allowed: None, tmp_path: Path) -> None:
     shutil.chown(archive, USER, USER)
     script = "/usr/share/docker.io/contrib/dockerd-rootless.sh"
     runtime = "--add-runtime=cima-runc=/opt/cima/bin/cima-runc"
+    # As udev has it, which guests are without.
+    guest.ok("modprobe", "tun")
+    Path("/dev/net/tun").chmod(0o666)
     started = ["systemd-run", "--user", "--unit=docker", script, runtime]
-    assert as_user(*started, "--iptables=false", "--bridge=none").code == 0
+    done = as_user(*started, "--iptables=false", "--bridge=none")
+    assert done.code == 0, done.err
     docker = ["docker", f"--host=unix:///run/user/{UID}/docker.sock"]
-    guest.wait_for("dockerd", lambda: as_user(*docker, "version").code == 0)
-    assert as_user(*docker, "load", "-i", str(archive)).code == 0
+    try:
+        guest.wait_for("dockerd", lambda: as_user(*docker, "version").code == 0, 120)
+    except AssertionError:
+        log = guest.run("journalctl", "--no-pager", "--lines=60", f"_UID={UID}")
+        raise AssertionError(log.out) from None
+    done = as_user(*docker, "load", "-i", str(archive))
+    assert done.code == 0, done.err
 
     def start(command: str) -> None:
         run = ["run", "--rm", "--runtime=cima-runc", "--network=none", IMAGE]
