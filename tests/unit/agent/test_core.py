@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from cima_runc.agent.core import Core, CoreError
+from cima_runc.agent.core import Core, CoreError, EndedError
 from cima_runc.config import LimitSettings
 from cima_runc.cpcr.inner import inner
 from cima_runc.cpcr.table import Table
@@ -133,9 +133,12 @@ def test_one_mount_namespace_is_one_living_containers() -> None:
 def test_events_after_the_end_are_refused() -> None:
     core = Core(Table())
     registered(core, 1)
+    core.measure(EVENT, None, "now")
     core.end(1, "ended", "later", 5)
-    with pytest.raises(CoreError):
-        core.measure(EVENT, None, "later")
+    # An agent that was killed just then reads again what it has recorded.
+    assert core.measure(EVENT, None, "later") is None
+    with pytest.raises(EndedError):
+        core.measure(replace(EVENT, path=b"/bin/late"), None, "later")
     with pytest.raises(CoreError):
         core.measure(replace(EVENT, registration=9), None, "later")
 
