@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
 from cima_runc.agent.fleet import reporter
+from cima_runc.cli.main import app
 from cima_runc.evidence.owner import generate, public_text
 from cima_runc.tpm.device import Tpm
+from cima_runc.tpm.structures import parse_public
 from cima_runc.tpm.swtpm import software_tpm
 from tests.enrolled_tpm import manufactured_tpm
 from tests.support.fleet_process import FleetProcess, fleet_process, write_settings
@@ -106,16 +110,36 @@ def test_a_host_waits_for_approval(
     monkeypatch.setattr(reporter, "_APPROVAL_SECONDS", 1.0)
     with reporting(tmp_path / "host", tpm, service.url, interval=2.0, min_interval=0.1) as host:
         host.do(lambda one: one.start("web"))
-        (waiting,) = eventually(lambda: service.get("/v1/enrolments"))
-        assert "join token" in waiting["reason"]
-        path = f"/v1/enrolments/{waiting['uid']}/approve"
-        answer = service.ask("POST", path, json={"labels": {"zone": "b"}})
-        assert answer.status_code == 400, "no manufacturer vouches for it"
-        assert "--without-ek-certificate" in answer.json()["hint"]
+        monkeypatch.setenv("CIMA_FLEET_URL", service.url)
+        monkeypatch.setenv("CIMA_FLEET_CA", str(service.ca))
+        monkeypatch.setenv("CIMA_FLEET_TOKEN", service.admin)
+
+        def fleet(*words: str) -> Result:
+            return CliRunner().invoke(app, ["fleet", *words])
+
+        def waits() -> Any:
+            return json.loads(fleet("enrolments", "--json").stdout)
+
+        (refused,) = eventually(waits)
+        assert "join token" in refused["reason"]
+        assert (
+            refused["ak_name"]
+            == parse_public(host.host.attester.attestation_key().public).name.hex()
+        )
+        assert fleet("reject", refused["uid"]).exit_code == 0
+        assert service.get("/v1/audit")[0]["action"] == "host.refuse"
+        # It asks again; this time somebody has compared the key's name.
+        (waiting,) = eventually(
+            lambda: [one for one in waits() if one["uid"] != refused["uid"]], 40
+        )
+        done = fleet("approve", waiting["uid"], "--label", "zone=b")
+        assert done.exception is not None, "no manufacturer vouches for it"
+        assert "--without-ek-certificate" in str(done.exception)
         assert service.get("/v1/hosts") == []
-        given = {"labels": {"zone": "b"}, "without_ek_certificate": True}
-        assert service.ask("POST", path, json=given).status_code == 200
+        approved = ("approve", waiting["uid"], "--label", "zone=b", "--without-ek-certificate")
+        assert fleet(*approved).exit_code == 0
         eventually(lambda: one(service, "web"), 40)
+        assert service.get("/v1/hosts")[0]["labels"] == {"zone": "b"}
         assert service.get("/v1/audit")[0]["action"] == "host.approve"
 
 
@@ -139,6 +163,7 @@ def test_a_host_with_a_manufacturer_s_certificate(tmp_path: Path, database_url: 
 
 def test_a_tenant_asks_through_the_service(service: FleetProcess, tpm: Tpm, tmp_path: Path) -> None:
     token = join_token(service, tmp_path, without_ek_certificate=True)
+    token["tenants_may_enrol"] = True
     private, public = generate()
     key = tmp_path / "owner.key"
     key.write_bytes(private)
@@ -164,10 +189,22 @@ def test_a_tenant_asks_through_the_service(service: FleetProcess, tpm: Tpm, tmp_
             *("attest", "no-such", "--nonce", nonce, "-o", "-", "--url", service.url, *url),
             status=2,
         )
+        # The tenant enrols the key himself, and does not take the operator's word for it.
+        at = f"{service.url}/hosts/{ak}"
+        asked, challenge, answer = (tmp_path / f"{name}.json" for name in ("a", "b", "c"))
+        own = tmp_path / "own.pem"
+        pending = ("--pending", str(tmp_path / "pending.json"))
+        cima("enroll", "request", "--url", at, *url, "-o", str(asked))
+        cima("enroll", "challenge", str(asked), "--any-ek", *pending, "-o", str(challenge))
+        cima("enroll", "activate", str(challenge), "--url", at, *url, "-o", str(answer))
+        cima("enroll", "accept", str(answer), *pending, "-o", str(own))
+        assert ak in own.read_text()
+        options = ["--nonce", nonce, "--ak", str(own), "--owner-key", str(key)]
+        shown = cima("verify", str(evidence), *options, "--json", status=2)
+        assert json.loads(shown)["facts"]["container"] == "private"
 
 
 def enrolled(host: ReportingHost) -> bytes:
-    from cima_runc.tpm.structures import parse_public
     from cima_runc.verifier.enrolled import enrolled_ak_file
 
     return enrolled_ak_file(parse_public(host.host.attester.attestation_key().public))
