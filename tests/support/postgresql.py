@@ -94,6 +94,20 @@ class PostgreSql:
         self.sql("postgres", f'CREATE DATABASE "{name}" OWNER {_USER} TEMPLATE {template}')
         return f"postgresql+psycopg://{_USER}@/{name}?host={self._root}"
 
+    def empty(self, name: str) -> bool:
+        """Empty the tables of a database, but for what says of which form they are; whether
+        nobody held them. A database has a thousand files: making one for each test takes longer
+        than most tests."""
+        statement = """SET lock_timeout = '3s'; DO $$ BEGIN EXECUTE (
+            SELECT 'TRUNCATE ' || string_agg(quote_ident(tablename), ', ')
+            FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'
+        ); END $$"""
+        try:
+            self.sql(name, statement)
+        except AssertionError:
+            return False
+        return True
+
 
 @contextmanager
 def postgresql() -> Iterator[PostgreSql]:

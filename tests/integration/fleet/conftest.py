@@ -15,6 +15,8 @@ from tests.support.served_fleet import ServedFleet, served_fleet
 
 _NUMBERS = itertools.count()
 _TEMPLATE = "template_fleet"
+_FREE: list[tuple[str, str]] = []
+"""Databases that a test has left empty: name and URL."""
 
 
 @pytest.fixture(scope="session")
@@ -28,12 +30,20 @@ def server() -> Iterator[PostgreSql]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database with tables."""
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database with tables and nothing in them."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'fleet.db'}"
+        yield f"sqlite:///{tmp_path / 'fleet.db'}"
+        return
     found: PostgreSql = request.getfixturevalue("server")
-    return found.create(f"fleet_{next(_NUMBERS)}", template=_TEMPLATE)
+    if _FREE:
+        name, url = _FREE.pop()
+    else:
+        name = f"fleet_{next(_NUMBERS)}"
+        url = found.create(name, template=_TEMPLATE)
+    yield url
+    if found.empty(name):
+        _FREE.append((name, url))
 
 
 @pytest.fixture
