@@ -342,7 +342,13 @@ def containers_of_crun(container: str) -> list[Path]:
     return [place for place in places if (place / container / "status").is_file()]
 
 
-@pytest.mark.parametrize("cli", ["docker", "podman"])
+@pytest.mark.parametrize(
+    "cli",
+    [
+        pytest.param("docker", marks=pytest.mark.debian("12")),
+        pytest.param("podman", marks=pytest.mark.debian("13")),
+    ],
+)
 def test_crun_under_an_engine(crun: None, cli: str, tmp_path: Path) -> None:
     """A whole life, restarted from outside and by the engine, and then as with runc."""
     guest.ok(cli, "load", "-i", images.archive(IMAGE))

@@ -179,7 +179,7 @@ def test_two_honest_restarts_between_two_looks(restarting: Tenant, engine: str) 
             assert said["what"].startswith("this is run 3 of the container; run ")
 
 
-@pytest.mark.debian("12", "13")
+@pytest.mark.debian("12")
 def test_a_container_that_kubelet_starts_anew(cri: Cri, restarting: Tenant) -> None:
     """By another id, in the same pod: as after its first process has ended."""
     archive = restarting.directory / "image.tar"
