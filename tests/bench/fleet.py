@@ -512,33 +512,36 @@ def search(kind: str, directory: Path, records: int) -> dict[str, Any]:
             asyncio.run(report())
             store = Database(url or f"sqlite:///{root / 'fleet.db'}")
             record, container = table_of(Record), table_of(Container)
-            with store.write() as connection:
+            with store.read() as connection:
                 owner = connection.execute(select(container.c.id)).scalar_one()
-                if store.is_postgresql:
-                    connection.execute(
-                        text(
-                            "INSERT INTO record (container, number, content, file_digest, path,"
-                            " time)"
-                            " SELECT :owner, 1000 + n, '\\x7b7d', sha256(n::text::bytea),"
-                            " ('/usr/bin/' || (n % 5000))::bytea, 0"
-                            " FROM generate_series(1, :count) n"
-                        ),
-                        {"owner": owner, "count": records},
-                    )
-                else:
-                    for at in range(0, records, 10_000):
-                        rows = [
-                            {
-                                "container": owner,
-                                "number": 1000 + at + n,
-                                "content": b"{}",
-                                "file_digest": hashlib.sha256(b"%d" % (at + n)).digest(),
-                                "path": b"/usr/bin/%d" % (n % 5000),
-                                "time": 0,
-                            }
-                            for n in range(min(10_000, records - at))
-                        ]
-                        connection.execute(insert(record), rows)
+            piece = 200_000 if store.is_postgresql else 10_000
+            for at in range(0, records, piece):
+                last = min(at + piece, records)
+                with store.write() as connection:
+                    if store.is_postgresql:
+                        connection.execute(
+                            text(
+                                "INSERT INTO record (container, number, content, file_digest,"
+                                " path, time)"
+                                " SELECT :owner, 1000 + n, '\\x7b7d', sha256(n::text::bytea),"
+                                " ('/usr/bin/' || (n % 5000))::bytea, 0"
+                                " FROM generate_series(:first, :last) n"
+                            ),
+                            {"owner": owner, "first": at + 1, "last": last},
+                        )
+                        continue
+                    rows = [
+                        {
+                            "container": owner,
+                            "number": 1000 + n,
+                            "content": b"{}",
+                            "file_digest": hashlib.sha256(b"%d" % n).digest(),
+                            "path": b"/usr/bin/%d" % (n % 5000),
+                            "time": 0,
+                        }
+                        for n in range(at, last)
+                    ]
+                    connection.execute(insert(record), rows)
             if store.is_postgresql:
                 with store.write() as connection:
                     connection.execute(text("ANALYZE record"))

@@ -1,5 +1,6 @@
 """Verdicts of a service: from what hosts report, by policies and references, and by the time."""
 
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -589,3 +590,48 @@ def test_a_service_that_has_gone_back_resynchronises_its_hosts(
     fleet.sync(host)
     found = fleet.container("web")
     assert (found["verdict"], found["proved"]) == ("TRUSTED", 5)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_verdicts_are_the_same_however_reports_cut_what_happens(
+    fleet: ServedFleet, reference: ImageReference
+) -> None:
+    """Many changes in one report, in pieces, or each in a report of its own."""
+    ready(fleet, reference)
+    for seed in range(2):
+        found = [
+            what_came(fleet, reference, seed, every=every, piece=piece)
+            for every, piece in ((1, 1_000), (1_000, 1_000), (7, 3))
+        ]
+        assert found[0] == found[1] == found[2], seed
+        verdicts = {verdict for verdict, *_ in found[0].values()}
+        assert verdicts == {"TRUSTED", "UNTRUSTED"}, (seed, verdicts)
+
+
+def what_came(
+    fleet: ServedFleet, reference: ImageReference, seed: int, *, every: int, piece: int
+) -> dict[object, tuple[object, ...]]:
+    """What is found of a host's containers, by name and run, after something has happened."""
+    chance, host = random.Random(seed), one_host(fleet)
+    host.piece = piece
+    for step in range(1, 31):
+        running = [number for number, one in host.containers.items() if one.state != "stopped"]
+        what = chance.choices(("start", "good", "bad", "end"), (4, 8, 1, 2))[0]
+        if what == "start" or not running:
+            start(host, chance.choice("abcd"), reference)
+        elif what == "good":
+            host.run(chance.choice(running), b"/lib/lib.so", b"library")
+        elif what == "bad":
+            host.run(chance.choice(running), b"/tmp/%d" % step, b"drift")
+        else:
+            host.end(chance.choice(running))
+        if step % every == 0:
+            fleet.sync(host)
+    fleet.sync(host)
+    found: dict[object, tuple[object, ...]] = {}
+    for row in fleet.get("/v1/containers", host=host.tpm.ak_name.hex(), everything=True):
+        one = fleet.get(f"/v1/containers/{row['uid']}")
+        findings = {(f["rule"], f["severity"], f["path"], f["record"]) for f in one["findings"]}
+        found[one["container"], one["run"]] = (one["verdict"], one["proved"], findings)
+    assert len(found) == len(host.containers)
+    return found
