@@ -196,7 +196,7 @@ def test_as_a_user_who_is_not_root(where: str, wheels: dict[str, Path], given: P
     if where in OF_RELEASES:
         variables = [f"COMPILERS={' '.join(COMPILERS)}", "TMPDIR=/tmp"]
         words = ["/usr/bin/python3", "/tmp/venv", "/given", version, wheels["any"].name]
-        command = [TOP / "lab/in_tree.sh", where, given, "env", *variables, *tell, *words]
+        command = [TOP / "lab/in_tree.sh", where, "nobody", given, "env", *variables, *tell, *words]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     else:
         done = on_this_machine(version, tell, wheels["any"].name, given)
