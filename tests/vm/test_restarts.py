@@ -264,7 +264,7 @@ def test_what_kubelet_starts_beside_a_container(cri: Cri, restarting: Tenant) ->
         cri.call("RemovePodSandbox", (1, pod_id))
 
 
-@pytest.mark.debian("13")
+@pytest.mark.debian()
 def test_dockerd_is_started_anew_under_a_container(restarting: Tenant) -> None:
     """With live-restore it runs on: the same run, of which nothing is lost."""
     state = ("--state", "living")
