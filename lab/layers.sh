@@ -138,14 +138,19 @@ tar_of() {
 
 # grpcio: containerd's CRI is spoken to directly, Debian has no crictl.
 test_packages="pytest hypothesis grpcio coverage"
-requirements=$(cd "$checkout" && "$python" - <<END
-import tomllib
+# listed NAME...: requirements in pyproject.toml, to build, to run, or of an extra.
+listed() {
+    (cd "$checkout" && "$python" - "$@") <<'END'
+import sys, tomllib
 file = tomllib.load(open("pyproject.toml", "rb"))
 project = file["project"]
-extras = project["optional-dependencies"]
-print(*file["build-system"]["requires"], *project["dependencies"], *extras["host"], *extras["https"], *"$test_packages".split())
+by_name = {"build": file["build-system"]["requires"], "run": project["dependencies"]}
+by_name |= project["optional-dependencies"]
+print(*(one for name in sys.argv[1:] for one in by_name[name]))
 END
-)
+}
+fleet_packages=$(listed fleet)
+requirements="$(listed build run host https) $fleet_packages $test_packages"
 build_packages="gcc libc6-dev musl-tools pkg-config python3-dev libtss2-dev clang libbpf-dev"
 
 known=$(sed -n "s/^$release  *//p" "$lab/releases")

@@ -222,10 +222,8 @@ class Reports:
         kind, what = events.Kind.VANISHED, "its register was given up before its end was proved"
         if host["status"] is None and host["boot_id"] is not None:
             # The database was restored: what came since its copy is not with this host any more.
-            kind, what = (
-                events.Kind.RECORDS_GONE,
-                "its end is not proved, and its host has no more of it",
-            )
+            kind = events.Kind.RECORDS_GONE
+            what = "its end is not proved, and its host has no more of it"
             vanished = [*vanished, *hosts.left_behind(connection, number, found.boot_id)]
         told += [Told(kind, {"what": what}, number, container) for container in vanished]
         events.tell_all(connection, told, now)

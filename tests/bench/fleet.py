@@ -214,7 +214,12 @@ class Driver:
     def __init__(self, service: VerifierProcess) -> None:
         self._service = service
         context = ssl.create_default_context(cafile=service.certificate)
-        limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
+        # Agents keep their connection: they hold a long poll where they have nothing to report.
+        limits = httpx.Limits(
+            max_connections=CONNECTIONS,
+            max_keepalive_connections=CONNECTIONS,
+            keepalive_expiry=60,
+        )
         self._client = httpx.AsyncClient(
             base_url=service.url, verify=context, limits=limits, timeout=120
         )
