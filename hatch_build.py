@@ -35,7 +35,12 @@ HOST_FILES = {
 }
 """Where a host's files that are no modules go, below the prefix of the installation."""
 HOST_SCRIPTS = {"native/cima-agent": "cima-agent"}
-NOT_THE_VERIFIERS = ("/cima_runc/agent", "/cima_runc/engines", "/cima_runc/sensor")
+NOT_THE_VERIFIERS = (
+    "/cima_runc/agent",
+    "/cima_runc/doctor",
+    "/cima_runc/engines",
+    "/cima_runc/sensor",
+)
 
 
 @dataclass(frozen=True)

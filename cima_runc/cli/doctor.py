@@ -14,27 +14,27 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.cli import context
 from cima_runc.cli.configure import ENGINES
 from cima_runc.cli.output import CANNOT, print_json, print_table
 from cima_runc.config import Settings
+from cima_runc.doctor import clock, disk, ima_policy, own_files
+from cima_runc.doctor.finding import UnfitError
 from cima_runc.runtime import installation, oci_hooks
 from cima_runc.runtime.agent_socket import call_agent
 
 if TYPE_CHECKING:
+    from cima_runc.ima.entry import Entry
     from cima_runc.tpm.device import Tpm
 
 _AGENT_SECONDS = 60.0
 _RUNTIME_SECONDS = 10.0
 _PROGRAMS = {"docker": "dockerd", "containerd": "containerd", "podman": "podman", "crio": "crio"}
 """The program by which an engine is known to be installed."""
-_INSTALL = "install it again: examples/install.sh"
-
-
-class UnfitError(CimaError):
-    """Something that a check looks at is not as it must be."""
+_INSTALL = "install it again: apt reinstall cima-runc, or install.sh"
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,12 @@ def examine(settings: Settings) -> list[Diagnosis]:
     checks: list[tuple[str, Callable[[], str], bool]] = [
         ("privilege", _privilege, True),
         ("installation", _installation, True),
+        ("own files", _own_files, True),
         ("runtime", lambda: _runtime(settings), True),
+        ("clock", _clock, False),
+        ("disk", lambda: _disk(settings), False),
         ("ima", lambda: _ima(settings), settings.ima.required),
+        ("ima policy", lambda: _ima_policy(settings), False),
         ("ima replay", lambda: _ima_replay(settings), False),
         ("own code", lambda: _own_code(settings), False),
         ("sensor", _sensor, settings.sensor.required),
@@ -82,10 +86,18 @@ def examine(settings: Settings) -> list[Diagnosis]:
         for name, program in _PROGRAMS.items()
         if shutil.which(program)
     ]
+    _progress("")
     return found
 
 
+def _progress(check: str) -> None:
+    """Say at a terminal what is looked at; the next line takes its place."""
+    if sys.stderr.isatty():
+        typer.echo(f"\r\x1b[K{f'looking at {check}' if check else ''}", err=True, nl=False)
+
+
 def _diagnose(check: str, look: Callable[[], str], needed: bool) -> Diagnosis:
+    _progress(check)
     try:
         return Diagnosis(check, "ok", look())
     except CimaError as error:
@@ -115,6 +127,19 @@ def _installation() -> str:
     return f"launcher and hooks below {installation.prefix()}"
 
 
+def _own_files() -> str:
+    prefix = installation.prefix()
+    return own_files.look(prefix, installation.launcher().lstat().st_uid)
+
+
+def _clock() -> str:
+    return clock.look(clock.installed_at(installation.launcher()))
+
+
+def _disk(settings: Settings) -> str:
+    return disk.look(Path(settings.shim.state_dir), settings.storage.quota_mib * limits.MIB)
+
+
 def _runtime(settings: Settings) -> str:
     from cima_runc.runtime.shim import find_runtime
 
@@ -132,11 +157,35 @@ def _runtime(settings: Settings) -> str:
 def _ima(settings: Settings) -> str:
     from cima_runc.agent.sources import log_copy, open_kernel_log
 
-    log = open_kernel_log(Path(settings.ima.directory), log_copy(settings, keep=False))
+    copy = log_copy(settings, keep=False)
+    log = open_kernel_log(Path(settings.ima.directory), copy)
+    log.close()
+    entries = _entries(settings)
+    # What cannot be used is refused above; this is what it is.
+    file = next(entry for entry in reversed(entries) if entry.file is not None)
+    template = printable(file.template)
+    return f"{len(entries)} entries in the kernel's log, template {template}, files by SHA-256"
+
+
+def _entries(settings: Settings) -> "list[Entry]":
+    from cima_runc.agent.sources import log_copy
+    from cima_runc.ima.kernel_log import KernelLog
+
+    log = KernelLog.open(Path(settings.ima.directory), log_copy(settings, keep=False))
     try:
-        return f"{log.count} entries in the kernel's log"
+        return log.read_new()
     finally:
         log.close()
+
+
+def _ima_policy(settings: Settings) -> str:
+    prefix, launcher = installation.prefix(), installation.launcher()
+    return ima_policy.look(
+        Path(settings.ima.directory),
+        prefix / "share/cima/ima-policy",
+        launcher.lstat().st_uid,
+        ima_policy.uuid_of(launcher),
+    )
 
 
 def _ima_replay(settings: Settings) -> str:
@@ -165,14 +214,7 @@ def _ima_replay(settings: Settings) -> str:
 
 
 def _own_code(settings: Settings) -> str:
-    from cima_runc.agent.sources import log_copy
-    from cima_runc.ima.kernel_log import KernelLog
-
-    log = KernelLog.open(Path(settings.ima.directory), log_copy(settings, keep=False))
-    try:
-        entries = log.read_new()
-    finally:
-        log.close()
+    entries = _entries(settings)
     own = os.fsencode(installation.prefix()) + b"/"
     names = {entry.file[1] for entry in entries if entry.file is not None}
     count = sum(name.startswith(own) and name.endswith((b".py", b".pyc")) for name in names)
@@ -189,7 +231,8 @@ def _sensor() -> str:
     from cima_runc.sensor.loader import check_kernel
 
     check_kernel()
-    return f"the BPF LSM of Linux {os.uname().release}"
+    order = Path("/sys/kernel/security/lsm").read_text().strip()
+    return f"the BPF LSM of Linux {os.uname().release}, in the order {printable(order)}"
 
 
 def _tpm(settings: Settings) -> str:
@@ -276,15 +319,11 @@ def _agent(settings: Settings) -> list[Diagnosis]:
     if status["unwritten_records"]:
         what = f"{status['unwritten_records']} records wait for the disk"
         hint = f"make room in {settings.shim.state_dir}"
-        found.append(Diagnosis("disk", "fail", what, hint))
+        found.append(Diagnosis("records", "fail", what, hint))
     return found
 
 
 def _engine(name: str) -> str:
-    launcher = installation.launcher()
-    named = ENGINES[name].named(Path("/"))
-    for path in sorted(named):
-        if Path(path).resolve() == launcher:
-            return f"{name} takes cima-runc to be {path}"
-    found = f" but {', '.join(map(printable, sorted(named)))}" if named else ""
-    raise UnfitError(f"{name} does not name {launcher}{found}", hint=f"cima configure {name}")
+    from cima_runc.doctor import engines
+
+    return engines.look(ENGINES[name], installation.launcher())

@@ -176,7 +176,18 @@ def _spellings(path: str | None, uid: int = 0) -> tuple[str, ...]:
 
 
 def _ask_docker(dockerd: int) -> str | None:
-    """Return what dockerd says on a socket that it listens on; None where it says nothing."""
+    root = docker_info(dockerd).get("DockerRootDir")
+    return root if isinstance(root, str) and root.startswith("/") else None
+
+
+def docker_info(dockerd: int) -> dict[str, Any]:
+    """Return what dockerd says of itself on a socket that it listens on (``GET /info``).
+
+    Nothing where it says nothing.
+
+    Raises:
+        OSError: there is no such process.
+    """
     inodes = set(open_sockets(dockerd))
     text = read_bounded(b"%s/%d/net/unix" % (PROC, dockerd), limits.PROC_NET_UNIX)
     paths = sorted(
@@ -191,10 +202,10 @@ def _ask_docker(dockerd: int) -> str | None:
             connection.sock = channel
             connection.request("GET", "/info", headers={"Connection": "close"})
             raw = connection.getresponse().read(limits.ENGINE_ANSWER)
-            root = json.loads(raw).get("DockerRootDir")
-            if isinstance(root, str) and root.startswith("/"):
-                return root
-    return None
+            told = json.loads(raw)
+            if isinstance(told, dict):
+                return told
+    return {}
 
 
 def _configured_root(dockerd: int, namespace: str, uid: int) -> str | None:

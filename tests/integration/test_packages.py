@@ -47,7 +47,7 @@ def test_installed_removed_and_purged(release: str, tmp_path: Path) -> None:
     assert [step["code"] for step in (*steps, *seen["configure"])] == [0] * 7, seen
     assert seen["version"]["out"] == f"cima-runc {__version__}\n"
     found = {one["check"]: one["state"] for one in json.loads(seen["doctor"]["out"])}
-    assert {found[check] for check in ("installation", "runtime")} == {"ok"}
+    assert {found[check] for check in ("installation", "own files", "runtime", "disk")} == {"ok"}
     assert "/usr/lib/cima-runc/bin/cima-runc" in seen["configured"]
     left = [line for line in seen["removed"] if not any(word in line for word in USERS)]
     assert [line for line in left if not any(word in line for word in KNOWN_UNTIL_PURGED)] == []

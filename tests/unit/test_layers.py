@@ -20,6 +20,7 @@ LAYERS = (
     ("evidence", "engines"),
     ("verifier",),
     ("agent", "fleet"),
+    ("doctor",),
     ("cli",),
 )
 """Rooms of one layer may know of each other, where no cycle of modules comes of it: Python says so

@@ -243,10 +243,31 @@ def test_dropped_events_are_a_lost_record(image: str, agent_restarted_after: Non
     guest.ok("docker", "rm", "-f", container_id)
 
 
+def test_the_journal_has_priorities_and_fields(image: str) -> None:
+    row = guest.with_docker_once()
+    guest.wait_for("its end", lambda: guest.row(row["id"])["state"] == "stopped")
+    for event in ("container-registered", "container-ended"):
+        asked = (f"EVENT={event}", f"CONTAINER={row['id']}", "-o", "json")
+        [line] = guest.ok("journalctl", "-u", "cima-agent", "--no-pager", *asked).splitlines()
+        entry = json.loads(line)
+        assert entry["PRIORITY"] == "6"
+        assert entry["REGISTRATION"] == str(row["registration"])
+    # Somebody's typing mistake is none of the administrator's business.
+    warnings = ("journalctl", "-u", "cima-agent", "-p", "warning", "--no-pager", "-o", "cat")
+    before = guest.ok(*warnings)
+    assert guest.run("cima", "log", "no-such-container").code == 2
+    assert guest.ok(*warnings) == before
+
+
 def test_the_doctor_finds_a_measuring_host_fit() -> None:
     ran = guest.run("cima", "doctor", "--json")
     found = {one["check"]: one for one in json.loads(ran.out)}
-    assert ran.code == 0, found
-    needed = ("privilege", "installation", "runtime", "ima", "own code", "sensor", "tpm", "agent")
-    assert {found[check]["state"] for check in needed} == {"ok"}, found
-    assert {found[engine]["state"] for engine in ("docker", "containerd")} == {"ok"}, found
+    wrong = {check: one["what"] for check, one in found.items() if one["state"] != "ok"}
+    # Nothing keeps a guest's clock right, a software TPM may have no certificate, and other tests
+    # install anew and edit settings of engines; tests/vm/packages has a host of its own.
+    others = {"clock", "tpm certificate", "ima policy", "containerd", "podman"}
+    assert wrong.keys() <= others, "\n".join(map(str, wrong.items()))
+    assert ran.code == 0
+    assert {"own files", "ima", "own code", "disk", "sensor", "tpm", "agent"} <= found.keys()
+    assert others - {"tpm certificate"} <= found.keys()
+    assert "cgroup driver systemd, v2" in found["docker"]["what"]

@@ -1,12 +1,14 @@
-"""A host with Docker from the .deb alone: installed, upgraded under a container.
+"""A host with Docker from the .deb alone: installed, upgraded under a container, removed, purged.
 
 Nothing of this checkout but packages is in the guest, whose tests import nothing of it either.
 """
 
+import ctypes
 import hashlib
 import json
 import re
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ from tests.vm import guest
 from tests.vm.guest import IMAGE
 from tests.vm.packages import picture
 
-# The package's scripts are the same for each release; what differs is what it depends on.
 pytestmark = pytest.mark.debian("13")
 
 PACKAGES = Path("/root/packages")
 REMEMBERED = Path("/root/before.json")
+REMEMBERED_LOG = Path("/root/log.json")
+BACKUP = Path("/root/cima-backup.tar.gz")
+BACK_UP = Path(__file__).resolve().parents[3] / "docs/how-to/back-up.md"
 DAEMON = Path("/etc/docker/daemon.json")
 SETTINGS = Path("/etc/cima/config.toml")
 USERS = ("passwd", "group", "shadow", "gshadow")
@@ -69,10 +73,32 @@ def wrong(found: dict[str, str]) -> dict[str, str]:
     return {check: told for check, told in found.items() if not told.startswith("ok")}
 
 
+def completed(typed: str) -> list[str]:
+    """What bash offers after this and a tab, by what the package has installed."""
+    *words, _ = typed.split()
+    script = f"""
+    . /usr/share/bash-completion/completions/cima
+    COMP_WORDS=({typed}) COMP_CWORD={len(words)}
+    $(complete -p cima | sed 's/.*-F \\([^ ]*\\).*/\\1/') cima
+    echo "${{COMPREPLY[@]}}"
+    """
+    return guest.ok("bash", "-c", script).split()
+
+
 def configure_engines() -> None:
     for engine in ENGINES:
         guest.ok("cima", "configure", engine)
     guest.ok("systemctl", "restart", "containerd", "docker")
+
+
+def keep_clock_right() -> None:
+    """Tell the kernel what an NTP daemon tells it: the clock is right (ADJ_STATUS, no STA_UNSYNC).
+
+    A guest's clock is its host's.
+    """
+    timex = ctypes.create_string_buffer(208)
+    struct.pack_into("I", timex, 0, 0x0010)
+    assert ctypes.CDLL(None).adjtimex(timex) >= 0
 
 
 def run_measured(*command: str) -> str:
@@ -99,6 +125,7 @@ def test_it_is_installed_where_nothing_can_be_compiled() -> None:
     assert ran.code == 0, ran.err
     assert "reboot" in ran.err.splitlines()[-1] and "cima doctor" in ran.err
     assert guest.ok("cima", "version").startswith("cima-runc ")
+    assert completed("cima ver") == ["verify", "version"]
     # What is there and what is not: said, and no traceback.
     code, found = doctor()
     assert code == 2
@@ -109,10 +136,42 @@ def test_it_is_installed_where_nothing_can_be_compiled() -> None:
 
 @pytest.mark.boot(2)
 def test_after_a_reboot_doctor_is_green() -> None:
+    code, found = doctor()
+    assert code == 0
+    assert wrong(found).keys() == {"clock", *ENGINES}
+    assert all(f"cima configure {engine}" in found[engine] for engine in ENGINES)
+    keep_clock_right()
+    guest.ok("cima", "configure", "docker")
+    assert "as it runs calls nothing" in doctor()[1]["docker"]
     configure_engines()
     code, found = doctor()
     assert (code, wrong(found)) == (0, {})
-    assert found.keys() >= {"ima", "own code", "sensor", "tpm", "agent", *ENGINES}
+    assert found.keys() >= {"own files", "ima", "ima policy", "own code", "sensor", "tpm", "agent"}
+    assert all("calls /usr/lib/cima-runc/bin/cima-runc for" in found[each] for each in ENGINES)
+    assert all("cgroup driver systemd, v2" in found[each] for each in ("docker", "podman"))
+
+
+@pytest.mark.boot(2)
+def test_doctor_sees_every_file_of_ours() -> None:
+    """What pip as root leaves in the environment, and what somebody edited."""
+    [packages] = Path("/usr/lib/cima-runc/lib").glob("python3*/site-packages")
+    module = packages / "cima_runc/fleet/metrics.py"
+    [byte_code] = (module.parent / "__pycache__").glob("metrics.*.pyc")
+    added = packages / "another.py"
+    kept, kept_code = module.read_bytes(), byte_code.read_bytes()
+    for what, path, data in (
+        ("not what was installed", module, kept + b"\n"),
+        ("not what was installed", byte_code, kept_code[:-1] + b"\0"),
+        ("not the user's", added, b""),
+    ):
+        path.write_bytes(data)
+        code, found = doctor()
+        assert code == 2
+        assert what in found["own files"] and str(path) in found["own files"]
+        module.write_bytes(kept)
+        byte_code.write_bytes(kept_code)
+    added.unlink()
+    assert not wrong(doctor()[1])
 
 
 @pytest.mark.boot(2)
@@ -183,6 +242,20 @@ def test_an_upgrade_loses_nothing_of_a_container_that_runs() -> None:
     status = guest.status()
     assert status["pcr_value"] == status["expected_value"] and not status["trouble"]
     guest.ok("docker", "rm", container_id)
+    REMEMBERED_LOG.write_text(json.dumps([container_id, log_of(container_id)]))
+
+
+@pytest.mark.boot(2)
+def test_the_state_is_backed_up() -> None:
+    back_up, _ = commands(BACK_UP)
+    guest.ok("sh", "-euc", f"cd {BACKUP.parent}; {back_up}")
+    assert BACKUP.stat().st_mode & 0o077 == 0
+    assert guest.agent_pid()
+
+
+def commands(page: Path) -> list[str]:
+    """Each block of commands of a page."""
+    return [block.partition("```")[0] for block in page.read_text().split("```sh\n")[1:]]
 
 
 @pytest.mark.boot(2)
@@ -195,3 +268,65 @@ def test_it_is_not_removed_from_under_a_container_that_runs() -> None:
     assert container_id[:12] in ran.err and "stop" in ran.err
     assert guest.row(container_id)["state"] == "running"
     guest.ok("docker", "rm", "-f", container_id)
+
+
+@pytest.mark.boot(2)
+def test_removed_it_leaves_records_and_settings_alone() -> None:
+    ran = dpkg("--remove", "cima-runc")
+    assert ran.code == 0, ran.err
+    assert DAEMON.read_text() == '{\n   "log-driver" : "json-file",\n\t"debug":false }'
+    user = ("users: + cima:", "groups: + cima:", *(f"/etc/{name} " for name in USERS))
+    # Until it is purged dpkg knows what to do then, and systemd's helper which units were enabled.
+    of_dpkg = ("of dpkg: ", "answers: ", "packages: ", ".wants/cima-agent.")
+    assert differences("/var/lib/cima", "/etc/cima", *user, *of_dpkg) == ""
+    assert SETTINGS.exists() and list(Path("/var/lib/cima").iterdir())
+    guest.ok("systemctl", "restart", "docker")
+    assert guest.ok(*guest.docker("runc", "--rm", IMAGE, "/bin/echo", "goes on")) == "goes on\n"
+
+
+@pytest.mark.boot(2)
+def test_purged_it_leaves_nothing() -> None:
+    ran = dpkg("--purge", "cima-runc")
+    assert ran.code == 0, ran.err
+    assert differences() == ""
+
+
+@pytest.mark.boot(2)
+def test_the_bundle_does_the_same_without_a_package_manager() -> None:
+    [bundle] = (PACKAGES / "now").glob("*.tar.gz")
+    place = Path("/root/unpacked")
+    place.mkdir()
+    guest.ok("tar", "-xf", bundle, "-C", place)
+    SETTINGS.parent.mkdir()
+    SETTINGS.write_text(guest.Settings.patience)
+    done = guest.ok(place / "install.sh", bundle, timeout=1200)
+    assert "reboot" in done.lower()
+    # The kernel has the policy since this boot began, for the same user and file system; nobody can
+    # see that it is what was written into the file just now.
+    guest.ok("systemctl", "start", "cima-agent.socket", "cima-agent")
+    configure_engines()
+    code, found = doctor()
+    assert (code, wrong(found).keys()) == (0, {"ima policy"})
+    assert "reboot" in found["ima policy"]
+    container_id = run_measured("/bin/script")
+    guest.ok("docker", "wait", container_id)
+    assert b"/bin/script" in {file.path for file in guest.files(log_of(container_id))}
+    guest.ok("docker", "rm", container_id)
+    look_at_what_was_restored()
+    guest.ok(place / "install.sh", "--uninstall", "--purge", timeout=600)
+    shutil.rmtree(place)
+    assert differences() == ""
+
+
+def look_at_what_was_restored() -> None:
+    """What was backed up before the purge is readable in this installation; nothing is proved."""
+    container_id, records = json.loads(REMEMBERED_LOG.read_text())
+    assert guest.run("cima", "log", container_id).code == 2
+    _, restore = commands(BACK_UP)
+    guest.ok("sh", "-euc", f"cd {BACKUP.parent}; {restore}")
+    assert log_of(container_id) == records
+    assert container_id in {
+        row["id"] for row in json.loads(guest.ok("cima", "ps", "--all", "--json"))
+    }
+    # The TPM knows of more than the journal from before.
+    assert guest.status()["foreign_extends"] > 0
