@@ -1,4 +1,5 @@
-import coverage
+import sys
+
 import pytest
 from hypothesis import settings
 
@@ -22,6 +23,8 @@ def pytest_sessionfinish() -> None:
     A worker of pytest-xdist has five seconds from then on, and on a busy machine its last
     collection of garbage alone can take longer.
     """
-    counting = coverage.Coverage.current()
+    # Where nothing counts it need not be installed: a guest of packages has pytest alone.
+    coverage = sys.modules.get("coverage")
+    counting = coverage.Coverage.current() if coverage is not None else None
     if counting is not None:
         counting.save()

@@ -21,6 +21,8 @@ STALLED_SECONDS = 10.0
 """How long a client may read nothing of its answer."""
 ANSWER_SECONDS = 600.0
 """How long a client may take to read all of its answer."""
+_QUESTIONS = frozenset({"activate", "attest", "enrolment", "log", "ps", "status"})
+"""What people ask; all else is an engine's hook, or changes something."""
 _CHUNK = 64 * limits.KIB
 """Bytes of an answer in memory at a time."""
 
@@ -117,6 +119,8 @@ def refusal(verb: str, error: Exception) -> tuple[str, bytes]:
         _log.error("%s failed: %s", verb, error)
         place = f"{error.filename}: " if error.filename else ""
         return "error", printable(f"{place}{error.strerror}").encode()
-    _log.warning("%s refused: %s", verb, error)
+    # Who asks is told; the administrator need not act on somebody's typing mistake.
+    asked = verb.partition(" ")[0] in _QUESTIONS
+    _log.log(logging.INFO if asked else logging.WARNING, "%s refused: %s", verb, error)
     text = str(error) if isinstance(error, CimaError) else printable(str(error))
     return "error", text.encode()
