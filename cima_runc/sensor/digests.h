@@ -15,6 +15,7 @@ struct known {
 	u64 real;   /* the inode that holds the data */
 	u64 writes; /* of that inode, when hashing began */
 	u64 taken;  /* nanoseconds since boot: no two entries that are read in one go have the same */
+	u64 owner;  /* the container that had it hashed; 0: nobody's task */
 	u32 clean;  /* 1: no writer and no writable shared mapping when it began and when it ended */
 	s32 hash;   /* enum hash_algo */
 	u8 digest[DIGEST_SIZE];
@@ -42,15 +43,15 @@ struct {
 	__type(value, struct writes);
 } writes SEC(".maps");
 
-/* By task: a file that it has IMA hash now. */
+/* The file that the task has IMA hash now; `real` is 0 where there is none. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, BEGUN_MAX);
-	__type(key, u64);
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
 	__type(value, struct known);
 } begun SEC(".maps");
 
-/* Superblocks that containers mounted (mounts.h). */
+/* Superblocks that containers mounted, or mounted anew; 0: that somebody else mounted anew. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MOUNTED_MAX);
@@ -213,6 +214,13 @@ __noinline u32 judge(u64 seen, struct judged *judged)
 	return *(volatile u64 *)&written->count == judged->known.writes ? STABLE : WRITTEN_SINCE;
 }
 
+static __always_inline int is_containers(const u64 *sb)
+{
+	u64 *owner = bpf_map_lookup_elem(&mounted, sb);
+
+	return owner && *owner;
+}
+
 /* File systems of which no digest can be believed, whatever is counted. */
 __noinline u32 unreliable(u64 seen_inode, u64 real_inode)
 {
@@ -234,23 +242,26 @@ __noinline u32 unreliable(u64 seen_inode, u64 real_inode)
 	case GFS2:
 		return SERVER_CAN_ANSWER_TWICE;
 	}
-	if (bpf_map_lookup_elem(&mounted, &sb))
+	if (is_containers(&sb))
 		return BPF_CORE_READ(seen, i_sb, s_magic) == OVERLAYFS ? CONTAINER_MOUNTED_OVERLAY : CONTAINER_MOUNTED;
-	return bpf_map_lookup_elem(&mounted, &real_sb) ? CONTAINER_MOUNTED : STABLE;
+	return is_containers(&real_sb) ? CONTAINER_MOUNTED : STABLE;
 }
 
 /*
  * Files that the container cannot have written, so that IMA's digest is believed whenever it was taken:
- * lower layers of its own root, a file system that is mounted read-only, fs-verity.
+ * lower layers of its own root, and a file system that is read-only for as long as the sensor knows it.
+ * What may be made read-only later, by a remount or by fs-verity, may have been written before.
  */
 __noinline int is_beyond_reach(u64 seen, u64 real, u64 is_lower, u64 root_dev)
 {
 	struct inode *inode = (struct inode *)seen;
+	u64 sb;
 
 	if (is_lower && root_dev && BPF_CORE_READ(inode, i_sb, s_dev) == root_dev)
 		return 1;
 	inode = (struct inode *)real;
-	return BPF_CORE_READ(inode, i_sb, s_flags) & SB_RDONLY || BPF_CORE_READ(inode, i_flags) & S_VERITY;
+	sb = (u64)BPF_CORE_READ(inode, i_sb);
+	return BPF_CORE_READ(inode, i_sb, s_flags) & SB_RDONLY && !bpf_map_lookup_elem(&mounted, &sb);
 }
 
 static __always_inline void count_full(void)
@@ -262,13 +273,41 @@ static __always_inline void count_full(void)
 		__sync_fetch_and_add(&total->full, 1);
 }
 
+/* An entry of `digests` begins or ends. No container has room for more than its share. */
+static __always_inline void count_digest(u64 owner, s64 one)
+{
+	struct registration *who = owner ? registered(owner) : 0;
+
+	if (who)
+		__sync_fetch_and_add(&who->digests, one);
+}
+
+static __always_inline void forget_digest(u64 key)
+{
+	struct known *known = bpf_map_lookup_elem(&digests, &key);
+
+	if (!known)
+		return;
+	count_digest(known->owner, -1);
+	bpf_map_delete_elem(&digests, &key);
+}
+
+static __always_inline int has_its_share(u64 owner)
+{
+	struct registration *who = owner ? registered(owner) : 0;
+
+	return who && who->digests >= (s64)settings.share;
+}
+
 /* IMA begins to hash a file, unless it has kept the digest, and only returns that. */
 SEC("fentry/ima_collect_measurement")
 int BPF_PROG(cima_collect_begins, void *iint, struct file *file)
 {
 	struct inode *seen = file->f_inode;
-	u64 task = bpf_get_current_pid_tgid(), flags = IMA_COLLECTED, key;
-	struct known begins = {};
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct mark *mark = bpf_task_storage_get(&marks, task, 0, 0);
+	u64 flags = IMA_COLLECTED, key, owner = mark ? mark->registration : 0;
+	struct known *begins;
 	struct writes none = {}, *written;
 	struct real real;
 
@@ -278,16 +317,23 @@ int BPF_PROG(cima_collect_begins, void *iint, struct file *file)
 		flags = BPF_CORE_READ((struct ima_iint_cache *)iint, flags);
 	if (flags & IMA_COLLECTED)
 		return 0;
+	begins = bpf_task_storage_get(&begun, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!begins)
+		return 0;
+	begins->real = 0;
+	if (has_its_share(owner)) {
+		count_full();
+		return 0;
+	}
 	find_real(seen, &real);
 	key = (u64)real.inode;
 	written = bpf_map_lookup_elem(&writes, &key);
-	if (written)
-		begins.writes = *(volatile u64 *)&written->count;
-	else if (bpf_map_update_elem(&writes, &key, &none, BPF_ANY))
+	begins->writes = written ? *(volatile u64 *)&written->count : 0;
+	if (!written && bpf_map_update_elem(&writes, &key, &none, BPF_ANY))
 		count_full();
-	begins.real = key;
-	begins.clean = !writer_of(real.inode);
-	bpf_map_update_elem(&begun, &task, &begins, BPF_ANY);
+	begins->owner = owner;
+	begins->clean = !writer_of(real.inode);
+	begins->real = key;
 	return 0;
 }
 
@@ -296,17 +342,17 @@ int BPF_PROG(cima_collect_ends, void *iint, struct file *file, void *buf, s64 si
 	     void *modsig, int ret)
 {
 	struct inode *seen = file->f_inode;
-	u64 key = (u64)seen, task = bpf_get_current_pid_tgid();
-	struct known *begins = bpf_map_lookup_elem(&begun, &task), known;
+	u64 key = (u64)seen;
+	struct known *begins = bpf_task_storage_get(&begun, bpf_get_current_task_btf(), 0, 0), known;
 	struct ima_digest_data *digest = 0;
 	struct real real;
 	u8 head[2] = {};
 	u32 length;
 
-	if (!begins)
+	if (!begins || !begins->real)
 		return 0;
 	known = *begins;
-	bpf_map_delete_elem(&begun, &task);
+	begins->real = 0;
 	if (bpf_core_type_exists(struct integrity_iint_cache))
 		digest = BPF_CORE_READ((struct integrity_iint_cache *)iint, ima_hash);
 	else if (bpf_core_type_exists(struct ima_iint_cache))
@@ -324,19 +370,25 @@ int BPF_PROG(cima_collect_ends, void *iint, struct file *file, void *buf, s64 si
 	if (writer_of(real.inode) || known.real != (u64)real.inode)
 		known.clean = 0;
 	known.taken = bpf_ktime_get_ns();
-	if (!bpf_map_update_elem(&digests, &key, &known, BPF_ANY))
-		return 0;
-	count_full();
+	forget_digest(key);
+	if (bpf_map_update_elem(&digests, &key, &known, BPF_ANY))
+		count_full();
+	else
+		count_digest(known.owner, 1);
+	return 0;
 unknown:
-	bpf_map_delete_elem(&digests, &key);
+	forget_digest(key);
 	return 0;
 }
 
 /* A container uses a file: it is told should that change under it. */
 __noinline int add_user(u64 real, u64 registration)
 {
+	u32 zero = 0;
 	u64 user;
 	struct writes *written = bpf_map_lookup_elem(&writes, &real);
+	struct registration *owner;
+	struct totals *total;
 
 	if (!written)
 		return 0;
@@ -350,6 +402,12 @@ __noinline int add_user(u64 real, u64 registration)
 			return 0;
 	}
 	written->more_users = 1;
+	owner = registered(registration);
+	total = bpf_map_lookup_elem(&totals, &zero);
+	if (owner && total && !(owner->flags & CROWDED)) {
+		owner->crowded = total->unattributed;
+		__sync_fetch_and_or(&owner->flags, CROWDED);
+	}
 	return 0;
 }
 
@@ -370,7 +428,7 @@ int BPF_PROG(cima_inode_free, struct inode *inode)
 
 	if ((inode->i_mode & S_IFMT) != S_IFREG)
 		return 0;
-	bpf_map_delete_elem(&digests, &key);
+	forget_digest(key);
 	bpf_map_delete_elem(&writes, &key);
 	return 0;
 }

@@ -110,6 +110,8 @@ class Why(StrEnum):
     """A private mapping of a file that was written to."""
     EXECSTACK = "execstack"
     EXECHEAP = "execheap"
+    PINNED_MEMORY = "pinned-memory"
+    """Memory was lent to the kernel, which can write to it when its mapping is gone (io_uring)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -253,13 +253,9 @@ int BPF_PROG(cima_umount, struct vfsmount *mnt)
 	return mnt->mnt_sb->s_magic == BPF_FS ? unpins() : 0;
 }
 
-/* File systems that a container mounts: what it can write below them is seen by nobody. */
-SEC("lsm/sb_kern_mount")
-int BPF_PROG(cima_mount, struct super_block *sb)
+/* In these nothing is that the kernel does not count the writers of, or nothing that can run. */
+static __always_inline int is_of_no_device(u64 magic)
 {
-	u64 key = (u64)sb, magic = sb->s_magic;
-	struct mark *mark;
-
 	switch (magic) {
 	case TMPFS:
 	case RAMFS:
@@ -273,13 +269,37 @@ int BPF_PROG(cima_mount, struct super_block *sb)
 	case SECURITYFS:
 	case TRACEFS:
 	case DEBUGFS:
-		return 0;
+		return 1;
 	}
+	return 0;
+}
+
+/* File systems that a container mounts: what it can write below them is seen by nobody. */
+SEC("lsm/sb_kern_mount")
+int BPF_PROG(cima_mount, struct super_block *sb)
+{
+	u64 key = (u64)sb;
+	struct mark *mark;
+
+	if (is_of_no_device(sb->s_magic))
+		return 0;
 	mark = mark_of_current();
 	if (!mark)
 		return 0;
 	/* One that is not remembered would be believed. */
 	return bpf_map_update_elem(&mounted, &key, &mark->registration, BPF_ANY) ? -ENOMEM : 0;
+}
+
+/* One that is read-only now may have been written before, whoever changes that. */
+SEC("lsm/sb_remount")
+int BPF_PROG(cima_remount, struct super_block *sb)
+{
+	struct mark *mark = mark_of_current();
+	u64 key = (u64)sb, owner = mark && !is_of_no_device(sb->s_magic) ? mark->registration : 0;
+
+	if (!owner && bpf_map_lookup_elem(&mounted, &key))
+		return 0;
+	return bpf_map_update_elem(&mounted, &key, &owner, BPF_ANY) ? -ENOMEM : 0;
 }
 
 SEC("lsm/sb_free_security")

@@ -30,6 +30,7 @@ _WRITES: Final = {
     "cima_file_open": "bpf_lsm_file_open",
     "cima_inode_free": "bpf_lsm_inode_free_security",
     "cima_mount": "bpf_lsm_sb_kern_mount",
+    "cima_remount": "bpf_lsm_sb_remount",
     "cima_sb_free": "bpf_lsm_sb_free_security",
 }
 """Without one of these nobody can say whether a file was written."""
@@ -49,6 +50,13 @@ _KINDS: Final = {
     "cima_free_inum": "proc_free_inum",
 }
 """Without one of these there is a kind of event that this kernel cannot report."""
+
+_CALLS: Final = {
+    "cima_personality_32": "__ia32_sys_personality",
+    "cima_io_uring": "__x64_sys_io_uring_register",
+    "cima_io_uring_32": "__ia32_sys_io_uring_register",
+}
+"""System calls that some kernels do not have: then nobody can make them."""
 
 _SETATTR: Final = {2: "cima_setattr_2", 3: "cima_setattr_3"}
 _BIRTHS: Final = {"cima_ns_born": "__ns_tree_gen_id", "cima_copy_mnt_ns": "copy_mnt_ns"}
@@ -101,6 +109,7 @@ def choose(arguments: Arguments, *, reads: bool) -> Choice:
         there = {program for program, function in group.items() if has(function)}
         programs |= there
         groups[name] = len(there) == len(group)
+    programs |= {name for name, call in _CALLS.items() if arguments(call) is not None}
     programs |= _first_of(_BIRTHS, arguments, missing)
     if reads:
         programs |= _first_of(_READS, arguments, missing)

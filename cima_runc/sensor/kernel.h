@@ -49,7 +49,7 @@ enum {
 enum { PROT_WRITE = 2, PROT_EXEC = 4, MAP_SHARED = 1, MAP_TYPE = 15 };
 enum { VM_EXEC = 4, VM_SHARED = 8, READ_IMPLIES_EXEC = 0x400000 };
 enum { FMODE_READ = 1, FMODE_WRITE = 2, FMODE_EXEC = 0x20, ATTR_SIZE = 8 };
-enum { S_IFMT = 0170000, S_IFREG = 0100000, S_PRIVATE = 1 << 9, S_IMA = 1 << 10, S_VERITY = 1 << 16 };
+enum { S_IFMT = 0170000, S_IFREG = 0100000, S_PRIVATE = 1 << 9, S_IMA = 1 << 10 };
 enum { SB_RDONLY = 1, SB_KERNMOUNT = 1 << 22, SB_I_IMA_UNVERIFIABLE_SIGNATURE = 0x20 };
 enum { F_SEAL_WRITE = 8, PTRACE_MODE_ATTACH = 2, PF_KTHREAD = 0x200000 };
 enum { HASH_ALGO_SHA256 = 4, IMA_COLLECTED = 0x20 };
@@ -199,7 +199,7 @@ struct iattr {
 	unsigned int ia_valid;
 } KERNEL;
 struct pt_regs___x86 {
-	unsigned long di;
+	unsigned long di, si, bx, cx;
 } KERNEL;
 struct bpf_iter_meta;
 struct bpf_iter__task {

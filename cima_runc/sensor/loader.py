@@ -105,7 +105,8 @@ class Lost:
     dropped: int
     """Events for which the ring had no room, and namespaces that could not be followed."""
     missed: int
-    """Runs that the kernel skipped for any container at all while this one was watched."""
+    """Runs that the kernel skipped for any container at all while this one was watched, and changes
+    to files that it may have used, where more containers use one than are remembered."""
 
     @property
     def total(self) -> int:
@@ -182,7 +183,7 @@ class Sensor:
         self._ring = RingReader(handles.maps["events"], self._ring_bytes)
         self._containers = {row.mntns: number for number, row in self._tables.rows()}
         self._lost: dict[int, int] = {}
-        self._lost_at = (0, 0)
+        self._lost_at = (0, 0, 0)
         self._closed = False
 
     @classmethod
@@ -389,7 +390,7 @@ class Sensor:
         An upper bound where the kernel skipped a program: that counts for every container.
         """
         missed = self._tables.missed()
-        now = (self._tables.dropped, missed)
+        now = (self._tables.dropped, missed, self._tables.unattributed)
         if now != self._lost_at:
             found = {
                 number: self._lost_by(number, row).total for number, row in self._tables.rows()
@@ -447,21 +448,25 @@ class Sensor:
         self.close()
 
     def _lost_by(self, registration: int, row: Row) -> Lost:
-        return Lost(registration, row.dropped, self._tables.missed() - row.missed_before)
+        missed = self._tables.missed() - row.missed_before
+        return Lost(registration, row.dropped, missed + self._tables.unattributed_to(row))
 
     def _take_over(self, older: "_Older") -> None:
         """Watch what an older sensor watches, while that one still does."""
         missed = self._tables.missed()
+        here = {"crowded": self._tables.unattributed}
         taken = []
         for number, row in older.tables.ended_rows():
             if number not in self._containers.values():
                 before = missed - older.lost(row)
-                self._tables.put_ended_row(number, row._replace(dropped=0, missed_before=before))
+                self._tables.put_ended_row(
+                    number, row._replace(dropped=0, missed_before=before, **here)
+                )
         for number, row in older.tables.rows():
             if number in self._containers.values():
                 continue
             before = missed - older.lost(row)
-            fresh = row._replace(dropped=0, nested=0, waiting=0, missed_before=before)
+            fresh = row._replace(dropped=0, nested=0, waiting=0, missed_before=before, **here)
             self._tables.put_row(number, fresh, new=True)
             self._take_over_allowlist(older, number)
             self._containers[row.mntns] = number
@@ -537,7 +542,8 @@ class _Older:
 
     def lost(self, row: Row) -> int:
         """Return what a container of this sensor has lost."""
-        return row.dropped + self.tables.missed() - row.missed_before
+        missed = self.tables.missed() - row.missed_before
+        return row.dropped + missed + self.tables.unattributed_to(row)
 
     def close(self) -> None:
         """Let go of it."""

@@ -21,9 +21,12 @@ PATH_KEY_BYTES: Final = 16
 LARGEST_FILE_BYTES: Final = 4096 * limits.MIB
 """Of a file that is hashed: some ten seconds."""
 
+DIGESTS_SHARE: Final = 65536
+"""Files whose digests are kept for one container, of 262,144 for all (DIGESTS_MAX of sensor.h)."""
+
 _HEAD: Final = struct.Struct("=16sQQ")
 _PATTERN: Final = struct.Struct("=BBB29s")
-_TAIL: Final = struct.Struct("=QQQ")
+_TAIL: Final = struct.Struct("=QQQQ")
 
 
 @dataclass(frozen=True)
@@ -40,18 +43,20 @@ class Options:
 
     largest_file: int = LARGEST_FILE_BYTES
     """Bytes of a file that may be hashed; larger ones are refused."""
+    digests_share: int = DIGESTS_SHARE
+    """Files whose digests are kept for one container; above that they are not believed."""
     late: bool = True
     """Whether a digest that IMA is about to take is waited for, so that no file is hashed twice.
     Takes an IMA policy that measures what containers run."""
 
     def settings(self, path_key: bytes, *, late: bool = True, hooks_missing: bool = False) -> bytes:
-        """Return ``struct settings``, 568 bytes in host byte order; ``path_key`` is random.
+        """Return ``struct settings``, 576 bytes in host byte order; ``path_key`` is random.
 
         ``late`` and ``hooks_missing`` are what the kernel can do.
         """
         packed = b"".join(_pack_pattern(name) for name in self.reads)
         head = _HEAD.pack(path_key, self.bytes_per_second, len(self.reads))
-        tail = _TAIL.pack(self.largest_file, self.late and late, hooks_missing)
+        tail = _TAIL.pack(self.largest_file, self.digests_share, self.late and late, hooks_missing)
         return head + packed.ljust(limits.NAME_PATTERNS * _PATTERN.size, b"\0") + tail
 
 

@@ -50,9 +50,13 @@ struct {
 	__type(value, struct scratch);
 } scratch SEC(".maps");
 
-/* By task: a use of a file whose digest IMA is about to take. */
+/*
+ * By task: a use of a file whose digest IMA is about to take. In no task's storage: where a task sleeps
+ * until there is memory for that, Linux 6.1 has no storage of any task on that CPU.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, PENDING_MAX);
 	__type(key, u64);
 	__type(value, struct report);

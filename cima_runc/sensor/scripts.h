@@ -40,12 +40,19 @@ static __always_inline void come_to(struct linux_binprm *bprm)
 /* A file is opened for reading: the one that holds the data, also below an overlay. */
 static __always_inline void opens(struct file *file)
 {
-	struct mark *mark = bpf_task_storage_get(&marks, bpf_get_current_task_btf(), 0, 0);
+	struct mark *mark;
 	struct writes *written;
 	u64 inode;
 
+	/* Who executes is marked here, where nothing sleeps: until Linux 6.2 there is no mark of any
+	   task on a CPU on which one sleeps until there is memory for its own. */
+	if (file->f_flags & FMODE_EXEC) {
+		mark_of_current();
+		return;
+	}
+	mark = bpf_task_storage_get(&marks, bpf_get_current_task_btf(), 0, 0);
 	catch_up(mark);
-	if (!mark || !mark->script || file->f_flags & FMODE_EXEC)
+	if (!mark || !mark->script)
 		return;
 	inode = address(file->f_inode);
 	if (inode != mark->script)

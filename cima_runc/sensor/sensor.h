@@ -20,8 +20,8 @@
 #define REGISTRATIONS_MAX 16384 /* containers */
 #define SEEN_MAX 65536		/* (file, path, digest) already reported; the oldest give way */
 #define DIGESTS_MAX 262144	/* inodes whose digest is known, and inodes whose writes are counted */
-#define BEGUN_MAX 4096		/* files that are being hashed at this moment */
-#define PENDING_MAX 128		/* uses of files that IMA is hashing at this moment */
+#define PENDING_MAX 4096	/* uses of files that IMA is hashing at this moment */
+#define PENDING_SHARE 256	/* of them, of one container */
 #define MOUNTED_MAX 4096	/* file systems that containers mounted and that live now */
 #define SCRATCH_SLOTS 8		/* per CPU; see claim_scratch */
 #define USERS_MAX 4		/* containers that are told of a change to a file in use */
@@ -66,6 +66,7 @@ enum why {
 	EXECMOD,
 	EXECSTACK,
 	EXECHEAP,
+	PINNED_MEMORY,
 };
 
 /* One event in the ring; `path_len` bytes of path follow, the last of them NUL. */
@@ -107,12 +108,20 @@ struct registration {
 	u64 flags;	/* enum registration_flag */
 	u64 dropped_in; /* mount namespace, not its own, in which the last event was dropped */
 	u64 pid;	/* of its first process, in the initial pid namespace; 0: whichever is first */
+	s64 digests;	/* entries of the map `digests` for files that it had hashed */
+	u64 crowded;	/* CROWDED: what `totals.unattributed` was then */
 	s64 waiting;	/* uses whose digest is waited for: those that are left in the end are lost */
 };
-enum registration_flag { BOUNDING_KNOWN = 1, SECCOMP_SEEN = 2, FIRST_SEEN = 4, DENY_MEMORY = 8 };
+enum registration_flag {
+	BOUNDING_KNOWN = 1,
+	SECCOMP_SEEN = 2,
+	FIRST_SEEN = 4,
+	DENY_MEMORY = 8,
+	CROWDED = 16, /* it uses files that more containers use than are kept of each */
+};
 
-_Static_assert(sizeof(struct watched) == 24 && sizeof(struct registration) == 88,
-	       "tables.py packs 24 and 88 bytes");
+_Static_assert(sizeof(struct watched) == 24 && sizeof(struct registration) == 104,
+	       "tables.py packs 24 and 104 bytes");
 
 /* Map `allowed`: registration number (u64) -> a hash map of the SHA-256 digests that may run there,
  * each with one byte. Containers that are not in it may run anything. */
@@ -136,15 +145,16 @@ struct settings {
 	u64 patterns;	      /* how many of the following are used */
 	struct name_pattern pattern[NAME_PATTERNS_MAX];
 	u64 largest;	     /* bytes of a file that may be hashed */
+	u64 share;	     /* of DIGESTS_MAX, for files that one container had hashed */
 	u64 late;	     /* 1: a digest that IMA is about to take is waited for */
 	u64 hooks_missing;   /* 1: this kernel cannot tell whether a file was written */
 };
-_Static_assert(sizeof(struct settings) == 568, "options.py packs 568 bytes");
+_Static_assert(sizeof(struct settings) == 576, "options.py packs 576 bytes");
 
 /* Map `totals`, one entry, read through mmap: has anything been dropped at all? */
 struct totals {
 	u64 dropped;
-	u64 unattributed; /* changes to files in use by more containers than are kept: everybody's loss */
+	u64 unattributed; /* changes to files in use by more containers than are kept */
 	u64 full;	  /* digests for which there was no room */
 };
 

@@ -23,7 +23,7 @@ MAPS: Final = ("allowed", "events", "registrations", "totals", "watched", *SHARE
 _NUMBER: Final = struct.Struct("=I")
 _KEY: Final = struct.Struct("=Q")
 _WATCHED: Final = struct.Struct("=QQQ")
-_ROW: Final = struct.Struct("=QQqqQQQQQQq")
+_ROW: Final = struct.Struct("=QQqqQQQQQQqQq")
 _WATCHED_MAX: Final = 65536
 _REGISTRATIONS_MAX: Final = 16384
 
@@ -59,12 +59,15 @@ class Row(NamedTuple):
     flags: int = 0
     dropped_in: int = 0
     pid: int = 0
+    digests: int = 0
+    crowded: int = 0
     waiting: int = 0
 
 
 BOUNDING_KNOWN: Final = 1
 SECCOMP_SEEN: Final = 2
 DENY_MEMORY: Final = 8
+CROWDED: Final = 16
 """Of ``enum registration_flag``."""
 
 
@@ -103,14 +106,21 @@ class Tables:
         """Digests for which there was no room, since the sensor was loaded."""
         return int.from_bytes(self._totals[16:24], sys.byteorder)
 
-    def missed(self) -> int:
-        """Return what nobody knows whose it was, since the sensor was loaded.
+    @property
+    def unattributed(self) -> int:
+        """Changes to files in use by more containers than are remembered of each file."""
+        return int.from_bytes(self._totals[8:16], sys.byteorder)
 
-        Runs of a program that the kernel skipped, and changes to files in use by more containers
-        than are remembered.
+    def unattributed_to(self, row: Row) -> int:
+        """Return how many of those may be a container's."""
+        return self.unattributed - row.crowded if row.flags & CROWDED else 0
+
+    def missed(self) -> int:
+        """Return how often the kernel skipped a program since the sensor was loaded.
+
+        Nobody knows whose event that was.
         """
-        unattributed = int.from_bytes(self._totals[8:16], sys.byteorder)
-        return unattributed + sum(
+        return sum(
             self._libbpf.recursion_misses(handle)
             for name, handle in self._programs.items()
             if name not in _HARMLESS_WHEN_MISSED

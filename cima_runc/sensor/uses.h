@@ -9,29 +9,48 @@
 #ifndef CIMA_USES_H
 #define CIMA_USES_H
 
-/* Keep the event until IMA has looked at the file; 0: there is no room. */
-static __always_inline int wait_for_ima(struct scratch *s, struct inode *inode)
+/* Keep room for an event until IMA has looked at the file; 0: there is none, or not for this container. */
+static __always_inline int wait_for_ima(struct registration *owner)
 {
 	u64 task = bpf_get_current_pid_tgid();
-	struct registration *owner = registered(s->report.event.registration);
+	struct scratch *s;
+	int kept;
+
+	if (!owner || owner->waiting >= PENDING_SHARE)
+		return 0;
+	s = claim_scratch();
+	if (!s)
+		return 0;
+	s->report.seen = 0;
+	kept = !bpf_map_update_elem(&pending, &task, &s->report, BPF_ANY);
+	release_scratch(s);
+	return kept;
+}
+
+/* What is waited for is in that room. */
+static __always_inline void begin_to_wait(struct registration *owner, struct scratch *s, struct inode *inode)
+{
+	u64 task = bpf_get_current_pid_tgid();
 	struct mark *mark = bpf_task_storage_get(&marks, bpf_get_current_task_btf(), 0, 0);
+	struct report *r = bpf_map_lookup_elem(&pending, &task);
 
 	s->report.seen = (u64)inode;
-	if (bpf_map_update_elem(&pending, &task, &s->report, BPF_ANY))
-		return 0;
-	if (owner)
-		__sync_fetch_and_add(&owner->waiting, 1);
+	if (!owner || !r || bpf_probe_read_kernel(r, sizeof(*r), &s->report)) {
+		count_dropped(s->report.event.registration);
+		return;
+	}
+	__sync_fetch_and_add(&owner->waiting, 1);
 	if (mark)
 		mark->waits = 1;
-	return 1;
 }
 
 /* IMA has looked at the file that the task waits for. */
 __noinline int complete(void)
 {
-	u64 task = bpf_get_current_pid_tgid();
-	struct report *r = bpf_map_lookup_elem(&pending, &task);
-	struct mark *mark = bpf_task_storage_get(&marks, bpf_get_current_task_btf(), 0, 0);
+	struct task_struct *task = bpf_get_current_task_btf();
+	u64 key = bpf_get_current_pid_tgid();
+	struct report *r = bpf_map_lookup_elem(&pending, &key);
+	struct mark *mark = bpf_task_storage_get(&marks, task, 0, 0);
 	struct registration *owner;
 	struct judged judged = {};
 	u32 why;
@@ -40,6 +59,10 @@ __noinline int complete(void)
 		mark->waits = 0;
 	if (!r)
 		return 0;
+	if (!r->seen) { /* it was kept, and not used */
+		bpf_map_delete_elem(&pending, &key);
+		return 0;
+	}
 	why = judge(r->seen, &judged);
 	if (why != NO_DIGEST_KEPT) {
 		r->event.hash = judged.known.hash;
@@ -52,7 +75,7 @@ __noinline int complete(void)
 	owner = registered(r->event.registration);
 	if (owner)
 		__sync_fetch_and_add(&owner->waiting, -1);
-	bpf_map_delete_elem(&pending, &task);
+	bpf_map_delete_elem(&pending, &key);
 	return 0;
 }
 
@@ -103,7 +126,7 @@ static __always_inline int use_by(u64 registration, struct file *file, u32 func,
 	} else if (why) {
 		/* Where IMA has a digest from before the sensor, it takes none. */
 		waits = late && settings.late && !is_enforced(registration) && why != MEMORY_FILE &&
-			(why != NO_DIGEST_KEPT || !had_digest);
+			(why != NO_DIGEST_KEPT || !had_digest) && wait_for_ima(owner);
 		if (!waits) {
 			hash = bpf_ima_file_hash(file, judged.known.digest, DIGEST_SIZE);
 			/* What that took is known by now; what it had kept says nothing new. */
@@ -143,8 +166,7 @@ static __always_inline int use_by(u64 registration, struct file *file, u32 func,
 	s->report.event.dev = inode->i_sb->s_dev;
 	s->report.event.denied = denied;
 	if (waits) {
-		if (!wait_for_ima(s, inode))
-			count_dropped(registration);
+		begin_to_wait(owner, s, inode);
 	} else {
 		s->report.event.hash = hash;
 		__builtin_memcpy(s->report.event.digest, judged.known.digest, DIGEST_SIZE);
@@ -164,8 +186,11 @@ static __always_inline int use(struct file *file, u32 func, int late)
 	u64 who[2] = {};
 	int denied = 0;
 
-	if (!mark)
-		return 0;
+	if (!mark) {
+		/* A container's, where there is no room for a mark: it is counted as lost. */
+		who[0] = owner_of(address(namespace_of_current()));
+		return refuse(who[0] && is_enforced(who[0]), -EPERM);
+	}
 	catch_up(mark);
 	who[0] = mark->registration;
 	who[1] = owner_of(address(namespace_of_current()));

@@ -98,6 +98,8 @@ def _changed() -> list[Attack]:
     found += _places(
         ("overlay", "tmpfs"), "changed_script", "a script, before its shell reads it", *CHANGED
     )
+    stopped = "the same, while its shell is stopped"
+    found += _places(("overlay", "tmpfs"), "changed_script stopped", stopped, *CHANGED)
     found += _places(("overlay", "ext4"), "written_while_it_runs", "a program that runs", *CHANGED)
     return found
 

@@ -9,8 +9,8 @@ from tests.vm.attacks import container
 
 pytestmark = pytest.mark.debian()  # every attack takes minutes a release: --everything
 
-THREADS, MIB, SECONDS = 200, 8, 20
-"""More than the sensor keeps uses that wait for their digest."""
+THREADS, MIB, SECONDS = 300, 8, 20
+"""More uses that wait for their digest than a container has room for."""
 
 
 @pytest.fixture(scope="module")
