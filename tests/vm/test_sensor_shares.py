@@ -1,5 +1,7 @@
-"""What one container does to the sensor's maps is its own loss, and nobody else's. Needs root and the
-BPF LSM; digests need IMA."""
+"""What one container does to the sensor's maps is its own loss, and nobody else's.
+
+Needs root and the BPF LSM; digests need IMA.
+"""
 
 import mmap
 from pathlib import Path
