@@ -33,7 +33,7 @@ _REASONS: Final = {
     Why.HELPER_SET: "a setting was opened for writing by which the kernel runs programs",
     Why.HELPER_RAN: "a program of the container's files ran outside of it",
     Why.CAPABILITIES: "a process entered with more capabilities than the container has",
-    Why.PINNED_MEMORY: "memory was lent to the kernel for writing (io_uring)",
+    Why.PINNED_MEMORY: "the kernel keeps pages of it, and can write to them (io_uring, AF_XDP)",
     Why.NO_SECCOMP: "a process entered without the container's seccomp filter",
 }
 _KINDS: Final[dict[Kind, ViolationKind]] = {

@@ -31,6 +31,7 @@ struct {
 /* Of an inode that holds data which was hashed. */
 struct writes {
 	u64 count;
+	u64 lent;    /* 1: pages of it were lent to the kernel, which may write to them at any time */
 	s64 awaited; /* interpreters that were started for it, and have not opened it yet */
 	u64 user[USERS_MAX];
 	u64 more_users;
@@ -163,6 +164,15 @@ __noinline u64 real_of(u64 seen)
 	return (u64)real.inode;
 }
 
+/* 1: there was no room to remember a file whose pages were lent to the kernel. */
+static __always_inline int lent_unknown(void)
+{
+	u32 zero = 0;
+	struct totals *total = bpf_map_lookup_elem(&totals, &zero);
+
+	return !total || total->lent_unknown;
+}
+
 /* What is known of a file's digest, and of the file. */
 struct judged {
 	struct known known;
@@ -209,8 +219,10 @@ __noinline u32 judge(u64 seen, struct judged *judged)
 	if (!judged->known.clean)
 		return WRITTEN_WHILE_HASHED;
 	written = bpf_map_lookup_elem(&writes, &real_key);
-	if (!written)
+	if (!written || lent_unknown())
 		return MAP_FULL;
+	if (written->lent)
+		return PINNED_MEMORY;
 	return *(volatile u64 *)&written->count == judged->known.writes ? STABLE : WRITTEN_SINCE;
 }
 
@@ -273,6 +285,20 @@ static __always_inline void count_full(void)
 		__sync_fetch_and_add(&total->full, 1);
 }
 
+/* The writes of an inode that holds data, counted from now on; 0: there is no room. */
+static __always_inline struct writes *writes_of(u64 key)
+{
+	struct writes none = {}, *written = bpf_map_lookup_elem(&writes, &key);
+
+	if (written)
+		return written;
+	bpf_map_update_elem(&writes, &key, &none, BPF_NOEXIST);
+	written = bpf_map_lookup_elem(&writes, &key);
+	if (!written)
+		count_full();
+	return written;
+}
+
 /* An entry of `digests` begins or ends. No container has room for more than its share. */
 static __always_inline void count_digest(u64 owner, s64 one)
 {
@@ -308,7 +334,7 @@ int BPF_PROG(cima_collect_begins, void *iint, struct file *file)
 	struct mark *mark = bpf_task_storage_get(&marks, task, 0, 0);
 	u64 flags = IMA_COLLECTED, key, owner = mark ? mark->registration : 0;
 	struct known *begins;
-	struct writes none = {}, *written;
+	struct writes *written;
 	struct real real;
 
 	if (bpf_core_type_exists(struct integrity_iint_cache))
@@ -327,10 +353,8 @@ int BPF_PROG(cima_collect_begins, void *iint, struct file *file)
 	}
 	find_real(seen, &real);
 	key = (u64)real.inode;
-	written = bpf_map_lookup_elem(&writes, &key);
+	written = writes_of(key);
 	begins->writes = written ? *(volatile u64 *)&written->count : 0;
-	if (!written && bpf_map_update_elem(&writes, &key, &none, BPF_ANY))
-		count_full();
 	begins->owner = owner;
 	begins->clean = !writer_of(real.inode);
 	begins->real = key;

@@ -111,7 +111,7 @@ class Why(StrEnum):
     EXECSTACK = "execstack"
     EXECHEAP = "execheap"
     PINNED_MEMORY = "pinned-memory"
-    """Memory was lent to the kernel, which can write to it when its mapping is gone (io_uring)."""
+    """io_uring or AF_XDP keeps pages of it, and can write to them when no mapping is left."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,11 +52,11 @@ _KINDS: Final = {
 """Without one of these there is a kind of event that this kernel cannot report."""
 
 _CALLS: Final = {
-    "cima_personality_32": "__ia32_sys_personality",
-    "cima_io_uring": "__x64_sys_io_uring_register",
-    "cima_io_uring_32": "__ia32_sys_io_uring_register",
+    "cima_personality_32": ("__ia32_sys_personality", "__ia32_sys_personality"),
+    "cima_pinned": ("io_pin_pages", "__x64_sys_io_uring_setup"),
+    "cima_umem": ("xdp_umem_create", "xsk_create"),
 }
-"""System calls that some kernels do not have: then nobody can make them."""
+"""What is looked at, and what a kernel has where it can be done at all."""
 
 _SETATTR: Final = {2: "cima_setattr_2", 3: "cima_setattr_3"}
 _BIRTHS: Final = {"cima_ns_born": "__ns_tree_gen_id", "cima_copy_mnt_ns": "copy_mnt_ns"}
@@ -109,14 +109,16 @@ def choose(arguments: Arguments, *, reads: bool) -> Choice:
         there = {program for program, function in group.items() if has(function)}
         programs |= there
         groups[name] = len(there) == len(group)
-    programs |= {name for name, call in _CALLS.items() if arguments(call) is not None}
+    possible = {name for name, (_, call) in _CALLS.items() if arguments(call) is not None}
+    calls = {program for program in possible if has(_CALLS[program][0])}
+    programs |= calls
     programs |= _first_of(_BIRTHS, arguments, missing)
     if reads:
         programs |= _first_of(_READS, arguments, missing)
     return Choice(
         frozenset(programs),
         tuple(sorted(missing)),
-        sees_writes=groups["writes"] and setattr_ is not None,
+        sees_writes=groups["writes"] and setattr_ is not None and calls == possible,
         late=groups["late"] and groups["writes"],
     )
 

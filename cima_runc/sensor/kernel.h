@@ -31,6 +31,7 @@ enum bpf_map_type {
 };
 enum {
 	BPF_ANY = 0,
+	BPF_NOEXIST = 1,
 	BPF_EXIST = 2,
 	BPF_F_NO_PREALLOC = 1,
 	BPF_F_MMAPABLE = 1 << 10,
@@ -163,6 +164,7 @@ struct rb_root_cached {
 	struct rb_root rb_root;
 } KERNEL;
 struct address_space {
+	struct inode *host;
 	atomic_t i_mmap_writable;
 	struct rb_root_cached i_mmap;
 } KERNEL;
@@ -195,11 +197,24 @@ struct vm_area_struct {
 	struct file *vm_file;
 	void *anon_vma;
 } KERNEL;
+struct folio {
+	struct address_space *mapping;
+} KERNEL;
+struct page {
+	unsigned long compound_head;
+} KERNEL;
+struct page___7_1 {
+	unsigned long compound_info;
+} KERNEL;
+struct xdp_umem {
+	struct page **pgs;
+	u32 npgs;
+} KERNEL;
 struct iattr {
 	unsigned int ia_valid;
 } KERNEL;
 struct pt_regs___x86 {
-	unsigned long di, si, bx, cx;
+	unsigned long di, bx;
 } KERNEL;
 struct bpf_iter_meta;
 struct bpf_iter__task {

@@ -177,38 +177,4 @@ int BPF_PROG(cima_personality_32, struct pt_regs___x86 *regs)
 	return sets_persona(BPF_CORE_READ(regs, bx));
 }
 
-/*
- * Pages that io_uring keeps can be written to when the file's mapping is long gone, and nothing counts
- * that.
- */
-static __always_inline int lends_pages(u32 what)
-{
-	struct mark *mark;
-	u64 owner;
-
-	what &= ~(1U << 31); /* by a registered number of the ring */
-	if (what != 0 && what != 15 && what != 16) /* IORING_REGISTER_BUFFERS, _BUFFERS2, _BUFFERS_UPDATE */
-		return 0;
-	mark = mark_of_current();
-	if (!mark)
-		return 0;
-	owner = mark->registration;
-	note(owner, ABOUT(CHANGED, PINNED_MEMORY, NONE, is_enforced(owner)), 0, 0);
-	if (is_enforced(owner))
-		bpf_send_signal(SIGKILL);
-	return 0;
-}
-
-SEC("?fentry/__x64_sys_io_uring_register")
-int BPF_PROG(cima_io_uring, struct pt_regs___x86 *regs)
-{
-	return lends_pages(BPF_CORE_READ(regs, si));
-}
-
-SEC("?fentry/__ia32_sys_io_uring_register")
-int BPF_PROG(cima_io_uring_32, struct pt_regs___x86 *regs)
-{
-	return lends_pages(((u64)BPF_CORE_READ(regs, cx)));
-}
-
 #endif

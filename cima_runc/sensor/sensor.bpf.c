@@ -15,6 +15,7 @@
  *	scripts.h	scripts that their interpreters have not opened yet
  *	memory.h	executable memory
  *	guard.h		what changes under a program, and who reaches for the sensor
+ *	lent.h		pages of files that the kernel keeps, and writes to
  */
 #include "kernel.h"
 #include "sensor.h"
@@ -27,6 +28,7 @@
 #include "programs.h"
 #include "memory.h"
 #include "guard.h"
+#include "lent.h"
 #include "namespaces.h"
 
 char _license[] SEC("license") = "GPL";

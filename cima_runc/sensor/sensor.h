@@ -156,6 +156,7 @@ struct totals {
 	u64 dropped;
 	u64 unattributed; /* changes to files in use by more containers than are kept */
 	u64 full;	  /* digests for which there was no room */
+	u64 lent_unknown; /* 1: nor was there for a file whose pages were lent to the kernel (lent.h) */
 };
 
 #endif

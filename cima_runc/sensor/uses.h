@@ -134,7 +134,8 @@ static __always_inline int use_by(u64 registration, struct file *file, u32 func,
 			if (!now) {
 				why = STABLE;
 				hash = judged.known.hash;
-			} else if (hash >= 0 && now != WRITER && now != SHARED_MAPPING && !judged.unknown &&
+			} else if (hash >= 0 && now != WRITER && now != SHARED_MAPPING && now != PINNED_MEMORY &&
+				   !judged.unknown &&
 				   is_beyond_reach(seen, judged.real, judged.is_lower, root_dev)) {
 				why = STABLE;
 			} else if (now != NO_DIGEST_KEPT) {

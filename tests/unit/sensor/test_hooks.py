@@ -21,6 +21,7 @@ COMMON = {
         2,
     ),
 }
+LENT = {name: 1 for function, call in hooks._CALLS.values() for name in (function, call)}
 LINUX_6_1 = {**COMMON, "bpf_lsm_inode_setattr": 2}
 LINUX_6_12 = {**COMMON, "bpf_lsm_inode_setattr": 3, "bpf_lsm_file_post_open": 2}
 LINUX_7_3 = {**LINUX_6_12, "__ns_tree_gen_id": 2}
@@ -52,6 +53,18 @@ def test_where_writes_are_not_seen_nothing_is_believed(function: str) -> None:
     choice = chosen(LINUX_6_12, without=function)
     assert not choice.sees_writes
     assert function.removeprefix("bpf_lsm_") in choice.missing
+
+
+@pytest.mark.parametrize(("function", "call"), sorted(hooks._CALLS.values()))
+def test_what_can_be_done_is_looked_at_or_nothing_is_believed(function: str, call: str) -> None:
+    kernel = {**LINUX_6_12, **LENT}
+    assert set(hooks._CALLS) <= chosen(kernel).programs
+    without = {name: count for name, count in kernel.items() if name != call}
+    assert not chosen(without).missing
+    assert chosen(without).sees_writes
+    if function != call:
+        assert chosen(kernel, without=function).missing == (function,)
+        assert not chosen(kernel, without=function).sees_writes
 
 
 @pytest.mark.parametrize("function", sorted(hooks._LATE.values()))
