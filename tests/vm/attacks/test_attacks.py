@@ -20,7 +20,7 @@ from tests.vm.attacks.container import Seen
 pytestmark = pytest.mark.debian()  # all of them take half an hour a release: --everything
 
 SEEN = Path(__file__).parent / "seen"
-RELEASE = platform.freedesktop_os_release().get("VERSION_ID", "forky")
+KEPT = SEEN / f"{platform.freedesktop_os_release().get('VERSION_ID', 'forky')}.json"
 MODES = {"recorded": "", "enforced": "[enforcement]\nenforce = true\n"}
 REFERENCES = Path("/etc/cima/references")
 
@@ -46,13 +46,17 @@ def mode(image: None, request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def kept(image: None) -> Iterator[dict[str, dict[str, object]]]:
-    """What was seen, by attack and mode; written down in the end."""
-    path = SEEN / f"{RELEASE}.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    yield found
+def kept(image: None) -> dict[str, dict[str, object]]:
+    """What was seen, by attack and mode."""
+    return json.loads(KEPT.read_text()) if KEPT.exists() else {}
+
+
+@pytest.fixture(autouse=True)
+def written_down(kept: dict[str, dict[str, object]]) -> Iterator[None]:
+    """After each: the next may be the kernel's end."""
+    yield
     SEEN.mkdir(exist_ok=True)
-    path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    KEPT.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
 
 
 def owner() -> str:
