@@ -26,6 +26,7 @@ struct seen_key {
 struct report {
 	u64 seen; /* the inode whose digest is waited for */
 	u64 path_hash;
+	struct judged judged; /* for complete(): the stack has no room */
 	struct event event;
 	u8 path[PATH_SIZE + 8]; /* 8 more: zeros to the end of the last word, for the hash */
 };

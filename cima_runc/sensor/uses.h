@@ -52,7 +52,6 @@ __noinline int complete(void)
 	struct report *r = bpf_map_lookup_elem(&pending, &key);
 	struct mark *mark = bpf_task_storage_get(&marks, task, 0, 0);
 	struct registration *owner;
-	struct judged judged = {};
 	u32 why;
 
 	if (mark)
@@ -63,12 +62,13 @@ __noinline int complete(void)
 		bpf_map_delete_elem(&pending, &key);
 		return 0;
 	}
-	why = judge(r->seen, &judged);
+	__builtin_memset(&r->judged, 0, sizeof(r->judged));
+	why = judge(r->seen, &r->judged);
 	if (why != NO_DIGEST_KEPT) {
-		r->event.hash = judged.known.hash;
-		__builtin_memcpy(r->event.digest, judged.known.digest, DIGEST_SIZE);
+		r->event.hash = r->judged.known.hash;
+		__builtin_memcpy(r->event.digest, r->judged.known.digest, DIGEST_SIZE);
 	}
-	add_user(judged.real, r->event.registration);
+	add_user(r->judged.real, r->event.registration);
 	if (!r->event.why) /* what is wrong with its file system */
 		r->event.why = why;
 	send(r);
