@@ -87,8 +87,8 @@ def test_who_runs_a_file_is_told_when_its_pages_are_lent(sensor: Sensor) -> None
     file = MEMORY / "lent"
     install(file, program(b"B" * 4096))
     user = Watched(sensor)
+    user.run(file)
     with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 4096) as mapping:
-        user.run(file)
         drain(sensor)
         kept = lend(mapping, REGISTER_BUFFERS)
         told = {(event.kind, event.why) for event in drain(sensor)}
