@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CACHE = Path(
@@ -55,5 +55,9 @@ def prune(prefix: str, newest: int, minutes: float) -> None:
     layers.sort(key=lambda layer: layer.stat().st_mtime, reverse=True)
     for layer in layers[newest:]:
         if time.time() - layer.stat().st_mtime > 60 * minutes:
-            shutil.rmtree(layer, ignore_errors=True)
-            Path(f"{layer}.lock").unlink(missing_ok=True)
+            # What is being made now has the times of what is unpacked into it.
+            lock = Path(f"{str(layer).removesuffix('.new')}.lock")
+            with lock.open("w") as held, suppress(BlockingIOError):
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(layer, ignore_errors=True)
+                lock.unlink(missing_ok=True)

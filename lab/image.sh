@@ -125,7 +125,8 @@ prune() {
     find "$CIMA_CACHE" -maxdepth 1 -type d -name "$1-$release-*" -printf '%T@ %p\n' | sort -rn |
         cut -d' ' -f2- | tail -n "+$(($2 + 1))" | while read -r directory; do
         [ -n "$(find "$directory" -maxdepth 0 -mmin +120)" ] || continue
-        rm -rf "$directory" "$directory.lock"
+        # What is being made now has the times of what is unpacked into it.
+        flock --nonblock "${directory%.new}.lock" rm -rf "$directory" "${directory%.new}.lock" || true
     done
 }
 deps=deps-$release-$({ echo "$wheels"; cat "$checkout/examples/install.sh"; } | key)
