@@ -55,7 +55,12 @@ ATTACK(process_memory)
 		in_child(code, writev_into);
 	} else {
 		int fd = opened("/proc/self/mem", O_RDWR);
-		must(pwrite(fd, evil_code, sizeof(evil_code), (uintptr_t)code), "pwrite /proc/self/mem");
+		ssize_t written = pwrite(fd, evil_code, sizeof(evil_code), (uintptr_t)code);
+
+		/* Linux 6.12 and later may be told to write past what a mapping allows for nobody: proc_mem= */
+		if (written < 0 && errno == EIO)
+			refused("pwrite /proc/self/mem");
+		must(written, "pwrite /proc/self/mem");
 		call(code);
 	}
 	return 0;
