@@ -58,6 +58,8 @@ write_policy() {
     uuid=$(findmnt --noheadings --output UUID --target "$prefix" 2>/dev/null || true)
     [ -n "$uuid" ] || say "the file system of $prefix has no UUID: the policy measures what the user cima owns on any"
     sed "s/fowner=990/fowner=$owner${uuid:+ fsuuid=$uuid}/" "$examples/ima-policy" >"$policy.new"
+    # An upgrade with the same rules leaves the file as the kernel read it.
+    if cmp -s "$policy.new" "$policy"; then rm "$policy.new"; return; fi
     mv "$policy.new" "$policy"
     say "wrote $policy"
 }
