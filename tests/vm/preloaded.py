@@ -124,6 +124,8 @@ def _become(request: dict[str, Any], fds: Sequence[int]) -> NoReturn:
 
             sys.path.insert(0, request["cwd"])
             sys.argv, sys.executable = ["pytest", *request["args"]], PYTHON
+            # What it makes of its plugins would be files of somebody else in the installation.
+            sys.dont_write_bytecode = True
             from tests.vm.covered import counted
 
             with counted():
