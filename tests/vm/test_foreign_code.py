@@ -38,6 +38,7 @@ def test_an_honest_run_is_trusted() -> None:
 def test_foreign_code_is_seen(attack: Attack) -> None:
     seen = container.attack(attack.arguments, attack.rights, attack.place)
     if not seen.foreign_code_ran:
-        assert "refused: " in seen.said, seen  # by this kernel; that it was tried is seen all the same
+        # By this kernel; that it was tried is seen all the same.
+        assert "refused: " in seen.said, seen
     assert seen.evidence & attack.evidence, seen
     assert seen.verdict == "UNTRUSTED", seen
