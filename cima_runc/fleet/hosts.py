@@ -542,6 +542,11 @@ def _keep_lines(
         connection.execute(update(_LINE).where(is_it), later)
 
 
+def awaits_resync(host: Mapping[str, Any]) -> bool:
+    """Return whether the database was restored and the host has not reported since."""
+    return host["status"] is None and host["boot_id"] is not None
+
+
 def let_go(
     connection: Connection, host: int, gone: Sequence[KnownRegister], early: frozenset[int]
 ) -> list[int]:

@@ -17,7 +17,7 @@ from cima_runc.base.text import printable
 from cima_runc.evidence.report import Report, parse_report
 from cima_runc.evidence.report_answer import Accepted, Confirmed, Invitation, Refused, Resync
 from cima_runc.evidence.report_nonce import IssuedNonce, NonceMaker
-from cima_runc.fleet import clock, events, hosts, passed_on
+from cima_runc.fleet import clock, events, hosts, passed_on, work
 from cima_runc.fleet.database import Database, batched
 from cima_runc.fleet.events import Told
 from cima_runc.fleet.judge import Judge, News
@@ -151,6 +151,9 @@ class Reports:
         }
         concerned = self._concerned(connection, host, after, found, set(news) | set(vanished))
         self._judge.judge(connection, concerned, after, news, now)
+        if hosts.awaits_resync(host):
+            # Those that ended, and those of earlier boots: by the policies as they are here now.
+            work.later(connection, work.REAPPRAISE, str(host["id"]))
         return after
 
     def _concerned(
@@ -220,7 +223,7 @@ class Reports:
             kind = events.Kind.HOST_BOOTED if event.kind == "boot" else events.Kind.HOST_NOTICE
             told.append(Told(kind, {"notice": event.kind, "what": event.what}, number))
         kind, what = events.Kind.VANISHED, "its register was given up before its end was proved"
-        if host["status"] is None and host["boot_id"] is not None:
+        if hosts.awaits_resync(host):
             # The database was restored: what came since its copy is not with this host any more.
             kind = events.Kind.RECORDS_GONE
             what = "its end is not proved, and its host has no more of it"

@@ -166,7 +166,8 @@ class Worker:
                 .mappings()
                 .first()
             )
-            if row is not None:
+            # After a restore nothing is judged before the host reports, which asks for this anew.
+            if row is not None and not hosts.awaits_resync(row):
                 now = clock.now()
                 containers = (
                     connection.execute(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cima_runc.fleet import changes
+from cima_runc.fleet import changes, queries
 from tests.support.fleet_host import FleetHost
 from tests.support.fleet_image import POLICY, image, reference_file, start
 from tests.support.served_fleet import ServedFleet, eventually, served_fleet
@@ -65,7 +65,10 @@ def test_records_that_no_host_holds_any_more_are_told_as_gone(
     del host.containers[number]
     if boots_anew:
         host.reboot()
+    # Nor by what is appraised in the background: of what the policies are, and are to be again.
     fleet.write(changes.restored)
+    fleet.write(changes.add_policy, "default", POLICY)
+    eventually(lambda: fleet.query(queries.backlog)["jobs"] == 0)
     assert fleet.container("web")["verdict"] == "UNKNOWN"
     host.bind()
     for _ in range(5):
@@ -78,3 +81,26 @@ def test_records_that_no_host_holds_any_more_are_told_as_gone(
     }
     assert len(gone) == 1 + boots_anew, "each is told of once"
     assert fleet.container("stays")["verdict"] == ("STALE" if boots_anew else "TRUSTED"), other
+
+
+def test_what_ended_before_is_appraised_anew_when_its_host_reports(
+    fleet: ServedFleet, tmp_path: Path
+) -> None:
+    """By the policies of the copy; its host has nothing of it to send any more."""
+    reference = image(tmp_path)
+    fleet.write(changes.add_policy, "default", POLICY)
+    fleet.write(changes.add_reference, "app", reference_file(reference))
+    host = FleetHost()
+    fleet.enrol(host)
+    number = start(host, "job", reference)
+    fleet.sync(host)
+    host.end(number)
+    fleet.sync(host)
+    eventually(lambda: fleet.container("job")["verdict"] == "TRUSTED")
+    host.forget(number)
+    del host.containers[number]
+    fleet.sync(host)
+    fleet.write(changes.restored)
+    assert fleet.container("job")["verdict"] == "UNKNOWN"
+    fleet.sync(host)
+    eventually(lambda: fleet.container("job")["verdict"] == "TRUSTED")
