@@ -124,6 +124,12 @@ def records(container_id: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def stored(registration: int) -> list[str]:
+    """The records of a registration as they lie on the disk, a line each."""
+    directory = STATE / "containers" / f"{registration:08d}"
+    return (directory / "records.jsonl").read_text().splitlines()
+
+
 def status() -> dict[str, Any]:
     shown: dict[str, Any] = json.loads(ask("status"))
     return shown

@@ -15,7 +15,7 @@ def journal() -> list[str]:
     return (STATE / "boots" / boot / "journal.jsonl").read_text().splitlines()
 
 
-def stored_lines(container_id: str) -> list[str]:
+def printed_lines(container_id: str) -> list[str]:
     return guest.ok("cima", "log", container_id, "--json").splitlines()
 
 
@@ -26,8 +26,7 @@ def test_registers_and_the_pcr_are_what_the_records_add_up_to(image: str) -> Non
     assert len(rows) >= 2
     for row in rows:
         if row["state"] != "unmeasured":
-            registration = STATE / "containers" / f"{row['registration']:08d}"
-            lines = (registration / "records.jsonl").read_text().splitlines()
+            lines = guest.stored(row["registration"])
             assert by_hand.register(lines) == row["cpcr"]
             assert len(lines) == row["count"]
 
@@ -76,13 +75,12 @@ def printed_and_said(command: str, said: Callable[[], Any]) -> tuple[Any, Any]:
 
 def test_log_prints_the_records_as_they_are_stored(image: str) -> None:
     row = guest.run_once()
-    registration = STATE / "containers" / f"{row['registration']:08d}"
-    assert "\n".join(stored_lines(row["id"])) + "\n" == (registration / "records.jsonl").read_text()
+    assert printed_lines(row["id"]) == guest.stored(row["registration"])
 
 
 def test_a_flipped_byte_in_a_record_disagrees(image: str) -> None:
     row = guest.run_once()
-    lines = stored_lines(row["id"])
+    lines = printed_lines(row["id"])
     at = next(i for i, line in enumerate(lines) if '"ima_template"' in line)
     record = json.loads(lines[at])
     digest = record["digests"][0]["digest"]
