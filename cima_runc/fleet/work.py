@@ -167,7 +167,7 @@ class Worker:
                 .first()
             )
             # After a restore nothing is judged before the host reports, which asks for this anew.
-            if row is not None and not hosts.awaits_resync(row):
+            if row is not None and not hosts.awaits_resync(dict(row)):
                 now = clock.now()
                 containers = (
                     connection.execute(
