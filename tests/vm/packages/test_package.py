@@ -24,7 +24,9 @@ PACKAGES = Path("/root/packages")
 REMEMBERED = Path("/root/before.json")
 REMEMBERED_LOG = Path("/root/log.json")
 BACKUP = Path("/root/cima-backup.tar.gz")
-BACK_UP = Path(__file__).resolve().parents[3] / "docs/how-to/back-up.md"
+HOW_TO = Path(__file__).resolve().parents[3] / "docs/how-to"
+BACK_UP = HOW_TO / "back-up.md"
+REMOVE = HOW_TO / "remove.md"
 DAEMON = Path("/etc/docker/daemon.json")
 SETTINGS = Path("/etc/cima/config.toml")
 USERS = ("passwd", "group", "shadow", "gshadow")
@@ -252,12 +254,15 @@ def commands(page: Path) -> list[str]:
 
 @pytest.mark.boot(2)
 def test_it_is_not_removed_from_under_a_container_that_runs() -> None:
-    container_id = run_measured("/bin/sleep", "10000")
+    named = ("--name", "web", IMAGE)
+    container_id = guest.ok(*guest.docker("cima-runc", "-d", *named, "/bin/sleep", "10000")).strip()
 
     ran = dpkg("--remove", "cima-runc")
 
     assert ran.code != 0
-    assert container_id[:12] in ran.err and "stop" in ran.err
+    # What the page on removal shows.
+    shown = REMOVE.read_text().partition("```text\n")[2].partition("```")[0]
+    assert shown.replace("3fd2c1b79a04", container_id[:12]) in ran.err
     assert guest.row(container_id)["state"] == "running"
     guest.ok("docker", "rm", "-f", container_id)
 
