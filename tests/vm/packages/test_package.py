@@ -151,18 +151,19 @@ def test_doctor_sees_every_file_of_ours() -> None:
     module = packages / "cima_runc/fleet/metrics.py"
     [byte_code] = (module.parent / "__pycache__").glob("metrics.*.pyc")
     added = packages / "another.py"
-    kept, kept_code = module.read_bytes(), byte_code.read_bytes()
-    for what, path, data in (
-        ("not what was installed", module, kept + b"\n"),
-        ("not what was installed", byte_code, kept_code[:-1] + b"\0"),
-        ("not the user's", added, b""),
-    ):
+    kept = {path: path.read_bytes() for path in (module, byte_code)}
+    module.write_bytes(kept[module] + b"\n")
+    byte_code.write_bytes(kept[byte_code][:-1] + bytes([kept[byte_code][-1] ^ 1]))
+    code, found = doctor()
+    assert code == 2
+    assert "not what was installed" in found["own files"]
+    assert str(module) in found["own files"] and str(byte_code) in found["own files"]
+    for path, data in kept.items():
         path.write_bytes(data)
-        code, found = doctor()
-        assert code == 2
-        assert what in found["own files"] and str(path) in found["own files"]
-        module.write_bytes(kept)
-        byte_code.write_bytes(kept_code)
+    added.write_bytes(b"")
+    code, found = doctor()
+    assert code == 2
+    assert "not the user's" in found["own files"] and str(added) in found["own files"]
     added.unlink()
     assert not wrong(doctor()[1])
 
