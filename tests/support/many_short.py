@@ -1,6 +1,7 @@
 """Hundreds of short containers, several at once, on an agent of their own with a simulated sensor.
 
 Run as a program: ``many_short PREFIX RUNTIME COUNT AT_ONCE`` prints what became of them, as JSON.
+The runtime is runc, crun, or podman, which calls runc.
 The agent runs in its own process; its sensor is simulated there: it says of each mount namespace
 that is watched what ran in it first and last, and by whose registration it finds it at that moment.
 """
@@ -121,11 +122,12 @@ def run(prefix: Path, runtime: str, count: int, at_once: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="cima-short-") as name:
         directory = Path(name)
         native_host.private_mounts(directory)
-        if runtime == "crun" and not Path("/sys/fs/cgroup/cgroup.controllers").exists():
-            # It does not run in hybrid mode.
+        if runtime != "runc" and not Path("/sys/fs/cgroup/cgroup.controllers").exists():
+            # They do not run in hybrid mode.
             subprocess.run(["mount", "-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"], check=True)
+        called = "crun" if runtime == "crun" else "runc"
         native_host.SETTINGS_FILE.write_text(
-            f'runtimes = ["{runtime}"]\nstate_dir = "{directory}/state"\n'
+            f'runtimes = ["{called}"]\nstate_dir = "{directory}/state"\n'
         )
         log = directory / "agent.log"
         with log.open("wb") as output:
@@ -141,18 +143,26 @@ def run(prefix: Path, runtime: str, count: int, at_once: int) -> dict[str, Any]:
                 if agent.poll() is not None:
                     raise RuntimeError(log.read_text())
                 time.sleep(0.05)
-            return _all(prefix, directory, count, at_once)
+            return _all(prefix, directory, runtime, count, at_once)
         finally:
             agent.terminate()
             agent.wait(60)
 
 
-def _all(prefix: Path, directory: Path, count: int, at_once: int) -> dict[str, Any]:
+def _all(prefix: Path, directory: Path, runtime: str, count: int, at_once: int) -> dict[str, Any]:
     import native_host
 
     cima_runc = str(prefix / "bin/cima-runc")
     bundle = native_host.make_bundle(directory / "bundle", "/bin/true")
     template = (bundle / "config.json").read_text()
+
+    def under_podman(number: int) -> str:
+        stores = [f"--root={directory}/store", f"--runroot={directory}/store-run"]
+        podman = ["podman", *stores, "--cgroup-manager=cgroupfs", "--events-backend=none"]
+        podman += [f"--runtime={cima_runc}", "run", "--rm", "--network=none", "--pids-limit=-1"]
+        command = [*podman, f"--name=short-{number}", "--rootfs", bundle / "rootfs", "/bin/true"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return f"{number}: {done.stderr}" if done.returncode else ""
 
     def one(number: int) -> str:
         name = f"short-{os.getpid()}-{number}"
@@ -177,9 +187,10 @@ def _all(prefix: Path, directory: Path, count: int, at_once: int) -> dict[str, A
         finally:
             shutil.rmtree(own)
 
+    each = under_podman if runtime == "podman" else one
     begun = time.monotonic()
     with ThreadPoolExecutor(at_once) as pool:
-        wrong = [found for found in pool.map(one, range(count)) if found]
+        wrong = [found for found in pool.map(each, range(count)) if found]
     seconds = time.monotonic() - begun
     rows = json.loads(native_host.ask(prefix, "ps"))
     logs = {}
