@@ -31,13 +31,14 @@ def acceleration(image: Path) -> str:
         return EMULATED
     version = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, check=True)
     boot = Path("/proc/sys/kernel/random/boot_id").read_text()
-    answer = CACHE / f"kvm-{key(version.stdout, platform.release(), boot)}"
+    # Kept is what the machine can do, not what is made of it: another checkout may make another.
+    answer = CACHE / f"kvm-works-{key(version.stdout, platform.release(), boot)}"
     with locked(CACHE / "kvm"):
         if not answer.exists():
             for old in CACHE.glob("kvm-*"):
                 old.unlink()
-            answer.write_text(PROCESSOR if _reaches_init(image) else EMULATED)
-    return answer.read_text()
+            answer.write_text("yes" if _reaches_init(image) else "no")
+    return PROCESSOR if answer.read_text() == "yes" else EMULATED
 
 
 def _reaches_init(image: Path) -> bool:
