@@ -23,7 +23,8 @@ from cima_runc.base.text import printable
 from cima_runc.doctor.finding import UnfitError
 from cima_runc.engines import toml_text
 from cima_runc.engines.engine import RUNTIME_NAME, Engine, EngineError
-from cima_runc.measure.dependencies import executable, in_our_pid_namespace
+from cima_runc.measure.dependencies import executable
+from cima_runc.measure.outside import in_our_pid_namespace
 from cima_runc.measure.engine import docker_info
 
 _SECONDS = 120.0

@@ -21,6 +21,7 @@ from cima_runc.base.bounded import read_bounded
 from cima_runc.base.errors import CimaError
 from cima_runc.ima.template import Func
 from cima_runc.measure.file_digest import Identity, identity_of
+from cima_runc.measure.outside import in_our_pid_namespace
 from cima_runc.measure.own_code import own_files
 from cima_runc.measure.procfs import (
     ProcfsError,
@@ -406,12 +407,3 @@ def dockerds(address: str, *, seen_by: int | None = None, uid: int = 0) -> list[
             if is_parent or given.removeprefix("unix://") == address:
                 found.append(pid)
     return found
-
-
-def in_our_pid_namespace(pid: int) -> bool:
-    """Return whether a process is outside of containers, which have pid namespaces of their own."""
-    own = os.stat("/proc/self/ns/pid").st_ino
-    try:
-        return os.stat(f"/proc/{pid}/ns/pid").st_ino == own
-    except FileNotFoundError:  # it has ended
-        return False

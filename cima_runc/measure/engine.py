@@ -43,10 +43,10 @@ from cima_runc.measure.dependencies import (
     ancestors_of,
     dockerds,
     executable,
-    in_our_pid_namespace,
     open_sockets,
     start_ticks,
 )
+from cima_runc.measure.outside import in_our_pid_namespace
 from cima_runc.measure.procfs import flag_value, flag_values, parse_unix_listening
 from cima_runc.ml.contents import Engine
 

@@ -9,6 +9,9 @@ Docker (overlay2)         ``…/overlay2/l/SHORT`` links to ``…/overlay2/ID/di
                           is ``ID-init/diff``, made by the engine (/etc/hosts, /.dockerenv, …)
 containerd, CRI           ``…/snapshots/N/fs``; relative to ``snapshots`` where they are too long.
                           With a user namespace ``…/ovl-idmappedX/N/fs``, a mount that is gone
+Docker on containerd's    as containerd, mounted at ``ROOT/rootfs/SNAPSHOTTER/ID``; the topmost lower
+image store (the default  is the snapshot ``ID-init``, made by the engine
+since Docker 29)
 Podman, CRI-O             as Docker, without the init layer. With a user namespace
                           ``…/overlay/ID/mapped/0/l/SHORT``, a mount that is gone; since Podman 5.8
                       ``…/overlay/ID/mapped/N/diff``
@@ -31,6 +34,7 @@ from cima_runc.base.bounded import read_bounded
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.measure.idmap import IdMap, parse_id_maps
+from cima_runc.measure.outside import has_our_root, in_our_pid_namespace
 
 Kind = Literal["overlay", "fuse-overlayfs", "tree"]
 Role = Literal["data", "lower", "init", "upper", "tree"]
@@ -272,6 +276,9 @@ def _directories(
     names = [gone.get(name, name) for name in names]
     upper = options.upper
     relative = [name for name in [*names, upper] if name and not name.startswith(b"/")]
+    for name in [*names, upper or b""]:
+        if name.startswith(b"/proc/"):
+            raise OverlayError(f"the layer {printable(name)} is a descriptor of who mounted it")
     base = b""
     if relative:
         near = [cwd] if cwd else []
@@ -285,11 +292,26 @@ def _directories(
         if real == above:
             raise OverlayError(f"the layer {printable(name)} is the container's own directory")
         role: Role = "data" if number < len(options.data) else "lower"
-        if number == len(names) - 1 and upper and os.fsencode(real).endswith(b"-init/diff"):
+        if number == len(names) - 1 and upper and _is_init(os.fsencode(real), os.fsencode(point)):
             role = "init"
         yield LayerDirectory(real, role, options.form, is_idmapped=name in gone.values())
     if above is not None:
         yield LayerDirectory(above, "upper", options.form)
+
+
+_SNAPSHOT = re.compile(rb".*/snapshots/[0-9]+/fs", re.DOTALL)
+_DOCKER_POINT = re.compile(rb".*/rootfs/[^/]+/[0-9a-f]{64}", re.DOTALL)
+"""Where Docker mounts a container's snapshot (moby, daemon/snapshotter/mount.go)."""
+
+
+def _is_init(topmost: bytes, point: bytes) -> bool:
+    """Whether the topmost lower layer is the one that Docker makes of its own for each container.
+
+    One that is taken for it is judged entry by entry, and is missed among the image's layers.
+    """
+    if _DOCKER_POINT.fullmatch(point):
+        return _SNAPSHOT.fullmatch(topmost) is not None
+    return topmost.endswith(b"-init/diff")
 
 
 def _numbered(names: list[bytes], options: _Options) -> dict[bytes, bytes]:
@@ -381,7 +403,8 @@ def _fuse_arguments(
 def fuse_overlayfs_commands(uid: int = 0) -> Iterator[FuseCommand]:
     """Yield the fuse-overlayfs processes of the user ``uid``, from /proc. Takes root.
 
-    Anybody may call a program so, and say that it serves another's container.
+    Anybody may call a program so, and say that it serves another's container: of other users none
+    counts, and none that is in a container, where root has the user's own number.
     """
     wanted = b"Uid:" + b"\t%d" % uid * 4
     for process in Path("/proc").iterdir():
@@ -392,6 +415,9 @@ def fuse_overlayfs_commands(uid: int = 0) -> Iterator[FuseCommand]:
             if argv[0].rpartition(b"/")[2] != b"fuse-overlayfs":
                 continue
             if wanted not in (process / "status").read_bytes().splitlines():
+                continue
+            pid = int(process.name)
+            if not (in_our_pid_namespace(pid) and has_our_root(pid)):
                 continue
             yield FuseCommand(
                 tuple(argv),

@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -125,6 +126,35 @@ def test_containerd(containerd: Path, lower: str) -> None:
     found = read_rootfs(point, line(point, "overlay", options))
     assert roles(found.layers) == [("9/fs", "lower"), ("10/fs", "lower"), ("12/fs", "upper")]
     assert not any(layer.is_idmapped for layer in found.layers)
+
+
+@pytest.mark.parametrize("snapshotter", ["overlayfs", "stargz"])
+def test_docker_on_containerds_image_store(containerd: Path, snapshotter: str) -> None:
+    """The topmost snapshot but the container's own is Docker's init layer, of no image."""
+    snapshots = containerd / "snapshots"
+    point = containerd / "docker/rootfs" / snapshotter / ("0123456789abcdef" * 4)
+    point.mkdir(parents=True)
+    options = (
+        f"lowerdir={snapshots}/10/fs:{snapshots}/9/fs|upperdir={snapshots}/12/fs"
+        f"|workdir={snapshots}/12/work"
+    )
+    found = read_rootfs(point, line(point, "overlay", options))
+    assert roles(found.layers) == [("9/fs", "lower"), ("10/fs", "init"), ("12/fs", "upper")]
+
+
+@pytest.mark.parametrize("name", ["/proc/self/fd/{fd}", "/proc/thread-self/fd/{fd}", "/proc/1/fd/3"])
+def test_a_descriptor_of_who_mounted_it_is_none_of_ours(containerd: Path, name: str) -> None:
+    snapshots = containerd / "snapshots"
+    handle = os.open(snapshots / "9/fs", os.O_RDONLY)
+    try:
+        own = name.format(fd=handle)
+        options = f"lowerdir={snapshots}/10/fs:{own}|upperdir={snapshots}/12/fs"
+        point = containerd / "run/rootfs"
+        found = read_rootfs(point, line(point, "overlay", options))
+    finally:
+        os.close(handle)
+    assert found.kind == "tree"
+    assert "a descriptor of who mounted it" in found.reason
 
 
 def test_containerd_with_shifted_owners(containerd: Path) -> None:
@@ -352,3 +382,40 @@ def test_only_the_users_own_fuse_overlayfs_is_believed() -> None:
         assert [each.argv for each in fuse_overlayfs_commands(4321)] == [tuple(shown)]
         assert tuple(shown) not in [each.argv for each in fuse_overlayfs_commands()]
         faked.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+@pytest.mark.parametrize(
+    "inside", [["unshare", "--pid", "--fork"], ["chroot", "{root}"]], ids=["pid", "root"]
+)
+def test_a_containers_fuse_overlayfs_is_not_believed(inside: list[str], tmp_path: Path) -> None:
+    """A container's root has the number that root of the host has, and chooses what it is called."""
+    for name in ("bin", "lib", "lib64", "usr"):
+        (tmp_path / name).mkdir()
+    command = [word.format(root=tmp_path) for word in inside]
+    binds = " && ".join(f"mount --rbind /{n} {tmp_path}/{n}" for n in ("usr", "bin", "lib", "lib64"))
+    script = f"{binds} && exec {' '.join(command)} bash -c 'exec -a fuse-overlayfs sleep 3141'"
+    with subprocess.Popen(["unshare", "--mount", "bash", "-c", script]) as faked:
+        try:
+            for _ in range(1000):
+                running = [
+                    path
+                    for path in Path("/proc").glob("[0-9]*/cmdline")
+                    if _read(path) == b"fuse-overlayfs\x003141\0"
+                ]
+                if running:
+                    break
+                time.sleep(0.01)
+            assert running
+            assert (b"fuse-overlayfs", b"3141") not in [c.argv for c in fuse_overlayfs_commands()]
+        finally:
+            for path in running:
+                os.kill(int(path.parent.name), signal.SIGKILL)
+            faked.kill()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
