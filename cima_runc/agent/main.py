@@ -489,7 +489,9 @@ class Agent:
             if verb == "log":
                 await self._settle()
             answer = await self._writer.submit(lambda rooms: self._handle(rooms, verb, body))
-        except (CimaError, OSError, asyncio.LimitOverrunError) as error:
+        except asyncio.IncompleteReadError:
+            raise
+        except Exception as error:
             return refusal(verb, error)
         return "ok", answer
 

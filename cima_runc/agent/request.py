@@ -23,6 +23,8 @@ ANSWER_SECONDS = 600.0
 """How long a client may take to read all of its answer."""
 _QUESTIONS = frozenset({"activate", "attest", "enrolment", "log", "ps", "status"})
 """What people ask; all else is an engine's hook, or changes something."""
+_MISTAKE = 400
+"""Characters of an unexpected error that are logged in its line."""
 _CHUNK = 64 * limits.KIB
 """Bytes of an answer in memory at a time."""
 
@@ -119,6 +121,10 @@ def refusal(verb: str, error: Exception) -> tuple[str, bytes]:
         _log.error("%s failed: %s", verb, error)
         place = f"{error.filename}: " if error.filename else ""
         return "error", printable(f"{place}{error.strerror}").encode()
+    if not isinstance(error, CimaError | asyncio.LimitOverrunError):
+        # A mistake of ours. A hook that got no answer would take it that no agent is there.
+        _log.error("%s failed: %s", verb, printable(repr(error)[:_MISTAKE]), exc_info=error)
+        return "error", b"the agent made a mistake, its log says which"
     # Who asks is told; the administrator need not act on somebody's typing mistake.
     asked = verb.partition(" ")[0] in _QUESTIONS
     _log.log(logging.INFO if asked else logging.WARNING, "%s refused: %s", verb, error)

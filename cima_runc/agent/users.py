@@ -107,7 +107,9 @@ class UserServer:
                 await self._submit(lambda rooms: rooms.commit(bind=False))
                 answer = await self._submit(lambda rooms: _QUESTIONS[verb](rooms, body, uid))
                 await send_answer(writer, "ok", answer)
-        except (CimaError, OSError, asyncio.LimitOverrunError) as error:
+        except asyncio.IncompleteReadError:
+            raise
+        except Exception as error:
             await send_answer(writer, *refusal(what, error))
 
     async def _do(self, verb: str, body: bytes, uid: int) -> None:

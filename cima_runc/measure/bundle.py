@@ -9,6 +9,7 @@ from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.jsonio import load_object
 from cima_runc.base.text import printable
+from cima_runc.measure.oci_names import refuse_other_spellings
 
 
 class BundleError(CimaError):
@@ -37,8 +38,11 @@ def parse_config(raw: bytes) -> dict[str, Any]:
 
     Raises:
         JsonError: not a JSON object, or too large.
+        SpellingError: runtimes would differ in what it says.
     """
-    return load_object(raw, what="config.json", limit=limits.CONFIG_JSON)
+    config = load_object(raw, what="config.json", limit=limits.CONFIG_JSON)
+    refuse_other_spellings(config)
+    return config
 
 
 def root_of(config: dict[str, Any], bundle: str) -> Path:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,33 @@ def test_hooks_of_others_come_after_ours_and_what_they_do_is_measured(
 
 
 # -- crun ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Process", "Mounts", "ROOT", "Linux"])
+def test_a_name_that_one_runtime_reads_and_another_does_not(
+    host: Host, place: Path, name: str
+) -> None:
+    """runc runs what stands under "Process"; the record's readers look under "process"."""
+    bundle = make_bundle(place / "bundle", "/bin/echo", "hello")
+    config = json.loads((bundle / "config.json").read_text())
+    other = json.loads(json.dumps(config.get(name.lower(), [])).replace('"hello"', '"other"'))
+    edit(bundle, {name: other})
+    done = run(host, bundle)
+    assert done.returncode != 0 and not done.stdout
+    assert f"{name} is a name in an unusual spelling" in done.stderr
+
+
+def test_a_value_that_is_no_text_ends_in_a_reason(host: Host, place: Path) -> None:
+    """Of half a surrogate pair no digest can be made; the agent says that it will not, at once."""
+    bundle = make_bundle(place / "bundle", "/bin/echo", "hello")
+    config = json.loads((bundle / "config.json").read_text())
+    config["process"]["env"] = ["A=\ud800"]
+    edit(bundle, config)
+    began = time.monotonic()
+    done = run(host, bundle)
+    assert done.returncode != 0 and not done.stdout
+    assert "the agent refuses" in done.stderr
+    assert time.monotonic() - began < 20
 
 
 @pytest.fixture(scope="module")

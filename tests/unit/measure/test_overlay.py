@@ -142,7 +142,9 @@ def test_docker_on_containerds_image_store(containerd: Path, snapshotter: str) -
     assert roles(found.layers) == [("9/fs", "lower"), ("10/fs", "init"), ("12/fs", "upper")]
 
 
-@pytest.mark.parametrize("name", ["/proc/self/fd/{fd}", "/proc/thread-self/fd/{fd}", "/proc/1/fd/3"])
+@pytest.mark.parametrize(
+    "name", ["/proc/self/fd/{fd}", "/proc/thread-self/fd/{fd}", "/proc/1/fd/3"]
+)
 def test_a_descriptor_of_who_mounted_it_is_none_of_ours(containerd: Path, name: str) -> None:
     snapshots = containerd / "snapshots"
     handle = os.open(snapshots / "9/fs", os.O_RDONLY)
@@ -393,7 +395,9 @@ def test_a_containers_fuse_overlayfs_is_not_believed(inside: list[str], tmp_path
     for name in ("bin", "lib", "lib64", "usr"):
         (tmp_path / name).mkdir()
     command = [word.format(root=tmp_path) for word in inside]
-    binds = " && ".join(f"mount --rbind /{n} {tmp_path}/{n}" for n in ("usr", "bin", "lib", "lib64"))
+    binds = " && ".join(
+        f"mount --rbind /{n} {tmp_path}/{n}" for n in ("usr", "bin", "lib", "lib64")
+    )
     script = f"{binds} && exec {' '.join(command)} bash -c 'exec -a fuse-overlayfs sleep 3141'"
     with subprocess.Popen(["unshare", "--mount", "bash", "-c", script]) as faked:
         try:
