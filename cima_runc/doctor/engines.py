@@ -24,8 +24,8 @@ from cima_runc.doctor.finding import UnfitError
 from cima_runc.engines import toml_text
 from cima_runc.engines.engine import RUNTIME_NAME, Engine, EngineError
 from cima_runc.measure.dependencies import executable
-from cima_runc.measure.outside import in_our_pid_namespace
 from cima_runc.measure.engine import docker_info
+from cima_runc.measure.outside import in_our_pid_namespace
 
 _SECONDS = 120.0
 _SHOWN = 1 << 20

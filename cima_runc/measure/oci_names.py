@@ -10,31 +10,30 @@ from typing import Any
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 
-_NAMES = frozenset(
-    """
-    ociVersion process root hostname domainname mounts hooks annotations linux vm
-    terminal consoleSize height width user args commandLine env cwd capabilities rlimits
-    noNewPrivileges apparmorProfile oomScoreAdj scheduler selinuxLabel ioPriority execCPUAffinity
-    uid gid umask additionalGids username
-    bounding effective inheritable permitted ambient hard soft
-    policy nice priority flags runtime deadline period class initial final
-    path readonly destination type source options uidMappings gidMappings
-    prestart createRuntime createContainer startContainer poststart poststop timeout
-    sysctl resources cgroupsPath namespaces devices netDevices seccomp rootfsPropagation
-    maskedPaths readonlyPaths mountLabel intelRdt memoryPolicy personality timeOffsets
-    containerID hostID size allow major minor access fileMode
-    memory cpu pids blockIO hugepageLimits network rdma unified
-    limit reservation swap kernel kernelTCP swappiness disableOOMKiller useHierarchy
-    checkBeforeUpdate shares quota burst realtimeRuntime realtimePeriod cpus mems idle
-    weight leafWeight weightDevice throttleReadBpsDevice throttleWriteBpsDevice
-    throttleReadIOPSDevice throttleWriteIOPSDevice rate pageSize classID priorities name
-    hcaHandles hcaObjects
-    defaultAction defaultErrnoRet architectures listenerPath listenerMetadata syscalls names action
-    errnoRet index value valueTwo op
-    closID schemata l3CacheSchema memBwSchema enableMonitoring enableCMT enableMBM
-    domain secs nanosecs mode nodes
-    """.split()
-)
+_TEXT = """
+ociVersion process root hostname domainname mounts hooks annotations linux vm
+terminal consoleSize height width user args commandLine env cwd capabilities rlimits
+noNewPrivileges apparmorProfile oomScoreAdj scheduler selinuxLabel ioPriority execCPUAffinity
+uid gid umask additionalGids username
+bounding effective inheritable permitted ambient hard soft
+policy nice priority flags runtime deadline period class initial final
+path readonly destination type source options uidMappings gidMappings
+prestart createRuntime createContainer startContainer poststart poststop timeout
+sysctl resources cgroupsPath namespaces devices netDevices seccomp rootfsPropagation
+maskedPaths readonlyPaths mountLabel intelRdt memoryPolicy personality timeOffsets
+containerID hostID size allow major minor access fileMode
+memory cpu pids blockIO hugepageLimits network rdma unified
+limit reservation swap kernel kernelTCP swappiness disableOOMKiller useHierarchy
+checkBeforeUpdate shares quota burst realtimeRuntime realtimePeriod cpus mems idle
+weight leafWeight weightDevice throttleReadBpsDevice throttleWriteBpsDevice
+throttleReadIOPSDevice throttleWriteIOPSDevice rate pageSize classID priorities name
+hcaHandles hcaObjects
+defaultAction defaultErrnoRet architectures listenerPath listenerMetadata syscalls names action
+errnoRet index value valueTwo op
+closID schemata l3CacheSchema memBwSchema enableMonitoring enableCMT enableMBM
+domain secs nanosecs mode nodes
+"""
+_NAMES = frozenset(_TEXT.split())
 _FOLDED = frozenset(name.casefold() for name in _NAMES)
 _FREE = frozenset({"annotations", "sysctl", "unified"})
 """Objects whose keys people choose, and whose values are strings."""

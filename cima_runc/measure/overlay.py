@@ -9,9 +9,9 @@ Docker (overlay2)         ``…/overlay2/l/SHORT`` links to ``…/overlay2/ID/di
                           is ``ID-init/diff``, made by the engine (/etc/hosts, /.dockerenv, …)
 containerd, CRI           ``…/snapshots/N/fs``; relative to ``snapshots`` where they are too long.
                           With a user namespace ``…/ovl-idmappedX/N/fs``, a mount that is gone
-Docker on containerd's    as containerd, mounted at ``ROOT/rootfs/SNAPSHOTTER/ID``; the topmost lower
-image store (the default  is the snapshot ``ID-init``, made by the engine
-since Docker 29)
+Docker on containerd's    as containerd, mounted at ``ROOT/rootfs/SNAPSHOTTER/ID``; the topmost
+image store (Docker 29's  lower is the snapshot ``ID-init``, made by the engine
+default)
 Podman, CRI-O             as Docker, without the init layer. With a user namespace
                           ``…/overlay/ID/mapped/0/l/SHORT``, a mount that is gone; since Podman 5.8
                       ``…/overlay/ID/mapped/N/diff``

@@ -391,8 +391,8 @@ def test_only_the_users_own_fuse_overlayfs_is_believed() -> None:
     "inside", [["unshare", "--pid", "--fork"], ["chroot", "{root}"]], ids=["pid", "root"]
 )
 def test_a_containers_fuse_overlayfs_is_not_believed(inside: list[str], tmp_path: Path) -> None:
-    """A container's root has the number that root of the host has, and chooses what it is called."""
-    for name in ("bin", "lib", "lib64", "usr"):
+    """A container's root has the number of the host's, and chooses what it is called."""
+    for name in ("usr", "bin", "lib", "lib64"):
         (tmp_path / name).mkdir()
     command = [word.format(root=tmp_path) for word in inside]
     binds = " && ".join(
