@@ -282,3 +282,7 @@ FLEET_NOTE = 64 * MIB
 
 FLEET_REFERENCE = 256 * MIB
 """Bytes of a file of reference values that is sent to a fleet's service."""
+
+PROVIDER_ANSWER = 1 * MIB
+"""Bytes of what an OpenID provider answers: its description, its keys, a token. Real ones have
+below 64 KiB."""

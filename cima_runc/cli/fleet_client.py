@@ -14,7 +14,7 @@ from cima_runc.base.bounded import read_bounded
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.cli import context
-from cima_runc.cli.remote import tls_context
+from cima_runc.cli.remote import opener, tls_context
 
 URL, CA = "CIMA_FLEET_URL", "CIMA_FLEET_CA"
 TOKEN, TOKEN_FILE = "CIMA_FLEET_TOKEN", "CIMA_FLEET_TOKEN_FILE"
@@ -54,12 +54,6 @@ def choose(url: str | None, ca: Path | None, token_file: Path | None) -> None:
     _Chosen.url, _Chosen.ca, _Chosen.token_file = url, ca, token_file
 
 
-class _Stay(urllib.request.HTTPRedirectHandler):
-    # A redirection would take the token along to wherever it says.
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
 class Client:
     """Asks the service that options, environment or settings name, in this order."""
 
@@ -71,8 +65,7 @@ class Client:
         """
         self._url, ca = _address()
         self._token = _token()
-        handlers = (urllib.request.HTTPSHandler(context=tls_context(self._url, ca)), _Stay())
-        self._open = urllib.request.build_opener(*handlers).open
+        self._open = opener(tls_context(self._url, ca))
 
     def get(self, *path: str, **query: str | int | bool | None) -> Row:
         """Return the object at a path of ``/v1``; ``None`` in a query is left out.

@@ -4,7 +4,9 @@ import json
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
@@ -39,7 +41,7 @@ def call_url(
         f"{url.rstrip('/')}/v1/{route}", data=body, headers={"Content-Type": "application/json"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=timeout, context=context) as answer:  # noqa: S310
+        with opener(context)(request, timeout=timeout) as answer:
             raw: bytes = answer.read(limits.EVIDENCE + 1)
             return raw
     except urllib.error.HTTPError as error:
@@ -51,6 +53,17 @@ def call_url(
         unavailable = AgentUnavailableError(f"{url} does not answer: {reason}")
         unavailable.hint = "check the address, and --ca for its certificate"
         raise unavailable from error
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    # A redirection would take what is asked, and who asks, along to wherever it says.
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def opener(context: ssl.SSLContext) -> Callable[..., Any]:
+    """Return what opens addresses by this context; redirects are answers, and not followed."""
+    return urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), _Stay()).open
 
 
 def tls_context(

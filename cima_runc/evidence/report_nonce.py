@@ -14,6 +14,9 @@ from cima_runc.base.errors import CimaError
 LIFETIME = 60.0
 """Seconds that a nonce lives."""
 
+SKEW = 5.0
+"""Seconds that the clocks of the service's processes may differ."""
+
 _LABEL = b"cima-report-nonce-v1\0"
 _RANDOM = 16
 _SIZE = _RANDOM + 8 + 32
@@ -72,6 +75,9 @@ class NonceMaker:
             )
         ends = int.from_bytes(head[_RANDOM:], "big") / 1000
         made = ends - self._lifetime
+        if made > now + SKEW:
+            # The clock was set back: when a quote for it was made cannot be told.
+            raise NonceExpiredError("the nonce is from the future", hint="ask for a new nonce")
         if now > ends:
             raise NonceExpiredError(
                 f"the nonce has expired {now - ends:.0f} seconds ago", hint="ask for a new nonce"

@@ -66,6 +66,8 @@ class State:
     place_proved: bool
     is_whole: bool
     """Whether all records that its register has are proved, and were compared."""
+    host_is_known: bool
+    """Whether what its host proved in its boot was compared, by these values."""
     has_policy: bool
     has_reference: bool
     vanished: bool
@@ -164,6 +166,7 @@ def verdict(findings: Iterable[tuple[str, str]], state: State, values: Values) -
         not state.is_sealed
         and state.place_proved
         and state.is_whole
+        and state.host_is_known
         and state.has_policy
         and state.has_reference
         and not state.vanished

@@ -102,7 +102,7 @@ def _try(
     )
     # A cache of its own: the number of the row that is rolled back will be another policy's.
     (after,) = Judge(ValuesCache()).judge(connection, [dict(row)], dict(host_row), {}, now)
-    deadline = verdicts.deadline_of(dict(row), dict(host_row))
+    deadline = verdicts.deadline_of(dict(row), dict(host_row), now)
     shown = [
         verdicts.effective(verdict, deadline, has_ended=row["has_ended"], now=now).value
         for verdict in (row["verdict"], after.value)

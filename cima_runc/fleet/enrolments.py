@@ -16,7 +16,7 @@ from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.evidence.enrolment import EnrolmentAnswer, EnrolmentRequest
 from cima_runc.evidence.host_enrolment import EnrolmentChallenge, EnrolmentState, HostEnrolment
-from cima_runc.fleet import access, audit, clock, events
+from cima_runc.fleet import access, audit, clock, events, work
 from cima_runc.fleet.schema import Enrolment, Host, JoinToken, new_uid, table_of
 from cima_runc.tpm.credential import CredentialError
 from cima_runc.tpm.structures import parse_public
@@ -219,8 +219,13 @@ def _enrol(
     same = connection.execute(select(_HOST.c.id).where(_HOST.c.ak_name == row["ak_name"])).scalar()
     if same is not None:
         # It was removed, or replaced: its history, and what it must not go back behind, stay.
-        connection.execute(update(_HOST).where(_HOST.c.id == same["id"]).values(**values))
-        number = int(same["id"])
+        # But what it proved before counts no more, and its labels may choose other policies.
+        proved_nothing = {"deadline": None, "quoted": None}
+        number = int(same)
+        connection.execute(
+            update(_HOST).where(_HOST.c.id == number).values(**values, **proved_nothing)
+        )
+        work.later(connection, work.REAPPRAISE, str(number))
     else:
         made = connection.execute(
             insert(_HOST).values(

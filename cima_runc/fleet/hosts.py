@@ -594,10 +594,12 @@ def tenants_containers(
     owner, key = _OWNER.c, table_of(TenantKey).c
     rows = connection.execute(
         select(_CONTAINER.c.host, _CONTAINER.c.id, _CONTAINER.c.name, _CONTAINER.c.verdict)
+        .join(_HOST, _HOST.c.id == _CONTAINER.c.host)
         .join(_OWNER, owner.container == _CONTAINER.c.id)
         .join(table_of(TenantKey), key.key == owner.key)
         .where(
             _CONTAINER.c.host.in_(hosts),
+            _CONTAINER.c.boot_id == _HOST.c.boot_id,
             _CONTAINER.c.slot.is_not(None),
             _CONTAINER.c.has_ended.is_(False),
             _CONTAINER.c.verdict != "UNTRUSTED",

@@ -16,7 +16,7 @@ from cima_runc.evidence.host_enrolment import EnrolmentChallenge, EnrolmentState
 from cima_runc.evidence.host_enrolment import parse as parse_host
 from cima_runc.evidence.report_answer import LONG_POLL, Accepted, Invitation, Refused, Resync
 from cima_runc.evidence.report_nonce import NonceRefusedError
-from cima_runc.fleet import enrolments, passed_on
+from cima_runc.fleet import clock, enrolments, passed_on
 from cima_runc.fleet.database import DatabaseError
 from cima_runc.fleet.reports import NotEnrolledError, Outcome, refusal
 from cima_runc.fleet.service import Service
@@ -51,7 +51,7 @@ class Frequent:
         """Return whether somebody is the host that the service has proved a while ago."""
         scheme, _, session = (authorization or "").partition(" ")
         sessions = self._service.sessions
-        return scheme.lower() == "bearer" and sessions.is_good(session, ak, time.time())
+        return scheme.lower() == "bearer" and sessions.is_good(session, ak, clock.now() / 1000)
 
     async def nonce(self, request: Request, ak: str, wait: float) -> Response:
         """Answer with a nonce; to a host that is proved after ``wait`` seconds at most.
@@ -76,7 +76,7 @@ class Frequent:
             return _answer(200, await service.run(self._invite, ak))
         # Nothing is looked up for somebody who is not proved.
         made = Invitation(
-            nonce=service.nonces.issue(bytes.fromhex(ak), time.time()),
+            nonce=service.nonces.issue(bytes.fromhex(ak), clock.now() / 1000),
             interval=service.settings.interval,
             min_interval=service.settings.min_interval,
         )

@@ -5,7 +5,7 @@ What many containers have in common is read once, and written together: a host m
 with hundreds of them. Source: fleet, section 5.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from cima_runc.fleet.findings import Findings
 from cima_runc.fleet.schema import Appraisal, Container, Line, Record, table_of
 from cima_runc.fleet.schema import Verdict as VerdictRow
 from cima_runc.fleet.values import Choice, Choosing, Mode, ValuesCache
-from cima_runc.fleet.verdicts import facts_of, measured_line
+from cima_runc.fleet.verdicts import deadline_of, effective, facts_of, measured_line
 from cima_runc.ml.contents import Measured
 from cima_runc.verifier.errors import Verdict
 from cima_runc.verifier.result import Finding as Found
@@ -58,17 +58,48 @@ class Judge:
         now: int,
     ) -> list[Verdict]:
         """Appraise what is new of containers of one host, all of it where their values are others;
-        write down what is found, the verdicts, and the events where they are others.
+        write down what is found, the verdicts, and the events where they are others. Return the
+        verdicts on ``containers``.
 
         ``containers`` and ``host`` are their rows as they are now, earlier runs first; ``news`` is
         by their numbers.
         """
-        if not containers:
-            return []
-        sitting = _Sitting(connection, self._values, containers, host, news=news, now=now)
-        found = [sitting.judge(one, news.get(one["id"], _NONE)) for one in containers]
-        sitting.end()
-        return found
+        judged: set[int] = set()
+        verdicts: list[Verdict] = []
+        while containers:
+            sitting = _Sitting(connection, self._values, containers, host, news=news, now=now)
+            found = [sitting.judge(one, news.get(one["id"], _NONE)) for one in containers]
+            sitting.end()
+            verdicts = verdicts or found
+            # By a verdict that is another the runs after it are judged anew, and those after them.
+            judged |= {one["id"] for one in containers}
+            others = [
+                one["registration"]
+                for one, verdict in zip(containers, found, strict=True)
+                if verdict.value != one["verdict"]
+            ]
+            containers, news = _followers(connection, host, others, judged), {}
+        return verdicts
+
+
+def _followers(
+    connection: Connection,
+    host: Mapping[str, Any],
+    registrations: Sequence[int],
+    judged: Collection[int],
+) -> list[dict[str, Any]]:
+    """Return the runs after these, of those that were not judged with them."""
+    found: dict[int, dict[str, Any]] = {}
+    for some in batched(registrations):
+        rows = connection.execute(
+            select(_CONTAINER).where(
+                _CONTAINER.c.host == host["id"],
+                _CONTAINER.c.previous_registration.in_(some),
+                _CONTAINER.c.kind == "container",
+            )
+        ).mappings()
+        found |= {row["id"]: dict(row) for row in rows if row["id"] not in judged}
+    return sorted(found.values(), key=lambda one: (one["run"] or 0, one["id"]))
 
 
 class _Sitting:
@@ -174,6 +205,10 @@ class _Sitting:
             found = appraisal.own((), records, values) if records else []
             appraised = len(records)
             self._findings.replace(number, mode, "own", found, now=self._now)
+        if not is_by_same:
+            # Of a boot that is over the host's facts are gone: what failed by them stays, and
+            # nothing is TRUSTED by values that were never compared with them.
+            parts.pop("host", None)
         for part, found in self._of_others(container, values):
             digest = appraisal.digest_of(found)
             if parts.get(part) != digest:
@@ -190,6 +225,7 @@ class _Sitting:
                 is_whole=container["confirmed"] > 0
                 and appraised == container["confirmed"] == container["count"]
                 and not container["held"],
+                host_is_known="host" in parts,
                 has_policy=True,
                 has_reference=choice.reference is not None,
                 vanished=container["vanished"],
@@ -379,6 +415,13 @@ class _Sitting:
             self._verdicts.append({"container": number, "time": self._now, **said})
             if container["kind"] == "container":
                 data = {"container": printable(container["name"]), **said}
+                # What it is now: it may have been appraised while its host does not report.
+                data["verdict"] = effective(
+                    verdict.value,
+                    deadline_of(container, self._host, self._now),
+                    has_ended=container["has_ended"],
+                    now=self._now,
+                ).value
                 self._told.append(Told(events.Kind.VERDICT, data, container["host"], number))
         changed = {key: value for key, value in row.items() if container[key] != value}
         self._changed.append((container["id"], changed))
@@ -398,4 +441,6 @@ class _Sitting:
             return "there are no reference values of its image"
         if container["confirmed"] != container["count"]:
             return "not all of its records are proved yet"
+        if container["boot_id"] != self._host["boot_id"]:
+            return "what its host proved in that boot is not kept, to compare with other values"
         return "something keeps it from being trusted: see the findings"

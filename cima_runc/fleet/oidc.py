@@ -16,13 +16,17 @@ import secrets
 import ssl
 import time
 from dataclasses import dataclass
+from http.client import HTTPException, HTTPMessage
 from typing import Any
 from urllib.parse import parse_qs
 
 from sqlalchemy import Connection, delete, insert
 
+from cima_runc.base import limits
 from cima_runc.base.bounded import read_bounded
 from cima_runc.base.errors import CimaError
+from cima_runc.base.jsonio import JsonError, load_object
+from cima_runc.base.peer import fetch
 from cima_runc.fleet import access, audit, changes, clock
 from cima_runc.fleet.access import AccessError, Role
 from cima_runc.fleet.schema import ApiToken, new_uid, table_of
@@ -209,7 +213,27 @@ class Provider:
     # -- the provider -----------------------------------------------------------------------------
 
     def _client(self) -> Any:
+        import httpx
         from authlib.integrations.httpx_client import OAuth2Client
+
+        provider = self
+
+        class Bounded(httpx.BaseTransport):
+            def handle_request(self, request: httpx.Request) -> httpx.Response:
+                kept = ("accept", "authorization", "content-type", "user-agent")
+                try:
+                    status, headers, raw = provider._fetch(
+                        str(request.url),
+                        method=request.method,
+                        body=request.read(),
+                        headers={
+                            name: request.headers[name] for name in kept if name in request.headers
+                        },
+                    )
+                except (OSError, HTTPException, ValueError) as error:
+                    raise httpx.TransportError(type(error).__name__) from error
+                told = {"content-type": headers.get("content-type", "")}
+                return httpx.Response(status, headers=told, content=raw)
 
         return OAuth2Client(
             self._settings.client_id,
@@ -217,8 +241,7 @@ class Provider:
             scope=self._settings.scope,
             redirect_uri=self.redirect,
             code_challenge_method="S256",
-            verify=self._tls,
-            timeout=_TIMEOUT,
+            transport=Bounded(),
             follow_redirects=False,
             trust_env=False,
         )
@@ -245,18 +268,23 @@ class Provider:
         return KeySet.import_key_set(self._get(about["jwks_uri"]))  # type: ignore[arg-type]
 
     def _get(self, url: str) -> dict[str, Any]:
-        import httpx
-
         try:
-            with httpx.Client(verify=self._tls, timeout=_TIMEOUT, trust_env=False) as client:
-                answer = client.get(url)
-                answer.raise_for_status()
-                found = answer.json()
-        except (httpx.HTTPError, ValueError) as error:
+            status, _, raw = self._fetch(url)
+            if status != 200:
+                raise OidcError(
+                    f"the provider answers with status {status}", hint="oidc in the settings"
+                )
+            return load_object(raw, what="the answer", limit=limits.PROVIDER_ANSWER)
+        except JsonError as error:
+            raise OidcError(
+                "the provider answers with something else", hint="oidc in the settings"
+            ) from error
+        except (OSError, HTTPException, ValueError) as error:
             raise _away(error) from error
-        if not isinstance(found, dict):
-            raise OidcError("the provider answers with something else", hint="oidc in the settings")
-        return found
+
+    def _fetch(self, url: str, **named: Any) -> tuple[int, HTTPMessage, bytes]:
+        limit = limits.PROVIDER_ANSWER
+        return fetch(url, context=self._tls, limit=limit, seconds=_TIMEOUT, **named)
 
     def _mac(self, raw: str) -> str:
         return hmac.digest(self._key, _MAC + raw.encode("utf-8", "replace"), "sha256").hex()

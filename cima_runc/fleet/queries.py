@@ -94,7 +94,7 @@ def overview(connection: Connection, tenant: int | None = None) -> Row:
     }
     if tenant is None:
         fresh = case(
-            (_HOST.c.deadline.is_(None), "never"), (_HOST.c.deadline < now, "stale"), else_="fresh"
+            (_HOST.c.deadline.is_(None), "never"), (verdicts.is_late(now), "stale"), else_="fresh"
         ).label("fresh")
         found = connection.execute(
             select(fresh, func.count()).where(_HOST.c.state == "enrolled").group_by(fresh)
@@ -168,7 +168,7 @@ def host(connection: Connection, ak_name: str, tenant: int | None = None) -> Row
 
 
 def _host(row: Mapping[str, Any], now: int, *, whole: bool) -> Row:
-    fresh = row["deadline"] is not None and row["deadline"] >= now
+    fresh = verdicts.is_fresh(row, now)
     made: Row = {
         "ak_name": row["ak_name"],
         "state": row["state"],

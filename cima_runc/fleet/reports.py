@@ -4,7 +4,6 @@ Nothing is acknowledged before it is durable. What is refused changes no verdict
 nothing: the deadline does the rest. Source: fleet, section 3.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +70,7 @@ class Reports:
         """Return a nonce for a host; what others want of it too where it is ``proved``."""
         requests, challenges = passed_on.take(connection, ak_name) if proved else ((), ())
         return Invitation(
-            nonce=self._nonces.issue(bytes.fromhex(ak_name), time.time()),
+            nonce=self._nonces.issue(bytes.fromhex(ak_name), clock.now() / 1000),
             interval=self._settings.interval,
             min_interval=self._settings.min_interval,
             requests=requests,
@@ -89,7 +88,9 @@ class Reports:
         """
         report = parse_report(body)
         try:
-            nonce = self._nonces.check(report.payload.nonce, bytes.fromhex(ak_name), time.time())
+            nonce = self._nonces.check(
+                report.payload.nonce, bytes.fromhex(ak_name), clock.now() / 1000
+            )
             with self._database.write() as connection:
                 return self._apply(connection, ak_name, report, nonce)
         except (VerificationError, CimaError) as error:
@@ -118,7 +119,7 @@ class Reports:
         after = self._keep(connection, host, found, now)
         answer = Accepted(
             confirmed=_confirmed(after, found),
-            session=self._sessions.make(ak_name, time.time()),
+            session=self._sessions.make(ak_name, now / 1000),
             invitation=self.invitation(
                 ak_name, proved=bool(host["is_asked"]), connection=connection
             ),
@@ -151,6 +152,12 @@ class Reports:
         }
         concerned = self._concerned(connection, host, after, found, set(news) | set(vanished))
         self._judge.judge(connection, concerned, after, news, now)
+        if self._was_stale(host) and not found.new_boot:
+            # With the verdicts that this report leaves.
+            fresh = hosts.tenants_containers(connection, [host["id"]])
+            kind = events.Kind.CONTAINER_FRESH
+            told = [Told(kind, data, host["id"], container) for _, container, data in fresh]
+            events.tell_all(connection, told, now)
         if hosts.awaits_resync(host):
             # Those that ended, and those of earlier boots: by the policies as they are here now.
             work.later(connection, work.REAPPRAISE, str(host["id"]))
@@ -194,6 +201,9 @@ class Reports:
         ).mappings()
         return [dict(row) for row in rows]
 
+    def _was_stale(self, host: Mapping[str, Any]) -> bool:
+        return host["deadline"] is not None and host["stale_told"] == host["deadline"]
+
     def _says_of_host(self, host: Mapping[str, Any]) -> Any:
         """Return what of a host containers are appraised by."""
         if host["status"] is None:
@@ -210,13 +220,8 @@ class Reports:
         now: int,
     ) -> None:
         number, told = host["id"], []
-        if host["deadline"] is not None and host["stale_told"] == host["deadline"]:
+        if self._was_stale(host):
             told.append(Told(events.Kind.HOST_FRESH, {}, number))
-            if not found.new_boot:
-                told += [
-                    Told(events.Kind.CONTAINER_FRESH, data, number, container)
-                    for _, container, data in hosts.tenants_containers(connection, [number])
-                ]
         for event in found.events:
             if event.kind == "let-go":
                 continue

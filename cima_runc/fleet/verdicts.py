@@ -12,6 +12,7 @@ from sqlalchemy import and_
 from sqlalchemy.sql.elements import ColumnElement
 
 from cima_runc.cpcr.status import Status
+from cima_runc.evidence import report_nonce
 from cima_runc.evidence.fields import as_tuples
 from cima_runc.fleet.appraisal import HostFacts
 from cima_runc.fleet.schema import Container, Host, table_of
@@ -21,6 +22,24 @@ from cima_runc.ml.records import parse_fields
 from cima_runc.verifier.errors import Verdict
 
 _CONTAINER, _HOST = table_of(Container), table_of(Host)
+
+
+_SKEW = round(report_nonce.SKEW * 1000)
+"""Milliseconds that the clocks of the service's processes may differ."""
+
+
+def is_late(now: int) -> ColumnElement[bool]:
+    """Return the condition on ``host`` that its last report proves nothing any more at ``now``.
+
+    Nor does one from the future: the clock was set back, and the deadline with it says nothing.
+    """
+    return (_HOST.c.deadline < now) | (_HOST.c.quoted > now + _SKEW)
+
+
+def is_fresh(host: Mapping[str, Any], now: int) -> bool:
+    """Whether a host's row says that its last report proves something at ``now``."""
+    deadline, quoted = host["deadline"], host["quoted"]
+    return None not in {deadline, quoted} and deadline >= now and quoted <= now + _SKEW
 
 
 def effective(verdict: str, deadline: int | None, *, has_ended: bool, now: int) -> Verdict:
@@ -43,9 +62,7 @@ def is_stale(now: int) -> ColumnElement[bool]:
     nothing at all is known of a host's freshness, as after a restore, UNKNOWN stays UNKNOWN.
     """
     verdict = _CONTAINER.c.verdict
-    late = (_HOST.c.deadline < now) | (
-        _HOST.c.deadline.is_(None) & (verdict != Verdict.UNKNOWN.value)
-    )
+    late = is_late(now) | (_HOST.c.deadline.is_(None) & (verdict != Verdict.UNKNOWN.value))
     other_boot = _CONTAINER.c.boot_id != _HOST.c.boot_id
     return and_(
         verdict != Verdict.UNTRUSTED.value,
@@ -54,15 +71,16 @@ def is_stale(now: int) -> ColumnElement[bool]:
     )
 
 
-def deadline_of(container: Mapping[str, Any], host: Mapping[str, Any]) -> int | None:
+def deadline_of(container: Mapping[str, Any], host: Mapping[str, Any], now: int) -> int | None:
     """Return until when a container's verdict holds; None: it does not hold.
 
-    Of a boot that is over nothing is proved again, nor of a host that is no longer enrolled.
+    Of a boot that is over nothing is proved again, nor of a host that is no longer enrolled, nor by
+    a quote from the future.
     """
     if host["state"] != "enrolled" or container["boot_id"] != host["boot_id"]:
         return None
     deadline: int | None = host["deadline"]
-    return deadline
+    return deadline if is_fresh(host, now) else None
 
 
 def facts_of(host: Mapping[str, Any]) -> HostFacts | None:

@@ -27,6 +27,7 @@ from urllib.parse import SplitResult, urlsplit
 from sqlalchemy import Connection, select, update
 
 from cima_runc.base.errors import CimaError
+from cima_runc.base.peer import PeerConnection, whole_within
 from cima_runc.base.text import printable
 from cima_runc.fleet import clock
 from cima_runc.fleet.database import Database
@@ -50,7 +51,6 @@ _FIRST_WAIT, _LONGEST_WAIT = 1_000, 3_600_000
 _ATTEMPTS = 48
 """About a day and a half; after that a person has to look."""
 _URL = 2_048
-_ANSWER = 4_096
 
 
 class WebhookError(CimaError):
@@ -215,11 +215,10 @@ def _send(parcel: _Parcel, *, allow_private: bool) -> str | None:
         parts = check_url(parcel.url, allow_private=allow_private)
         connection = _Pinned(parts, allow_private=allow_private)
         try:
-            target = parts.path or "/"
-            connection.request(
-                "POST", f"{target}?{parts.query}" if parts.query else target, parcel.body, headers
-            )
-            status = connection.getresponse().status
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            with whole_within(connection, _SECONDS):
+                connection.request("POST", target, parcel.body, headers)
+                status = connection.getresponse().status
         finally:
             connection.close()
     except (OSError, http.client.HTTPException, CimaError, ValueError) as error:
@@ -227,25 +226,22 @@ def _send(parcel: _Parcel, *, allow_private: bool) -> str | None:
     return None if 200 <= status < 300 else f"the receiver answers with status {status}"
 
 
-class _Pinned(http.client.HTTPConnection):
+class _Pinned(PeerConnection):
     """A connection to the address that was looked at, and no other."""
 
     def __init__(self, parts: SplitResult, *, allow_private: bool) -> None:
         assert parts.hostname is not None
-        self._tls = parts.scheme == "https"
+        context = ssl.create_default_context() if parts.scheme == "https" else None
         self._allow_private = allow_private
-        super().__init__(parts.hostname, parts.port or (443 if self._tls else 80), timeout=_SECONDS)
+        super().__init__(parts.hostname, parts.port, _SECONDS, context)
 
-    def connect(self) -> None:
+    def address(self) -> tuple[str, int]:
         found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         for *_, address in found:
             if not self._allow_private and not _is_public(str(address[0])):
                 raise WebhookError(f"{self.host} leads to an address that is not public")
         host, port = found[0][4][:2]
-        self.sock = socket.create_connection((str(host), int(port)), _SECONDS)
-        if self._tls:
-            context = ssl.create_default_context()
-            self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
+        return str(host), int(port)
 
 
 def _is_public(address: str) -> bool:

@@ -8,9 +8,10 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
-from cima_runc.fleet import clock, events, hosts, webhooks
+from cima_runc.fleet import clock, events, hosts, verdicts, webhooks
 from cima_runc.fleet.database import Database, DatabaseError, update_all
 from cima_runc.fleet.events import Told
 from cima_runc.fleet.judge import Judge
@@ -43,17 +44,12 @@ def later(connection: Connection, kind: str, subject: str) -> None:
     One that waits for the same already is enough; one that somebody has begun is to be done anew.
     """
     now = clock.now()
-    waits = connection.execute(
-        update(_JOB)
-        .where(_JOB.c.kind == kind, _JOB.c.subject == subject)
-        .values(due=now, taken_until=0, attempts=_JOB.c.attempts + 1)
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    new = insert(_JOB).values(
+        kind=kind, subject=subject, due=now, taken_until=0, attempts=0, error=""
     )
-    if not waits.rowcount:
-        connection.execute(
-            insert(_JOB).values(
-                kind=kind, subject=subject, due=now, taken_until=0, attempts=0, error=""
-            )
-        )
+    again = {"due": now, "taken_until": 0, "attempts": _JOB.c.attempts + 1}
+    connection.execute(new.on_conflict_do_update(index_elements=["kind", "subject"], set_=again))
 
 
 class Worker:
@@ -80,7 +76,8 @@ class Worker:
         """End, after what is being done."""
         self._ended.set()
         for thread in self._threads:
-            thread.join(15)
+            if thread.ident is not None:
+                thread.join(15)
 
     def _loop(self, do: Callable[[], int]) -> None:
         while not self._ended.is_set():
@@ -105,7 +102,7 @@ class Worker:
                 select(_HOST.c.id, _HOST.c.deadline)
                 .where(
                     _HOST.c.state == "enrolled",
-                    _HOST.c.deadline < now,
+                    verdicts.is_late(now),
                     _HOST.c.stale_told != _HOST.c.deadline,
                 )
                 .order_by(_HOST.c.deadline)
@@ -153,8 +150,9 @@ class Worker:
 
     def _spread(self, job: int, attempts: int) -> None:
         with self._database.write() as connection:
-            hosts_with = connection.execute(select(_CONTAINER.c.host).distinct()).scalars().all()
-            for host in hosts_with:
+            # All of them: a report that still chose by what was before may not be committed yet,
+            # with a host's first containers; the job waits for its host's row.
+            for host in connection.execute(select(_HOST.c.id)).scalars().all():
                 later(connection, REAPPRAISE, str(host))
             self._done(connection, job, attempts)
 

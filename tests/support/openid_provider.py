@@ -10,7 +10,7 @@ import secrets
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -37,6 +37,8 @@ class OpenIdProvider:
         """Claims that are other than they should be; None: left out."""
         self.signs_with: Any = self.key
         self.algorithm = "ES256"
+        self.says: dict[str, Callable[[Any], None]] = {}
+        """What is done with a request to a path in place of answering it."""
         self._codes: dict[str, dict[str, str]] = {}
 
     def describe(self) -> dict[str, Any]:
@@ -113,7 +115,9 @@ def openid_provider(root: Path) -> Iterator[tuple[OpenIdProvider, Path]]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             path = urlsplit(self.path)
-            if path.path == "/authorize":
+            if path.path in provider.says:
+                provider.says[path.path](self)
+            elif path.path == "/authorize":
                 self.send_response(302)
                 self.send_header("Location", provider.authorize(_fields(path.query)))
                 self.end_headers()
@@ -126,6 +130,9 @@ def openid_provider(root: Path) -> Iterator[tuple[OpenIdProvider, Path]]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            if self.path in provider.says:
+                provider.says[self.path](self)
+                return
             self._json(*provider.token(_fields(body), self.headers.get("Authorization", "")))
 
         def _json(self, status: int, value: dict[str, Any]) -> None:

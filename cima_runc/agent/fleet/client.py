@@ -15,6 +15,7 @@ from cima_runc import __version__
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.jsonio import JsonError, load_object
+from cima_runc.base.peer import PeerConnection, body_of, whole_within
 from cima_runc.base.text import printable
 from cima_runc.config import FleetSettings
 from cima_runc.evidence.compressed import ENCODING, compressed
@@ -23,6 +24,8 @@ from cima_runc.evidence.report_answer import Answer, Refused, parse_answer
 
 TIMEOUT = 30.0
 """Seconds that the service may take to answer, beyond what it was asked to wait."""
+WHOLE = 300.0
+"""Seconds that a whole exchange may take beyond that: a report has up to 32 MiB."""
 
 
 _BUSY = frozenset({429, 502, 503, 504})
@@ -55,7 +58,7 @@ class Client:
         parts = urlsplit(self.url)
         self._host, self._port, self._path = parts.hostname or "", parts.port, parts.path
         self._ca = settings.ca
-        self._connection: http.client.HTTPSConnection | None = None
+        self._connection: PeerConnection | None = None
         self._closed = False
 
     def ask(self, method: str, route: str, body: bytes | None = None, **more: object) -> Answer:
@@ -121,18 +124,15 @@ class Client:
     ) -> tuple[int, bytes, float | None]:
         connection = self._connection
         if connection is None:
-            connection = http.client.HTTPSConnection(
-                self._host, self._port, timeout=TIMEOUT, context=self._authorities()
-            )
-            connection.connect()
-            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._connection = connection
-        connection.sock.settimeout(TIMEOUT + wait)
-        connection.request(method, f"{self._path}/v1/{route}", body, headers)
-        answer = connection.getresponse()
-        raw = answer.read(limits.REPORT_ANSWER + 1)
-        if len(raw) > limits.REPORT_ANSWER:
-            raise ValueError(f"the answer has more than {limits.REPORT_ANSWER} bytes")
+            connection = PeerConnection(self._host, self._port, TIMEOUT, self._authorities())
+        with whole_within(connection, WHOLE + wait):
+            if connection.sock is None:
+                connection.connect()
+                self._connection = connection
+            connection.sock.settimeout(TIMEOUT + wait)
+            connection.request(method, f"{self._path}/v1/{route}", body, headers)
+            answer = connection.getresponse()
+            raw = body_of(answer, limits.REPORT_ANSWER)
         if answer.will_close:
             self._drop()
         return answer.status, raw, _seconds(answer.getheader("Retry-After"))

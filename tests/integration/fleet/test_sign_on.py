@@ -1,7 +1,9 @@
 """Signing on by an OpenID provider, and providers and browsers that do not say what is so."""
 
 import ssl
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -10,6 +12,7 @@ import httpx
 import pytest
 from joserfc.jwk import ECKey
 
+from cima_runc.base import limits
 from cima_runc.fleet import changes, oidc
 from cima_runc.fleet.check import check
 from cima_runc.fleet.page.sessions import COOKIE
@@ -230,6 +233,73 @@ def test_a_provider_that_is_away_or_another(sign_on: SignOn, tmp_path: Path) -> 
         oidc.Provider(settings, b"k" * 32).begin("/")
     with pytest.raises(oidc.OidcError, match="files"):
         oidc.Provider(settings.model_copy(update={"ca": tmp_path / "none"}), b"k" * 32)
+
+
+def _too_much(request: Any) -> None:
+    request.send_response(200)
+    request.end_headers()
+    with suppress(OSError):
+        for _ in range(limits.PROVIDER_ANSWER // 65_536 + 2):
+            request.wfile.write(b" " * 65_536)
+
+
+def _says_it_is_too_much(request: Any) -> None:
+    request.send_response(200)
+    request.send_header("Content-Length", str(limits.PROVIDER_ANSWER + 1))
+    request.end_headers()
+
+
+def _too_slowly(request: Any) -> None:
+    with suppress(OSError):
+        for byte in b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100:
+            request.wfile.write(bytes([byte]))
+            time.sleep(0.1)
+
+
+def _elsewhere(request: Any) -> None:
+    request.send_response(302)
+    request.send_header("Location", "/elsewhere")
+    request.send_header("Content-Length", "0")
+    request.end_headers()
+
+
+def _deep(request: Any) -> None:
+    request.send_response(200)
+    request.end_headers()
+    request.wfile.write(b'{"a":' * 100_000)
+
+
+@pytest.mark.parametrize(
+    "says",
+    [_too_much, _says_it_is_too_much, _too_slowly, _elsewhere, _deep],
+    ids=lambda one: one.__name__,
+)
+def test_a_provider_that_answers_otherwise(
+    sign_on: SignOn, monkeypatch: pytest.MonkeyPatch, says: Callable[[Any], None]
+) -> None:
+    """Wherever it is asked; nobody is signed on, and it has an end."""
+    monkeypatch.setattr(oidc, "_TIMEOUT", 1.0)
+    provider, settings = sign_on.provider, sign_on.fleet.service.settings.oidc
+    assert settings is not None
+    provider.user["groups"] = ["boss"]
+    provider.says = {
+        "/.well-known/openid-configuration": says,
+        "/elsewhere": lambda request: request._json(200, provider.describe()),
+    }
+    began = time.monotonic()
+    with pytest.raises(oidc.OidcError):
+        oidc.Provider(settings, b"k" * 32).begin("/")
+    assert time.monotonic() - began < 5
+    for path in ("/keys", "/token"):
+        provider.says = {}
+        url, cookie = sign_on.begin()
+        back = sign_on.come_back(url)
+        provider.says = {path: says}
+        began = time.monotonic()
+        answer = sign_on.arrive(back, cookie)
+        assert answer.status_code in {502, 403}, answer.text
+        assert COOKIE not in answer.headers.get("set-cookie", "")
+        assert time.monotonic() - began < 5
 
 
 def test_without_a_provider_there_is_no_such_way(fleet: ServedFleet) -> None:
