@@ -165,7 +165,7 @@ class Provider:
             signed = jws.deserialize_compact(
                 str(token["id_token"]), self._keys(about), algorithms=_ALGORITHMS
             )
-            found = json.loads(signed.payload)
+            found = load_object(signed.payload, what="the ID token", limit=limits.PROVIDER_ANSWER)
             wanted = {
                 "iss": {"essential": True, "value": issuer},
                 "aud": {"essential": True, "value": client_id},
@@ -178,7 +178,15 @@ class Provider:
                 {"nonce": pending["nonce"], "client_id": client_id},
             )
             checked.validate(leeway=_LEEWAY)
-        except (AuthlibBaseError, JoseError, KeyError, TypeError, ValueError) as error:
+        except (
+            AuthlibBaseError,
+            JoseError,
+            JsonError,
+            KeyError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise SignOnError(
                 f"what the provider says of you is not good: {type(error).__name__}",
                 hint="sign in again",

@@ -1,5 +1,6 @@
 """Signing on by an OpenID provider, and providers and browsers that do not say what is so."""
 
+import base64
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -165,6 +166,23 @@ def test_id_tokens_that_are_not_for_this(sign_on: SignOn) -> None:
         assert answer.status_code == 403, (lies, answer.text)
     tokens = sign_on.fleet.get("/v1/tokens")
     assert [one for one in tokens if one["created_by"] == "sign-on"] == []
+
+
+def test_id_tokens_that_are_deep(sign_on: SignOn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In head and claims, signed or not."""
+    deep = b'{"a":' * 100_000
+    sign_on.provider.user["groups"] = ["boss"]
+    good = sign_on.provider.token
+
+    def lie(form: dict[str, str], authorization: str) -> tuple[int, dict[str, Any]]:
+        status, said = good(form, authorization)
+        parts = said["id_token"].split(".")
+        parts[place] = base64.urlsafe_b64encode(deep).decode().rstrip("=")
+        return status, {**said, "id_token": ".".join(parts)}
+
+    monkeypatch.setattr(sign_on.provider, "token", lie)
+    for place in range(3):
+        assert sign_on.sign_on().status_code == 403, place
 
 
 def test_signatures_of_others(sign_on: SignOn) -> None:
