@@ -81,7 +81,7 @@ class Lifecycle:
         container = self._of_hook(body, uid)
         if container is None:
             return
-        if uid != 0 and self.lives(container):
+        if uid != 0 and not self.is_empty(container):
             raise LifecycleError(f"container {container.note.id} has not ended")
         self.end(container, "deleted")
 
@@ -126,7 +126,7 @@ class Lifecycle:
     def is_empty(self, container: Container) -> bool:
         """Whether no process of the container is left, its first one having ended."""
         process = self._processes.get(container.number)
-        return process is None or not (process.alive() or process.cgroup_populated())
+        return process is None or not (process.alive() or process.survived())
 
     def hold(self, note: ContainerNote, process: ContainerProcess) -> None:
         """Hold the first process of a container that was registered or taken over."""

@@ -60,6 +60,24 @@ class ContainerProcess:
                 return bool((directory / "cgroup.procs").read_text().strip())
         return False
 
+    def survived(self) -> bool:
+        """Whether others of the container live, this process having ended.
+
+        Those that it left in its cgroup or, where it has none of its own, in its mount namespace.
+        """
+        if self.cgroup_populated():
+            return True
+        # What was in its own pid namespace the kernel has killed with it.
+        return not self.is_init and self._is_namespace_used()
+
+    def _is_namespace_used(self) -> bool:
+        for name in os.listdir(PROC):
+            if name.isdigit():
+                with suppress(OSError):
+                    if _namespace(int(name)) == self.mntns:
+                        return True
+        return False
+
     def close(self) -> None:
         """Let go of the process and of its namespace."""
         os.close(self.pidfd)

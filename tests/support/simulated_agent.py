@@ -209,6 +209,9 @@ class SimulatedProcess(ContainerProcess):
     def cgroup_populated(self) -> bool:
         return False
 
+    def survived(self) -> bool:
+        return False
+
 
 @dataclass
 class SimulatedAgent:

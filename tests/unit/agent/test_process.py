@@ -1,5 +1,7 @@
 import os
+import signal
 import subprocess
+import time
 
 import pytest
 
@@ -78,6 +80,28 @@ def test_without_a_cgroup_of_its_own_none_is_left_populated() -> None:
         assert (found.cgroup, found.cgroup_id, found.cgroup_populated()) == ("", 0, False)
         found.close()
         process.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+def test_what_outlives_the_first_process_is_seen_where_it_has_no_cgroup_of_its_own() -> None:
+    """As with --pid=host and --cgroups=disabled: what goes on must be watched on."""
+    script = "sleep 60 >/dev/null & echo $!; read wait"
+    command = ["unshare", "--mount", "sh", "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None and first.stdin is not None
+        other = int(first.stdout.readline())
+        found = examine(first.pid, "box", None, needs_cgroup=False)
+        assert not found.is_init
+        first.stdin.close()
+        first.wait()
+        assert not found.alive() and found.survived()
+        os.kill(other, signal.SIGKILL)
+        for _ in range(1000):
+            if not found.survived():
+                break
+            time.sleep(0.01)
+        assert not found.survived()
+        found.close()
 
 
 def test_start_is_read_whatever_the_process_is_called() -> None:
