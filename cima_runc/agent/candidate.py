@@ -82,6 +82,14 @@ class Looker:
         """How long a container may be looked at before it is registered."""
         return look_seconds(self._settings.value)
 
+    def tidy(self) -> None:
+        """Remove what is known of layers and kept no longer.
+
+        Raises:
+            OSError: something could not be removed.
+        """
+        self._store.tidy()
+
     def look_at(self, hook_state: bytes) -> Candidate:
         """Look at the container of this hook state.
 

@@ -400,8 +400,9 @@ class Agent:
         """Remove what is kept no longer."""
         while True:
             try:
+                await self._loop.run_in_executor(self._lookers, self._lobby.looker.tidy)
                 await self._writer.submit(lambda rooms: rooms.retention.apply())
-            except OSError as error:
+            except (CimaError, OSError) as error:
                 _log.error("old records are not removed: %s", printable(str(error)))
             self._tidy_due.clear()
             with suppress(TimeoutError):

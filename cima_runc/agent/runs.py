@@ -3,6 +3,7 @@
 For the writer's thread. Source: design, section 6 ("Lines and runs").
 """
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -12,8 +13,10 @@ from cima_runc.base.errors import CimaError
 from cima_runc.cpcr import register
 from cima_runc.ml.contents import Exit, Previous, read
 from cima_runc.ml.lines import Lines, LineState
-from cima_runc.ml.records import Record
-from cima_runc.ml.store import ContainerNote, Store
+from cima_runc.ml.records import Record, RecordError
+from cima_runc.ml.store import ContainerNote, Store, StoreError
+
+_log = logging.getLogger(__name__)
 
 
 class LineInUseError(CimaError):
@@ -63,7 +66,7 @@ class Runs:
         """Give the next run its number, durably; the run before must have been closed.
 
         Raises:
-            LineError, StoreError, OSError: what is known of the line cannot be used.
+            LineError, OSError: what is known of the line cannot be used.
         """
         state = self._lines.read(line)
         runs = self._kept.get(line.hex(), {})
@@ -73,12 +76,20 @@ class Runs:
         if state is not None and state.last is not None and state.last.run > last:
             previous = state.last
         elif runs:
-            previous = previous_of(self._store, self._store.read_note(runs[last]))
+            previous = self._previous(runs[last])
         else:
             previous = None if state is None else "lost"
         kept = previous if isinstance(previous, Previous) else None
         self._lines.write(LineState(line=line, run=used + 1, last=kept, time=clock.now()))
         return NextRun(line, used + 1, previous)
+
+    def _previous(self, registration: int) -> Previous | Literal["lost"]:
+        """Return what a run goes on from whose partition is kept; one that is damaged is lost."""
+        try:
+            return previous_of(self._store, self._store.read_note(registration))
+        except (StoreError, RecordError) as error:
+            _log.error("registration %d is damaged: %s", registration, error)
+            return "lost"
 
     def refused(self, following: NextRun) -> None:
         """Heed that a run that was given a number has no partition: the number is skipped.

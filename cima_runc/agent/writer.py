@@ -17,10 +17,11 @@ from cima_runc.agent.journald import about
 from cima_runc.agent.ledger import Bound, Ledger, Trouble
 from cima_runc.agent.runs import NextRun, Runs
 from cima_runc.base import clock, limits
+from cima_runc.base.errors import CimaError
 from cima_runc.cpcr.status import Status
 from cima_runc.ima.template import Func
 from cima_runc.ml.contents import Adopted, Content
-from cima_runc.ml.store import ContainerNote, Store, StoreError
+from cima_runc.ml.store import ContainerNote, Store
 from cima_runc.sensor.events import Event
 
 _log = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ class Writer:
         """Give the next run of a line its number, durably; the run before must have been closed.
 
         Raises:
-            LineError, StoreError, OSError: what is known of the line cannot be used.
+            LineError, OSError: what is known of the line cannot be used.
         """
         return self._runs.next(line)
 
@@ -230,7 +231,7 @@ class Writer:
 
     def discard(self, registration: int) -> None:
         """Drop a container with everything that is known and stored of it."""
-        with suppress(StoreError):  # of a damaged partition nothing can be kept
+        with suppress(CimaError):  # of a damaged partition nothing can be kept
             self._runs.discard(self._store.read_note(registration))
         self._ledger.drop(registration)
         self._ending.discard(registration)

@@ -120,6 +120,10 @@ WRITTEN_MANIFEST = 256 * KIB
 """Bytes of the manifest of a layer that is of no image, as the ``rootfs`` record holds it: some
 2,000 entries. Engines make about ten; more is what a container wrote before it was restarted."""
 
+MANIFESTS = 4096 * MIB
+"""Bytes of all manifests that are kept of layers; those used the longest ago go first. An image's
+layers take a few MiB."""
+
 XATTR = 16 * KIB
 """Bytes of one extended attribute that a manifest holds. A capability is 24 bytes, an access
 control list of 2,000 entries 16 KiB."""

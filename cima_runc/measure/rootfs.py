@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from cima_runc.measure.layer import Check, fingerprint, ids_of, no_check, open_l
 from cima_runc.measure.mtree import FORMAT, escape, format_mode
 from cima_runc.measure.overlay import Kind, LayerDirectory, Role, RootFilesystem
 from cima_runc.measure.single_flight import SingleFlight
-from cima_runc.measure.store import CachedLayer, LayerCache, ManifestStore
+from cima_runc.measure.store import CachedLayer, LayerCache, ManifestStore, StoreError
 
 Mode = Literal["full", "layers-digest-only", "off"]
 
@@ -137,6 +138,15 @@ class Store:
             SingleFlight(_AT_ONCE),
         )
 
+    def tidy(self) -> None:
+        """Remove what is kept no longer: containers come and go, and each has layers of its own.
+
+        Raises:
+            OSError: something could not be removed.
+        """
+        self.cache.prune()
+        self.manifests.prune(limits.MANIFESTS)
+
 
 def measure(
     rootfs: RootFilesystem,
@@ -203,17 +213,10 @@ def _measure_layer(
             return _scan(root, directory, below, ids, store=store if keep else None, check=check)[0]
         before = fingerprint(root, check)
         known = store.cache.get(key, before.digest)
-        is_shown = directory.role in _SHOWN
-        if known and (not (keep or is_shown) or store.manifests.has(known.digest)):
-            return LayerMeasurement(
-                kind=directory.role,
-                digest=known.digest,
-                entries=known.entries,
-                files=known.files,
-                bytes=known.bytes,
-                manifest=_kept_manifest(store, known.digest) if is_shown else None,
-                is_cached=True,
-            )
+        if known:
+            # The manifest may go at any time: then all is as if nothing were known.
+            with suppress(StoreError):
+                return _as_known(store, directory.role, known, keep=keep)
         started = _settled(before.newest)
         layer, borrows = _scan(
             root, directory, below, ids, store=store if keep else None, check=check
@@ -246,6 +249,23 @@ def _settled(newest: int) -> int:
     if 0 <= wait <= _FINE_NS:
         time.sleep((wait + 1_000_000) / 1e9)
     return time.time_ns() - rest
+
+
+def _as_known(store: Store, role: Role, known: CachedLayer, *, keep: bool) -> LayerMeasurement:
+    """Return what a layer is that has not changed. Raises :class:`StoreError`: its manifest is
+    not there."""
+    is_shown = role in _SHOWN
+    if (keep or is_shown) and not store.manifests.has(known.digest):
+        raise StoreError("the manifest is not kept")
+    return LayerMeasurement(
+        kind=role,
+        digest=known.digest,
+        entries=known.entries,
+        files=known.files,
+        bytes=known.bytes,
+        manifest=_kept_manifest(store, known.digest) if is_shown else None,
+        is_cached=True,
+    )
 
 
 def _kept_manifest(store: Store, digest: str) -> str | None:

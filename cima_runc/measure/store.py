@@ -13,7 +13,9 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -25,6 +27,8 @@ from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.measure.mtree import FORMAT, unescape
 
+_USED_SECONDS = 3600.0
+"""How exactly it is known when a manifest was used."""
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
@@ -108,10 +112,13 @@ class ManifestStore:
         return PendingManifest(self._directory)
 
     def has(self, digest: str) -> bool:
-        """Whether the store has a manifest, and it is the one that its name says."""
+        """Whether the store has a manifest, and it is the one that its name says; it is used now."""
         try:
             with self.open(digest) as manifest:
-                return hashlib.file_digest(manifest, "sha256").hexdigest() == digest[7:]
+                whole = hashlib.file_digest(manifest, "sha256").hexdigest() == digest[7:]
+                if whole and time.time() - os.fstat(manifest.fileno()).st_mtime > _USED_SECONDS:
+                    os.utime(manifest.fileno())
+                return whole
         except StoreError:
             return False
 
@@ -123,16 +130,39 @@ class ManifestStore:
             raise StoreError(f"the manifest {digest} is not kept: {error.strerror}") from None
         return os.fdopen(fd, "rb")
 
-    def prune(self, keep: Iterable[str]) -> int:
-        """Remove every manifest whose digest is not in ``keep``; return how many those were.
+    def prune(self, quota: int) -> int:
+        """Remove the manifests that were used the longest ago, until all have at most ``quota``
+        bytes, and what an agent that was killed left half written; return how many.
 
-        Call it while nothing is being measured: what is half written goes too.
+        Whoever needs one that is gone measures its layer again.
         """
-        names = {_name(digest) for digest in keep}
-        gone = [path for path in self._directory.glob("*.mtree") if path.name not in names]
-        for path in [*gone, *self._directory.glob(".*.tmp")]:
+        found = []
+        for path in [*self._directory.glob("*.mtree"), *_abandoned(self._directory)]:
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                used = status.st_mtime if path.suffix == ".mtree" else 0
+                found.append((used, status.st_size, path))
+        too_much = sum(size for _, size, _ in found) - quota
+        gone = 0
+        for used, size, path in sorted(found):
+            if used and too_much <= 0:
+                break
             path.unlink(missing_ok=True)
-        return len(gone)
+            too_much -= size
+            gone += 1
+        return gone
+
+
+_ABANDONED_SECONDS = 86_400.0
+"""How long ago a file must have been begun that nobody is writing any more."""
+
+
+def _abandoned(directory: Path) -> Iterator[Path]:
+    before = time.time() - _ABANDONED_SECONDS
+    for path in directory.glob(".*.tmp"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < before:
+                yield path
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,14 +206,17 @@ class LayerCache:
 
     def prune(self) -> int:
         """Remove what is known of directories that are gone; return how many those were."""
-        gone = 0
+        gone = [*_abandoned(self._directory)]
         for path in self._directory.iterdir():
-            with path.open("rb") as file:
+            if path.suffix == ".tmp":
+                continue
+            with suppress(FileNotFoundError), path.open("rb") as file:
                 found = _parse(file.read(_ENTRY + 1))
-            if found is None or not Path(os.fsdecode(unescape(found.path))).is_dir():
-                path.unlink(missing_ok=True)
-                gone += 1
-        return gone
+                if found is None or not Path(os.fsdecode(unescape(found.path))).is_dir():
+                    gone.append(path)
+        for path in gone:
+            path.unlink(missing_ok=True)
+        return len(gone)
 
 
 _VERSION = f"cima-cache-1 {FORMAT}"

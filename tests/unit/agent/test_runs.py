@@ -229,3 +229,16 @@ def test_an_upgrade_adopts_a_container_that_runs(host: Host) -> None:
     two = host.first(host.start("new", **{"io.cima.name": "web"}))
     assert two.run == 2
     assert isinstance(two.previous, contents.Previous)
+
+
+@pytest.mark.parametrize("damage", ["container.json", "records.jsonl"])
+def test_a_damaged_run_stops_neither_the_next_one_nor_retention(host: Host, damage: str) -> None:
+    """A disk that gave back something else than was written: the run is lost, and said to be."""
+    one = host.start("box")
+    host.stop(one)
+    path = host.store.root / f"containers/{one.number:08d}" / damage
+    path.write_bytes(path.read_bytes().replace(b'"', b"'", 3))
+    two = host.start("box")
+    assert (host.first(two).run, host.first(two).previous) == (2, "lost")
+    host.writer.discard(one.number)
+    assert not host.store.holds(one.number)

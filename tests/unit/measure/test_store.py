@@ -1,5 +1,6 @@
 import hashlib
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,15 +57,20 @@ def test_no_path_comes_from_a_digest(tmp_path: Path, digest: str) -> None:
     assert not store.has(digest)
 
 
-def test_prune_manifests(tmp_path: Path) -> None:
+def test_manifests_used_the_longest_ago_go_first(tmp_path: Path) -> None:
     store = ManifestStore(tmp_path / "m")
-    other = keep(store, b"other")
-    keep(store)
-    (tmp_path / "m/.half.tmp").touch()
-    assert store.prune([DIGEST]) == 1
-    assert store.has(DIGEST)
-    assert not store.has(other)
-    assert len(list((tmp_path / "m").iterdir())) == 1
+    digests = [keep(store, b"%d" % number * 100) for number in range(4)]
+    for number, digest in enumerate(digests):
+        path = tmp_path / f"m/{digest[7:]}.mtree"
+        os.utime(path, (1000 + number, 1000 + number))
+    assert store.has(digests[0])  # used now
+    for name, age in ((".old.tmp", 90_000), (".new.tmp", 0)):
+        (tmp_path / "m" / name).touch()
+        os.utime(tmp_path / "m" / name, (time.time() - age,) * 2)
+    assert store.prune(250) == 3
+    assert [store.has(digest) for digest in digests] == [True, False, False, True]
+    assert (tmp_path / "m/.new.tmp").exists()
+    assert store.prune(250) == 0
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o750, 0o701, 0o770])
@@ -135,5 +141,7 @@ def test_prune_cache(tmp_path: Path) -> None:
     cache.put("here", LAYER)
     cache.put("gone", replace(LAYER, path="/nowhere\\040at\\040all"))
     (tmp_path / "c/rubbish").write_bytes(b"x")
+    (tmp_path / "c/.being-written.tmp").write_bytes(b"x")
     assert cache.prune() == 2
+    assert (tmp_path / "c/.being-written.tmp").exists()
     assert cache.get("here", LAYER.fingerprint) == LAYER
