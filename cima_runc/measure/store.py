@@ -112,7 +112,7 @@ class ManifestStore:
         return PendingManifest(self._directory)
 
     def has(self, digest: str) -> bool:
-        """Whether the store has a manifest, and it is the one that its name says; it is used now."""
+        """Whether the store has a manifest, and it is what its name says; it is used now."""
         try:
             with self.open(digest) as manifest:
                 whole = hashlib.file_digest(manifest, "sha256").hexdigest() == digest[7:]
