@@ -18,8 +18,9 @@ cmd/containerd/server/config (mergeConfig); k3s, pkg/agent/templates.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cima_runc.engines import toml_text
@@ -48,50 +49,97 @@ def _find_file(root: Path) -> Path:
     plugin = _plugin(values)
     if plugin is None:
         return main
-    own, elsewhere = None, False
-    for pattern, paths in _imports(values, main, root):
-        directory, _, name = str(pattern).rpartition("/")
+    own = None
+    for base in _patterns(values, main, root):
+        directory, _, name = str(base).rpartition("/")
         if "*" in name and "*" not in directory and name.endswith("*.toml"):
             own = Path(directory) / _DROP_IN
-        for path in paths:
-            if path.name == _DROP_IN:
-                continue
-            imported = toml_text.read(path)
-            if toml_text.at(imported, ["plugins", plugin]) is not None:
-                elsewhere = True
-                if own is None:
-                    return path  # the last word is this file's, and there is no place after it
-    if own is not None and (elsewhere or toml_text.at(values, ["plugins", plugin]) is None):
+    others = [
+        path
+        for path, found in _files(root)
+        if path.name != _DROP_IN and toml_text.at(found, ["plugins", plugin]) is not None
+    ]
+    last = others[-1] if others else None
+    if own is not None and last != main:
         return own
-    return main
+    return last or main  # the last word is this file's, and there is no place after it
 
 
-def _imports(values: dict[str, Any], main: Path, root: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Yield each pattern of ``imports`` below ``root``, and the files that it stands for."""
-    patterns = values.get("imports", [])
-    for pattern in patterns if isinstance(patterns, list) else []:
-        if not isinstance(pattern, str):
+def _patterns(values: dict[str, Any], file: Path, root: Path) -> list[Path]:
+    """Return the patterns of ``imports`` in a file, below ``root``."""
+    imports = values.get("imports", [])
+    return [
+        root / each.lstrip("/") if each.startswith("/") else file.parent / each
+        for each in (imports if isinstance(imports, list) else [])
+        if isinstance(each, str) and each.rpartition("/")[2]
+    ]
+
+
+def _files(
+    root: Path, instead: Mapping[Path, str] = MappingProxyType({})
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield containerd's files and what they hold, in the order in which it reads them.
+
+    ``instead``: texts of files that are not written yet. What an imported file imports comes after
+    all that the main file does.
+    """
+    pending, seen = [root / _FILE], set[Path]()
+    while pending:
+        path = pending.pop(0)
+        if path in seen or not (path.resolve() in instead or path.is_file()):
             continue
-        base = root / pattern.lstrip("/") if pattern.startswith("/") else main.parent / pattern
-        yield base, sorted(base.parent.glob(base.name)) if base.name else []
+        seen.add(path)
+        text = instead.get(path.resolve())
+        values = toml_text.read(path) if text is None else toml_text.parse(text, str(path))
+        yield path, values
+        for base in _patterns(values, path, root):
+            new = {
+                base.parent / one.name
+                for one in instead
+                if one.parent == base.parent.resolve() and one.match(base.name)
+            }
+            pending += sorted({*base.parent.glob(base.name), *new})
 
 
-def _in_effect(root: Path, but: str = "") -> dict[str, Any]:
+def _in_effect(
+    root: Path, but: str = "", instead: Mapping[Path, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """Return the plugin's section as containerd has it; ``but``: a file's name to leave out."""
-    main = root / _FILE
-    if not main.is_file():
-        return {}
-    values = toml_text.read(main)
-    plugin, version = _plugin(values), _version(values)
-    if plugin is None:
-        return {}
-    found = toml_text.at(values, ["plugins", plugin])
-    for _, paths in _imports(values, main, root):
-        for path in paths:
-            more = toml_text.at(toml_text.read(path), ["plugins", plugin])
-            if path.name != but and isinstance(more, dict):
-                found = _merged(found, more) if version >= _MERGED_SINCE else more
+    found: Any = None
+    plugin, version = None, 0
+    for number, (path, values) in enumerate(_files(root, instead)):
+        if not number:
+            plugin, version = _plugin(values), _version(values)
+        if plugin is None:
+            return {}
+        more = toml_text.at(values, ["plugins", plugin])
+        if path.name != but and isinstance(more, dict):
+            found = _merged(found, more) if version >= _MERGED_SINCE else more
     return found if isinstance(found, dict) else {}
+
+
+def _see_that_it_counts(text: str, path: Path, wish: Wish, root: Path) -> None:
+    """Refuse what no container would be started by, since a later file has the last word."""
+    path = path.resolve()
+    effect = _in_effect(root, instead={path: text})
+    handler = toml_text.at(effect, ["containerd", "runtimes", RUNTIME_NAME, "options"]) or {}
+    default = toml_text.at(effect, ["containerd", "default_runtime_name"])
+    if handler.get("BinaryName") == wish.runtime and (not wish.default or default == RUNTIME_NAME):
+        return
+    order = [(each.resolve(), values) for each, values in _files(root, {path: text})]
+    plugin = _plugin(order[0][1]) if order else None
+    ours = next((number for number, (each, _) in enumerate(order) if each == path), len(order))
+    later = [
+        each
+        for each, values in order[ours + 1 :]
+        if toml_text.at(values, ["plugins", plugin or ""]) is not None
+    ]
+    if not later:
+        raise EngineError(f"containerd does not read {path}", hint="name its file with --file")
+    raise EngineError(
+        f"{later[-1]} comes after {path} and has the last word on containerd's runtimes",
+        hint=f"cima configure containerd --file {later[-1]}, or take its section out",
+    )
 
 
 def _merged(into: Any, more: Any) -> Any:
@@ -105,7 +153,7 @@ def _add(text: str | None, wish: Wish, root: Path, what: str) -> str:
         return _add_to_template(text, wish)
     main = root / _FILE
     main_values = toml_text.read(main) if wish.file is None and main.is_file() else {}
-    path = wish.file or _find_file(root)
+    path = wish.file or Path(what)  # where it was configured before, whatever came since
     is_own = path.name == _DROP_IN
     if text is None or not text.strip() or is_own:
         version = _version(main_values) if main_values else 2
@@ -137,6 +185,8 @@ def _add(text: str | None, wish: Wish, root: Path, what: str) -> str:
     if wish.default:
         default = [*section, "containerd", "default_runtime_name"]
         text = toml_text.put(text, default, RUNTIME_NAME, what)
+    if wish.file is None:
+        _see_that_it_counts(text, path, wish, root)
     return text
 
 

@@ -509,6 +509,67 @@ def test_dockerds_own_file(root: Path, changes: Changes) -> None:
     assert not (root / "etc/docker").exists()
 
 
+_SECTION = '[plugins."io.containerd.grpc.v1.cri".containerd]\ndefault_runtime_name = "x"\n'
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {  # a file by its name comes after the directory
+            "config.toml": "version = 2\nimports = ['/etc/containerd/conf.d/*.toml', 'late.toml']\n",
+            "late.toml": f"version = 2\n{_SECTION}",
+        },
+        {  # what an imported file imports comes last
+            "config.toml": "version = 2\nimports = ['/etc/containerd/conf.d/*.toml']\n",
+            "conf.d/a.toml": "version = 2\nimports = ['/etc/containerd/deep.toml']\n",
+            "deep.toml": f"version = 2\n{_SECTION}",
+        },
+    ],
+    ids=["by-name", "nested"],
+)
+def test_a_file_with_the_last_word_is_named(
+    root: Path, changes: Changes, files: dict[str, str]
+) -> None:
+    """It would replace the section with our handler, and no container be started by us."""
+    write(root, "containerd", files)
+    before = snapshot(root)
+    last = next(reversed(files))
+    with pytest.raises(EngineError, match=f"{last} comes after .* the last word"):
+        configure(changes, CONTAINERD)
+    assert snapshot(root) == before
+    named = Wish(RUNTIME, True, file=root / "etc/containerd" / last)
+    changes.make(CONTAINERD, changes.adding(CONTAINERD, named))
+    assert CONTAINERD.named(root) == {RUNTIME}
+    remove(changes, CONTAINERD)
+    assert snapshot(root) == before
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_drop_in_that_came_later_costs_the_main_file_nothing(
+    root: Path, changes: Changes, version: int
+) -> None:
+    """Configured in the main file, and then NVIDIA's toolkit came: the rest of it stays."""
+    plugin = "io.containerd.grpc.v1.cri" if version == 2 else "io.containerd.cri.v1.runtime"
+    main = (
+        f'version = {version}\nimports = ["/etc/containerd/conf.d/*.toml"]\nroot = "/srv/c"\n'
+        f'[plugins."{plugin}"]\nenable_cdi = true\n'
+    )
+    write(root, "containerd", {"config.toml": main})
+    configure(changes, CONTAINERD)
+    nvidia = f'version = {version}\n[plugins."{plugin}".containerd.runtimes.nvidia]\na = 1\n'
+    write(root, "containerd", {"conf.d/99-nvidia.toml": nvidia})
+    if version == 2:
+        with pytest.raises(EngineError, match="99-nvidia.toml comes after"):
+            configure(changes, CONTAINERD)
+    else:
+        configure(changes, CONTAINERD)
+        assert CONTAINERD.named(root) == {RUNTIME}
+    text = (root / "etc/containerd/config.toml").read_text()
+    assert text.startswith(main) and RUNTIME in text
+    remove(changes, CONTAINERD)
+    assert (root / "etc/containerd/config.toml").read_text() == main
+
+
 def test_podmans_appending_lists(root: Path, changes: Changes) -> None:
     write(root, "containers", case("podman-append"))
     before = snapshot(root)
