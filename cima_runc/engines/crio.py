@@ -9,7 +9,7 @@ _FILE = "etc/crio/crio.conf.d/zz-cima-runc.conf"
 _MARK = "# Made by cima configure crio."
 
 
-def _add(text: str | None, wish: Wish, root: Path, what: str) -> str:  # noqa: ARG001 - one for all
+def _add(text: str | None, wish: Wish, root: Path, what: str) -> str:
     import tomlkit
 
     present = toml_text.parse(text or "", what)
@@ -18,6 +18,15 @@ def _add(text: str | None, wish: Wish, root: Path, what: str) -> str:  # noqa: A
     default = wish.default or (
         toml_text.at(present, ["crio", "runtime", "default_runtime"]) == RUNTIME_NAME
     )
+    if wish.file is None:
+        name = Path(_FILE).name
+        found = sorted((root / _FILE).parent.glob("*.conf"))
+        runtime = ["crio", "runtime"]
+        mine = [*runtime, "runtimes", RUNTIME_NAME]
+        toml_text.refuse_later(
+            [path for path in found if path.name > name],
+            [mine, *([[*runtime, "default_runtime"]] if default else [])],
+        )
     lines = [_MARK]
     if default:
         lines += ["[crio.runtime]", f'default_runtime = "{RUNTIME_NAME}"', ""]

@@ -13,7 +13,7 @@ from cima_runc.base import limits
 from cima_runc.base.jsonio import load_object
 from cima_runc.engines import json_text
 from cima_runc.engines.engine import RUNTIME_NAME, Engine, EngineError, Wish
-from cima_runc.engines.unit import command_of
+from cima_runc.engines.unit import command_of, flags_of
 from cima_runc.measure.procfs import flag_value, flag_values
 
 _FILE = "etc/docker/daemon.json"
@@ -21,8 +21,12 @@ _UNIT = "docker.service"
 _BOM = "\ufeff"
 
 
+def _flags(root: Path) -> tuple[str, ...]:
+    return flags_of(command_of(_UNIT, root), "dockerd")
+
+
 def _find_file(root: Path) -> Path:
-    named = flag_value(command_of(_UNIT, root).argv, "config-file")
+    named = flag_value(_flags(root), "config-file")
     return root / (named.lstrip("/") if named else _FILE)
 
 
@@ -30,13 +34,14 @@ def _refuse_flags(wish: Wish, root: Path) -> None:
     """Refuse what dockerd would refuse: the same directive as a flag and in the file."""
     command = command_of(_UNIT, root)
     where = ", ".join(f"/{path.relative_to(root)}" for path in command.files)
-    if flag_value(command.argv, "add-runtime") is not None:
+    flags = flags_of(command, "dockerd")
+    if flag_value(flags, "add-runtime") is not None:
         raise EngineError(
             f"dockerd is started with --add-runtime ({where}): with runtimes in its file too it "
             "does not start",
             hint=f"put it there: --add-runtime={RUNTIME_NAME}={wish.runtime}",
         )
-    default = flag_value(command.argv, "default-runtime")
+    default = flag_value(flags, "default-runtime")
     if wish.default and default is not None:
         raise EngineError(
             f"dockerd is started with --default-runtime={default} ({where}): with "
@@ -91,7 +96,7 @@ def _parse(text: str, what: str) -> dict[str, Any]:
 
 def _named(root: Path) -> set[str]:
     found = set()
-    added = flag_values(command_of(_UNIT, root).argv, "add-runtime")
+    added = flag_values(_flags(root), "add-runtime")
     found |= {
         path for name, _, path in (each.partition("=") for each in added) if name == RUNTIME_NAME
     }
@@ -107,8 +112,7 @@ def _named(root: Path) -> set[str]:
 
 
 def _check(root: Path, file: Path) -> tuple[list[str], ...]:
-    argv = command_of(_UNIT, root).argv
-    flags = [word for word in argv[1:] if not word.startswith("--config-file=")]
+    flags = [word for word in _flags(root) if not word.startswith("--config-file=")]
     if "--config-file" in flags:
         at = flags.index("--config-file")
         del flags[at : at + 2]

@@ -23,6 +23,10 @@ def _add(text: str | None, wish: Wish, root: Path, what: str) -> str:
     if wish.file is not None:
         toml_text.refuse_others(text, _MARK, what)
     default = wish.default or toml_text.at(present, ["engine", "runtime"]) == RUNTIME_NAME
+    if wish.file is None:
+        later = [path for path in _files(root) if _comes_later(path)]
+        mine = ["engine", "runtimes", RUNTIME_NAME]
+        toml_text.refuse_later(later, [mine, *([["engine", "runtime"]] if default else [])])
     lines = [_MARK, "[engine]"]
     if default:
         lines.append(f"runtime = {_string(RUNTIME_NAME)}")
@@ -76,9 +80,15 @@ def _files(root: Path) -> list[Path]:
     return [path for path in paths if path != root / _FILE and path.is_file()]
 
 
+def _comes_later(path: Path) -> bool:
+    return path.parent.name == _DIRECTORY.rpartition("/")[2] and path.name > Path(_FILE).name
+
+
 def _named(root: Path) -> set[str]:
     found: set[str] = set()
-    for path in [*_files(root), *([root / _FILE] if (root / _FILE).is_file() else [])]:
+    others, own = _files(root), [root / _FILE] if (root / _FILE).is_file() else []
+    later = [path for path in others if _comes_later(path)]
+    for path in [*(path for path in others if path not in later), *own, *later]:
         listed = toml_text.at(toml_text.read(path), ["engine", "runtimes", RUNTIME_NAME])
         if isinstance(listed, list):
             found = {item for item in listed if isinstance(item, str)}

@@ -1,7 +1,7 @@
 """TOML settings, read by one parser, edited with another that keeps comments and order."""
 
 import tomllib
-from collections.abc import Set
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,22 @@ def refuse_others(text: str | None, mark: str, what: str) -> None:
             f"{what} has settings of others, and ours go into a file of their own",
             hint="leave --file out, or name a file that is not there yet",
         )
+
+
+def refuse_later(files: Iterable[Path], paths: Sequence[list[str]]) -> None:
+    """See that none of ``files``, which come after ours, has the last word on what we set.
+
+    Raises:
+        EngineError: one does; names it.
+    """
+    for file in files:
+        values = read(file)
+        for path in paths:
+            if at(values, path) is not None:
+                raise EngineError(
+                    f"{file} comes after our file and has the last word on {'.'.join(path)}",
+                    hint="take it out there",
+                )
 
 
 def at(values: dict[str, Any], path: list[str]) -> Any:

@@ -13,10 +13,17 @@ from pathlib import Path
 
 from cima_runc.base import limits
 
-_DIRECTORIES = ("etc/systemd/system", "run/systemd/system", "usr/lib/systemd/system")
+_DIRECTORIES = (
+    *("etc/systemd/system", "run/systemd/system"),
+    *("usr/local/lib/systemd/system", "usr/lib/systemd/system"),
+)
 """The first one that has a file of a name hides the others."""
 _LIB = "lib/systemd/system"
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+
+
+_SHELL = re.compile(r"[0-9]*[;&|<>]")
+"""How what ends a command's arguments begins, in a shell."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,8 @@ def command_of(unit: str, root: Path) -> Command:
     main = next((each / unit for each in directories if (each / unit).is_file()), None)
     drop_ins: dict[str, Path] = {}
     for directory in reversed(directories):
-        found = sorted((directory / f"{unit}.d").glob("*.conf"))
-        drop_ins |= {path.name: path for path in found if path.is_file()}
+        # One that leads to /dev/null hides those of its name, and says nothing itself.
+        drop_ins |= {path.name: path for path in (directory / f"{unit}.d").glob("*.conf")}
     command, said_by = "", None
     environment: dict[str, str] = {}
     environments: dict[str, Path] = {}
@@ -62,6 +69,20 @@ def command_of(unit: str, root: Path) -> Command:
         # A word that is one $NAME is split, and goes where it is empty.
         words += _split(value) if word.startswith("$") and word[1:2] != "{" else [value]
     return Command(tuple(words), tuple(dict.fromkeys(used)))
+
+
+def flags_of(command: Command, program: str) -> tuple[str, ...]:
+    """Return what ``program`` is given, which the command is or which a shell in it becomes.
+
+    None where neither is so: a script may do what it likes.
+    """
+    for words in (list(command.argv), *map(_split, command.argv[1:])):
+        names = ["" if word.startswith("-") else word.rpartition("/")[2] for word in words]
+        if program in names:
+            given = words[names.index(program) + 1 :]
+            end = next((at for at, word in enumerate(given) if _SHELL.match(word)), len(given))
+            return tuple(given[:end])
+    return ()
 
 
 def _service(path: Path) -> list[tuple[str, str]]:

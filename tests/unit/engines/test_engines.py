@@ -501,6 +501,68 @@ def test_dockerds_own_flags(
     assert snapshot(root) == before
 
 
+@pytest.mark.parametrize(
+    "start",
+    [
+        "/bin/sh -c 'exec dockerd --add-runtime=x=/x -H fd:// 2>&1'",
+        '/bin/bash -lc "ulimit -n 1; /usr/bin/dockerd ${MORE}"',
+        "/usr/bin/env dockerd --add-runtime x=/x",
+    ],
+)
+def test_dockerd_behind_a_shell(
+    root: Path,
+    changes: Changes,
+    start: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its flags count, and the shell's are not given to dockerd's own check."""
+    unit = f"[Service]\nEnvironment='MORE=--add-runtime=x=/x'\nExecStart={start}\n"
+    write(root, "..", {"lib/systemd/system/docker.service": unit})
+    with pytest.raises(EngineError, match="--add-runtime"):
+        configure(changes, DOCKER)
+    unit = unit.replace("--add-runtime=x=/x", "--debug").replace("--add-runtime x=/x", "--debug")
+    write(root, "..", {"lib/systemd/system/docker.service": unit})
+    (dockerd := tmp_path / "dockerd").write_text('#!/bin/sh\necho "$*" >&2\nexit 1\n')
+    dockerd.chmod(0o755)
+    monkeypatch.setattr(change, "_SBIN", str(tmp_path))
+    with pytest.raises(EngineError, match=r": --debug (-H fd:// )?--validate"):
+        changes.check(DOCKER, changes.adding(DOCKER, Wish(RUNTIME, False)))
+
+
+def test_a_drop_in_that_is_masked_says_nothing(root: Path, changes: Changes) -> None:
+    drop_in = "[Service]\nExecStart=\nExecStart=/usr/bin/dockerd --add-runtime=x=/x\n"
+    write(root, "..", {"lib/systemd/system/docker.service": _DEBIANS_UNIT})
+    write(root, "..", {"usr/lib/systemd/system/docker.service.d/a.conf": drop_in})
+    with pytest.raises(EngineError, match="add-runtime"):
+        configure(changes, DOCKER)
+    mask = root / "etc/systemd/system/docker.service.d/a.conf"
+    mask.parent.mkdir(parents=True)
+    mask.symlink_to("/dev/null")
+    assert configure(changes, DOCKER)
+
+
+@pytest.mark.parametrize(
+    ("engine", "path", "text"),
+    [
+        (PODMAN, "containers/containers.conf.d/zzz.conf", '[engine]\nruntime = "crun"\n'),
+        (
+            CRIO,
+            "crio/crio.conf.d/zzz.conf",
+            '[crio.runtime]\ndefault_runtime = "crun"\n',
+        ),
+    ],
+)
+def test_a_default_that_a_later_file_takes_back(
+    root: Path, changes: Changes, engine: Engine, path: str, text: str
+) -> None:
+    write(root, ".", {path: text})
+    with pytest.raises(EngineError, match=r"zzz\.conf comes after our file"):
+        configure(changes, engine, default=True)
+    assert configure(changes, engine)
+    assert engine.named(root) == {RUNTIME}
+
+
 def test_dockerds_own_file(root: Path, changes: Changes) -> None:
     unit = _DEBIANS_UNIT.replace("-H fd://", "--config-file /srv/daemon.json")
     write(root, "..", {"lib/systemd/system/docker.service": unit})
@@ -516,7 +578,8 @@ _SECTION = '[plugins."io.containerd.grpc.v1.cri".containerd]\ndefault_runtime_na
     "files",
     [
         {  # a file by its name comes after the directory
-            "config.toml": "version = 2\nimports = ['/etc/containerd/conf.d/*.toml', 'late.toml']\n",
+            "config.toml": "version = 2\n"
+            "imports = ['/etc/containerd/conf.d/*.toml', 'late.toml']\n",
             "late.toml": f"version = 2\n{_SECTION}",
         },
         {  # what an imported file imports comes last
@@ -559,7 +622,7 @@ def test_a_drop_in_that_came_later_costs_the_main_file_nothing(
     nvidia = f'version = {version}\n[plugins."{plugin}".containerd.runtimes.nvidia]\na = 1\n'
     write(root, "containerd", {"conf.d/99-nvidia.toml": nvidia})
     if version == 2:
-        with pytest.raises(EngineError, match="99-nvidia.toml comes after"):
+        with pytest.raises(EngineError, match=r"99-nvidia\.toml comes after"):
             configure(changes, CONTAINERD)
     else:
         configure(changes, CONTAINERD)
