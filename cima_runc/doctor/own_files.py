@@ -64,8 +64,10 @@ def look(prefix: Path, owner: int, dpkg: Path = _DPKG) -> str:
 def _refuse(what: str, paths: list[Path]) -> None:
     if paths:
         names = some([printable(str(path)) for path in paths])
-        plural = what.replace("is ", "are ", 1).replace("was ", "were ", 1)
-        raise UnfitError(f"{names} {what if len(paths) == 1 else plural}", hint=_INSTALL)
+        verb, _, rest = what.partition(" ")
+        if len(paths) > 1:
+            verb = {"is": "are", "was": "were"}.get(verb, verb)
+        raise UnfitError(f"{names} {verb} {rest}", hint=_INSTALL)
 
 
 def _below(prefix: Path) -> Iterator[Path]:

@@ -100,7 +100,20 @@ def many(prefix: Path) -> str:
     return "and 2 more were not installed"
 
 
+def two_cut(prefix: Path) -> str:
+    (prefix / "bin/tool").write_bytes(b"")
+    cut(prefix)
+    return "part.so are not what was installed"
+
+
+def two_gone(prefix: Path) -> str:
+    (prefix / "bin/tool").unlink()
+    gone(prefix)
+    return "prestart are gone"
+
+
 WRONG = (
+    *(two_cut, two_gone),
     *(edited, gone, added, added_beside, byte_code_of_nothing),
     *(open_directory, open_file, cut, many),
 )
