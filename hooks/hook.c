@@ -25,7 +25,7 @@
 
 #define OWN_NAME "/libexec/cima/hooks/" STAGE
 #define HOOK_PY "/libexec/cima/hook.py"
-#define STATE_MAX (256 * 1024 + 1)	/* limits.HOOK_STATE, and one: the agent refuses what is longer */
+#define STATE_MAX (2 * 1024 * 1024 + 1)	/* limits.HOOK_STATE, and one: the agent refuses what is longer */
 #define HEADER_MAX 64
 #define HELD_SUFFIX ".held"		/* cima_runc/agent/held.py */
 #define ID_MAX 256

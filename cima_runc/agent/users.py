@@ -96,7 +96,7 @@ class UserServer:
             in_all = share_of_descriptors(limits.USERS_REQUESTS)
             if self._connected.total() > in_all:
                 raise CimaError(f"users have {in_all} requests under way")
-            verb, body = await read_request(reader, limit=limits.HOOK_STATE)
+            verb, body = await read_request(reader, limit=limits.USER_REQUEST)
             what = f"{verb} of user {uid}"
             if verb not in _QUESTIONS:
                 await self._do(verb, body, uid)

@@ -10,11 +10,15 @@ MIB = 1024 * KIB
 CONFIG_JSON = 8 * MIB
 """Bytes of a bundle's config.json. Kubernetes pods with thousands of mounts stay below 1 MiB."""
 
-HOOK_STATE = 256 * KIB
-"""Bytes of the state JSON that a runtime hands to a hook; annotations are most of it."""
+HOOK_STATE = 2 * MIB
+"""Bytes of the state JSON that a runtime hands to a hook; annotations are most of it. Kubernetes
+takes 256 KiB of them for a pod, and CRI-O hands on each twice, once as JSON in a string."""
 
-REQUEST = 1 * MIB
+REQUEST = 4 * MIB
 """Bytes of one request to the agent's socket."""
+
+USER_REQUEST = 288 * KIB
+"""The same where it is of a user other than root: 256 KiB of a hook's state, and three paths."""
 
 REPLY = 1024 * MIB
 """Bytes of one answer of the agent: a partition's records may be many."""

@@ -64,10 +64,11 @@ def inject(
     if hooks is None:
         hooks = config["hooks"] = {}
     first = "prestart" if hooks.get("prestart") else create_stage
+    last = "createRuntime" if hooks.get("createRuntime") else create_stage
     others = any(hooks.get(stage) for stage in CREATE_STAGES)
     for stage, name in (
         (first, "prestart"),
-        *([(create_stage, "settled")] if others else []),
+        *([(last, "settled")] if others else []),
         ("poststart", "poststart"),
         ("poststop", "poststop"),
     ):

@@ -196,6 +196,16 @@ def test_a_value_that_is_no_text_ends_in_a_reason(host: Host, place: Path) -> No
     assert time.monotonic() - began < 20
 
 
+def test_annotations_as_large_as_engines_hand_them_on(host: Host, place: Path) -> None:
+    """256 KiB of a pod's, each by itself and all of them again as JSON in one (CRI-O)."""
+    bundle = make_bundle(place / "bundle", "/bin/echo", "hello")
+    own = {f"example.com/{number}": '"' * 64 * 1024 for number in range(4)}
+    all_of_them = {"io.kubernetes.cri-o.Annotations": json.dumps(own)}
+    edit(bundle, {"annotations": own | all_of_them})
+    done = run(host, bundle)
+    assert (done.stdout, done.returncode) == ("hello\n", 0), done.stderr
+
+
 @pytest.fixture(scope="module")
 def crun(host: Host) -> Iterator[None]:
     if shutil.which("crun") is None:

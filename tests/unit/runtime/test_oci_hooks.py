@@ -50,3 +50,16 @@ def test_any_other_hook_is_another_configuration(
     found["hooks"].setdefault(stage, []).append(entry)
     oci_hooks.remove(found, hooks_dir=OURS)
     assert oci_hooks.digest(found) != oci_hooks.digest(config)
+
+
+@given(_config, st.sampled_from(oci_hooks.CREATE_STAGES))
+def test_ours_is_the_first_of_all_and_the_last_that_looks(
+    config: dict[str, Any], stage: str
+) -> None:
+    """Runtimes run the stage prestart and then createRuntime, each in its order."""
+    put_in = _put_in(config, stage)
+    stages = ("prestart", "createRuntime")
+    order = [entry["path"] for each in stages for entry in put_in["hooks"].get(each) or []]
+    assert order[0] == f"{OURS}/prestart"
+    others = [path for path in order if not path.startswith(f"{OURS}/") or path.endswith("/z")]
+    assert order[1:] == ([*others, f"{OURS}/settled"] if others else [])
