@@ -63,6 +63,8 @@ class JournalState:
     """What the PCR's value must be once nothing is pending; None where nothing is known of it."""
     pending: Pending | None = None
     counters: Counters | None = None
+    lost: bool = False
+    """Whether what came before is not known, so that no value that is found is the initial one."""
 
     @property
     def begun(self) -> bool:
@@ -100,8 +102,8 @@ def _applied(state: JournalState, entry: dict[str, Any]) -> JournalState:
             value = None if entry["value"] is None else _digest(entry["value"])
             counters = None if entry["counters"] is None else _counters(entry["counters"])
             status = Status.model_validate_json(json.dumps(entry["status"]))
-            return JournalState(status, value, None, counters)
-        case "initial" if not state.begun:
+            return JournalState(status, value, None, counters, lost=entry.get("lost") is True)
+        case "initial" if not (state.begun or state.lost):
             value = _digest(entry["value"])
             status = state.status.model_copy(update={"initial": value})
             return replace(state, status=status, value=value, counters=_counters(entry["counters"]))
@@ -128,6 +130,7 @@ def _applied(state: JournalState, entry: dict[str, Any]) -> JournalState:
                 value=_digest(entry["value"]),
                 pending=None,
                 counters=_counters(entry["counters"]),
+                lost=False,
             )
         case "gap":
             gap = Gap(kind=entry["kind"], since=entry["since"], until=entry["until"])
@@ -145,6 +148,8 @@ def reconcile(state: JournalState, found: Found) -> dict[str, Any] | None:
     """
     counters = list(found.counters)
     if not state.begun:
+        if state.lost:
+            return foreign("journal", found)
         return {"type": "initial", "value": found.value.hex(), "counters": counters}
     if state.pending is not None:
         if found.value == state.pending.expected:
@@ -174,10 +179,9 @@ def foreign(kind: ForeignKind, found: Found) -> dict[str, Any]:
 class Journal:
     """The journal's file of one boot."""
 
-    def __init__(self, path: Path, state: JournalState, *, lost: bool) -> None:
+    def __init__(self, path: Path, state: JournalState) -> None:
         self._path = path
         self._state = state
-        self._lost = lost
         self._entries = 0
         self._lines: AppendFile | None = None
 
@@ -191,7 +195,6 @@ class Journal:
             JournalError: it holds what is not a journal's.
             OSError: it cannot be opened or mended.
         """
-        lost = False
         state = JournalState(Status.begin())
         entries: list[dict[str, Any]] = []
         if path.exists():
@@ -201,15 +204,15 @@ class Journal:
                     load_object(line, what="the journal", limit=limits.JOURNAL_ENTRY)
                     for line in file
                 ]
-        else:
-            lost = boot_is_known
         if entries and entries[0].get("type") == "state":
             for entry in entries:
                 state = apply(state, entry)
-            journal = cls(path, state, lost=False)
+            journal = cls(path, state)
             journal._entries = len(entries)
             return journal
-        journal = cls(path, _of_version_1(entries), lost=lost)
+        # That it was lost is written down with it: an agent that is killed now must not forget it.
+        state = replace(_of_version_1(entries), lost=boot_is_known and not entries)
+        journal = cls(path, state)
         journal._rewrite()
         return journal
 
@@ -219,9 +222,7 @@ class Journal:
         return self._state
 
     def reconcile(self, found: Found) -> dict[str, Any] | None:
-        """Return :func:`reconcile`'s entry; of a journal that was lost, what says so."""
-        if self._lost and not self._state.begun:
-            return foreign("journal", found)
+        """Return :func:`reconcile`'s entry."""
         return reconcile(self._state, found)
 
     def close(self) -> None:
@@ -273,6 +274,7 @@ class Journal:
                 "value": None if state.value is None else state.value.hex(),
                 "status": state.status.model_dump(mode="json"),
                 "counters": None if state.counters is None else list(state.counters),
+                "lost": state.lost,
             }
         ]
         if state.pending is not None:

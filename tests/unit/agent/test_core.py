@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from cima_runc.agent.core import Core, CoreError, EndedError
+from cima_runc.agent.core import Core, CoreError, EndedError, dropped_in
 from cima_runc.config import LimitSettings
 from cima_runc.cpcr.inner import inner
 from cima_runc.cpcr.table import Table
@@ -137,7 +137,7 @@ def test_events_after_the_end_are_refused() -> None:
     core.end(1, "ended", "later", 5)
     # An agent that was killed just then reads again what it has recorded.
     assert core.measure(EVENT, None, "later") is None
-    with pytest.raises(EndedError):
+    with pytest.raises(EndedError, match="registration 1, which has ended"):
         core.measure(replace(EVENT, path=b"/bin/late"), None, "later")
     with pytest.raises(CoreError):
         core.measure(replace(EVENT, registration=9), None, "later")
@@ -250,6 +250,38 @@ def test_a_run_is_let_go_of_once_the_next_is_bound() -> None:
     assert latest is not None and latest.number == 2
 
 
+def test_a_run_that_was_forgotten_is_not_let_go_of_again() -> None:
+    core = Core(Table())
+    a_run(core, 1, 1)
+    core.end(1, "ended", "later", 5)
+    a_run(core, 2, 2)
+    core.forget(1)
+    core.update_table()
+    assert core.settled(()) == []
+    assert core.get(2) is not None
+
+
+@pytest.mark.parametrize(("until", "found"), [(4, []), (5, [1]), (6, [1, 2])])
+def test_what_had_ended_by_a_time(until: int, found: list[int]) -> None:
+    core = Core(Table())
+    for number, ended in ((1, 5), (2, 6), (3, 7)):
+        registered(core, number)
+        core.end(number, "ended", "later", ended)
+    registered(core, 4)
+    assert core.ended_before(until) == found
+
+
+def test_of_what_ended_at_a_time_that_nobody_knows_it_was_long_ago() -> None:
+    core, restored = Core(Table()), Core(Table())
+    registered(core, 1)
+    core.end(1, "ended", "later", 5)
+    container = core.get(1)
+    assert container is not None
+    container.note = container.note.model_copy(update={"ended_ns": None})
+    restored.restore(container)
+    assert restored.ended_before(0) == [1]
+
+
 def test_a_run_stays_where_the_next_came_to_nothing() -> None:
     core = Core(Table())
     a_run(core, 1, 1)
@@ -274,6 +306,45 @@ def test_of_runs_that_are_restored_the_last_is_kept(order: tuple[int, int]) -> N
         restored.restore(found)
     restored.update_table()
     assert [one.number for one in restored.settled(())] == [1]
+
+
+def test_a_file_of_the_kernels_log_comes_once_and_its_line_is_kept() -> None:
+    core = Core(Table())
+    registered(core, 1)
+    container = core.get(1)
+    assert container is not None and container.last_line is None
+
+    def add(path: bytes, line: int) -> Record | None:
+        return core.add_file(
+            1, b"\1" * 32, path, func=TemplateFunc.BPRM_CHECK, line=line, time="now"
+        )
+
+    assert add(b"/bin/a", 0) is not None
+    assert container.last_line == 0
+    assert add(b"/bin/b", 7) is not None
+    assert add(b"/bin/c", 3) is not None
+    assert container.last_line == 7
+    count = container.partition.count
+    core.update_table()
+    assert add(b"/bin/a", 9) is None
+    assert (container.partition.count, core.changed, container.last_line) == (count, False, 7)
+
+
+def test_what_the_sensor_dropped_is_counted_and_nothing_else() -> None:
+    core = Core(Table())
+    registered(core, 1)
+    records = [
+        core.dropped(1, 3, "now"),
+        core.lost(1, 40, "another reason", "now"),
+        core.lost(1, None, "the sensor dropped events", "now"),
+        core.dropped(1, 4, "now"),
+    ]
+    assert dropped_in(records) == 7
+
+
+def test_where_nothing_is_missing_no_record_speaks_of_it() -> None:
+    core = Core(Table())
+    assert all("missing" not in record.meta for record in registered(core, 1))
 
 
 def test_what_is_missing_stands_in_every_record() -> None:

@@ -136,8 +136,20 @@ def test_a_tpm_that_was_resumed_is_no_change(tmp_path: Path) -> None:
     assert entry["kind"] == "changed"
 
 
-def test_a_journal_that_was_lost_says_so_and_has_no_initial_value(tmp_path: Path) -> None:
-    journal = opened(tmp_path, boot_is_known=True)
+@pytest.mark.parametrize("starts", [1, 2, 3])
+@pytest.mark.parametrize("left", [None, b""])
+def test_a_journal_that_was_lost_says_so_and_has_no_initial_value(
+    tmp_path: Path, left: bytes | None, starts: int
+) -> None:
+    """However often the agent is killed before it has read the PCR."""
+    if left is not None:
+        (tmp_path / "journal.jsonl").write_bytes(left)
+    for _ in range(starts):
+        journal = opened(tmp_path, boot_is_known=True)
+        journal.add({"type": "gap", "kind": "disk", "since": HOUR, "until": HOUR})
+        journal.close()
+    with pytest.raises(JournalError):
+        journal.add({"type": "initial", "value": "00" * 32, "counters": [1, 0]})
     entry = journal.reconcile(found(b"x" * 32))
     assert entry is not None
     assert entry["kind"] == "journal"
@@ -175,7 +187,8 @@ def test_it_is_replaced_by_one_line_and_never_with_a_bind_pending(
         sizes.append(len(path.read_bytes().splitlines()))
         if number == 20:
             journal.add({"type": "gap", "kind": "disk", "since": HOUR, "until": HOUR})
-    assert 1 in sizes
+    # One line in the place of eight, as soon as the eighth is there and nothing is pending.
+    assert sizes[:8] == [4, 6, 1, 3, 5, 7, 1, 3]
     assert max(sizes) <= 9
     assert journal.state.value == value
     assert journal.state.status.gaps.count == 1
@@ -313,7 +326,27 @@ def test_an_abandoned_bind_of_version_1(tmp_path: Path) -> None:
 def test_an_empty_journal_of_version_1(tmp_path: Path) -> None:
     journal = version_1(tmp_path)
     assert journal.state == JournalState(Status.begin())
-    assert opened(tmp_path, boot_is_known=True).reconcile(found(ZERO)) is not None
+
+
+@pytest.mark.parametrize(("source", "kind"), [("tpm", "tpm"), ("records", "disk")])
+def test_a_gap_of_version_1_has_its_source(tmp_path: Path, source: str, kind: str) -> None:
+    (gap,) = version_1(tmp_path, {**GAP_1, "source": source}).state.status.gaps.last
+    assert gap.kind == kind
+
+
+@pytest.mark.parametrize("goes_on_from", ["before", "history", "expected"])
+def test_a_bind_may_follow_one_of_which_the_end_is_not_written(
+    tmp_path: Path, goes_on_from: str
+) -> None:
+    journal = begun(tmp_path)
+    journal.add_bind(Bind(ZERO, b"d" * 32, b"v" * 32))
+    pending = journal.state.pending
+    assert pending is not None
+    assert len({pending.before, pending.history, pending.expected}) == 3
+    journal.add_bind(Bind(getattr(pending, goes_on_from), b"e" * 32, b"w" * 32))
+    assert opened(tmp_path).state == journal.state
+    with pytest.raises(JournalError):
+        journal.add_bind(Bind(b"x" * 32, b"e" * 32, b"w" * 32))
 
 
 # -- a crash at every point ---------------------------------------------------------------------
