@@ -294,3 +294,6 @@ FLEET_REFERENCE = 256 * MIB
 PROVIDER_ANSWER = 1 * MIB
 """Bytes of what an OpenID provider answers: its description, its keys, a token. Real ones have
 below 64 KiB."""
+
+TOKEN = 64 * KIB
+"""Bytes of what a token says. Ours have below 2 KiB."""

@@ -116,6 +116,10 @@ EXAMPLES = {
     "fleet join-tokens void": ("cima fleet join-tokens void 01ab23cd45ef",),
     "fleet tenants": ("cima fleet tenants",),
     "fleet tenants add": ("cima fleet tenants add shop --key $(cat alice.pub)",),
+    "fleet grants": ("cima fleet grants",),
+    "fleet grants add": ("cima fleet grants add web https://vault.example --tenant shop",),
+    "fleet grants remove": ("cima fleet grants remove 01ab23cd45ef",),
+    "fleet token": ("cima fleet token 01ab23cd45ef --audience https://vault.example",),
     "fleet webhooks": ("cima fleet webhooks",),
     "fleet webhooks add": (
         "cima fleet webhooks add https://example.org/hook --kind container.verdict",

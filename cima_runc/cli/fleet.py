@@ -682,6 +682,65 @@ def add_tenant(
     _done(f"{name} is a tenant", as_json)
 
 
+def _grants(as_json: bool) -> None:
+    columns = (
+        ("UID", "uid"),
+        ("TENANT", "tenant"),
+        ("POLICY", "policy"),
+        ("AUDIENCE", "audience"),
+    )
+    _print(Client().listed("token-grants"), columns, as_json)
+
+
+grants = _part("grants", "What containers' tokens may be for: list, add, remove.", _grants)
+
+
+@grants.command("add")
+def add_grant(
+    policy: Annotated[str, typer.Argument(help="The policy that trusts the containers.")],
+    audience: Annotated[str, typer.Argument(help="Who takes the tokens: their aud.")],
+    tenant: Annotated[
+        str | None, typer.Option(help="Whose containers; none: those of no owner's key.")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Allow tokens for an audience, for containers that a policy trusts."""
+    body = {"policy": policy, "audience": audience, "tenant": tenant}
+    found = Client().send("POST", "token-grants", body=body)
+    if as_json:
+        print_json(found)
+    else:
+        typer.echo(f"{found['uid']} is allowed")
+
+
+@grants.command("remove")
+def remove_grant(uid: _Uid, as_json: _Json = False) -> None:
+    """Allow it no more: tokens that are out are inactive."""
+    Client().send("DELETE", "token-grants", uid)
+    _done(f"{uid} is removed", as_json)
+
+
+@app.command("token")
+def workload_token(
+    uid: Annotated[str, typer.Argument(help="The container's UID.")],
+    *,
+    audience: Annotated[str, typer.Option(help="Who will take the token.")],
+    nonce: Annotated[
+        list[str] | None, typer.Option(help="Nonce of who will take it (base64url).")
+    ] = None,
+    profile: Annotated[Literal["eat", "ear"], typer.Option(help="Its form.")] = "eat",
+    seconds: Annotated[int, typer.Option(help="How long it is good.")] = 300,
+    as_json: _Json = False,
+) -> None:
+    """Have a token made for a container that is TRUSTED, and print it."""
+    body = {"audience": audience, "nonces": nonce or [], "profile": profile, "seconds": seconds}
+    answer = Client(seconds=130.0).send("POST", "containers", uid, "tokens", body=body)
+    if as_json:
+        print_json(answer)
+    else:
+        typer.echo(printable(str(answer["token"])))
+
+
 def _webhooks(as_json: bool) -> None:
     columns = (
         ("UID", "uid"),

@@ -57,7 +57,7 @@ def choose(url: str | None, ca: Path | None, token_file: Path | None) -> None:
 class Client:
     """Asks the service that options, environment or settings name, in this order."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = _SECONDS) -> None:
         """Find out where the service is, and read the token.
 
         Raises:
@@ -65,6 +65,7 @@ class Client:
         """
         self._url, ca = _address()
         self._token = _token()
+        self._seconds = seconds
         self._open = opener(tls_context(self._url, ca))
 
     def get(self, *path: str, **query: str | int | bool | None) -> Row:
@@ -126,7 +127,7 @@ class Client:
         url = f"{self._url}/v1/{route}" + (f"?{urllib.parse.urlencode(said)}" if said else "")
         request = urllib.request.Request(url, data=body, headers=headers, method=method)  # noqa: S310 - https only, by tls_context
         try:
-            with self._open(request, timeout=_SECONDS) as answer:
+            with self._open(request, timeout=self._seconds) as answer:
                 return _parsed(answer)
         except urllib.error.HTTPError as error:
             raise _refusal(error) from error

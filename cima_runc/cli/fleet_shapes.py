@@ -362,6 +362,30 @@ class Tenant(Shape):
     keys: list[str]
 
 
+class Grant(Shape):
+    """What containers' tokens may be for."""
+
+    uid: _Uid
+    tenant: str | None
+    policy: str
+    audience: str
+    created: str
+    created_by: str
+
+
+class Granted(Shape):
+    """What was allowed."""
+
+    uid: _Uid
+
+
+class WorkloadToken(Shape):
+    """A container's token."""
+
+    token: str
+    expires: str
+
+
 class Webhook(Shape):
     """Where events are sent."""
 

@@ -19,6 +19,8 @@ from cima_runc.fleet import (
     changes,
     enrolments,
     hosts_api,
+    issuer_api,
+    issuing,
     passed_on,
     people_api,
     queries,
@@ -46,6 +48,8 @@ _STATUS: tuple[tuple[type[CimaError], int], ...] = (
     (queries.NoSuchThingError, 404),
     (enrolments.NoSuchEnrolmentError, 404),
     (reports.NotEnrolledError, 403),
+    (issuing.NotFreshError, 504),
+    (issuing.NotIssuedError, 409),
     (DatabaseError, 503),
 )
 
@@ -75,7 +79,7 @@ def application(service: Service) -> Asgi:
     )
     frequent = hosts_api.Frequent(service)
     api.include_router(hosts_api.routes(service, frequent))
-    for part in (tenants_api, people_api, page):
+    for part in (tenants_api, people_api, issuer_api, page):
         api.include_router(part.routes(service))
 
     @api.get("/v1/health", tags=["service"], responses={503: {}})

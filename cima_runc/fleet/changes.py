@@ -313,6 +313,8 @@ def add_tenant(connection: Connection, actor: str, name: str, keys: list[str]) -
         OwnerError: a key is not a public key.
     """
     _check_name(name)
+    if name == "operator":
+        raise ChangeError("a tenant is not called operator: tokens of the operator's say so")
     for key in keys:
         parse_public(key)
     tenant, owned = table_of(Tenant), table_of(TenantKey)

@@ -43,6 +43,8 @@ class Kind(StrEnum):
     """A report shows something of the host: hibernation, a foreign extend."""
     ENROLMENT_WAITING = "enrolment.waiting"
     """A person has to decide."""
+    ISSUED = "token.issued"
+    """Somebody was given a token for a container."""
     RECORDS_GONE = "records.gone"
     """After a restore: a container has no end, and its host tells of it no more. What came since
     the copy was made is with nobody."""

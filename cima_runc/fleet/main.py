@@ -15,7 +15,7 @@ import uvicorn
 from cima_runc import __version__
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
-from cima_runc.fleet import changes, migrate, setup
+from cima_runc.fleet import changes, issuer, migrate, setup
 from cima_runc.fleet import check as checks
 from cima_runc.fleet.app import application
 from cima_runc.fleet.database import Database, DatabaseError
@@ -187,6 +187,23 @@ def restore(
         f"{done['join_tokens']} join tokens are void, {done['verdicts']} verdicts are UNKNOWN until"
         " their hosts report"
     )
+
+
+@app.command(name="rotate-keys")
+def rotate_keys(
+    config: _Config = None,
+    state_dir: Annotated[Path | None, typer.Option(help="In place of the settings'.")] = None,
+) -> None:
+    """Sign tokens with a new key from now on; the one before is published for an hour more."""
+    settings = _settings(config, state_dir)
+    database = Database(settings.database_url)
+    try:
+        migrate.check(database)
+        with database.write() as connection:
+            kid = issuer.rotate(connection, f"local user {os.getuid()}")
+    finally:
+        database.close()
+    typer.echo(f"tokens are signed with the key {kid}")
 
 
 @app.command()

@@ -28,7 +28,7 @@ _Short = Annotated[str, Field(min_length=1, max_length=253)]
 _After = Annotated[str | None, Query(max_length=100)]
 _Word = Annotated[str | None, Query(max_length=4096)]
 _Verdict = Annotated[Literal["TRUSTED", "UNTRUSTED", "STALE", "UNKNOWN"] | None, Query()]
-_ERRORS: dict[int | str, dict[str, Any]] = {
+ERRORS: dict[int | str, dict[str, Any]] = {
     code: {} for code in (400, 401, 403, 404, 413, 422, 429, 503)
 }
 
@@ -121,7 +121,7 @@ def recognised(service: Service) -> Callable[..., Any]:
 
 def routes(service: Service) -> APIRouter:
     """Return the routes."""
-    router = APIRouter(prefix="/v1", tags=["people"], responses=_ERRORS)
+    router = APIRouter(prefix="/v1", tags=["people"], responses=ERRORS)
     Anybody = Annotated[Person, Depends(recognised(service))]
 
     async def see(person: Person, view: Callable[[Connection, int | None], _Any]) -> _Any:

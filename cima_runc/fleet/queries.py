@@ -37,6 +37,7 @@ from cima_runc.fleet.schema import (
     Reference,
     Tenant,
     TenantKey,
+    TokenGrant,
     Verdict,
     Webhook,
     table_of,
@@ -591,6 +592,13 @@ def tokens(connection: Connection) -> list[Row]:
     """Return people's and programs' tokens, without what they are recognised by."""
     names = dict(connection.execute(select(Tenant.id, Tenant.name)).all())
     rows = _rows(connection, ApiToken, without={"digest"})
+    return [{**row, "tenant": names.get(row["tenant"])} for row in rows]
+
+
+def token_grants(connection: Connection) -> list[Row]:
+    """Return what tokens may be for."""
+    names = dict(connection.execute(select(Tenant.id, Tenant.name)).all())
+    rows = _rows(connection, TokenGrant)
     return [{**row, "tenant": names.get(row["tenant"])} for row in rows]
 
 

@@ -21,6 +21,8 @@ TENANTS_SEE = {
     "verdict": "EXISTS (SELECT 1 FROM container c WHERE c.id = verdict.container)",
     "event": "EXISTS (SELECT 1 FROM container c WHERE c.id = event.container)",
     "webhook": f"'tenant:' || webhook.tenant = {_SCOPE}",
+    "token_grant": f"'tenant:' || token_grant.tenant = {_SCOPE}",
+    "issued_token": f"'tenant:' || issued_token.tenant = {_SCOPE}",
     "delivery": "EXISTS (SELECT 1 FROM webhook w WHERE w.id = delivery.webhook)",
 }
 """Which rows are a tenant's. What these conditions look at is itself under row-level security: an

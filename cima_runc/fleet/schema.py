@@ -550,6 +550,35 @@ class Audit(Base):
     """SHA-256 over the digest before and the RFC 8785 bytes of the other columns."""
 
 
+class TokenGrant(Base):
+    """What tokens may be for."""
+
+    __tablename__ = "token_grant"
+    id: Mapped[int] = _id()
+    uid: Mapped[str] = _uid()
+    tenant: Mapped[int | None] = mapped_column(ForeignKey("tenant.id"))
+    """Whose containers; None: those of no owner's key."""
+    policy: Mapped[str]
+    """Name of the policy that they are trusted by."""
+    audience: Mapped[str]
+    created: Mapped[int]
+    created_by: Mapped[str]
+
+
+class IssuedToken(Base):
+    """A token that has not ended yet."""
+
+    __tablename__ = "issued_token"
+    jti: Mapped[str] = mapped_column(Text(32), primary_key=True)
+    container: Mapped[int] = mapped_column(ForeignKey("container.id"))
+    tenant: Mapped[int | None] = mapped_column(ForeignKey("tenant.id"))
+    audience: Mapped[str]
+    policy: Mapped[str]
+    """``name@version``."""
+    issued: Mapped[int]
+    expires: Mapped[int] = mapped_column(index=True)
+
+
 class EvidenceRequest(Base):
     """Somebody's request for evidence that the service passes on to a host."""
 

@@ -38,6 +38,8 @@ class Rates:
     """By address: nonces without a session."""
     enrolments: RateLimit
     tenants: RateLimit
+    tokens: RateLimit
+    """By tenant."""
 
 
 @dataclass
@@ -86,6 +88,8 @@ class Service:
         self.judge = Judge(ValuesCache())
         self.reports = Reports(self.database, settings, self.judge, self.nonces, self.sessions)
         self.manufacturers = _read(settings)
+        named = f"[{settings.address}]" if ":" in settings.address else settings.address
+        self.issuer_url = (settings.issuer or f"https://{named}:{settings.port}").rstrip("/")
         self.source = f"urn:cima-verifier:{settings.address}:{settings.port}"
         self.worker = Worker(self.database, settings, self.judge, self.source)
         self.metrics = Metrics()
@@ -97,6 +101,7 @@ class Service:
             nonces=RateLimit(each * 10),
             enrolments=RateLimit(settings.enrolments_per_minute),
             tenants=RateLimit(settings.tenants_per_minute),
+            tokens=RateLimit(settings.tokens_per_minute),
         )
         self._threads = ThreadPoolExecutor(_THREADS, "request")
         self.is_ending: Callable[[], bool] = lambda: False

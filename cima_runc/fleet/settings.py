@@ -94,6 +94,13 @@ class Settings(BaseModel):
     """The OpenID provider that people sign on with; none: by tokens of the service alone."""
     allow_private_webhooks: bool = False
     """Whether webhooks may go to addresses that are not public, such as 10.0.0.0/8."""
+    issuer: _Https | None = None
+    """The service's address as tokens name it (``iss``), and as those who take them reach it; none:
+    ``https://`` with ``address`` and ``port``."""
+    token_seconds: Annotated[int, Field(ge=10, le=3600)] = 300
+    """How long after a container's quote the tokens end that are issued by it."""
+    tokens_per_minute: Annotated[int, Field(ge=1)] = 600
+    """Tokens of one tenant, or of the operator."""
     keep_days: Annotated[int, Field(ge=1)] = 90
     """Days that ended containers' records, events and requests are kept."""
     boot_pcrs: tuple[_Pcr, ...] = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14)

@@ -48,6 +48,8 @@ class Choice:
     reference_name: str | None = None
     image: str | None = None
     host_reference: int | None = None
+    names: frozenset[str] = frozenset()
+    """What the assignment goes by: ``image``, ``owner``, ``namespace``, ``label``."""
 
 
 def layers_key(digests: Iterable[str]) -> str:
@@ -124,8 +126,12 @@ class Choosing:
             host = self._newest(assigned.host_reference)
             if host is None:
                 images = []  # what was to be compared is not there: nothing is TRUSTED without it
+        # Reference values that are named are an image that is named.
+        names = frozenset(key for key, value in assigned.match.items() if value)
+        if assigned.image_reference is not None:
+            names |= {"image"}
         if not images:
-            return [Choice(mode, policy.id, name)]
+            return [Choice(mode, policy.id, name, names=names)]
         return [
             Choice(
                 mode,
@@ -135,6 +141,7 @@ class Choosing:
                 reference_name=f"{image.name}@{image.version}",
                 image=image.image,
                 host_reference=host.id if host is not None else None,
+                names=names,
             )
             for image in images
         ]

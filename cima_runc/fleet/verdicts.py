@@ -24,7 +24,7 @@ from cima_runc.verifier.errors import Verdict
 _CONTAINER, _HOST = table_of(Container), table_of(Host)
 
 
-_SKEW = round(report_nonce.SKEW * 1000)
+SKEW = round(report_nonce.SKEW * 1000)
 """Milliseconds that the clocks of the service's processes may differ."""
 
 
@@ -33,13 +33,13 @@ def is_late(now: int) -> ColumnElement[bool]:
 
     Nor does one from the future: the clock was set back, and the deadline with it says nothing.
     """
-    return (_HOST.c.deadline < now) | (_HOST.c.quoted > now + _SKEW)
+    return (_HOST.c.deadline < now) | (_HOST.c.quoted > now + SKEW)
 
 
 def is_fresh(host: Mapping[str, Any], now: int) -> bool:
     """Whether a host's row says that its last report proves something at ``now``."""
     deadline, quoted = host["deadline"], host["quoted"]
-    return None not in {deadline, quoted} and deadline >= now and quoted <= now + _SKEW
+    return None not in {deadline, quoted} and deadline >= now and quoted <= now + SKEW
 
 
 def effective(verdict: str, deadline: int | None, *, has_ended: bool, now: int) -> Verdict:

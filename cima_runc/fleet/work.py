@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from sqlalchemy import Connection, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from cima_runc.fleet import clock, events, hosts, verdicts, webhooks
+from cima_runc.fleet import clock, events, hosts, issuer, verdicts, webhooks
 from cima_runc.fleet.database import Database, DatabaseError, update_all
 from cima_runc.fleet.events import Told
 from cima_runc.fleet.judge import Judge
@@ -202,4 +202,5 @@ class Worker:
             connection.execute(delete(delivery).where(delivery.c.event.in_(old)))
             connection.execute(delete(event).where(event.c.time < before))
             hosts.forget_containers(connection, before)
+            issuer.forget(connection, clock.now())
         return 0

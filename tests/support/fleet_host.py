@@ -46,11 +46,13 @@ class Container:
     kind: str = "container"
     boot_id: str = ""
     records: list[dict[str, Any]] = field(default_factory=list)
+    shown: bool = False
+    """Whether the service's key is among the owners'."""
 
     @property
     def is_readable(self) -> bool:
         """Whether the service may read its records."""
-        return not self.owners
+        return not self.owners or self.shown
 
 
 @dataclass

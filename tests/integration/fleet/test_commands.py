@@ -64,6 +64,20 @@ def test_what_people_do_in_a_day(
     assert ask("show", shown["uid"]) == shown
     assert len(ask("records", shown["uid"])) == shown["records"]  # type: ignore[arg-type]
 
+    # A token of it: its policy names what a stranger could choose.
+    policy.write_text(f"{POLICY}args = []\nmounts = []\nenv = []\n")
+    ask("policies", "add", "web", str(policy))
+    image_id = str(shown["image"])
+    ask("policies", "assign", "web", "--label", "zone=a", "--image", image_id)
+    granted = ask("grants", "add", "web", "https://vault.example")
+    assert isinstance(granted, dict)
+    assert [row["uid"] for row in ask("grants")] == [granted["uid"]]  # type: ignore[attr-defined]
+    eventually(lambda: fleet.container("web")["policy"] == "web@1")
+    token = ask("token", shown["uid"], "--audience", "https://vault.example")
+    assert isinstance(token, dict)
+    assert token["token"].count(".") == 2
+    assert ask("grants", "remove", granted["uid"])
+
     # A policy under which it would not be: nothing changes until it is added.
     policy.write_text("rootfs_required = true\n")
     host.run(number, HOSTILE.encode())
