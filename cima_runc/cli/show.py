@@ -21,6 +21,7 @@ from cima_runc.measure.config_summary import ConfigSummary, Mount, Resources, su
 from cima_runc.measure.oci_config import hidden_value
 from cima_runc.ml.records import IMA_TEMPLATE, Record, parse_line
 from cima_runc.ml.store import Store
+from cima_runc.verifier.rules.config import device_rules_beyond
 from cima_runc.verifier.rules.mounts import EngineMounts
 
 _PATHS_SHOWN = 3
@@ -121,6 +122,8 @@ def config_lines(summary: ConfigSummary, engine: EngineMounts) -> Iterator[tuple
     yield "devices", "ALL of the host's" if summary.all_devices else "none but the usual"
     for device in summary.devices:
         yield "devices", f"{device.path} {device.type} {device.major}:{device.minor}"
+    for rule in device_rules_beyond(summary):
+        yield "devices", f"may make and use {rule}"
     for key, value in summary.sysctl:
         yield "sysctl", f"{key}={value}"
     for hook in summary.hooks:

@@ -110,6 +110,20 @@ class Device(_Model):
     minor: int | None = None
 
 
+class DeviceRule(_Model):
+    """Devices that the device controller lets the container read or write, by their numbers."""
+
+    type: str
+    """b, c, or a for both."""
+    major: int | None = None
+    """None: any."""
+    minor: int | None = None
+
+    def __str__(self) -> str:
+        numbers = ("*" if number is None else str(number) for number in (self.major, self.minor))
+        return f"{self.type} {':'.join(numbers)}"
+
+
 class Seccomp(_Model):
     """The filter of system calls."""
 
@@ -160,6 +174,9 @@ class ConfigSummary(_Model):
     devices: tuple[Device, ...] = ()
     all_devices: bool = False
     """Whether the container may use every device of the host."""
+    device_rules: tuple[DeviceRule, ...] = ()
+    """Devices that it may read or write where it has or makes a node of them, but for a rule of all
+    (:attr:`all_devices`)."""
     masked_paths: tuple[str, ...] = ()
     read_only_paths: tuple[str, ...] = ()
     no_new_privileges: bool = False
@@ -214,6 +231,7 @@ def summarize(
         seccomp=_seccomp(linux.get("seccomp")),
         devices=tuple(_device(device) for device in _objects(linux, "devices")),
         all_devices=_all_devices(resources),
+        device_rules=tuple(_device_rules(resources)),
         masked_paths=_strings(linux, "maskedPaths"),
         read_only_paths=_strings(linux, "readonlyPaths"),
         no_new_privileges=process.get("noNewPrivileges") is True,
@@ -345,6 +363,26 @@ def _all_devices(resources: Mapping[str, Any]) -> bool:
             if rule.get("allow") is not True:
                 allowed[kind] -= access
     return any({"r", "w"} & access for access in allowed.values())
+
+
+def _device_rules(resources: Mapping[str, Any]) -> list[DeviceRule]:
+    """Return the rules that let some devices be read or written, since all were denied."""
+    found: list[DeviceRule] = []
+    for rule in _objects(resources, "devices"):
+        major, minor = (_device_number(rule, key) for key in ("major", "minor"))
+        kind = _string(rule, "type") or "a"
+        used = {"r", "w"} & set(_string(rule, "access") or "rwm")
+        if rule.get("allow") is True:
+            if used and (major, minor) != (None, None):
+                found.append(DeviceRule(type=kind, major=major, minor=minor))
+        elif kind == "a" and (major, minor) == (None, None) and used == {"r", "w"}:
+            found.clear()
+    return list(dict.fromkeys(found))
+
+
+def _device_number(rule: Mapping[str, Any], key: str) -> int | None:
+    number = _number(rule, key)
+    return number if number is not None and number >= 0 else None
 
 
 def _hooks(hooks: Mapping[str, Any]) -> list[Hook]:

@@ -1,5 +1,6 @@
 """What a relying party insists on, as a TOML file."""
 
+import re
 import tomllib
 from typing import Annotated, Any, get_args
 
@@ -14,6 +15,7 @@ from pydantic import (
 
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
+from cima_runc.base.text import printable
 from cima_runc.evidence.errors import first_of
 from cima_runc.evidence.fields import Digest, Model, PcrNumber
 from cima_runc.ml.contents import MemoryKind
@@ -141,6 +143,56 @@ class AllowedMount(Model):
 _Mounts = Annotated[tuple[AllowedMount, ...], BeforeValidator(_to_tuple)]
 
 
+_DEVICE_NUMBER = re.compile(r"[abc] (?:\*|dynamic|0|[1-9][0-9]{0,9}):(?:\*|0|[1-9][0-9]{0,9})")
+DYNAMIC_MAJORS = {"b": range(240, 255), "c": (*range(234, 255), *range(384, 512))}
+"""Major numbers that drivers get when they are loaded, other ones at the next boot perhaps, by the
+type of device. Source: Documentation/admin-guide/devices.txt of Linux; CHRDEV_MAJOR_DYN_END and
+CHRDEV_MAJOR_DYN_EXT_START in include/linux/fs.h."""
+
+
+def _check_number(number: str) -> str:
+    if not _DEVICE_NUMBER.fullmatch(number):
+        raise ValueError(f"devices are as 'c 10:229' or 'b 8:*', not {printable(number[:40])}")
+    return number
+
+
+_Number = Annotated[str, AfterValidator(_check_number)]
+
+
+def covers(allowed: str, number: str) -> bool:
+    """Return whether devices by their numbers, as ``c 10:*``, hold all those of ``number``, which
+    has numbers or stars alone."""
+    if not _DEVICE_NUMBER.fullmatch(number):
+        return False
+    (kind, major, minor), (other_kind, other_major, other_minor) = (
+        text.replace(":", " ").split(" ") for text in (allowed, number)
+    )
+    if major == "dynamic":
+        majors = {str(each) for each in DYNAMIC_MAJORS.get(other_kind, ())}
+    else:
+        majors = {major, other_major if major == "*" else major}
+    return kind in {"a", other_kind} and other_major in majors and minor in {"*", other_minor}
+
+
+class AllowedDevice(Model):
+    """A device of the host that the container may have."""
+
+    path: _Pattern
+    """Pattern of its path in the container."""
+    number: _Number | None = None
+    """Type and numbers, as ``c 10:229``, ``c 195:*`` or, for a major number that the kernel gives
+    out as drivers are loaded, ``c dynamic:*``; None: whatever device is there."""
+
+
+def _to_devices(value: object) -> object:
+    if not isinstance(value, list):
+        return value
+    return tuple({"path": each} if isinstance(each, str) else each for each in value)
+
+
+_Devices = Annotated[tuple[AllowedDevice, ...], BeforeValidator(_to_devices)]
+
+
 class ConfigPolicy(Model):
     """What the container's OCI configuration may say."""
 
@@ -167,8 +219,12 @@ class ConfigPolicy(Model):
     """Capabilities that it may have; the default is Docker's and containerd's."""
     mounts: _Mounts = ()
     """Mounts beside those that engines make."""
-    devices: _Patterns = ()
-    """Devices of the host, by their paths in the container."""
+    devices: _Devices = ()
+    """Devices of the host. A text alone is a pattern of the path in the container, whatever device
+    whoever started it has put there."""
+    device_rules: Annotated[tuple[_Number, ...], BeforeValidator(_to_tuple)] = ()
+    """Devices that it may use without having them by a path (``--device-cgroup-rule``), as
+    ``c 195:*``."""
     allow_any_args: bool = False
     """Whether it may run any command."""
     args: _Commands = ()

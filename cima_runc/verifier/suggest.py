@@ -16,7 +16,13 @@ from cima_runc.verifier.appraisal import References, appraise
 from cima_runc.verifier.pattern import exactly
 from cima_runc.verifier.policy import ConfigPolicy, Policy
 from cima_runc.verifier.reference.file import ImageReference, ReferenceConfig
-from cima_runc.verifier.rules.config import capability_names, command_of, shared_with_host
+from cima_runc.verifier.rules.config import (
+    capability_names,
+    command_of,
+    device_key,
+    device_rules_beyond,
+    shared_with_host,
+)
 from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.rules.mounts import EngineMounts
 from cima_runc.verifier.rules.unstable import UnstableFile, unstable_file
@@ -161,8 +167,15 @@ def _config(
             f"\nmounts = [\n{body}]"
         )
     if "config.device" in rules:
-        devices = [exactly(device.path.encode()) for device in config.devices]
-        keys.append(f"# Devices of the host.\ndevices = {array(devices)}")
+        body = "".join(f"  {device_key(each)},\n" for each in config.devices)
+        if body:
+            keys.append(f"# Devices of the host, by path and numbers.\ndevices = [\n{body}]")
+        more = [str(rule) for rule in device_rules_beyond(config)]
+        if more:
+            keys.append(
+                "# Devices that it may use by their numbers, of which it can make nodes itself."
+                f"\ndevice_rules = {array(more)}"
+            )
     if "config.args" in rules:
         own = " ".join((*image.entrypoint, *image.cmd)) or "none"
         keys.append(

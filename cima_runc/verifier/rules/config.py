@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from functools import partial
 
 from cima_runc.base.text import printable
-from cima_runc.measure.config_summary import ConfigSummary, Mount
+from cima_runc.measure.config_summary import ConfigSummary, Device, DeviceRule, Mount
 from cima_runc.verifier.pattern import exactly
-from cima_runc.verifier.policy import ConfigPolicy
+from cima_runc.verifier.policy import DYNAMIC_MAJORS, AllowedDevice, ConfigPolicy, covers
 from cima_runc.verifier.reference.file import ReferenceConfig
 from cima_runc.verifier.result import Finding
 from cima_runc.verifier.rules import engines
@@ -194,17 +194,34 @@ class ConfigRule:
         if self._config.all_devices:
             return  # said already
         for device in self._config.devices:
-            path = printable(device.path)
-            if device.path in engines.DEVICES or matches_any(self._policy.devices, device.path):
+            path, number = printable(device.path), device_number(device)
+            if engines.DEVICES.get(device.path) == number:
+                continue
+            if any(_is_allowed(each, device) for each in self._policy.devices):
                 continue
             yield self._finding(
                 False,
                 "config.device",
                 f"the device {path} is not allowed",
                 path=path,
-                got=f"{printable(device.type)} {device.major}:{device.minor}",
+                got=printable(number),
+                expected=engines.DEVICES.get(device.path, "only what every container has"),
+                next_=f"start it without --device; in the policy: "
+                f"[config] devices = [{device_key(device)}]",
+            )
+        for rule in device_rules_beyond(self._config):
+            number = printable(str(rule))
+            if any(covers(each, str(rule)) for each in self._policy.device_rules):
+                continue
+            yield self._finding(
+                False,
+                "config.device",
+                f"it may use the devices {number}, of which it can make nodes",
+                path="linux.resources.devices",
+                got=number,
                 expected="only what every container has",
-                next_="start it without --device; devices under [config] in the policy",
+                next_="start it without --device-cgroup-rule; in the policy:"
+                f" [config] device_rules = {array([str(rule)])}",
             )
 
     # -- what runs --------------------------------------------------------------------------------
@@ -272,6 +289,39 @@ def shared_with_host(config: ConfigSummary) -> dict[str, str]:
     return dict.fromkeys(config.host_namespaces, "the host's") | {
         name: path for name, path in joined.items() if path.startswith("/proc/1/ns/")
     }
+
+
+def device_number(device: Device) -> str:
+    """Return a device's type and numbers, as a rule of the device controller writes them."""
+    kind = {"u": "c"}.get(device.type, device.type)  # unbuffered, as mknod(1) calls it
+    # A runtime takes a number that is not there for 0.
+    return str(DeviceRule(type=kind, major=device.major or 0, minor=device.minor or 0))
+
+
+def device_key(device: Device) -> str:
+    """Return the TOML that allows a device, and no other in its place, in ``[config] devices``."""
+    path = f"path = {quoted(exactly(_raw(device.path)))}"
+    if device.type not in {"b", "c", "u"}:
+        return f"{{{path}}}"
+    number = device_number(device)
+    if device.major in DYNAMIC_MAJORS[number[0]]:
+        number = f"{number[0]} dynamic:*"
+    return f"{{{path}, number = {quoted(number)}}}"
+
+
+def device_rules_beyond(config: ConfigSummary) -> list[DeviceRule]:
+    """Return the rules for other devices than every container has, and than are listed by path."""
+    known = {*engines.DEVICE_RULES, *map(device_number, config.devices)}
+    return [rule for rule in config.device_rules if str(rule) not in known]
+
+
+def _is_allowed(allowed: AllowedDevice, device: Device) -> bool:
+    is_number = allowed.number is None or covers(allowed.number, device_number(device))
+    return is_number and matches_any((allowed.path,), device.path)
+
+
+def _raw(path: str) -> bytes:
+    return path.encode("utf-8", "surrogatepass")
 
 
 def capability_names(config: ConfigSummary) -> set[str]:

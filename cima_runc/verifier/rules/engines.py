@@ -154,8 +154,21 @@ MOUNTS: tuple[EngineMount, ...] = (
 )
 """A ``tmpfs`` is empty when the container starts."""
 
-DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty")
-"""Devices that the runtime makes for every container (config-linux.md, default devices)."""
+DEVICES = {
+    "/dev/null": "c 1:3",
+    "/dev/zero": "c 1:5",
+    "/dev/full": "c 1:7",
+    "/dev/random": "c 1:8",
+    "/dev/urandom": "c 1:9",
+    "/dev/tty": "c 5:0",
+}
+"""Devices that the runtime makes for every container (config-linux.md, default devices), with the
+numbers that they have: whoever starts a container chooses the path of another one there."""
+
+DEVICE_RULES = frozenset({*DEVICES.values(), "c 5:1", "c 5:2", "c 136:*", "c 10:200"})
+"""What engines and runtimes let every container use besides: console, ptmx, its terminals, and
+(runc before 1.2) tun, which takes CAP_NET_ADMIN. Sources: Docker's oci/defaults.go, containerd's
+oci.WithDefaultUnixDevices, runc's specconv.AllowedDevices."""
 
 NAMESPACES = (
     "/run/netns/*",

@@ -21,6 +21,7 @@ from cima_runc.verifier.appraisal import References, appraise, compare
 from cima_runc.verifier.errors import Verdict
 from cima_runc.verifier.policy import Policy
 from cima_runc.verifier.reference.file import HostReference, ImageReference
+from cima_runc.verifier.suggest import suggest
 
 OTHER = b"\x11" * 32
 HASH = OTHER.hex()
@@ -513,6 +514,72 @@ def test_a_later_rule_of_the_device_controller_counts(box: Box) -> None:
     rules = [{"allow": True, "access": "rwm"}, {"allow": False, "access": "rwm"}]
     box.config["linux"]["resources"]["devices"] = rules
     assert box.failed() == []
+
+
+def allow(kind: str, **numbers: int) -> dict[str, Any]:
+    return {"allow": True, "type": kind, "access": "rwm", **numbers}
+
+
+DEVICES = [
+    # At a path that every container has: whoever starts it chooses what is there.
+    ({"path": "/dev/null", "type": "b", "major": 8, "minor": 0}, "b 8:0"),
+    ({"path": "/dev/null", "type": "c", "major": 1, "minor": 1}, "c 1:1"),
+    ({"path": "/dev/tty", "type": "p"}, "p 0:0"),
+    ({"path": "/dev/zero", "type": "c 1:5", "major": 1, "minor": 5}, "c 1:5 1:5"),
+    # By numbers, where a node can be made (CAP_MKNOD is in every engine's default).
+    (allow("b", major=8), "b 8:*"),
+    (allow("b", minor=0), "b *:0"),
+    (allow("b", major=8, minor=-1), "b 8:*"),
+    (allow("", major=1), "a 1:*"),
+    (allow("c", major=1, minor=1) | {"access": "r"}, "c 1:1"),
+]
+
+
+@pytest.mark.parametrize(("device", "number"), DEVICES)
+def test_devices_by_whatever_path_or_number(box: Box, device: dict[str, Any], number: str) -> None:
+    """A device is what its numbers say, whoever chose its path, and where it may be made."""
+    linux = box.config["linux"]
+    if "path" in device:
+        linux["devices"] = [device]
+    else:
+        linux["resources"]["devices"].append(device)
+    (finding,) = box.failed()
+    assert (finding.rule, finding.got) == ("config.device", number)
+    text = suggest(box.records(), References(box.image))
+    assert box.failed(text) == []
+    # The next container with another device in its place is refused.
+    device |= {"type": "b", "major": 9, "minor": 1}
+    refused = [finding.rule for finding in box.failed(text)] == ["config.device"]
+    assert refused is ("number =" in text or "device_rules" in text)
+
+
+def test_devices_that_every_container_has(box: Box) -> None:
+    box.config["linux"]["devices"] = [
+        {"path": "/dev/null", "type": "c", "major": 1, "minor": 3},
+        {"path": "/dev/tty", "type": "u", "major": 5},
+        {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229},
+    ]
+    box.config["linux"]["resources"]["devices"] = [
+        allow("b", major=8),
+        {"allow": False, "access": "rwm"},
+        allow("c", major=136),
+        allow("c", major=10, minor=229),
+        {"allow": True, "type": "b", "major": 8, "access": "m"},
+    ]
+    assert [finding.path for finding in box.failed()] == ["/dev/fuse"]
+    assert box.failed("[config]\ndevices = ['/dev/fuse']") == []
+
+
+def test_numbers_that_drivers_get_when_they_are_loaded(box: Box) -> None:
+    """The next boot gives others: a policy that was made once goes on to serve."""
+    device = {"path": "/dev/nvidia-uvm", "type": "c", "major": 511, "minor": 0}
+    box.config["linux"]["devices"] = [device]
+    text = suggest(box.records(), References(box.image))
+    device["major"] = 238
+    assert box.failed(text) == []
+    for other in ({"major": 1, "minor": 1}, {"type": "b", "major": 253}):
+        box.config["linux"]["devices"] = [device | other]
+        assert [finding.rule for finding in box.failed(text)] == ["config.device"]
 
 
 # -- records --------------------------------------------------------------------------------------
