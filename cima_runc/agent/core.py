@@ -3,11 +3,13 @@
 It knows every registered container of this boot, its partition, and the tree that binds them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from cima_runc.agent.index import Container, Index
 from cima_runc.agent.violations import content_of, is_measured
+from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.config import LimitSettings
 from cima_runc.cpcr.inner import inner
@@ -42,20 +44,22 @@ class Core:
     """The containers of this boot and the table of their registers.
 
     ``missing`` names the sources of measurement that this agent runs without; it stands in every
-    record. ``limits()`` are those of each container, as they are now.
+    record. ``limits_of_each()`` are those of a container, as they are now.
     """
 
     def __init__(
         self,
         table: Table,
         missing: tuple[str, ...] = (),
-        limits: Callable[[], LimitSettings] = LimitSettings,
+        limits_of_each: Callable[[], LimitSettings] = LimitSettings,
     ) -> None:
         self.missing = missing
-        self._limits = limits
+        self._limits = limits_of_each
         self._table = table
         self._index = Index()
         self._superseded: set[int] = set()
+        self._of_users: Counter[int] = Counter()
+        """Bytes of records of each user's containers, about; none of root's."""
 
     @property
     def containers(self) -> Iterable[Container]:
@@ -120,6 +124,10 @@ class Core:
         """Return how many registrations are this user's."""
         return self._index.users.count(uid)
 
+    def bytes_of(self, uid: int) -> int:
+        """Return how many bytes the records of a user's containers take, about; not of root's."""
+        return self._of_users[uid]
+
     def register(
         self, note: ContainerNote, secret: bytes, first: Sequence[Content], time: str
     ) -> tuple[ContainerNote, list[Record]]:
@@ -142,8 +150,16 @@ class Core:
         note = note.model_copy(update={"slot": self._table.take()})
         if note.line is not None and (before := self.run_of(note.line)) is not None:
             self._superseded.add(before.number)
-        self._index.add(Container(note, secret, partition))
+        container = Container(note, secret, partition)
+        self._index.add(container)
+        if note.uid:
+            self._grow(container, sum(len(record.to_line()) for record in records))
         return note, records
+
+    def _grow(self, container: Container, size: int) -> None:
+        container.size += size
+        if container.note.uid:
+            self._of_users[container.note.uid] += size
 
     def restore(self, container: Container) -> None:
         """Take in a container with the slot and the records that it has already."""
@@ -154,6 +170,8 @@ class Core:
             earlier = min(before, container, key=lambda one: one.note.run or 0)
             self._superseded.add(earlier.number)
         self._index.add(container)
+        if container.note.uid:
+            self._of_users[container.note.uid] += container.size
 
     def ended_before(self, until: int) -> list[int]:
         """Return the registrations that had ended ``until`` then.
@@ -165,7 +183,12 @@ class Core:
 
     def forget(self, registration: int) -> None:
         """Drop a container and give its slot back."""
-        note = self._index.remove(registration).note
+        container = self._index.remove(registration)
+        note = container.note
+        if note.uid:
+            self._of_users[note.uid] -= container.size
+            if not self._index.users.count(note.uid):
+                del self._of_users[note.uid]
         self._superseded.discard(registration)
         if note.line is not None and (latest := self.run_of(note.line)) is not None:
             # What came after it is gone.
@@ -209,12 +232,14 @@ class Core:
 
     def _over_limit(self, container: Container, event: Event) -> str:
         """Return which limit the container would pass with this event's record; "" for none."""
-        container.size += _LINE + 2 * len(event.path or b"")
-        limits = self._limits()
-        if container.partition.count >= limits.records:
-            return f"the container's limit of {limits.records} records is reached"
-        if container.size > limits.bytes:
-            return f"the container's limit of {limits.bytes} bytes of records is reached"
+        self._grow(container, _LINE + 2 * len(event.path or b""))
+        own, uid = self._limits(), container.note.uid
+        if container.partition.count >= own.records:
+            return f"the container's limit of {own.records} records is reached"
+        if container.size > own.bytes:
+            return f"the container's limit of {own.bytes} bytes of records is reached"
+        if uid and self._of_users[uid] > limits.USER_BYTES:
+            return f"the user's limit of {limits.USER_BYTES} bytes of records is reached"
         return ""
 
     def add(self, registration: int, content: Content, time: str) -> Record:

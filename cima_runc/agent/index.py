@@ -24,7 +24,7 @@ class Container:
     dropped: int = 0
     """Events of it that the sensor dropped, as far as they are recorded."""
     size: int = 0
-    """Bytes of its files' records on disk, about, since this agent started."""
+    """Bytes of its records on disk, about."""
     full: bool = False
     """Whether it has reached a limit of its own, and is measured no further."""
     last_line: int | None = None

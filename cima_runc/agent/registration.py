@@ -181,13 +181,18 @@ class Registration:
     # -- before -------------------------------------------------------------------------------
 
     def _check_share(self, uid: int) -> None:
-        """No user but root may have more than so many containers."""
+        """No user but root may have more than so many containers, or so large ones."""
         if uid == 0:
             return
         count = self._writer.count_of(uid)
         if count >= limits.USER_CONTAINERS:
             raise RegistrationError(
                 f"user {uid} has {count} containers, those that ended lately counted"
+            )
+        if self._writer.bytes_of(uid) > limits.USER_BYTES:
+            raise RegistrationError(
+                f"the records of user {uid}'s containers, those that ended lately counted, have "
+                f"more than {limits.USER_BYTES} bytes"
             )
 
     def _line_of(self, candidate: Candidate) -> tuple[tuple[str, ...], bytes]:

@@ -45,11 +45,13 @@ def to_remove(
 
     ``quota`` is in bytes, ``ended_before`` in RFC 3339. What a boot's containers relied on goes
     after the last of them. What is ``wanted`` does not grow old, and goes last where there is too
-    much.
+    much. What is above a user's part is his own that goes: it costs nobody else's.
     """
+    chosen = _above_their_part(stored, quota // limits.USER_PART, wanted)
+    above = {one.note.registration for one in chosen}
+    stored = [one for one in stored if one.note.registration not in above]
     too_much = sum(one.size for one in stored) - quota
     left = {one.note.registration: one for one in stored}
-    chosen: list[Stored] = []
 
     def consider(one: Stored, *, is_last: bool = False) -> None:
         nonlocal too_much
@@ -72,6 +74,26 @@ def to_remove(
     for one in stored:
         if one.note.kind == "dependencies" and one.note.boot_id not in in_use:
             consider(one, is_last=True)
+    return chosen
+
+
+def _above_their_part(
+    stored: list[Stored], part: int, wanted: Callable[[Stored], bool]
+) -> list[Stored]:
+    """Return what of users other than root takes more than ``part`` bytes for each."""
+    of_users: dict[int, list[Stored]] = {}
+    for one in stored:
+        if one.note.uid and one.note.kind == "container":
+            of_users.setdefault(one.note.uid, []).append(one)
+    chosen = []
+    for own in of_users.values():
+        too_much = sum(one.size for one in own) - part
+        if too_much <= 0:
+            continue
+        for one in sorted((one for one in own if one.removable), key=wanted):
+            if too_much > 0:
+                chosen.append(one)
+                too_much -= one.size
     return chosen
 
 

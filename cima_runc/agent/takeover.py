@@ -118,7 +118,12 @@ class TakeOver:
                 self._store.discard(number)
                 continue
             container = Container(
-                note, secret, partition, dropped_in(records), last_line=_last_line(records)
+                note,
+                secret,
+                partition,
+                dropped_in(records),
+                size=self._store.size(number),
+                last_line=_last_line(records),
             )
             last = records[-1] if records else None
             ending = note.state != "stopped" and last is not None and _is_end(last)

@@ -123,6 +123,10 @@ class Writer:
         """Return how many registrations are this user's."""
         return self._core.count_of(uid)
 
+    def bytes_of(self, uid: int) -> int:
+        """Return how many bytes the records of this user's registrations take, about."""
+        return self._core.bytes_of(uid)
+
     def run_of(self, line: str) -> Container | None:
         """Return the latest run of this line (hexadecimal) in this boot, ended or not."""
         return self._core.run_of(line)

@@ -103,6 +103,12 @@ more wait their turn. An answer of ``ps`` is below 2 MiB, that of ``log`` is rea
 USER_CONTAINERS = 4096
 """Containers of one user that the agent knows, ended ones within their retention time counted."""
 
+USER_BYTES = 512 * MIB
+"""Bytes of records of all those containers; what they do then is lost, and no more start."""
+
+USER_PART = 8
+"""What part of all that is kept of containers that have ended one user's may take, as a divisor."""
+
 LAYER_ENTRIES = 2_000_000
 """Files, directories and others in one layer. A full Debian desktop has some 300,000."""
 

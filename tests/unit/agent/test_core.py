@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from cima_runc.agent.core import Core, CoreError, EndedError, dropped_in
+from cima_runc.base import limits
 from cima_runc.config import LimitSettings
 from cima_runc.cpcr.inner import inner
 from cima_runc.cpcr.table import Table
@@ -31,7 +32,9 @@ EVENT = Event(
 )
 
 
-def registered(core: Core, registration: int, container_id: str | None = None) -> list[Record]:
+def registered(
+    core: Core, registration: int, container_id: str | None = None, uid: int = 0
+) -> list[Record]:
     note = ContainerNote(
         registration=registration,
         id=container_id or f"box{registration}",
@@ -43,6 +46,7 @@ def registered(core: Core, registration: int, container_id: str | None = None) -
         bundle=f"/bundle{registration}",
         started="now",
         state="created",
+        uid=uid,
     )
     contents = [{"type": "register"}, {"type": "config", "config": {}}]
     return core.register(note, bytes([registration]) * 32, contents, "now")[1]
@@ -104,7 +108,7 @@ def test_what_was_denied_has_not_run() -> None:
     [({"records": 100}, b"/bin/%d"), ({"bytes": 1 << 20}, b"/" + b"d" * 4000 + b"%d")],
 )
 def test_one_container_has_no_more_than_its_share(limit: dict[str, int], path: bytes) -> None:
-    core = Core(Table(), limits=lambda: LimitSettings(**limit))
+    core = Core(Table(), limits_of_each=lambda: LimitSettings(**limit))
     registered(core, 1)
     registered(core, 2)
     files = [replace(EVENT, path=path % number) for number in range(200)]
@@ -366,3 +370,26 @@ def test_live_is_found_by_id_and_bundle() -> None:
     core.end(1, "ended", "now", 5)
     assert core.live("same", "/bundle1") is None
     assert core.live("same", "/bundle9") is None
+
+
+def test_a_users_containers_have_one_limit_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one user could fill the disk that all records are on."""
+    monkeypatch.setattr(limits, "USER_BYTES", 50_000)
+    core = Core(Table())
+    for number in range(1, 11):
+        registered(core, number, uid=1000 if number > 2 else 0)
+    reasons = [
+        record.content["reason"]
+        for number in range(1, 11)
+        for at in range(40)
+        if (record := core.measure(replace(EVENT, registration=number, path=b"/%d" % at), 1, ""))
+        and record.content.get("type") == "lost"
+    ]
+    assert 1 < len(reasons) <= 8 and {"the user's limit of 50000 bytes of records is reached"} == {
+        *reasons
+    }
+    assert core.bytes_of(1000) > 50_000 and core.bytes_of(0) == 0
+    for number in range(1, 11):
+        core.end(number, "ended", "now", 1)
+        core.forget(number)
+    assert core.bytes_of(1000) == 0

@@ -53,6 +53,19 @@ def test_what_lives_stays_whatever_it_takes() -> None:
     assert chosen(stored, 0) == [2]
 
 
+def test_a_user_costs_nobody_elses_records() -> None:
+    """Root's are the oldest; what a user has in plenty goes first, his own oldest first."""
+    stored = [
+        *(Stored(a_note(number), 10, True) for number in range(1, 4)),
+        *(Stored(a_note(number, uid=1000), 10, True) for number in range(4, 24)),
+        *(Stored(a_note(number, uid=1001), 10, True) for number in range(24, 26)),
+    ]
+    assert chosen(stored, 160) == list(range(4, 22))
+    assert chosen(stored, 1600) == []
+    with_living = [*stored, Stored(a_note(26, uid=1000, state="running", ended=None), 500, False)]
+    assert chosen(with_living, 560) == list(range(4, 24))
+
+
 def test_age_is_a_reason_too() -> None:
     stored = [Stored(a_note(1), 1, True), Stored(a_note(2, ended=clock.now()), 1, True)]
     assert chosen(stored, 100, "2020-01-01T00:00:00.000Z") == [1]
