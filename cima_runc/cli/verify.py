@@ -20,7 +20,7 @@ from cima_runc.verifier.ak_certificate import AkAuthority, parse_authority
 from cima_runc.verifier.enrolled import EnrolledAk, parse_enrolled_ak
 from cima_runc.verifier.result import Result
 from cima_runc.verifier.state import StateDirectory
-from cima_runc.verifier.token import sign
+from cima_runc.verifier.token import LONGEST, sign
 from cima_runc.verifier.verifier import Verifier
 
 
@@ -53,10 +53,16 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     jwt: Annotated[Path | None, typer.Option(help="Write the result as a signed EAT.")] = None,
     jwt_key: Annotated[Path | None, typer.Option(help="EC P-256 key to sign it with.")] = None,
+    jwt_audience: Annotated[
+        str | None, typer.Option(help="Who is to take it: nobody else may (aud).")
+    ] = None,
+    jwt_seconds: Annotated[
+        int, typer.Option(min=1, max=LONGEST, help="How long it is good.")
+    ] = 300,
 ) -> None:
     """Verify evidence; exit status 0: TRUSTED, 1: UNTRUSTED, 2: STALE, UNKNOWN, or an error."""
-    if (jwt is None) != (jwt_key is None):
-        raise ArgumentError("--jwt and --jwt-key go together")
+    if len({jwt is None, jwt_key is None, jwt_audience is None}) > 1:
+        raise ArgumentError("--jwt, --jwt-key and --jwt-audience go together")
     references, insisted = read_files(reference or [], policy)
     private = None
     if owner_key is not None:
@@ -74,12 +80,13 @@ def verify(
     sent = nonce_of(nonce)
     raw = files.read(evidence, limit=limits.EVIDENCE)
     result = verifier.verify_nonce(raw, sent, container=container, host=host, boot_log=boot_log)
-    if jwt is not None and jwt_key is not None:
+    if jwt is not None and jwt_key is not None and jwt_audience is not None:
         if result.facts is not None and result.facts.ended is not None:
             note("no token: the container has ended, and a token is of something that runs")
         else:
             with files.about(jwt_key):
-                token = sign(result, files.read(jwt_key), int(time.time()))
+                key, now = files.read(jwt_key), int(time.time())
+                token = sign(result, key, now, audience=jwt_audience, seconds=jwt_seconds)
             files.write(jwt, token.encode("ascii") + b"\n")
     if as_json:
         typer.echo(result.model_dump_json(indent=2, exclude_none=True))

@@ -7,6 +7,7 @@ in the claim ``cima``. Signed with ES256 (RFC 7518, 3.4); media type application
 
 import base64
 import hashlib
+import secrets
 from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -26,13 +27,24 @@ class TokenKeyError(CimaError):
     """The key that results are signed with cannot be used."""
 
 
-def claims(result: Result, issued_at: int) -> dict[str, Any]:
-    """Return the claims of a result; ``issued_at`` is in seconds since 1970."""
+LONGEST = 3600
+"""Seconds that a token lives at most."""
+
+
+def claims(result: Result, issued_at: int, *, audience: str, seconds: int) -> dict[str, Any]:
+    """Return the claims of a result, for ``audience`` alone.
+
+    ``issued_at`` is in seconds since 1970, and it ends ``seconds`` later, :data:`LONGEST` at most.
+    """
     cima = result.model_dump(mode="json", exclude={"checks", "nonce"}, exclude_none=True)
     made: dict[str, Any] = {
         "eat_profile": PROFILE,
         "eat_nonce": _base64url(result.nonce),
+        "aud": audience,
         "iat": issued_at,
+        "nbf": issued_at,
+        "exp": issued_at + min(seconds, LONGEST),
+        "jti": secrets.token_urlsafe(16),
         "cima": cima,
     }
     if result.facts is not None:
@@ -47,8 +59,10 @@ def claims(result: Result, issued_at: int) -> dict[str, Any]:
     return made
 
 
-def sign(result: Result, key_pem: bytes, issued_at: int) -> str:
-    """Return the token, signed with an EC P-256 private key (PEM).
+def sign(
+    result: Result, key_pem: bytes, issued_at: int, *, audience: str, seconds: int = 300
+) -> str:
+    """Return the token, signed with an EC P-256 private key (PEM); it is issued in that key's name.
 
     Raises:
         TokenKeyError: not such a key.
@@ -65,9 +79,11 @@ def sign(result: Result, key_pem: bytes, issued_at: int) -> str:
             "the key for results is not an EC key of P-256",
             hint="make one with: openssl ecparam -name prime256v1 -genkey -noout",
         )
-    return jwt.encode(
-        {"alg": "ES256", "typ": "eat+jwt"}, claims(result, issued_at), ECKey.import_key(key_pem)
-    )
+    signer = ECKey.import_key(key_pem)
+    kid = signer.thumbprint()
+    made = {"iss": f"urn:cima-runc:verify:{kid}"}
+    made |= claims(result, issued_at, audience=audience, seconds=seconds)
+    return jwt.encode({"alg": "ES256", "typ": "eat+jwt", "kid": kid}, made, signer)
 
 
 def _base64url(data: bytes) -> str:

@@ -93,7 +93,7 @@ def test_policy_and_token(host: SimulatedHost) -> None:
     )
     (host.root / "key.pem").write_bytes(key)
     token = host.root / "result.jwt"
-    options = ("--jwt", token, "--jwt-key", host.root / "key.pem")
+    options = ("--jwt", token, "--jwt-key", host.root / "key.pem", "--jwt-audience", "https://a")
     verify(host, host.evidence("plain", NONCE), *options)
     claims = jwt.decode(token.read_text().strip(), ECKey.import_key(key)).claims
     assert claims["cima"]["verdict"] == "UNKNOWN"
@@ -110,7 +110,7 @@ def test_of_what_has_ended_there_is_no_token(host: SimulatedHost) -> None:
     (number,) = host.store.registrations()
     host.end(number)
     token = host.root / "result.jwt"
-    options = ("--jwt", token, "--jwt-key", host.root / "key.pem")
+    options = ("--jwt", token, "--jwt-key", host.root / "key.pem", "--jwt-audience", "https://a")
     done = verify(host, host.evidence("plain", NONCE), *options)
     assert done.stdout.splitlines()[-1].endswith("ended: deleted")
     assert "no token" in done.stderr

@@ -289,3 +289,36 @@ def test_a_process_ends_at_once_though_hosts_hold_long_polls(
     polling.join(60)
     assert answers == [200]
     assert time.monotonic() - began < 8
+
+
+def test_tables_of_earlier_forms_are_brought_on(empty_url: str) -> None:
+    """From each form there was, with what is in them; and then they are as the models say."""
+    from alembic import command
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    from cima_runc.fleet.schema import Base
+
+    database = Database(empty_url)
+    config = migrate._config()
+    with database.write() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+    host = FleetHost()
+    with database.write() as connection:
+        connection.execute(insert(table_of(Host)).values(**new_host(host)))
+    assert migrate.migrate(database)
+    with database.write() as connection:
+        names = connection.execute(select(table_of(Host).c.ak_name)).scalars().all()
+        assert names == [host.tpm.ak_name.hex()]
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+        if database.is_postgresql:
+            open_tables = connection.execute(
+                text(
+                    "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname = ANY(:names)"
+                    " AND NOT (relrowsecurity AND relforcerowsecurity)"
+                ),
+                {"names": sorted(Base.metadata.tables)},
+            ).scalars()
+            assert list(open_tables) == []
+    database.close()

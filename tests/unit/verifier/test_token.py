@@ -47,12 +47,21 @@ RESULT = Result(
 
 
 def test_claims() -> None:
-    token = jwt.decode(sign(RESULT, KEY, 1_700_000_000), ECKey.import_key(KEY))
+    token = jwt.decode(
+        sign(RESULT, KEY, 1_700_000_000, audience="https://a"), ECKey.import_key(KEY)
+    )
     assert token.header["typ"] == "eat+jwt"
     claims = token.claims
     assert claims["eat_profile"] == PROFILE
     assert base64.urlsafe_b64decode(claims["eat_nonce"] + "==") == b"n" * 16
     assert claims["iat"] == 1_700_000_000
+    assert (claims["aud"], claims["nbf"], claims["exp"]) == (
+        "https://a",
+        1_700_000_000,
+        1_700_000_300,
+    )
+    assert claims["iss"] == f"urn:cima-runc:verify:{token.header['kid']}"
+    assert claims["jti"]
     assert len(base64.urlsafe_b64decode(claims["ueid"] + "===")) == 33
     assert claims["cima"]["verdict"] == "UNTRUSTED"
     assert claims["submods"]["some-id"]["measres"] == [
@@ -67,17 +76,24 @@ def test_refusal() -> None:
         nonce=b"n" * 16,
         refusal=Refusal.of(NonceError("old", expected="a", found="b")),
     )
-    claims = jwt.decode(sign(refused, KEY, 0), ECKey.import_key(KEY)).claims
+    claims = jwt.decode(sign(refused, KEY, 0, audience="https://a"), ECKey.import_key(KEY)).claims
     assert claims["cima"]["refusal"]["error"] == "NonceError"
     assert claims["submods"]["unknown"]["measres"] == [["cima", [["NonceError", "fail"]]]]
 
 
 def test_another_key() -> None:
     with pytest.raises(BadSignatureError):
-        jwt.decode(sign(RESULT, KEY, 0), ECKey.import_key(pem(ec.SECP256R1())))
+        jwt.decode(
+            sign(RESULT, KEY, 0, audience="https://a"), ECKey.import_key(pem(ec.SECP256R1()))
+        )
 
 
 @pytest.mark.parametrize("key", [b"", b"x", pem(ec.SECP384R1())])
 def test_key_refused(key: bytes) -> None:
     with pytest.raises(TokenKeyError):
-        sign(RESULT, key, 0)
+        sign(RESULT, key, 0, audience="https://a")
+
+
+def test_it_ends_within_the_hour() -> None:
+    token = sign(RESULT, KEY, 0, audience="https://a", seconds=1_000_000)
+    assert jwt.decode(token, ECKey.import_key(KEY)).claims["exp"] == 3600
