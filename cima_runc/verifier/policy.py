@@ -135,7 +135,10 @@ class AllowedMount(Model):
     destination: _Pattern
     """Where it is in the container."""
     source: _Pattern | None = None
-    """Directory or file of the host; None: anything."""
+    """Directory or file of the host, or what a filesystem of ``type`` is of; None: anything."""
+    type: str | None = None
+    """Type of the filesystem, ``bind`` for a directory or file of the host. None: ``bind`` where
+    there is a source, which says nothing of an overlay's layers, and else any."""
     read_only: bool = False
     """Whether it must be mounted read-only."""
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from cima_runc.base.text import printable
 from cima_runc.ima.template import unpack_cima_ng
-from cima_runc.measure.config_summary import ConfigSummary, Mount, summarize
+from cima_runc.measure.config_summary import ConfigSummary, summarize
 from cima_runc.measure.mtree import MtreeError, parse_manifest
-from cima_runc.ml.contents import Memory, ViolationV1, measured, read
+from cima_runc.ml.contents import Memory, RegisterV1, ViolationV1, measured, read
 from cima_runc.ml.records import CIMA, IMA_TEMPLATE, Record, template_data
 from cima_runc.verifier.appraisal import References, appraise
 from cima_runc.verifier.pattern import exactly
@@ -61,6 +61,9 @@ def suggest(records: Sequence[Record], references: References) -> str:
     for rule, key, why in _TOP:
         if rule in rules:
             lines.append(f"# {why}\n{key}\n")
+    if missing := _missing(records):
+        why = "It was measured without a part of the measurement."
+        lines.append(f"# {why}\nallow_missing = {array(missing)}\n")
     unstable = _unstable_files(records)
     named = {finding.record for finding in found if finding.record in unstable}
     violations = {
@@ -89,14 +92,16 @@ def suggest(records: Sequence[Record], references: References) -> str:
     return "\n".join(lines)
 
 
-_TOP = (
-    ("records.lost", "allow_lost = true", "Events were lost: something may have run unseen."),
-    (
-        "records.missing",
-        'allow_missing = ["ima", "sensor"]',
-        "It was measured without a part of the measurement.",
-    ),
-)
+_TOP = (("records.lost", "allow_lost = true", "Events were lost: something may have run unseen."),)
+
+
+def _missing(records: Sequence[Record]) -> list[str]:
+    contents = (content for _, content in map(measured, records))
+    return sorted(
+        {one for each in contents if isinstance(each, RegisterV1) for one in each.missing}
+    )
+
+
 _ALLOW = "allow_violations = true"
 _VIOLATIONS = frozenset(
     f"records.{kind}" for kind in ("violation", "unstable", "changed", "guard", "entry", "helper")
@@ -160,7 +165,7 @@ def _config(
         )
     mounts = [mount for mount in config.mounts if not engine.makes(mount)]
     if mounts:
-        body = "".join(f"  {each},\n" for each in dict.fromkeys(_mount(m, engine) for m in mounts))
+        body = "".join(f"  {each},\n" for each in dict.fromkeys(map(engine.allowing, mounts)))
         keys.append(
             "# Mounts beside those that engines make. What is in them is not measured, but for the"
             "\n# files that run. `*` stands for ids of this container, which the next has not."
@@ -197,15 +202,6 @@ def _config(
         )
     if keys:
         yield "[config]\n" + "\n".join(keys) + "\n"
-
-
-def _mount(mount: Mount, engine: EngineMounts) -> str:
-    parts = [f"destination = {quoted(exactly(_raw(mount.destination)))}"]
-    if mount.from_host:
-        parts.append(f"source = {quoted(engine.for_the_next(mount.source))}")
-    if mount.read_only:
-        parts.append("read_only = true")
-    return "{" + ", ".join(parts) + "}"
 
 
 def _unstable_files(records: Sequence[Record]) -> dict[int, UnstableFile]:
@@ -285,7 +281,3 @@ def _config_of(
             config = summarize(content["config"], register.get("namespaces"))
             return config, EngineMounts(register, config, image)
     return None, None
-
-
-def _raw(path: str) -> bytes:
-    return path.encode("utf-8", "surrogatepass")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from cima_runc.base.text import printable
-from cima_runc.measure.config_summary import ConfigSummary, Device, DeviceRule, Mount
+from cima_runc.measure.config_summary import ConfigSummary, Device, DeviceRule
 from cima_runc.verifier.pattern import exactly
 from cima_runc.verifier.policy import DYNAMIC_MAJORS, AllowedDevice, ConfigPolicy, covers
 from cima_runc.verifier.reference.file import ReferenceConfig
@@ -172,7 +172,7 @@ class ConfigRule:
                     path=at,
                 )
                 continue
-            key = self._allowing(mount)
+            key = self._engine.allowing(mount)
             yield self._finding(
                 False,
                 "config.mount",
@@ -182,13 +182,6 @@ class ConfigRule:
                 expected="only mounts that engines make",
                 next_=f"start it without; in the policy: [config] mounts = [{key}]",
             )
-
-    def _allowing(self, mount: Mount) -> str:
-        at = exactly(mount.destination.encode("utf-8", "surrogatepass"))
-        key = f"destination = {quoted(at)}"
-        if mount.from_host:
-            key += f", source = {quoted(self._engine.for_the_next(mount.source))}"
-        return f"{{{key}}}"
 
     def _devices(self) -> Iterator[Finding]:
         if self._config.all_devices:

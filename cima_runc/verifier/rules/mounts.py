@@ -15,6 +15,7 @@ from cima_runc.verifier.pattern import exactly, matches
 from cima_runc.verifier.policy import AllowedMount
 from cima_runc.verifier.rules import engines
 from cima_runc.verifier.rules.image_files import ImageFiles
+from cima_runc.verifier.toml import quoted
 
 _NAME = re.compile(r"\{([a-z]+)\}")
 _BEFORE_VERSION_2 = {
@@ -128,13 +129,28 @@ class EngineMounts:
         parts = []
         for part in source.split("/"):
             is_random = inside and any(each.fullmatch(part) for each in _RANDOM)
-            parts.append("*" if is_random else self._without_ids(part))
+            parts.append("*" if is_random else self._without_ids(part, inside))
         if inside and "/containers/" in source and "/pods/" in source:
             parts[-1] = "*"  # a termination log, named at random
         return "/".join(parts)
 
-    def _without_ids(self, part: str) -> str:
-        ids = "|".join(map(re.escape, sorted(self._ids, key=len, reverse=True)))
+    def allowing(self, mount: Mount) -> str:
+        """Return the TOML that allows a mount, and the same in the next container of its kind, in
+        ``[config] mounts``."""
+        parts = [f"destination = {quoted(exactly(_raw(mount.destination)))}"]
+        has_source = mount.source.startswith("/")
+        if has_source:
+            parts.append(f"source = {quoted(self.for_the_next(mount.source))}")
+        if not (mount.from_host and has_source):
+            parts.append(f"type = {quoted(kind(mount))}")
+        if mount.read_only:
+            parts.append("read_only = true")
+        return "{" + ", ".join(parts) + "}"
+
+    def _without_ids(self, part: str, inside: bool) -> str:
+        # A person's own directory may be called as the container is: that name is not random.
+        known = (each for each in self._ids if inside or _GIVEN_BY_ENGINE.fullmatch(each))
+        ids = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
         pieces = re.split(ids, part) if ids else [part]
         return "*".join(exactly(_raw(piece)) for piece in pieces)
 
@@ -207,6 +223,7 @@ class EngineMounts:
         )
 
 
+_GIVEN_BY_ENGINE = re.compile(r"[0-9a-f]{64}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _ID_LENGTH = 8
 """Shorter ids are names that a person gave, and may be a part of any path."""
 _RANDOM = (
@@ -262,8 +279,10 @@ def is_engines_init(mount: Mount, path: str) -> bool:
 
 def allows(allowed: AllowedMount, mount: Mount) -> bool:
     """Return whether this part of the policy allows the mount."""
+    wanted = allowed.type or (None if allowed.source is None else "bind")
     return (
         matches_any((allowed.destination,), mount.destination)
+        and wanted in {None, kind(mount)}
         and (allowed.source is None or matches_any((allowed.source,), mount.source))
         and (mount.read_only or not allowed.read_only)
     )

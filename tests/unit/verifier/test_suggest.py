@@ -1,6 +1,7 @@
 import itertools
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from unit.verifier.appraised import Box, image, upper
 
 from cima_runc.ima.template import Func
 from cima_runc.measure.mtree import Entry
+from cima_runc.ml.contents import Engine
 from cima_runc.verifier.appraisal import References
 from cima_runc.verifier.errors import Verdict
 from cima_runc.verifier.policy import Policy, parse_policy
@@ -77,6 +79,55 @@ def test_the_run_is_trusted_with_what_is_suggested(reference: ImageReference) ->
     # Another file than the one that ran, at the same path, is still refused.
     box.files.append((b"/app/script", b"\x55" * 32, Func.BPRM_CHECK))
     assert [finding.rule for finding in box.failed(text)] == ["file.changed"]
+
+
+BIND = {"type": "bind", "options": ["rbind"]}
+MOUNTS = [
+    ({"type": "tmpfs", "source": "tmpfs"}, BIND | {"source": "/home/eve"}),
+    ({"type": "tmpfs", "source": "tmpfs"}, {"type": "ext4", "source": "/dev/sdb"}),
+    (BIND | {"source": "/srv/app"}, BIND | {"source": "/srv/other"}),
+    # The source of an overlay is any word: its layers are in the options.
+    (
+        BIND | {"source": "/srv/app"},
+        {"type": "overlay", "source": "/srv/app", "options": ["lowerdir=/home/eve:/"]},
+    ),
+    (BIND | {"source": "relative"}, {"type": "tmpfs", "source": "relative"}),
+    ({"type": "ext4", "source": "/dev/sdb"}, {"type": "ext4", "source": "/dev/sdc"}),
+    ({"type": "ext4", "source": "/dev/sdb"}, BIND | {"source": "/dev/sdb"}),
+    # The container was called as a directory of its host is.
+    (BIND | {"source": "/srv/webserver/conf"}, BIND | {"source": "/srv/eve/conf"}),
+]
+
+
+@pytest.mark.parametrize(("mount", "other"), MOUNTS)
+def test_no_other_mount_is_let_in_by_what_is_suggested(
+    reference: ImageReference, mount: dict[str, Any], other: dict[str, Any]
+) -> None:
+    box = Box.honest(reference)
+    box.register = {
+        **{"id": "webserver", "line": "0" * 64, "run": 1, "previous": None},
+        "engine": Engine(name="containerd").model_dump(mode="json"),
+    }
+    box.config["mounts"] = [{"destination": "/app", **mount}]
+    (refused,) = box.failed()
+    text = suggest(box.records(), References(reference))
+    hint = "[config]\nmounts = " + refused.next.partition("mounts = ")[2]
+    assert box.failed(text) == box.failed(hint) == []
+    box.config["mounts"] = [{"destination": "/app", **other}]
+    for policy in (text, hint):
+        assert [finding.rule for finding in box.failed(policy)] == ["config.mount"]
+
+
+@pytest.mark.parametrize("missing", [["ima"], ["sensor"], ["ima", "sensor"]])
+def test_only_what_was_missing_may_be_missing(
+    reference: ImageReference, missing: list[str]
+) -> None:
+    box = Box.honest(reference)
+    box.missing = missing
+    text = suggest(box.records(), References(reference))
+    assert box.failed(text) == []
+    box.missing = ["ima", "sensor"]
+    assert len(box.failed(text)) == 2 - len(missing)
 
 
 def test_files_that_nothing_vouches_for_are_named_one_by_one(reference: ImageReference) -> None:
