@@ -1,3 +1,4 @@
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -73,7 +74,7 @@ class Observed(SingleFlight):
 
     @property
     def free_turns(self) -> int:
-        return self._turns._value
+        return self._turns.free
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -206,3 +207,52 @@ def test_who_waits_for_others_may_give_up(
     work.go_on.release()
     work.go_on.release()
     assert (first.result(10), second.result(10)) == (1, 2)
+
+
+def test_long_work_keeps_nobody_out(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of some containers has a file that takes for ever: others start all the same."""
+    monkeypatch.setattr(single_flight, "_SLICE_SECONDS", 0.02)
+    shared_work, works = Observed(2), [Work() for _ in range(8)]
+    long = [ask(pool, shared_work, work, key=number) for number, work in enumerate(works)]
+    for work in works:
+        assert work.begun.acquire(timeout=10)
+    quick = [ask(pool, shared_work, lambda _: 1, key=("quick", number)) for number in range(8)]
+    assert [one.result(10) for one in quick] == [1] * 8
+    assert not any(one.done() for one in long)
+    for work in works:
+        work.go_on.release()
+    assert [one.result(10) for one in long] == [1] * 8
+    wait_for(lambda: shared_work.free_turns == 2)
+
+
+def test_all_threads_of_one_work_wait_for_its_turn(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(single_flight, "_SLICE_SECONDS", 0.02)
+    shared_work = SingleFlight(1)
+    ends = time.monotonic() + 1.0
+    steps: list[int] = []
+
+    def work(which: int, check: Check) -> int:
+        def step() -> None:
+            while time.monotonic() < ends:
+                check()
+                steps.append(which)
+                time.sleep(0.001)
+
+        with ThreadPoolExecutor(4) as threads:
+            for one in [threads.submit(step) for _ in range(4)]:
+                one.result(10)
+        return which
+
+    both = [
+        ask(pool, shared_work, lambda check, which=which: work(which, check), key=which)  # type: ignore[misc]
+        for which in (0, 1)
+    ]
+    assert [one.result(10) for one in both] == [0, 1]
+    assert shared_work._turns.free == 1
+    # In turn, and not side by side: then nearly every step would follow one of the other.
+    switches = sum(1 for one, other in itertools.pairwise(steps) if one != other)
+    assert set(steps) == {0, 1} and 4 <= switches < len(steps) / 4
