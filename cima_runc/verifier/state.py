@@ -7,6 +7,7 @@ anew, and another user's container may bear it. Source: design, section 7.
 
 import fcntl
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -145,7 +146,9 @@ class StateDirectory:
                 known = self._read(path)
                 if known is not None and known.counters > remembered.counters:
                     return
-                replace_file(path, remembered.model_dump_json(indent=1).encode("ascii") + b"\n")
+                # What a host says of an end, or of its boot, may be any text.
+                text = json.dumps(remembered.model_dump(mode="json"), indent=1)
+                replace_file(path, text.encode("ascii") + b"\n")
         except OSError as error:
             raise StateError(f"{path} cannot be written: {error.strerror}") from error
 

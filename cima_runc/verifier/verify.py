@@ -32,6 +32,7 @@ from cima_runc.verifier.steps.quoted import Quoted, Signed, check_quoted, check_
 from cima_runc.verifier.steps.replayed import Continued, Run, continue_remembered, replay
 
 _log = logging.getLogger(__name__)
+_log.addHandler(logging.NullHandler())  # no traceback where nobody has asked for logs
 
 
 class Appraise(Protocol):

@@ -3,6 +3,7 @@
 Kind: a container that begins with a clean sheet, because nobody asks what it was before.
 """
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -328,6 +329,27 @@ def test_an_ended_run_is_shown_as_ended(watched: Watched) -> None:
     assert result.facts.ended == "deleted"
     assert rules(result, "warn") >= {"runs.ended"}
     assert watched.look(since=True).facts.ended == "deleted"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("reason", ["gelöscht", "a\nb\x1b[1m", "\U0001f600"])
+def test_an_end_in_any_words(watched: Watched, reason: str) -> None:
+    """What the host says of an end is remembered in its own words."""
+    watched.host.start(SH).end(reason)
+    assert trusted(watched.look())
+    assert watched.remembered().ended == reason
+    assert trusted(watched.look(since=True))
+
+
+def test_what_nobody_thought_of_is_no_traceback(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched.host.start(SH)
+    monkeypatch.setattr(watched.memory, "remember", lambda _: 1 // 0)
+    printed: list[logging.LogRecord] = []
+    monkeypatch.setattr(logging.lastResort, "handle", printed.append)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    assert refused(watched.look()) == "UnexpectedError"
+    assert not printed
 
 
 def test_what_the_host_has_lost(watched: Watched) -> None:
