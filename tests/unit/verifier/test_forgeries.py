@@ -324,6 +324,12 @@ REFUSED: dict[str, tuple[Edits, str]] = {
     "no root": (of_binding(lambda binding: binding.update(root="00" * 32)), "TreePathError"),
     "history": (of_binding(lambda binding: flip(binding, "history"), after=True), "BindingError"),
     "host": (of_binding(lambda binding: flip(binding, "host"), after=True), "BindingError"),
+    "a quote from before the bind": (
+        of_evidence(
+            lambda evidence: evidence["binding"].update(history=evidence["quote"]["pcrs"]["12"])
+        ),
+        "QuoteBeforeBindingError",
+    ),
     "status: foreign is hidden": (
         of_binding(lambda binding: binding["status"]["foreign"].update(count=3), after=True),
         "BindingError",

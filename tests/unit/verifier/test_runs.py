@@ -277,6 +277,49 @@ def test_runs_that_were_seen_need_not_be_shown_again(watched: Watched) -> None:
     assert "run 2" in said(result)
 
 
+def test_runs_that_are_not_shown_were_found_good_by_other_values(watched: Watched) -> None:
+    first = watched.host.start(SH)
+    first.end()
+    assert trusted(watched.look())
+    second = watched.host.start(SH)
+    assert trusted(watched.look(runs=[second]))
+    watched.appraisal = Appraisal(drift, References(), b"s" * 32)
+    assert watched.look(runs=[second]).verdict == Verdict.UNKNOWN
+    watched.policy = "allow_restarts = true"
+    assert trusted(watched.look(runs=[second]))
+    watched.policy = ""
+    assert trusted(watched.look()), "all of them are shown"
+    assert trusted(watched.look(runs=[second]))
+
+
+def test_every_run_that_was_seen_is_remembered(watched: Watched) -> None:
+    runs = []
+    for _ in range(4):
+        runs.append(watched.host.start(SH))
+        watched.look(runs=runs[-1:])
+        runs[-1].end()
+        watched.look(runs=runs[-1:])
+        assert watched.remembered().earlier == tuple(
+            run.previous()["registration"] for run in runs[:-1]
+        )
+    for old in runs[:-1]:
+        assert refused(watched.look(runs=[old])) == "RollbackError"
+
+
+@pytest.mark.parametrize("change", [{"run": 1}, {"count": 4}, {"cpcr": "00" * 32}])
+def test_what_is_said_of_the_run_that_is_remembered(
+    watched: Watched, change: dict[str, Any]
+) -> None:
+    """By the run after it, where the remembered one is not shown again."""
+    watched.host.start(SH).end()
+    second = watched.host.start(SH)
+    assert trusted(watched.look())
+    second.end()
+    assert trusted(watched.look())
+    third = watched.host.start(SH, register={"previous": second.previous() | change})
+    assert refused(watched.look(runs=[third])) in {"RollbackError", "RunError"}
+
+
 def test_a_run_without_an_end_was_not_seen_to_it(watched: Watched) -> None:
     watched.host.start(SH)
     watched.host.reboot()
