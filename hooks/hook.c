@@ -21,13 +21,13 @@
 #include <sys/un.h>
 #include <time.h>
 
+#include "../native/constants.h"
 #include "../native/installed.h"
 
 #define OWN_NAME "/libexec/cima/hooks/" STAGE
 #define HOOK_PY "/libexec/cima/hook.py"
-#define STATE_MAX (2 * 1024 * 1024 + 1)	/* limits.HOOK_STATE, and one: the agent refuses what is longer */
+#define STATE_MAX (HOOK_STATE + 1)	/* the agent refuses what is longer */
 #define HEADER_MAX 64
-#define HELD_SUFFIX ".held"		/* cima_runc/agent/held.py */
 #define ID_MAX 256
 #define COMES_BACK (strcmp(STAGE, "prestart") == 0 || strcmp(STAGE, "settled") == 0)
 #define PREFIX_MAX (3 * PATH_MAX)	/* the bundle, the configuration and its digest, a NUL after each */

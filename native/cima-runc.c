@@ -25,22 +25,18 @@
 #include <unistd.h>
 
 #include "bundle_guard.h"
+#include "constants.h"
 #include "installed.h"
 #include "runc_args.h"
 
-#define SETTINGS_FILE "/etc/cima/config.toml"
-#define COMPANION_FILE "/run/cima/launcher"
-#define COMPANION_MAGIC "cima-runc-launcher-1"
 #define OWN_NAME "/bin/cima-runc"
 #define PREPARE_PY "/libexec/cima/prepare.py"
 #define HOOKS_DIR "/libexec/cima/hooks"
-#define BUNDLES_SUFFIX ".bundles"
 #define COMPANION_MAX 4096
 #define RUNTIMES_MAX 16
 #define ARGS_MAX 4096
 #define AGENT_SECONDS 2
 #define LOG_LINE_MAX 1024
-#define SAID_WHY 3	/* prepare.py: the reason has been told */
 
 struct settings {
 	const char *socket;

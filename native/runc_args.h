@@ -11,6 +11,8 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "constants.h"
+
 struct runc_args {
 	bool starts;		/* may start a container */
 	bool certain;		/* every option is known: there is one bundle */
@@ -20,24 +22,12 @@ struct runc_args {
 	const char *log_format;	/* the value of --log-format, or NULL; none in doubt */
 };
 
-static const char *const STARTING[] = { "create", "run", "restore", NULL };
-static const char *const ENDING[] = { "--help", "-h", "--version", "-v", NULL };
-static const char *const GLOBAL_VALUES[] = {
-	"--log", "--log-format", "--log-level", "--root", "--criu", "--rootless",
-	"--cgroup-manager", NULL
-};
-static const char *const GLOBAL_FLAGS[] = { "--debug", "--systemd-cgroup", NULL };
-static const char *const COMMAND_VALUES[] = {
-	"-b", "--bundle", "-f", "--config", "--console-socket", "--pid-file", "--preserve-fds",
-	"--pidfd-socket", "--image-path", "--work-path", "--parent-path",
-	"--manage-cgroups-mode", "--empty-ns", "--lsm-profile", "--lsm-mount-context",
-	"--status-fd", "--page-server", NULL
-};
-static const char *const COMMAND_FLAGS[] = {
-	"--no-pivot", "--no-new-keyring", "--no-subreaper", "--detach", "-d", "--keep",
-	"--tcp-established", "--ext-unix-sk", "--shell-job", "--file-locks", "--auto-dedup",
-	"--lazy-pages", "--link-remap", NULL
-};
+static const char *const STARTING[] = { STARTING_COMMANDS, NULL };
+static const char *const ENDING[] = { ENDING_OPTIONS, NULL };
+static const char *const GLOBAL_VALUES[] = { GLOBAL_VALUE_OPTIONS, NULL };
+static const char *const GLOBAL_FLAGS[] = { GLOBAL_FLAG_OPTIONS, NULL };
+static const char *const COMMAND_VALUES[] = { COMMAND_VALUE_OPTIONS, NULL };
+static const char *const COMMAND_FLAGS[] = { COMMAND_FLAG_OPTIONS, NULL };
 
 static bool one_of(const char *arg, size_t length, const char *const *names)
 {

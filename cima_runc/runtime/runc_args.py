@@ -15,16 +15,16 @@ from dataclasses import dataclass
 STARTING = frozenset({"create", "run", "restore"})
 """The commands that read config.json and start a container."""
 
-_ENDING = frozenset({"--help", "-h", "--version", "-v"})
+ENDING = frozenset({"--help", "-h", "--version", "-v"})
 """Options that make every runtime answer and end."""
-_GLOBAL_VALUES = frozenset(
+GLOBAL_VALUES = frozenset(
     {
         *("--log", "--log-format", "--log-level", "--root", "--criu", "--rootless"),
         "--cgroup-manager",
     }
 )
-_GLOBAL_FLAGS = frozenset({"--debug", "--systemd-cgroup"})
-_COMMAND_VALUES = frozenset(
+GLOBAL_FLAGS = frozenset({"--debug", "--systemd-cgroup"})
+COMMAND_VALUES = frozenset(
     {
         *("-b", "--bundle", "-f", "--config", "--console-socket", "--pid-file", "--preserve-fds"),
         *("--pidfd-socket", "--image-path", "--work-path", "--parent-path"),
@@ -32,7 +32,7 @@ _COMMAND_VALUES = frozenset(
         *("--status-fd", "--page-server"),
     }
 )
-_COMMAND_FLAGS = frozenset(
+COMMAND_FLAGS = frozenset(
     {
         *("--no-pivot", "--no-new-keyring", "--no-subreaper", "--detach", "-d", "--keep"),
         *("--tcp-established", "--ext-unix-sk", "--shell-job", "--file-locks", "--auto-dedup"),
@@ -73,7 +73,7 @@ class _Options:
 
 def parse_runc_args(args: list[str]) -> RuncArgs:
     """Read runc's arguments (without the program's own name). Never fails: runc judges them."""
-    options = _options(args, _GLOBAL_VALUES, _GLOBAL_FLAGS)
+    options = _options(args, GLOBAL_VALUES, GLOBAL_FLAGS)
     if not options.certain:
         options.found.extend(_logs(args))
     log = options.last("--log") or None
@@ -86,7 +86,7 @@ def parse_runc_args(args: list[str]) -> RuncArgs:
     if not starts:
         return RuncArgs(False, options.certain, log, log_format)
     if options.certain:
-        options = _options(rest[1:], _COMMAND_VALUES, _COMMAND_FLAGS)
+        options = _options(rest[1:], COMMAND_VALUES, COMMAND_FLAGS)
         if options.certain and options.ending:
             return RuncArgs(False, True, log, log_format)
         if options.certain and len(options.rest) != 1 and not _any_option(options.rest):
@@ -108,7 +108,7 @@ def _options(args: list[str], with_value: frozenset[str], flags: frozenset[str])
             return _Options(found, args[at + 1 :], True, False)
         if len(arg) < 2 or not arg.startswith("-"):
             break
-        if arg in _ENDING:
+        if arg in ENDING:
             return _Options(found, [], True, True)
         name, equals, value = arg.partition("=")
         if name in with_value and (name.startswith("--") or not equals):

@@ -16,7 +16,7 @@ from cima_runc.base.errors import CimaError
 SETTINGS_FILE = "/etc/cima/config.toml"
 COMPANION_FILE = "/run/cima/launcher"
 """Made by :func:`write_companion`, read by the launcher."""
-_COMPANION_MAGIC = "cima-runc-launcher-1"
+COMPANION_MAGIC = "cima-runc-launcher-1"
 _COMPANION_MAX = 4000
 _COMPANION_RUNTIMES = 16
 _ALL_IDS = "0 0 4294967295"
@@ -191,7 +191,7 @@ def write_companion(
     lines = [settings.socket, *settings.runtimes]
     if identity is None or os.geteuid() != 0 or any("\n" in line for line in lines):
         return False
-    encoded = os.fsencode("\n".join([f"{_COMPANION_MAGIC} {identity}", *lines, ""]))
+    encoded = os.fsencode("\n".join([f"{COMPANION_MAGIC} {identity}", *lines, ""]))
     if len(encoded) > _COMPANION_MAX or len(settings.runtimes) > _COMPANION_RUNTIMES:
         return False
     temporary = f"{path}.{os.urandom(8).hex()}"

@@ -29,12 +29,10 @@ from cima_runc.sensor.options import PATH_KEY_BYTES, Options
 from cima_runc.sensor.pins import DIRECTORY, Handles, Pins
 from cima_runc.sensor.ring import RingReader
 from cima_runc.sensor.tables import (
-    BOUNDING_KNOWN,
-    DENY_MEMORY,
     LAYOUT,
     MAPS,
-    SECCOMP_SEEN,
     SHARED,
+    Flag,
     Row,
     Tables,
     Watched,
@@ -154,9 +152,9 @@ class Rights:
     def flags(self) -> int:
         """Return ``enum registration_flag`` of sensor.h."""
         return (
-            (BOUNDING_KNOWN if self.bounding is not None else 0)
-            | (SECCOMP_SEEN if self.seccomp else 0)
-            | (DENY_MEMORY if self.deny_memory else 0)
+            (Flag.BOUNDING_KNOWN if self.bounding is not None else 0)
+            | (Flag.SECCOMP_SEEN if self.seccomp else 0)
+            | (Flag.DENY_MEMORY if self.deny_memory else 0)
         )
 
 

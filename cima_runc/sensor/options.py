@@ -24,9 +24,15 @@ LARGEST_FILE_BYTES: Final = 4096 * limits.MIB
 DIGESTS_SHARE: Final = 65536
 """Files whose digests are kept for one container, of 262,144 for all (DIGESTS_MAX of sensor.h)."""
 
+PATTERN_BYTES: Final = 29
+"""Of a name pattern's text (:data:`cima_runc.config.NamePattern`)."""
+
 _HEAD: Final = struct.Struct("=16sQQ")
-_PATTERN: Final = struct.Struct("=BBB29s")
+_PATTERN: Final = struct.Struct(f"=BBB{PATTERN_BYTES}s")
 _TAIL: Final = struct.Struct("=QQQQ")
+
+SETTINGS_SIZE: Final = _HEAD.size + limits.NAME_PATTERNS * _PATTERN.size + _TAIL.size
+"""Bytes of ``struct settings``."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * What crosses from the kernel to the loader: the event in the ring, and the values of the maps.
- * events.py and tables.py hold the same layouts as struct formats. Host byte order (little-endian
- * on x86-64), no padding that the compiler chooses.
+ * events.py and tables.py hold the same layouts as struct formats; numbers and sizes are theirs. Host
+ * byte order (little-endian on x86-64), no padding that the compiler chooses.
  *
  * A newer agent takes over from an older sensor what is laid out in the same way: who changes anything
  * here gives tables.py's LAYOUT the next number.
@@ -10,14 +10,12 @@
 #ifndef CIMA_SENSOR_H
 #define CIMA_SENSOR_H
 
-#define PATH_SIZE 4096 /* PATH_MAX, the NUL counted */
-#define DIGEST_SIZE 64 /* the largest that IMA knows: SHA-512 */
+#include "../../native/constants.h"
+
 #define SHA256_SIZE 32
 #define PROGRAM_PATH_SIZE 256 /* of the program that a task runs; a longer one is not kept */
 
 /* Sizes of the maps, in entries. */
-#define WATCHED_MAX 65536	/* mount namespaces, nested ones counted */
-#define REGISTRATIONS_MAX 16384 /* containers */
 #define SEEN_MAX 65536		/* (file, path, digest) already reported; the oldest give way */
 #define DIGESTS_MAX 262144	/* inodes whose digest is known, and inodes whose writes are counted */
 #define PENDING_MAX 4096	/* uses of files that IMA is hashing at this moment */
@@ -25,49 +23,6 @@
 #define MOUNTED_MAX 4096	/* file systems that containers mounted and that live now */
 #define SCRATCH_SLOTS 8		/* per CPU; see claim_scratch */
 #define USERS_MAX 4		/* containers that are told of a change to a file in use */
-
-#define NAME_PATTERNS_MAX 16	/* names of files whose reading is measured */
-#define NAME_PATTERN_SIZE 29
-
-/* Which check the kernel was making, in IMA's words; NONE: another than IMA's. */
-enum func { NONE = 0, BPRM_CHECK = 1, MMAP_CHECK = 2, FILE_CHECK = 3 };
-
-/* events.Kind and events.Why say what these mean. */
-enum kind { USE = 0, CHANGED = 1, GUARD = 2, ENTRY = 3, HELPER = 4, MEMORY = 5 };
-enum why {
-	STABLE = 0,
-	WRITER,
-	SHARED_MAPPING,
-	WRITTEN_WHILE_HASHED,
-	WRITTEN_SINCE,
-	MOVED,
-	OLDER_THAN_SENSOR,
-	MAP_FULL,
-	SERVER_CAN_ANSWER_TWICE,
-	CONTAINER_MOUNTED_OVERLAY,
-	CONTAINER_MOUNTED,
-	MEMORY_FILE,
-	MPROTECT,
-	TOO_LARGE,
-	NO_DIGEST_KEPT,
-	HOOK_MISSING,
-	OPENED_WHILE_MAPPED,
-	TRUNCATED_WHILE_MAPPED,
-	PROCESS_MEMORY,
-	PTRACE,
-	USERFAULTFD,
-	BPF_CALL,
-	TRACING,
-	HELPER_SET,
-	HELPER_RAN,
-	CAPABILITIES,
-	NO_SECCOMP,
-	EXECMEM,
-	EXECMOD,
-	EXECSTACK,
-	EXECHEAP,
-	PINNED_MEMORY,
-};
 
 /* One event in the ring; `path_len` bytes of path follow, the last of them NUL. */
 struct event {
@@ -87,7 +42,7 @@ struct event {
 	u32 why;		/* enum why */
 	u8 digest[DIGEST_SIZE]; /* as long as `hash` says, zero after that */
 };
-_Static_assert(sizeof(struct event) == 136, "events.py reads 136 bytes");
+_Static_assert(sizeof(struct event) == EVENT_SIZE, "events.py reads as many bytes");
 
 /* Map `watched`: a mount namespace's inode number (u32) -> whose it is. */
 struct watched {
@@ -112,16 +67,9 @@ struct registration {
 	u64 crowded;	/* CROWDED: what `totals.unattributed` was then */
 	s64 waiting;	/* uses whose digest is waited for: those that are left in the end are lost */
 };
-enum registration_flag {
-	BOUNDING_KNOWN = 1,
-	SECCOMP_SEEN = 2,
-	FIRST_SEEN = 4,
-	DENY_MEMORY = 8,
-	CROWDED = 16, /* it uses files that more containers use than are kept of each */
-};
-
-_Static_assert(sizeof(struct watched) == 24 && sizeof(struct registration) == 104,
-	       "tables.py packs 24 and 104 bytes");
+_Static_assert(sizeof(struct watched) == WATCHED_SIZE &&
+		       sizeof(struct registration) == REGISTRATION_SIZE,
+	       "tables.py packs as many bytes");
 
 /* Map `allowed`: registration number (u64) -> a hash map of the SHA-256 digests that may run there,
  * each with one byte. Containers that are not in it may run anything. */
@@ -149,7 +97,7 @@ struct settings {
 	u64 late;	     /* 1: a digest that IMA is about to take is waited for */
 	u64 hooks_missing;   /* 1: this kernel cannot tell whether a file was written */
 };
-_Static_assert(sizeof(struct settings) == 576, "options.py packs 576 bytes");
+_Static_assert(sizeof(struct settings) == SETTINGS_SIZE, "options.py packs as many bytes");
 
 /* Map `totals`, one entry, read through mmap: has anything been dropped at all? */
 struct totals {

@@ -7,6 +7,7 @@ import mmap
 import struct
 import sys
 from collections.abc import Iterator
+from enum import IntFlag
 from typing import Final, NamedTuple
 
 from cima_runc.sensor.libbpf import BPF_ANY, BPF_NOEXIST, Libbpf
@@ -22,10 +23,10 @@ MAPS: Final = ("allowed", "events", "registrations", "totals", "watched", *SHARE
 
 _NUMBER: Final = struct.Struct("=I")
 _KEY: Final = struct.Struct("=Q")
-_WATCHED: Final = struct.Struct("=QQQ")
-_ROW: Final = struct.Struct("=QQqqQQQQQQqQq")
-_WATCHED_MAX: Final = 65536
-_REGISTRATIONS_MAX: Final = 16384
+WATCHED: Final = struct.Struct("=QQQ")
+ROW: Final = struct.Struct("=QQqqQQQQQQqQq")
+WATCHED_MAX: Final = 65536
+REGISTRATIONS_MAX: Final = 16384
 
 _HARMLESS_WHEN_MISSED: Final = frozenset(
     {
@@ -64,11 +65,18 @@ class Row(NamedTuple):
     waiting: int = 0
 
 
-BOUNDING_KNOWN: Final = 1
-SECCOMP_SEEN: Final = 2
-DENY_MEMORY: Final = 8
-CROWDED: Final = 16
-"""Of ``enum registration_flag``."""
+class Flag(IntFlag):
+    """What is known of a container; ``enum registration_flag`` of sensor.h."""
+
+    BOUNDING_KNOWN = 1
+    SECCOMP_SEEN = 2
+    """Its first process has a seccomp filter."""
+    FIRST_SEEN = 4
+    """Its first process has run."""
+    DENY_MEMORY = 8
+    """Memory that is no measured file may not become executable."""
+    CROWDED = 16
+    """It uses files that more containers use than are kept of each."""
 
 
 class Watched(NamedTuple):
@@ -113,7 +121,7 @@ class Tables:
 
     def unattributed_to(self, row: Row) -> int:
         """Return how many of those may be a container's."""
-        return self.unattributed - row.crowded if row.flags & CROWDED else 0
+        return self.unattributed - row.crowded if row.flags & Flag.CROWDED else 0
 
     def missed(self) -> int:
         """Return how often the kernel skipped a program since the sensor was loaded.
@@ -128,7 +136,7 @@ class Tables:
 
     def rows(self) -> Iterator[tuple[int, Row]]:
         """Yield the registration number and the row of each container that is watched."""
-        for key in self._libbpf.keys(self._rows, _KEY.size, 2 * _REGISTRATIONS_MAX):
+        for key in self._libbpf.keys(self._rows, _KEY.size, 2 * REGISTRATIONS_MAX):
             number = _KEY.unpack(key)[0]
             row = self.row(number)
             if row is not None and not number & _ENDED:
@@ -136,7 +144,7 @@ class Tables:
 
     def ended_rows(self) -> Iterator[tuple[int, Row]]:
         """Yield the registration number and the last row of each container that was watched."""
-        for key in self._libbpf.keys(self._rows, _KEY.size, 2 * _REGISTRATIONS_MAX):
+        for key in self._libbpf.keys(self._rows, _KEY.size, 2 * REGISTRATIONS_MAX):
             number = _KEY.unpack(key)[0]
             row = self.row(number)
             if row is not None and number & _ENDED:
@@ -144,13 +152,13 @@ class Tables:
 
     def row(self, registration: int) -> Row | None:
         """Return the row of a container, None where there is none."""
-        raw = self._libbpf.lookup(self._rows, _KEY.pack(registration), _ROW.size)
-        return None if raw is None else Row(*_ROW.unpack(raw))
+        raw = self._libbpf.lookup(self._rows, _KEY.pack(registration), ROW.size)
+        return None if raw is None else Row(*ROW.unpack(raw))
 
     def put_row(self, registration: int, row: Row, *, new: bool) -> None:
         """Write a container's row, where ``new`` only if there is none (EEXIST)."""
         flags = BPF_NOEXIST if new else BPF_ANY
-        self._libbpf.update(self._rows, _KEY.pack(registration), _ROW.pack(*row), flags)
+        self._libbpf.update(self._rows, _KEY.pack(registration), ROW.pack(*row), flags)
 
     def remove_row(self, registration: int) -> None:
         """Remove the row of a container and its list of what may run, if there is one."""
@@ -179,8 +187,8 @@ class Tables:
         if row is None:
             return None
         self.put_ended_row(registration, row)
-        raw = self._libbpf.take(self._rows, _KEY.pack(registration), _ROW.size)
-        last = row if raw is None else Row(*_ROW.unpack(raw))
+        raw = self._libbpf.take(self._rows, _KEY.pack(registration), ROW.size)
+        last = row if raw is None else Row(*ROW.unpack(raw))
         # What waits for a digest now will not be sent any more.
         last = last._replace(dropped=last.dropped + max(last.waiting, 0), waiting=0)
         if last != row:
@@ -207,7 +215,7 @@ class Tables:
 
     def namespaces(self) -> Iterator[tuple[int, Watched]]:
         """Yield the number and the entry of each mount namespace, nested ones too."""
-        for key in self._libbpf.keys(self._watched, _NUMBER.size, 2 * _WATCHED_MAX):
+        for key in self._libbpf.keys(self._watched, _NUMBER.size, 2 * WATCHED_MAX):
             number = _NUMBER.unpack(key)[0]
             entry = self.namespace(number)
             if entry is not None:
@@ -215,13 +223,13 @@ class Tables:
 
     def namespace(self, mntns: int) -> Watched | None:
         """Return the entry of a mount namespace, None where there is none."""
-        raw = self._libbpf.lookup(self._watched, _NUMBER.pack(mntns), _WATCHED.size)
-        return None if raw is None else Watched(*_WATCHED.unpack(raw))
+        raw = self._libbpf.lookup(self._watched, _NUMBER.pack(mntns), WATCHED.size)
+        return None if raw is None else Watched(*WATCHED.unpack(raw))
 
     def put_namespace(self, mntns: int, entry: Watched, *, new: bool) -> None:
         """Write a namespace's entry, where ``new`` only if there is none (EEXIST)."""
         flags = BPF_NOEXIST if new else BPF_ANY
-        self._libbpf.update(self._watched, _NUMBER.pack(mntns), _WATCHED.pack(*entry), flags)
+        self._libbpf.update(self._watched, _NUMBER.pack(mntns), WATCHED.pack(*entry), flags)
 
     def remove_namespace(self, mntns: int) -> None:
         """Remove a namespace's entry, if there is one."""

@@ -10,18 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cima_runc.runtime.runc_args import (
-    _COMMAND_FLAGS,
-    _COMMAND_VALUES,
-    _ENDING,
-    _GLOBAL_FLAGS,
-    _GLOBAL_VALUES,
+    COMMAND_FLAGS,
+    COMMAND_VALUES,
+    ENDING,
+    GLOBAL_FLAGS,
+    GLOBAL_VALUES,
     STARTING,
     RuncArgs,
     parse_runc_args,
 )
 
 HERE = Path(__file__).parent
-OPTIONS = sorted(_GLOBAL_VALUES | _GLOBAL_FLAGS | _COMMAND_VALUES | _COMMAND_FLAGS | _ENDING)
+OPTIONS = sorted(GLOBAL_VALUES | GLOBAL_FLAGS | COMMAND_VALUES | COMMAND_FLAGS | ENDING)
 WORDS = [*sorted(STARTING), "exec", "state", "--", "-", "", "=", "-=", "--=", "id", "/bundle", "."]
 
 text = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=9)
@@ -91,9 +91,9 @@ def test_a_bundle_is_never_overlooked(
         # every runtime refuses, keeps it from starting.
         ids = [word for word in after if not word.startswith("-")]
         # A word may be an option's value and no id.
-        takes_one = not _COMMAND_VALUES.isdisjoint(after)
+        takes_one = not COMMAND_VALUES.isdisjoint(after)
         assert (
-            _ENDING & {*before, *after}
+            ENDING & {*before, *after}
             or any(word in {"-", "--"} or not word.startswith("-") for word in before)
             or len(ids) != 1
             or takes_one

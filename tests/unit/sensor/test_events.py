@@ -1,15 +1,10 @@
 import errno
-import re
 import struct
-from collections.abc import Iterable
-from enum import Enum
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cima_runc.sensor import events
 from cima_runc.sensor.events import (
     DIGEST_SIZES,
     HEADER,
@@ -124,16 +119,6 @@ def test_what_was_denied() -> None:
 def test_what_it_is_about_and_why(kind: Kind, why: tuple[int, Why]) -> None:
     event = parse(record(kind=kind, why=why[0]))
     assert (event.kind, event.why) == (kind, why[1])
-
-
-@pytest.mark.parametrize(("prefix", "members"), [("kind", Kind), ("why", Why), ("func", Func)])
-def test_numbers_are_those_of_the_programs(prefix: str, members: Iterable[Enum]) -> None:
-    """In the order of the enumerations of sensor.h, by name."""
-    header = (Path(events.__file__).parent / "sensor.h").read_text()
-    body = re.search(rf"enum {prefix} {{(.*?)}}", header, re.DOTALL)
-    assert body
-    names = re.findall(r"\b([A-Z][A-Z_]+)\b", body[1])
-    assert [name.removesuffix("_CALL") for name in names] == [member.name for member in members]
 
 
 def test_a_path_that_is_too_long() -> None:
