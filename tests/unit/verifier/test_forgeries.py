@@ -8,6 +8,7 @@ import base64
 import copy
 import json
 import os
+import struct
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -599,6 +600,40 @@ def test_as_much_is_required_as_was_asked() -> None:
     less = Case()
     with_log = less.evidence(of_evidence(lambda evidence: evidence.update(boot_log="")))
     assert refusal(less.verify(with_log)) == "DisclosureError"
+
+
+def boot_log(*events: tuple[int, bytes]) -> bytes:
+    """The firmware's event log (TCG PC Client Platform Firmware Profile, section 10.2)."""
+    spec = b"Spec ID Event03\0" + bytes(4) + b"\0\2\0\2" + struct.pack("<IHHB", 1, 11, 32, 0)
+    log = struct.pack("<II20sI", 0, 3, b"", len(spec)) + spec
+    for pcr, data in events:
+        log += struct.pack("<IIIH", pcr, 13, 1, 11) + sha(data)
+        log += struct.pack("<I", len(data)) + data
+    return log
+
+
+def test_the_boot_log_adds_up_to_every_boot_pcr() -> None:
+    """Kind: a log that is shown, and compared with nothing."""
+    case = Case()
+    events = [(pcr, b"event %d" % (pcr % 3)) for pcr in (*range(10), 14, 14, 0)]
+    pcrs = dict.fromkeys(case.forger.pcrs, bytes(32))
+    for pcr, data in events:
+        pcrs[pcr] = sha(pcrs[pcr], sha(data))
+    case.forger.pcrs = pcrs
+
+    def result(log: bytes) -> Result:
+        request = case.forger.request(case.nonce, boot_log=True)
+        text = base64.b64encode(log).decode()
+        edits = of_evidence(lambda evidence: evidence.update(boot_log=text))
+        return case.verify(case.forger.evidence(request, edits), boot_log=True)
+
+    assert result(boot_log(*events)).verdict == Verdict.TRUSTED
+    for at, (pcr, _) in enumerate(events):
+        without = [*events[:at], *events[at + 1 :]]
+        for wrong in (without, [*without, (pcr, b"another")], [*events, (pcr, b"more")]):
+            assert refusal(result(boot_log(*wrong))) == "BootLogError", wrong
+    assert refusal(result(boot_log())) == "BootLogError"
+    assert refusal(result(boot_log(*events)[:-1])) == "BootLogError"
 
 
 def test_without_a_container_it_is_said_that_none_was_asked_for() -> None:
