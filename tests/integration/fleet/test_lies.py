@@ -1,5 +1,6 @@
 """Hosts that lie, and strangers: each refused by name, nothing applied, others not slowed."""
 
+import base64
 import hashlib
 import json
 import os
@@ -11,7 +12,8 @@ import pytest
 from cima_runc.evidence.report_nonce import NonceMaker
 from cima_runc.evidence.request import Asker
 from cima_runc.fleet import queries
-from tests.support.fleet_host import FleetHost
+from tests.support.firmware_log import added_up, firmware_log
+from tests.support.fleet_host import BOOT_PCRS, FleetHost
 from tests.support.served_fleet import ServedFleet
 
 Lie = Callable[[dict[str, Any]], None]
@@ -272,3 +274,22 @@ def test_a_base_that_the_service_does_not_have_is_resynchronised(
     host.heed(parse_answer(answer.content))
     fleet.sync(host)
     assert len(fleet.query(queries.containers)) == 2
+
+
+def test_the_boot_log_adds_up_to_the_boot_pcrs(fleet: ServedFleet) -> None:
+    host = FleetHost()
+    fleet.enrol(host)
+    events = [(pcr, b"event %d" % pcr) for pcr in BOOT_PCRS]
+    host.tpm.pcrs |= added_up(BOOT_PCRS, events)
+    host.bind()
+
+    def showing(*shown: tuple[int, bytes]) -> bytes:
+        text = base64.b64encode(firmware_log(*shown)).decode()
+        return host.report(fleet.nonce(host), lie_after=set_("boot_log", text))
+
+    for at, (pcr, _) in enumerate(events):
+        wrong = [*events[:at], (pcr, b"another"), *events[at + 1 :]]
+        assert refused(fleet, host, showing(*wrong)) == "BootLogError"
+    assert refused(fleet, host, showing(*events[1:])) == "BootLogError"
+    answer = fleet.send(host, showing(*events))
+    assert answer.status_code == 200, answer.text

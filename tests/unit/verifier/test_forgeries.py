@@ -8,7 +8,6 @@ import base64
 import copy
 import json
 import os
-import struct
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +32,7 @@ from cima_runc.verifier.result import Result
 from cima_runc.verifier.state import StateDirectory
 from cima_runc.verifier.verify import Appraisal, verify
 from tests.support.evidence_by_hand import verify as by_hand
+from tests.support.firmware_log import added_up, firmware_log
 from tests.support.forger import ATTRIBUTES, Edits, Forger, Partition, canonical, host_line, sha
 
 OWNER_PEM, OWNER = generate()
@@ -602,24 +602,11 @@ def test_as_much_is_required_as_was_asked() -> None:
     assert refusal(less.verify(with_log)) == "DisclosureError"
 
 
-def boot_log(*events: tuple[int, bytes]) -> bytes:
-    """The firmware's event log (TCG PC Client Platform Firmware Profile, section 10.2)."""
-    spec = b"Spec ID Event03\0" + bytes(4) + b"\0\2\0\2" + struct.pack("<IHHB", 1, 11, 32, 0)
-    log = struct.pack("<II20sI", 0, 3, b"", len(spec)) + spec
-    for pcr, data in events:
-        log += struct.pack("<IIIH", pcr, 13, 1, 11) + sha(data)
-        log += struct.pack("<I", len(data)) + data
-    return log
-
-
 def test_the_boot_log_adds_up_to_every_boot_pcr() -> None:
     """Kind: a log that is shown, and compared with nothing."""
     case = Case()
     events = [(pcr, b"event %d" % (pcr % 3)) for pcr in (*range(10), 14, 14, 0)]
-    pcrs = dict.fromkeys(case.forger.pcrs, bytes(32))
-    for pcr, data in events:
-        pcrs[pcr] = sha(pcrs[pcr], sha(data))
-    case.forger.pcrs = pcrs
+    case.forger.pcrs = added_up(case.forger.pcrs, events)
 
     def result(log: bytes) -> Result:
         request = case.forger.request(case.nonce, boot_log=True)
@@ -627,13 +614,13 @@ def test_the_boot_log_adds_up_to_every_boot_pcr() -> None:
         edits = of_evidence(lambda evidence: evidence.update(boot_log=text))
         return case.verify(case.forger.evidence(request, edits), boot_log=True)
 
-    assert result(boot_log(*events)).verdict == Verdict.TRUSTED
+    assert result(firmware_log(*events)).verdict == Verdict.TRUSTED
     for at, (pcr, _) in enumerate(events):
         without = [*events[:at], *events[at + 1 :]]
         for wrong in (without, [*without, (pcr, b"another")], [*events, (pcr, b"more")]):
-            assert refusal(result(boot_log(*wrong))) == "BootLogError", wrong
-    assert refusal(result(boot_log())) == "BootLogError"
-    assert refusal(result(boot_log(*events)[:-1])) == "BootLogError"
+            assert refusal(result(firmware_log(*wrong))) == "BootLogError", wrong
+    assert refusal(result(firmware_log())) == "BootLogError"
+    assert refusal(result(firmware_log(*events)[:-1])) == "BootLogError"
 
 
 def test_without_a_container_it_is_said_that_none_was_asked_for() -> None:

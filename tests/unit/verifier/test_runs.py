@@ -551,6 +551,8 @@ def test_foreign_extends_fail_where_the_policy_says_so(watched: Watched) -> None
     assert "host.foreign" in rules(result, "warn")
     watched.policy = "allow_foreign_extends = false"
     assert rules(watched.look()) == {"host.foreign"}
+    # What was not TRUSTED as a whole is remembered as good by nothing.
+    assert watched.remembered().good_with is None
 
 
 def test_the_first_value_of_the_binding_pcr_does_not_change(watched: Watched) -> None:
