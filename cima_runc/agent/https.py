@@ -18,7 +18,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Response
 from fastapi import Request as HttpRequest
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 
 from cima_runc import __version__
 from cima_runc.agent.attester import NoEvidenceError, NotForYouError
@@ -45,25 +45,72 @@ _ANSWER_SECONDS = 300.0
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 Ask = Callable[[str, bytes, str], Coroutine[Any, Any, bytes]]
 """Asks the agent: a verb and its body, as on the unix socket, but for anybody; and who that is."""
-_STATUS = {
-    NotForYouError: 403,
-    EnrolmentClosedError: 403,
-    TooManyError: 429,
-    NoEvidenceError: 503,
-}
 
 
 class HttpsError(CimaError):
     """The endpoint cannot be opened."""
 
 
+class BusyError(CimaError):
+    """So many answers are being read that there is no room for another."""
+
+    def __init__(self) -> None:
+        super().__init__("too many answers are being read", hint="ask again later")
+
+
+_CHUNK = 64 * limits.KIB
+_SIZES = "cima.sizes"
+
+
+_STATUS = {
+    NotForYouError: 403,
+    EnrolmentClosedError: 403,
+    TooManyError: 429,
+    BusyError: 503,
+    NoEvidenceError: 503,
+}
+
+
+class _Answers:
+    """The answers that are being read: each is in memory until it was."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    def give(self, connection: HttpRequest, body: bytes) -> Response:
+        """Return an answer that is sent as it is read.
+
+        Raises:
+            BusyError: there is no room for it.
+        """
+        size = len(body)
+        is_small = size <= limits.HTTPS_SMALL_ANSWER
+        if not is_small and self._bytes and self._bytes + size > limits.HTTPS_ANSWERS:
+            raise BusyError
+        self._bytes += size
+        connection.scope[_SIZES].append(size)
+        return StreamingResponse(
+            _pieces(body), media_type="application/json", headers={"Content-Length": str(size)}
+        )
+
+    def ended(self, sizes: list[int]) -> None:
+        """Heed that answers of these sizes are kept no longer."""
+        self._bytes -= sum(sizes)
+
+
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    for at in range(0, len(body), _CHUNK):
+        yield body[at : at + _CHUNK]
+
+
 class _Guard:
     """Refuses too many, too large and too slow requests before anything else sees them."""
 
-    def __init__(self, app: Asgi, rate: RateLimit, door: Door | None) -> None:
+    def __init__(self, app: Asgi, rate: RateLimit, door: Door | None, answers: _Answers) -> None:
         self._app = app
         self._rate = rate
         self._door = door
+        self._sending = answers
         self._answers: dict[str, tuple[asyncio.Semaphore, int]] = {}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -119,8 +166,12 @@ class _Guard:
         async def replay() -> Any:
             return whole.pop() if whole else await receive()
 
+        sizes: list[int] = []
         async with self._turn(client[0]):
-            await self._app(scope, replay, send)
+            try:
+                await self._app({**scope, _SIZES: sizes}, replay, send)
+            finally:
+                self._sending.ended(sizes)
 
 
 async def _refuse(status: int, reason: str, scope: Any, receive: Any, send: Any) -> None:
@@ -133,6 +184,7 @@ def application(ask: Ask, per_minute: int, door: Door | None = None) -> Asgi:
 
     Refusals are JSON objects with the fields ``error`` and ``hint``.
     """
+    answers = _Answers()
     api = FastAPI(
         title="cima-agent",
         version=__version__,
@@ -155,7 +207,7 @@ def application(ask: Ask, per_minute: int, door: Door | None = None) -> Asgi:
     async def evidence(request: Request, connection: HttpRequest) -> Response:
         """Return evidence of a container, encrypted to its owner."""
         body = request.model_dump_json().encode("utf-8")
-        return _json(await ask("attest", body, _source(connection)))
+        return answers.give(connection, await ask("attest", body, _source(connection)))
 
     @api.get("/v1/enrolment", responses={200: {"model": EnrolmentRequest}, 403: {}, 429: {}})
     async def enrolment(connection: HttpRequest) -> Response:
@@ -168,7 +220,7 @@ def application(ask: Ask, per_minute: int, door: Door | None = None) -> Asgi:
         body = challenge.model_dump_json().encode("utf-8")
         return _json(await ask("activate", body, _source(connection)))
 
-    return _Guard(api, RateLimit(per_minute), door)
+    return _Guard(api, RateLimit(per_minute), door, answers)
 
 
 def _source(connection: HttpRequest) -> str:

@@ -66,6 +66,9 @@ Should the agent end before, the next one finds the process running, or gone."""
 _LOOKERS = 64
 """How many containers may be waiting to be looked at and registered: few have a turn at once, and
 those of one image wait for the same work (:mod:`cima_runc.measure.single_flight`)."""
+_ASSEMBLING = 2
+"""How many evidences are put together at a time: one of all records that are shown takes several
+times their bytes, and the interpreter's lock lets hardly more than one go on."""
 _BIND_SHARE = 0.1
 """Part of a core's and of the TPM's time that binds of many records take at most."""
 _PROBE_SECONDS = 10.0
@@ -108,6 +111,7 @@ class Agent:
         self._gathering = False
         self._window = EnrolmentWindow()
         self._bind_after = 0.0
+        self._assembling = asyncio.Semaphore(_ASSEMBLING)
         self._registering: deque[tuple[Candidate, Future[None]]] = deque()
         self._answering: set[asyncio.Task[None]] = set()
         self._store = store
@@ -202,7 +206,8 @@ class Agent:
             self._loop.call_later(delay, self._serve_gathered)
         answer = await asyncio.wrap_future(waiting)
         assembly = self._lobby.assembly
-        evidence = await self._loop.run_in_executor(None, assembly.evidence, answer)
+        async with self._assembling:
+            evidence = await self._loop.run_in_executor(None, assembly.evidence, answer)
         number, records = answer.container.note.registration, answer.container.count
         with suppress(OSError):
             await self._writer.submit(lambda rooms: rooms.lifecycle.attested(number, records))

@@ -229,6 +229,13 @@ HTTPS_CONNECTIONS_EACH = 16
 HTTPS_ANSWERS_EACH = 4
 """Requests of one address that are answered at a time; more wait."""
 
+HTTPS_ANSWERS = 512 * MIB
+"""Bytes of answers that are being read at a time, of all addresses; more are refused, but for small
+ones."""
+
+HTTPS_SMALL_ANSWER = 1 * MIB
+"""Bytes of an answer that is given all the same."""
+
 HTTP_REQUEST = 64 * KIB
 """Bytes of a request to the HTTPS endpoint; the largest holds a credential of an enrolment."""
 

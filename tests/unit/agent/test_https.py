@@ -134,3 +134,53 @@ def test_addresses_count_for_themselves_and_networks_as_one() -> None:
     assert not limit.allows("2001:db8::2", 0)
     assert limit.allows("2001:db8:0:1::1", 0)
     assert limit.allows("unknown", 0)
+
+
+def test_answers_that_are_not_read_take_a_bounded_part_of_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever has many addresses asks for much and reads nothing; small answers are given still."""
+    monkeypatch.setattr(limits, "HTTPS_ANSWERS", 1_000_000)
+    monkeypatch.setattr(limits, "HTTPS_SMALL_ANSWER", 1000)
+    sizes = {"large": 400_000, "small": 1000}
+
+    async def agent(verb: str, body: bytes, source: str) -> bytes:
+        return b"x" * sizes[json.loads(body)["container"]]
+
+    app = application(agent, 1000)
+
+    async def post(which: str, number: int, read: asyncio.Event) -> tuple[int, int]:
+        body = json.dumps(BODY | {"container": which}).encode()
+        waiting = [{"type": "http.request", "body": body, "more_body": False}]
+        status, received = 0, 0
+
+        async def receive() -> Any:
+            return waiting.pop() if waiting else await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            nonlocal status, received
+            status = message.get("status", status)
+            received += len(message.get("body", b""))
+            if status == 200:
+                await read.wait()
+
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/evidence", "query_string": b""}
+        client = (f"10.0.{number}.1", 1)
+        await app({**scope, "headers": headers, "client": client}, receive, send)
+        return status, received
+
+    async def go() -> None:
+        read = asyncio.Event()
+        slow = [asyncio.create_task(post("large", number, read)) for number in range(20)]
+        small = [asyncio.create_task(post("small", 100 + number, read)) for number in range(20)]
+        while sum(task.done() for task in slow) < 18:
+            await asyncio.sleep(0.01)
+        read.set()
+        found = await asyncio.gather(*slow)
+        assert sorted(status for status, _ in found) == [200] * 2 + [503] * 18
+        assert all(size == 400_000 for status, size in found if status == 200)
+        assert await asyncio.gather(*small) == [(200, 1000)] * 20
+        assert await post("large", 99, read) == (200, 400_000)
+
+    asyncio.run(asyncio.wait_for(go(), 20))
