@@ -76,7 +76,11 @@ def suggest(records: Sequence[Record], references: References) -> str:
         lines.append(f"# Something ran that its records do not vouch for: {why}.\n{_ALLOW}\n")
     lines += _rootfs(records, rules, {x.path for x in found if x.rule == "rootfs.written"})
     if config is not None and mounts is not None:
-        loading = {finding.got for finding in found if finding.rule == "config.env"}
+        loading = {
+            finding.got
+            for finding in found
+            if finding.rule == "config.env" and finding.severity == "fail"
+        }
         lines += _config(config, image.config, mounts, rules, loading)
     wanted = {
         finding.record

@@ -1,5 +1,6 @@
 """The OCI configuration: nothing that reaches out of the container, and the image's own command."""
 
+import posixpath
 from collections.abc import Iterator
 from functools import partial
 
@@ -22,28 +23,75 @@ from cima_runc.verifier.toml import array, quoted
 
 LOADING = frozenset(
     {
+        "BASHOPTS",
         "BASH_ENV",
         "CLASSPATH",
+        "CORECLR_ENABLE_PROFILING",
+        "COR_ENABLE_PROFILING",
+        "DOTNET_ADDITIONAL_DEPS",
+        "DOTNET_STARTUP_HOOKS",
         "ENV",
+        "ERL_AFLAGS",
+        "ERL_FLAGS",
+        "ERL_LIBS",
+        "ERL_ZFLAGS",
+        "FPATH",
         "GCONV_PATH",
+        "GEM_HOME",
+        "GEM_PATH",
         "GIO_EXTRA_MODULES",
+        "GST_PLUGIN_PATH",
+        "GTK_MODULES",
+        "GTK_PATH",
+        "GUILE_LOAD_PATH",
+        "IBM_JAVA_OPTIONS",
         "JAVA_TOOL_OPTIONS",
         "JDK_JAVA_OPTIONS",
+        "JULIA_LOAD_PATH",
         "NODE_OPTIONS",
         "NODE_PATH",
+        "OPENJ9_JAVA_OPTIONS",
         "OPENSSL_CONF",
+        "OPENSSL_ENGINES",
         "OPENSSL_MODULES",
+        "PERL5DB",
         "PERL5LIB",
         "PERL5OPT",
+        "PERLLIB",
+        "PHPRC",
+        "PHP_INI_SCAN_DIR",
+        "PS4",
+        "PYTHONBREAKPOINT",
         "PYTHONHOME",
+        "PYTHONINSPECT",
         "PYTHONPATH",
+        "PYTHONPLATLIBDIR",
         "PYTHONSTARTUP",
+        "PYTHONUSERBASE",
+        "QT_PLUGIN_PATH",
         "RUBYLIB",
         "RUBYOPT",
+        "R_ENVIRON",
+        "R_LIBS",
+        "R_PROFILE",
+        "SASL_PATH",
+        "SHELLOPTS",
+        "TCLLIBPATH",
+        "ZDOTDIR",
         "_JAVA_OPTIONS",
     }
 )
-"""Environment variables, beside all that begin with LD_, that make a program load other code."""
+"""Environment variables that make a program load other code, beside :data:`_LOADING_PREFIXES`.
+Sources: sudo's initial_badenv_table (env.c), and the manuals of the languages."""
+_LOADING_PREFIXES = (
+    "BASH_FUNC_",  # functions that bash defines when it starts
+    "CORECLR_PROFILER",
+    "COR_PROFILER",
+    "LD_",
+    "LUA_CPATH",
+    "LUA_INIT",
+    "LUA_PATH",
+)
 
 
 class ConfigRule:
@@ -249,8 +297,8 @@ class ConfigRule:
                 expected=printable(wanted),
                 next_=f"[config] users = ['{got}'] in the policy",
             )
-        directory = image.working_dir.rstrip("/") or "/"
-        if (config.cwd.rstrip("/") or "/") not in {directory, *policy.working_dirs}:
+        directory = _directory(image.working_dir)
+        if _directory(config.cwd) not in {directory, *map(_directory, policy.working_dirs)}:
             yield self._finding(
                 False,
                 "config.cwd",
@@ -262,18 +310,34 @@ class ConfigRule:
             )
 
     def _env(self) -> Iterator[Finding]:
-        known = {*self._image.env, *self._policy.env}
         for name in dict.fromkeys(self._config.env):
-            if name not in known and (name in LOADING or name.startswith("LD_")):
-                yield self._finding(
-                    False,
-                    "config.env",
-                    f"{printable(name)} is set, which makes programs load other code",
+            if name in self._policy.env or not makes_load(name):
+                continue
+            shown = printable(name)
+            if name in self._image.env:
+                yield Finding(
+                    severity="info",
+                    rule="config.env",
+                    what=f"{shown} is set, as in the image; its value is not compared",
+                    record=self._record,
                     path="process.env",
-                    got=printable(name),
-                    expected="not set, as in the image",
-                    next_=f"start it without; [config] env = ['{printable(name)}'] in the policy",
+                    got=shown,
                 )
+                continue
+            yield self._finding(
+                False,
+                "config.env",
+                f"{shown} is set, which makes programs load other code",
+                path="process.env",
+                got=shown,
+                expected="not set, as in the image",
+                next_=f"start it without; [config] env = ['{shown}'] in the policy",
+            )
+
+
+def makes_load(name: str) -> bool:
+    """Return whether an environment variable makes programs load other code."""
+    return name in LOADING or name.startswith(_LOADING_PREFIXES)
 
 
 def shared_with_host(config: ConfigSummary) -> dict[str, str]:
@@ -339,6 +403,11 @@ def _is_user(wanted: str, config: ConfigSummary) -> bool:
     if numbers.get(user, user) != str(config.user.uid):
         return False
     return not group or numbers.get(group, group) == str(config.user.gid)
+
+
+def _directory(path: str) -> str:
+    """Return a directory's name as engines write it, whatever a tool has put into an image."""
+    return posixpath.normpath("/" + path.lstrip("/"))
 
 
 def _shell(args: tuple[str, ...]) -> str:

@@ -516,6 +516,47 @@ def test_a_later_rule_of_the_device_controller_counts(box: Box) -> None:
     assert box.failed() == []
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("BASH_FUNC_ls%%", "SHELLOPTS", "PERL5DB", "PERLLIB", "PYTHONUSERBASE", "LUA_INIT_5_4"),
+        *("DOTNET_STARTUP_HOOKS", "CORECLR_PROFILER_PATH_64", "PHP_INI_SCAN_DIR", "GEM_HOME"),
+        *("IBM_JAVA_OPTIONS", "ERL_AFLAGS", "OPENSSL_ENGINES", "LD_ANYTHING"),
+    ],
+)
+def test_variables_that_load_code(box: Box, name: str) -> None:
+    box.config["process"]["env"].append(f"{name}=00")
+    (finding,) = box.failed()
+    assert finding.rule == "config.env"
+    assert box.failed(suggest(box.records(), References(box.image))) == []
+    config = box.image.config.model_copy(update={"env": (name,)})
+    box.image = box.image.model_copy(update={"config": config})
+    found = box.appraise().findings
+    assert [each.severity for each in found if each.rule == "config.env"] == ["info"]
+    assert "config" not in suggest(box.records(), References(box.image))
+
+
+def test_variables_that_do_not(box: Box) -> None:
+    box.config["process"]["env"] += ["PYTHONUNBUFFERED=00", "HOME=11", "GOLD=22", "NODE_ENV=33"]
+    assert box.failed() == []
+
+
+@pytest.mark.parametrize(
+    ("directory", "cwd"),
+    [("/app/", "/app"), ("//app", "/app"), ("/app/.", "/app"), ("/a/../app", "/app"), ("", "/")],
+)
+def test_directories_as_tools_write_them(box: Box, directory: str, cwd: str) -> None:
+    """Docker cleans the path that an image has; containerd takes it as it is."""
+    config = box.image.config.model_copy(update={"working_dir": directory})
+    box.image = box.image.model_copy(update={"config": config})
+    for used in (cwd, directory or "/"):
+        box.config["process"]["cwd"] = used
+        assert box.failed() == []
+    box.config["process"]["cwd"] = "/app/x"
+    assert [each.rule for each in box.failed()] == ["config.cwd"]
+    assert box.failed("[config]\nworking_dirs = ['/app/x/']") == []
+
+
 def allow(kind: str, **numbers: int) -> dict[str, Any]:
     return {"allow": True, "type": kind, "access": "rwm", **numbers}
 
