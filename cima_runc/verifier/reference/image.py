@@ -438,7 +438,8 @@ _LAYERS = tuple(
         "docker.image.rootfs.foreign.diff.tar",
     )
 )
-_NAMES = ("org.opencontainers.image.ref.name", "io.containerd.image.name")
+_NAMES = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
+"""The first says more: where Docker or containerd write both, the other is the tag alone."""
 
 
 def _images_of_index(
@@ -450,14 +451,18 @@ def _images_of_index(
         annotations = descriptor.annotations or {}
         if "vnd.docker.reference.type" in annotations:
             continue  # an attestation that BuildKit put beside the image
-        if not source.has(_blob_name(source, descriptor)):
-            continue  # of a platform that was not fetched
         known = name or next((annotations[key] for key in _NAMES if key in annotations), None)
-        if descriptor.media_type in _INDEXES:
-            data = _read_blob(source, descriptor)
-            inner = _parse(_Index, data, "an index of the image")
-            yield from _images_of_index(source, inner, known, depth - 1)
-        elif descriptor.media_type in _MANIFESTS or not descriptor.media_type:
+        try:
+            if not source.has(_blob_name(source, descriptor)):
+                continue  # of a platform that was not fetched
+            if descriptor.media_type in _INDEXES:
+                data = _read_blob(source, descriptor)
+                inner = _parse(_Index, data, "an index of the image")
+                yield from _images_of_index(source, inner, known, depth - 1)
+        except CimaError as error:
+            yield _Unreadable(known, descriptor.digest, descriptor.platform, error)
+            continue
+        if descriptor.media_type in _MANIFESTS or not descriptor.media_type:
             yield from _image_of_descriptor(source, descriptor, known)
 
 
@@ -541,7 +546,8 @@ def _select(
     readable = [one for one in named if isinstance(one, _Found)]
     unreadable = [one for one in images if isinstance(one, _Unreadable)]
     fits = fitting([(one.platform, one) for one in readable], wanted)
-    if len({(one.image_id, one.manifest) for one in fits}) == 1:
+    # Of one configuration, and so of one content, whatever its layers are compressed with.
+    if len({one.image_id for one in fits}) == 1:
         return fits[0], tuple(_passed_over(one) for one in unreadable)
     if not fits and (broken := [one for one in named if isinstance(one, _Unreadable)]):
         asked = fitting([(one.platform or Platform(), one) for one in broken], wanted) or (

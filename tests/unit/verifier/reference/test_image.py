@@ -7,6 +7,7 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -191,6 +192,52 @@ def test_which_of_several(tmp_path: Path) -> None:
     assert (chosen.manifest, chosen.name) == (amd["digest"], "a/b:1")
     with pytest.raises(ImageError, match="0 images fit"):
         read_image(path, platform="linux/arm/v8")
+
+
+def test_names_where_docker_and_containerd_write_two(tmp_path: Path) -> None:
+    """`docker save a:latest b:latest` of 25 and later: the tag alone would choose neither."""
+    layout = Layout()
+    for name, layer in (("a", BASE), ("b", TOP)):
+        descriptor = layout.image(layer)
+        descriptor["annotations"] = {
+            "io.containerd.image.name": f"docker.io/library/{name}:latest",
+            "org.opencontainers.image.ref.name": "latest",
+        }
+    path = layout.write_directory(tmp_path / "oci")
+    for name in ("a", "b"):
+        found = read_image(path, name=f"{name}:latest").reference
+        assert found.name == f"docker.io/library/{name}:latest"
+    with pytest.raises(ImageError, match=r"2 images fit.*--name docker.io/library/a:latest"):
+        read_image(path)
+
+
+def test_one_image_compressed_in_two_ways(tmp_path: Path) -> None:
+    """As `--add-compression` writes it: two manifests of one configuration."""
+    layout = Layout()
+    layout.image(BASE, TOP, compression="gzip")
+    layout.image(BASE, TOP, compression="zstd")
+    assert len({each["digest"] for each in layout.manifests}) == 2
+    found = read_image(layout.write_directory(tmp_path / "oci"))
+    assert found.reference.manifest == layout.manifests[0]["digest"]
+
+
+@pytest.mark.parametrize(
+    ("body", "change"),
+    [
+        (b"[]", {}),
+        (b'{"manifests": null}', {}),
+        (b'{"manifests": []}', {"size": 1}),
+        (b'{"manifests": []}', {"digest": "blake3:" + "0" * 64}),
+    ],
+)
+def test_an_index_beside_it_that_cannot_be_read(
+    layout: Layout, tmp_path: Path, body: bytes, change: dict[str, Any]
+) -> None:
+    expected = read_image(layout.write_directory(tmp_path / "one"))
+    other = layout.blob(body, "application/vnd.oci.image.index.v1+json") | change
+    layout.manifests.append(other)
+    found = read_image(layout.write_directory(tmp_path / "two"))
+    assert (found.reference, len(found.passed_over)) == (expected.reference, 1)
 
 
 def test_an_index_in_an_index_with_attestations(layout: Layout, tmp_path: Path) -> None:
