@@ -552,22 +552,16 @@ def let_go(
 ) -> list[int]:
     """Write that registrations have no slot any more; return the containers of those for which this
     came before their end was proved."""
+    of_host, registration = _CONTAINER.c.host == host, _CONTAINER.c.registration
     registrations = [one.registration for one in gone]
-    numbers: dict[int, int] = {}
     for some in batched(registrations):
-        rows = connection.execute(
-            select(_CONTAINER.c.registration, _CONTAINER.c.id).where(
-                _CONTAINER.c.host == host, _CONTAINER.c.registration.in_(some)
-            )
-        )
-        numbers |= {row.registration: row.id for row in rows}
-    vanished = {numbers[one] for one in registrations if one in early}
-    for some in batched(sorted(numbers.values())):
-        connection.execute(update(_CONTAINER).where(_CONTAINER.c.id.in_(some)).values(slot=None))
-    for some in batched(sorted(vanished)):
-        connection.execute(
-            update(_CONTAINER).where(_CONTAINER.c.id.in_(some)).values(vanished=True)
-        )
+        these = of_host & registration.in_(some)
+        connection.execute(update(_CONTAINER).where(these).values(slot=None))
+    vanished: list[int] = []
+    for some in batched([one for one in registrations if one in early]):
+        these = of_host & registration.in_(some)
+        connection.execute(update(_CONTAINER).where(these).values(vanished=True))
+        vanished += connection.execute(select(_CONTAINER.c.id).where(these)).scalars()
     return sorted(vanished)
 
 

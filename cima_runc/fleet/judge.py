@@ -71,12 +71,13 @@ class Judge:
             found = [sitting.judge(one, news.get(one["id"], _NONE)) for one in containers]
             sitting.end()
             verdicts = verdicts or found
-            # By a verdict that is another the runs after it are judged anew, and those after them.
+            # By a verdict that is another the runs after it are judged anew, and those after them;
+            # those after one that had none by a policy yet come with it.
             judged |= {one["id"] for one in containers}
             others = [
                 one["registration"]
                 for one, verdict in zip(containers, found, strict=True)
-                if verdict.value != one["verdict"]
+                if verdict.value != one["verdict"] and one["policy"] is not None
             ]
             containers, news = _followers(connection, host, others, judged), {}
         return verdicts
@@ -122,9 +123,11 @@ class _Sitting:
         self._facts = facts_of(host)
         numbers = [one["id"] for one in containers]
         self._choosing = Choosing(connection, numbers)
-        self._findings = Findings(connection, numbers)
+        # Of those that no policy was for until now nothing is kept.
+        before = [one["id"] for one in containers if one["policy"] or one["observed_policy"]]
+        self._findings = Findings(connection, before)
         self._kept: dict[tuple[int, str], Mapping[str, Any]] = {}
-        for some in batched(numbers):
+        for some in batched(before):
             rows = connection.execute(
                 select(_APPRAISAL).where(_APPRAISAL.c.container.in_(some))
             ).mappings()

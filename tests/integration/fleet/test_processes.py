@@ -23,7 +23,8 @@ from tests.support.fleet_process import FleetProcess, fleet_process, write_setti
 from tests.support.postgresql import PostgreSql
 from tests.support.served_fleet import eventually, new_host
 
-HOSTS = 200
+HOSTS, MANY = 200, 1_000
+"""Hosts of the kill test; and with --everything."""
 
 
 @pytest.fixture
@@ -118,9 +119,12 @@ def lost(database: Database, confirmed: dict[int, int]) -> list[Any]:
     ]
 
 
-def test_processes_are_killed_under_load(tmp_path: Path, database: Database) -> None:
+def test_processes_are_killed_under_load(
+    tmp_path: Path, database: Database, request: pytest.FixtureRequest
+) -> None:
     # SQLite is for one process and a few hosts.
-    hosts = enrolled(database, HOSTS if database.is_postgresql else HOSTS // 10)
+    most = MANY if request.config.getoption("--everything") else HOSTS
+    hosts = enrolled(database, most if database.is_postgresql else HOSTS // 10)
     url = database.url.render_as_string(hide_password=False)
     config = write_settings(tmp_path / "service", url, interval=5.0, overdue=2.0)
     processes = [FleetProcess(config) for _ in range(2 if database.is_postgresql else 1)]
