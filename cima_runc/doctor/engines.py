@@ -96,16 +96,15 @@ def _docker(_engine: Engine, _path: str) -> Running | None:
     )
 
 
-def _podman(engine: Engine, _path: str) -> Running | None:
+def _podman(_engine: Engine, _path: str) -> Running | None:
     """Podman has no daemon: it tells what it would do for root's containers."""
     ours = _podman_info("--runtime", RUNTIME_NAME)
     path = toml_text.at(ours, ["ociRuntime", "path"])
-    file = engine.find_file(Path("/"))
-    values = toml_text.read(file) if file.is_file() else {}
+    # Whichever file has the last word: one that came later than ours, or an environment variable.
+    usual = toml_text.at(_podman_info(), ["ociRuntime", "name"])
     return Running(
         path=path if isinstance(path, str) and path else None,
-        # Of all files ours has the last word.
-        default=toml_text.at(values, ["engine", "runtime"]) == RUNTIME_NAME,
+        default=usual == RUNTIME_NAME,
         cgroups=f"{ours.get('cgroupManager', '')}, {ours.get('cgroupVersion', '?')}",
     )
 

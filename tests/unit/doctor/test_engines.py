@@ -121,26 +121,28 @@ def test_containerd(host: SimpleNamespace, tmp_path: Path) -> None:
 
 
 INFO = ("podman", "--runtime", "cima-runc", "info", "--format", "json")
+USUAL = ("podman", "info", "--format", "json")
 
 
-def podman_says(host: SimpleNamespace, file: Path, path: str | None) -> str:
+def podman_says(host: SimpleNamespace, path: str | None, usual: str = "crun") -> str:
     runtime = {"name": "cima-runc", "path": path}
     told = {"ociRuntime": runtime, "cgroupManager": "systemd", "cgroupVersion": "v2"}
     host.printed[INFO] = (0, json.dumps({"host": told}), "")
-    return engines.look(engine("podman", {str(LAUNCHER)}, file), LAUNCHER)
+    host.printed[USUAL] = (0, json.dumps({"host": {"ociRuntime": {"name": usual}}}), "")
+    return engines.look(engine("podman", {str(LAUNCHER)}), LAUNCHER)
 
 
-def test_podman(host: SimpleNamespace, tmp_path: Path) -> None:
-    file = tmp_path / "ours.conf"
-    told = podman_says(host, file, str(LAUNCHER))
+def test_podman(host: SimpleNamespace) -> None:
+    """By its own word: a file that comes after ours may have taken the default back."""
+    told = podman_says(host, str(LAUNCHER))
     assert told == f"calls {LAUNCHER} for --runtime=cima-runc; cgroup driver systemd, v2"
-    file.write_text('[engine]\nruntime = "cima-runc"\n')
-    assert "every container" in podman_says(host, file, str(LAUNCHER))
+    assert "every container" in podman_says(host, str(LAUNCHER), "cima-runc")
     with pytest.raises(UnfitError, match="as it runs calls nothing"):
-        podman_says(host, file, None)
+        podman_says(host, None)
 
 
 def test_podman_that_refuses(host: SimpleNamespace) -> None:
+    host.printed[USUAL] = (0, '{"host": {}}', "")
     host.printed[INFO] = (125, "", "Error: default OCI runtime \x1b not found\n")
     with pytest.raises(UnfitError, match="OCI runtime") as raised:
         engines.look(engine("podman", {str(LAUNCHER)}), LAUNCHER)
