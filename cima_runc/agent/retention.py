@@ -150,6 +150,7 @@ class Retention:
             self._remove(one)
         if before is not None:
             self._runs.forget_before(before)
+        self._runs.forget_above(limits.LINES)
         self.size = sum(one.size for one in stored) - sum(one.size for one in gone)
         boots = {one.note.boot_id for one in stored if one not in gone}
         for boot_id in self._store.boots() - boots - {self._boot_id}:

@@ -116,6 +116,14 @@ class Runs:
         """
         self._lines.forget_before(time, frozenset(map(bytes.fromhex, self._kept)))
 
+    def forget_above(self, count: int) -> None:
+        """Forget lines of which nothing is kept, the oldest first, until ``count`` are left.
+
+        Raises:
+            OSError: a file could not be removed.
+        """
+        self._lines.forget_above(count, frozenset(map(bytes.fromhex, self._kept)))
+
     def discard(self, note: ContainerNote) -> None:
         """Heed that a partition is about to be removed: what its next run goes on from is kept.
 

@@ -56,6 +56,10 @@ JOURNAL_ENTRY = 8 * KIB
 ENDED_RUNS = 65_536
 """Runs of lines that ended in this boot, whose late events the agent can place."""
 
+LINES = 1 << 18
+"""Lines of containers that are remembered, in files that take 1 GiB on most file systems; above it
+those go of which nothing else is kept and whose last run is the longest ago."""
+
 LINE_STATE = 16 * KIB
 """Bytes of the file that holds what is known of one line of containers."""
 

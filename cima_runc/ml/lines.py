@@ -148,5 +148,22 @@ class Lines:
                 count += 1
         return count
 
+    def forget_above(self, count: int, kept: frozenset[bytes]) -> int:
+        """Remove the lines that were written the longest ago, until ``count`` are left, but those
+        in ``kept``.
+
+        Returns how many.
+        """
+        names = os.listdir(self._directory) if self._directory.is_dir() else []
+        found = [bytes.fromhex(match[1]) for name in names if (match := _FILE.fullmatch(name))]
+        too_many = len(found) - count
+        if too_many <= 0:
+            return 0
+        free = [line for line in found if line not in kept]
+        free.sort(key=lambda line: self._path(line).stat().st_mtime_ns)
+        for line in free[:too_many]:
+            self.remove(line)
+        return min(too_many, len(free))
+
     def _path(self, line: bytes) -> Path:
         return self._directory / f"{line.hex()}.json"

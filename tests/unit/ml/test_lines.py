@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,19 @@ def test_lines_are_forgotten_by_age_but_those_that_are_kept(tmp_path: Path) -> N
     names = {path.name[:2] for path in (tmp_path / "lines").iterdir()}
     assert names == {"00", "02", "ot"}
     assert json.loads((tmp_path / "lines" / f"{'00' * 32}.json").read_text())["run"] == 3
+
+
+def test_lines_have_a_bound_whatever_their_age(tmp_path: Path) -> None:
+    """Each container that is not named has a line of its own, and most never come again."""
+    kept = Lines(tmp_path / "lines")
+    assert kept.forget_above(0, frozenset()) == 0
+    for number in range(6):
+        kept.write(a_state(bytes([number]) * 32))
+        path = tmp_path / "lines" / f"{bytes([number]).hex() * 32}.json"
+        os.utime(path, (1000 - number, 1000 - number))
+    assert kept.forget_above(6, frozenset()) == 0
+    assert kept.forget_above(3, frozenset([bytes([5]) * 32])) == 3
+    names = {path.name[:2] for path in (tmp_path / "lines").iterdir()}
+    assert names == {"00", "01", "05"}
+    everything = frozenset(bytes([number]) * 32 for number in range(6))
+    assert kept.forget_above(1, everything) == 0
