@@ -112,6 +112,8 @@ class Why(StrEnum):
     EXECHEAP = "execheap"
     PINNED_MEMORY = "pinned-memory"
     """io_uring or AF_XDP keeps pages of it, and can write to them when no mapping is left."""
+    RAW_DEVICE = "raw-device"
+    """A block device, or one that gives memory or a disk past all files, was opened for writing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,15 +80,42 @@ static __always_inline u32 meaning_of(u64 magic, struct dentry *dentry, u32 *kin
 	return 0;
 }
 
+/*
+ * Devices below all files: disks, and physical memory. What is written there changes files and programs
+ * that nobody has open. Whether a file system is on it, now or later, the kernel does not say here.
+ */
+static __always_inline int is_raw(struct inode *inode)
+{
+	u32 major = inode->i_rdev >> MINORBITS, minor = inode->i_rdev & ((1 << MINORBITS) - 1);
+
+	if ((inode->i_mode & S_IFMT) == S_IFBLK)
+		return 1;
+	if ((inode->i_mode & S_IFMT) != S_IFCHR)
+		return 0;
+	return major == SCSI_GENERIC_MAJOR ||
+	       (major == MEM_MAJOR && (minor == MEM || minor == KMEM || minor == PORT));
+}
+
+static __always_inline int reaches_for(u32 kind, u32 why, struct file *file)
+{
+	struct mark *mark = mark_of_current();
+	int denied;
+
+	if (!mark)
+		return 0;
+	denied = is_enforced(mark->registration);
+	note(mark->registration, ABOUT(kind, why, FILE_CHECK, denied), address(file->f_inode),
+	     address(file->f_path.dentry));
+	return refuse(denied, -EPERM);
+}
+
 /* The file of an overlay comes here again as the one that holds the data. */
 SEC("lsm/file_open")
 int BPF_PROG(cima_file_open, struct file *file)
 {
 	struct inode *inode;
-	struct mark *mark;
 	u64 magic;
 	u32 why, kind;
-	int denied;
 
 	if (!(file->f_mode & FMODE_WRITE)) {
 		opens(file);
@@ -96,22 +123,17 @@ int BPF_PROG(cima_file_open, struct file *file)
 	}
 	inode = file->f_inode;
 	if ((inode->i_mode & S_IFMT) != S_IFREG)
-		return 0;
+		return is_raw(inode) ? reaches_for(GUARD, RAW_DEVICE, file) : 0;
 	magic = inode->i_sb->s_magic;
 	if (magic == OVERLAYFS)
 		return refuse(copied_up(address(inode), address(file->f_path.dentry), OPENED_WHILE_MAPPED), -ETXTBSY);
 	if (magic != PROC && magic != TRACEFS && magic != DEBUGFS && magic != SYSFS && magic != CGROUP &&
 	    magic != BINFMT_MISC)
 		return written_to(inode, file->f_path.dentry, OPENED_WHILE_MAPPED);
-	mark = mark_of_current();
-	if (!mark)
+	if (!mark_of_current())
 		return 0;
 	why = meaning_of(magic, file->f_path.dentry, &kind);
-	if (!why)
-		return 0;
-	denied = is_enforced(mark->registration);
-	note(mark->registration, ABOUT(kind, why, FILE_CHECK, denied), address(inode), address(file->f_path.dentry));
-	return refuse(denied, -EPERM);
+	return why ? reaches_for(kind, why, file) : 0;
 }
 
 static __always_inline int changes_size(struct dentry *dentry, struct iattr *attr)

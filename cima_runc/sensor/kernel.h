@@ -50,11 +50,13 @@ enum {
 enum { PROT_WRITE = 2, PROT_EXEC = 4, MAP_SHARED = 1, MAP_TYPE = 15 };
 enum { VM_EXEC = 4, VM_SHARED = 8, READ_IMPLIES_EXEC = 0x400000 };
 enum { FMODE_READ = 1, FMODE_WRITE = 2, FMODE_EXEC = 0x20, ATTR_SIZE = 8 };
-enum { S_IFMT = 0170000, S_IFREG = 0100000, S_PRIVATE = 1 << 9, S_IMA = 1 << 10 };
+enum { S_IFMT = 0170000, S_IFCHR = 0020000, S_IFBLK = 0060000, S_IFREG = 0100000, S_PRIVATE = 1 << 9, S_IMA = 1 << 10 };
 enum { SB_RDONLY = 1, SB_KERNMOUNT = 1 << 22, SB_I_IMA_UNVERIFIABLE_SIGNATURE = 0x20 };
 enum { F_SEAL_WRITE = 8, PTRACE_MODE_ATTACH = 2, PF_KTHREAD = 0x200000 };
 enum { HASH_ALGO_SHA256 = 4, IMA_COLLECTED = 0x20 };
 enum { CLONE_NEWNS = 0x20000 };
+/* linux/major.h, and the minor numbers of drivers/char/mem.c */
+enum { MINORBITS = 20, MEM_MAJOR = 1, SCSI_GENERIC_MAJOR = 21, MEM = 1, KMEM = 2, PORT = 4 };
 #define MNT_NS_ANON_INO 0xEFFFFFF7U /* the number of every anonymous mount namespace, from 7.x on */
 
 /* linux/magic.h */
@@ -171,6 +173,7 @@ struct address_space {
 struct inode {
 	unsigned short i_mode;
 	unsigned int i_flags;
+	unsigned int i_rdev;
 	unsigned long i_ino;
 	s64 i_size;
 	struct super_block *i_sb;

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from cima_runc.sensor.libbpf import BPF_ANY, BPF_NOEXIST, Libbpf
 from cima_runc.sensor.pins import Handles
 
-LAYOUT: Final = 3
+LAYOUT: Final = 4
 """Number of sensor.h's layout: what one agent writes, another one of this number reads."""
 
 SHARED: Final = ("digests", "writes", "marks", "mounted", "roots")

@@ -27,6 +27,14 @@ static __always_inline int wait_for_ima(struct registration *owner)
 	return kept;
 }
 
+/* It is not used: it is not counted to a container's share either. */
+static __always_inline void give_room_back(void)
+{
+	u64 task = bpf_get_current_pid_tgid();
+
+	bpf_map_delete_elem(&pending, &task);
+}
+
 /* What is waited for is in that room. */
 static __always_inline void begin_to_wait(struct registration *owner, struct scratch *s, struct inode *inode)
 {
@@ -37,6 +45,7 @@ static __always_inline void begin_to_wait(struct registration *owner, struct scr
 	s->report.seen = (u64)inode;
 	if (!owner || !r || bpf_probe_read_kernel(r, sizeof(*r), &s->report)) {
 		count_dropped(s->report.event.registration);
+		give_room_back();
 		return;
 	}
 	__sync_fetch_and_add(&owner->waiting, 1);
@@ -154,6 +163,8 @@ static __always_inline int use_by(u64 registration, struct file *file, u32 func,
 	s = claim_scratch();
 	if (!s) {
 		count_dropped(registration);
+		if (waits)
+			give_room_back();
 		return refuse(denied, -EPERM);
 	}
 	begin_event(&s->report.event, registration, USE, waits ? named : why, func);

@@ -112,6 +112,15 @@ def sensor_by_number(file: Path) -> None:
     assert libc.syscall(SYS_BPF, BPF_MAP_GET_FD_BY_ID, ctypes.byref(number), 4) == -1
 
 
+def disk_below_its_files(file: Path) -> None:
+    disk = next(each for each in Path("/sys/block").iterdir() if each.name.startswith("vd"))
+    os.close(os.open(Path("/dev") / disk.name, os.O_RDWR))
+
+
+def physical_memory(file: Path) -> None:
+    os.close(os.open("/dev/mem", os.O_RDWR))
+
+
 @pytest.mark.parametrize(
     ("attack", "kind", "why"),
     [
@@ -121,6 +130,8 @@ def sensor_by_number(file: Path) -> None:
         (device_of_zeros, Kind.MEMORY, Why.EXECMEM),
         (own_memory, Kind.CHANGED, Why.PROCESS_MEMORY),
         (sensor_by_number, Kind.GUARD, Why.BPF),
+        (disk_below_its_files, Kind.GUARD, Why.RAW_DEVICE),
+        (physical_memory, Kind.GUARD, Why.RAW_DEVICE),
     ],
 )
 def test_each_has_a_name(
@@ -129,6 +140,16 @@ def test_each_has_a_name(
     install(tmp_path / "lib", program(b"C" * 8192))
     container.call(lambda: attack(tmp_path / "lib"))
     assert (kind, why) in about(container.events())
+
+
+def test_a_disk_that_is_only_read_and_a_harmless_device_have_none(container: Watched) -> None:
+    def opened() -> None:
+        for device in Path("/dev").glob("vd*"):
+            os.close(os.open(device, os.O_RDONLY))
+        os.close(os.open("/dev/null", os.O_RDWR))
+
+    container.call(opened)
+    assert container.events() == []
 
 
 @pytest.mark.parametrize(("flags", "kinds"), [(6, set()), (7, {(Kind.MEMORY, Why.EXECSTACK)})])

@@ -44,6 +44,11 @@ class Attack:
         return self.name in WRITTEN_LATER or self.evidence & {"guard", "helper"} != set()
 
     @property
+    def spoils_its_volume(self) -> bool:
+        """Whether what is done to the file system shows in others' files on it."""
+        return self.name in {"below_the_files", "remounted"}
+
+    @property
     def name(self) -> str:
         return self.arguments.split()[0]
 

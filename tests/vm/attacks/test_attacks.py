@@ -21,7 +21,7 @@ pytestmark = pytest.mark.debian()  # all of them take half an hour a release: --
 
 SEEN = Path(__file__).parent / "seen"
 KEPT = SEEN / f"{platform.freedesktop_os_release().get('VERSION_ID', 'forky')}.json"
-MODES = {"recorded": "", "enforced": "[enforcement]\nenforce = true\n"}
+MODES = {"recorded": "", "enforced": '[enforcement]\nenforce = true\nmemory = "deny"\n'}
 REFERENCES = Path("/etc/cima/references")
 
 
@@ -66,7 +66,13 @@ def owner() -> str:
 
 
 def attacked(attack: Attack) -> Seen:
-    data = container.fresh(attack.place)
+    if attack.spoils_its_volume:
+        with container.fresh_volume(attack.place) as data:
+            return attacked_on(attack, data)
+    return attacked_on(attack, container.fresh(attack.place))
+
+
+def attacked_on(attack: Attack, data: Path | None) -> Seen:
     command = attack.arguments.format(owner=owner())
     if attack.name == "stale_from_neighbour":
         container.attack("stale_from_neighbour prime", attack.rights, attack.place, data)

@@ -24,7 +24,7 @@ long must(long result, const char *what)
 {
 	if (result != -1)
 		return result;
-	if (errno == EPERM || errno == EACCES)
+	if (errno == EPERM || errno == EACCES || errno == ETXTBSY)
 		refused(what);
 	if (errno == ENOSYS || errno == EOPNOTSUPP || errno == ENODEV || errno == ENOTTY)
 		absent(what);
