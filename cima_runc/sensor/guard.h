@@ -96,17 +96,34 @@ static __always_inline int is_raw(struct inode *inode)
 	       (major == MEM_MAJOR && (minor == MEM || minor == KMEM || minor == PORT));
 }
 
-static __always_inline int reaches_for(u32 kind, u32 why, struct file *file)
+/* `always`: it is refused on a host that only records, too. */
+static __always_inline int reaches_for(u32 kind, u32 why, struct file *file, int always)
 {
 	struct mark *mark = mark_of_current();
 	int denied;
 
 	if (!mark)
 		return 0;
-	denied = is_enforced(mark->registration);
+	denied = always || is_enforced(mark->registration);
 	note(mark->registration, ABOUT(kind, why, FILE_CHECK, denied), address(file->f_inode),
 	     address(file->f_path.dentry));
 	return refuse(denied, -EPERM);
+}
+
+/*
+ * kernel.ftrace_enabled detaches every program here, of which the kernel says nothing: all containers
+ * would run unseen. It is no container's to write; where the host does, each has lost something.
+ */
+static __always_inline int reaches_for_the_switch(struct file *file)
+{
+	u32 zero = 0;
+	struct totals *total = bpf_map_lookup_elem(&totals, &zero);
+
+	if (mark_of_current())
+		return reaches_for(GUARD, TRACING, file, 1);
+	if (total)
+		__sync_fetch_and_add(&total->switched, 1);
+	return 0;
 }
 
 /* The file of an overlay comes here again as the one that holds the data. */
@@ -123,17 +140,19 @@ int BPF_PROG(cima_file_open, struct file *file)
 	}
 	inode = file->f_inode;
 	if ((inode->i_mode & S_IFMT) != S_IFREG)
-		return is_raw(inode) ? reaches_for(GUARD, RAW_DEVICE, file) : 0;
+		return is_raw(inode) ? reaches_for(GUARD, RAW_DEVICE, file, 0) : 0;
 	magic = inode->i_sb->s_magic;
 	if (magic == OVERLAYFS)
 		return refuse(copied_up(address(inode), address(file->f_path.dentry), OPENED_WHILE_MAPPED), -ETXTBSY);
 	if (magic != PROC && magic != TRACEFS && magic != DEBUGFS && magic != SYSFS && magic != CGROUP &&
 	    magic != BINFMT_MISC)
 		return written_to(inode, file->f_path.dentry, OPENED_WHILE_MAPPED);
-	if (!mark_of_current())
-		return 0;
 	why = meaning_of(magic, file->f_path.dentry, &kind);
-	return why ? reaches_for(kind, why, file) : 0;
+	if (!why)
+		return 0;
+	if (why == TRACING && magic == PROC)
+		return reaches_for_the_switch(file);
+	return reaches_for(kind, why, file, 0);
 }
 
 static __always_inline int changes_size(struct dentry *dentry, struct iattr *attr)

@@ -44,6 +44,7 @@ OBJECT: Final = Path(__file__).with_name("sensor.bpf.o")
 """The compiled sensor, made when the package was built."""
 
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")
+_FTRACE = Path("/proc/sys/kernel/ftrace_enabled")
 _LSMS: Final = Path("/sys/kernel/security/lsm")
 _BTF: Final = Path("/sys/kernel/btf/vmlinux")
 _CAP_SYS_ADMIN: Final = 21
@@ -61,6 +62,10 @@ class SensorError(CimaError):
 
 class SensorUnavailableError(SensorError):
     """The sensor cannot run here."""
+
+
+class SwitchedOffError(SensorUnavailableError):
+    """The kernel was told to call no program that is attached to its functions."""
 
 
 class NotBuiltError(SensorUnavailableError):
@@ -291,6 +296,7 @@ class Sensor:
         is not in ``allowlist``, the descriptor of :meth:`allowlist`, can be executed or mapped
         executable there. ``rights`` is what its processes may have and do.
         """
+        check_switch()
         if not registration:
             raise SensorError("0 is not a registration number")
         if mntns in self._containers:
@@ -664,6 +670,7 @@ def check_kernel() -> None:
             "loading the sensor takes the capabilities CAP_BPF and CAP_PERFMON",
             hint="run as root on the host itself, outside of any container",
         )
+    check_switch()
     if not _BTF.exists():
         raise NoBtfError(
             f"the kernel has no type information ({_BTF})",
@@ -690,6 +697,23 @@ def check_kernel() -> None:
         raise LockdownError(
             "the kernel is locked down for confidentiality, which keeps BPF from reading",
             hint="start the kernel with lockdown=integrity, or with none",
+        )
+
+
+def check_switch() -> None:
+    """Look whether the kernel calls programs like the sensor's at all.
+
+    Raises:
+        SwitchedOffError: it does not, of which nothing else would tell.
+    """
+    try:
+        enabled = _FTRACE.read_text().strip()
+    except OSError:  # a kernel without this switch
+        return
+    if enabled == "0":
+        raise SwitchedOffError(
+            "kernel.ftrace_enabled is 0, so that the kernel calls no program of the sensor",
+            hint="sysctl kernel.ftrace_enabled=1, and remove the setting from /etc/sysctl.d",
         )
 
 

@@ -105,6 +105,7 @@ struct totals {
 	u64 unattributed; /* changes to files in use by more containers than are kept */
 	u64 full;	  /* digests for which there was no room */
 	u64 lent_unknown; /* 1: nor was there for a file whose pages were lent to the kernel (lent.h) */
+	u64 switched;	  /* how often somebody reached for the switch that detaches all programs */
 };
 
 #endif

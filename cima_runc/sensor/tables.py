@@ -124,15 +124,17 @@ class Tables:
         return self.unattributed - row.crowded if row.flags & Flag.CROWDED else 0
 
     def missed(self) -> int:
-        """Return how often the kernel skipped a program since the sensor was loaded.
+        """Return how often the kernel skipped a program since the sensor was loaded, or may have.
 
-        Nobody knows whose event that was.
+        Nobody knows whose event that was. Where somebody opens the switch that detaches all
+        programs (``kernel.ftrace_enabled``), it may have skipped any.
         """
-        return sum(
+        skipped = sum(
             self._libbpf.recursion_misses(handle)
             for name, handle in self._programs.items()
             if name not in _HARMLESS_WHEN_MISSED
         )
+        return skipped + int.from_bytes(self._totals[32:40], sys.byteorder)
 
     def rows(self) -> Iterator[tuple[int, Row]]:
         """Yield the registration number and the row of each container that is watched."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cima_runc.sensor.events import Event, Kind, Why
+from cima_runc.sensor.loader import SwitchedOffError
 from tests.vm.test_sensor import (
     Watched,
     container,
@@ -140,6 +141,38 @@ def test_each_has_a_name(
     install(tmp_path / "lib", program(b"C" * 8192))
     container.call(lambda: attack(tmp_path / "lib"))
     assert (kind, why) in about(container.events())
+
+
+FTRACE = Path("/proc/sys/kernel/ftrace_enabled")
+
+
+def test_no_container_detaches_the_sensor(container: Watched) -> None:
+    """The kernel would call no program any more, for no container, and say nothing of it."""
+
+    def switch_off() -> None:
+        with pytest.raises(PermissionError):
+            FTRACE.write_text("0\n")
+
+    container.call(switch_off)
+    (event,) = container.events()
+    assert (event.kind, event.why, event.denied) == (Kind.GUARD, Why.TRACING, True)
+    assert FTRACE.read_text() == "1\n"
+    assert container.sensor.lost() == {}
+
+
+def test_what_runs_while_the_host_has_it_switched_off_is_lost(
+    container: Watched, tmp_path: Path
+) -> None:
+    install(tmp_path / "prog", program())
+    try:
+        FTRACE.write_text("0\n")
+        container.run(tmp_path / "prog")
+        with pytest.raises(SwitchedOffError):
+            container.sensor.watch(1, 2, 3)
+    finally:
+        FTRACE.write_text("1\n")
+    assert container.events() == []
+    assert container.sensor.lost()[container.registration] > 0
 
 
 def test_a_disk_that_is_only_read_and_a_harmless_device_have_none(container: Watched) -> None:

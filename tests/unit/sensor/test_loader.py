@@ -11,6 +11,7 @@ from cima_runc.sensor.loader import (
     NotBuiltError,
     Sensor,
     SensorError,
+    SwitchedOffError,
 )
 from cima_runc.sensor.options import Options
 
@@ -36,6 +37,7 @@ def privileged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(loader, "_BTF", tmp_path / "vmlinux")
     monkeypatch.setattr(loader, "_LSMS", tmp_path / "lsm")
     monkeypatch.setattr(loader, "_LOCKDOWN", tmp_path / "lockdown")
+    monkeypatch.setattr(loader, "_FTRACE", tmp_path / "ftrace_enabled")
     (tmp_path / "vmlinux").touch()
     (tmp_path / "lsm").write_text("lockdown,capability,bpf")
     return tmp_path
@@ -43,6 +45,14 @@ def privileged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_a_kernel_with_everything_passes(privileged: Path) -> None:
     loader.check_kernel()
+
+
+def test_a_kernel_that_calls_no_programs(privileged: Path) -> None:
+    (privileged / "ftrace_enabled").write_text("1\n")
+    loader.check_kernel()
+    (privileged / "ftrace_enabled").write_text("0\n")
+    with pytest.raises(SwitchedOffError, match=r"sysctl kernel\.ftrace_enabled=1"):
+        loader.check_kernel()
 
 
 def test_a_kernel_without_type_information(privileged: Path) -> None:

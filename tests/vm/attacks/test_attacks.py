@@ -21,7 +21,7 @@ pytestmark = pytest.mark.debian()  # all of them take half an hour a release: --
 
 SEEN = Path(__file__).parent / "seen"
 KEPT = SEEN / f"{platform.freedesktop_os_release().get('VERSION_ID', 'forky')}.json"
-MODES = {"recorded": "", "enforced": '[enforcement]\nenforce = true\nmemory = "deny"\n'}
+MODES = {"enforced": '[enforcement]\nenforce = true\nmemory = "deny"\n', "recorded": ""}
 REFERENCES = Path("/etc/cima/references")
 
 
