@@ -39,8 +39,11 @@ _INITIAL_NAMESPACES = {
     "user": 0xEFFFFFFD,
     "pid": 0xEFFFFFFC,
     "cgroup": 0xEFFFFFFB,
+    "network": 0xEFFFFFF9,
+    "mount": 0xEFFFFFF8,
 }
-"""Inode numbers of the host's namespaces, the same on every host (include/linux/proc_ns.h)."""
+"""Inode numbers of the host's namespaces, the same on every host (include/linux/proc_ns.h; the
+last two since Linux 6.18, include/uapi/linux/nsfs.h: before, they are any from 0xF0000000)."""
 
 
 class _Model(BaseModel):

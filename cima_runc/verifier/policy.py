@@ -239,6 +239,9 @@ class ConfigPolicy(Model):
     env: _Names = ()
     """Environment variables it may have though they change what programs load, such as
     ``LD_PRELOAD``, and the image does not set them."""
+    hooks: _Commands = ()
+    """Hooks that may run in the container's namespaces before its command, each as its path and
+    all arguments."""
     require_seccomp: bool = False
     """Whether it must have a seccomp filter; containerd's ctr sets none."""
 

@@ -21,8 +21,10 @@ from cima_runc.verifier.rules.config import (
     command_of,
     device_key,
     device_rules_beyond,
+    hook_command,
     shared_with_host,
 )
+from cima_runc.verifier.rules.engines import HOOK_STAGES_INSIDE
 from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.rules.mounts import EngineMounts
 from cima_runc.verifier.rules.unstable import UnstableFile, unstable_file
@@ -204,6 +206,12 @@ def _config(
             "# Variables that make programs load other code; their values are not looked at."
             f"\nenv = {array(sorted(loading))}"
         )
+    if "config.hook" in rules:
+        hooks = dict.fromkeys(
+            hook_command(hook) for hook in config.hooks if hook.stage in HOOK_STAGES_INSIDE
+        )
+        body = "".join(f"  {array(hook)},\n" for hook in hooks)
+        keys.append(f"# Hooks that run in the container before its command.\nhooks = [\n{body}]")
     if keys:
         yield "[config]\n" + "\n".join(keys) + "\n"
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from cima_runc.base.text import printable
-from cima_runc.measure.config_summary import ConfigSummary, Device, DeviceRule
+from cima_runc.measure.config_summary import ConfigSummary, Device, DeviceRule, Hook
 from cima_runc.verifier.pattern import exactly
 from cima_runc.verifier.policy import DYNAMIC_MAJORS, AllowedDevice, ConfigPolicy, covers
 from cima_runc.verifier.reference.file import ReferenceConfig
@@ -132,6 +132,7 @@ class ConfigRule:
         yield from self._devices()
         yield from self._process()
         yield from self._env()
+        yield from self._hooks()
         if self._config.seccomp is None:
             yield self._finding(
                 not self._policy.require_seccomp,
@@ -333,6 +334,45 @@ class ConfigRule:
                 expected="not set, as in the image",
                 next_=f"start it without; [config] env = ['{shown}'] in the policy",
             )
+
+    def _hooks(self) -> Iterator[Finding]:
+        for hook in self._config.hooks:
+            command = hook_command(hook)
+            if hook.stage not in engines.HOOK_STAGES_INSIDE:
+                if not _is_engines_hook(hook):
+                    what = f"the hook {printable(hook.path)} runs on the host ({hook.stage})"
+                    yield self._finding(
+                        True,
+                        "config.hook",
+                        what,
+                        path=f"hooks.{hook.stage}",
+                        got=_shell(command),
+                        expected="none but the engine's",
+                    )
+                continue
+            yield self._finding(
+                command in self._policy.hooks,
+                "config.hook",
+                f"the hook {printable(hook.path)} runs in the container before its command",
+                path=f"hooks.{printable(hook.stage)}",
+                got=_shell(command),
+                expected="none",
+                next_=f"start it without; [config] hooks = [{array(command)}] in the policy",
+            )
+
+
+def hook_command(hook: Hook) -> tuple[str, ...]:
+    """Return a hook's path and arguments, as the policy has them."""
+    return (hook.path, *hook.args)
+
+
+def _is_engines_hook(hook: Hook) -> bool:
+    """Whether it is the one by which dockerd is told of the network namespace."""
+    return (
+        hook.stage == "prestart"
+        and matches_any(("/proc/*/exe",), hook.path)
+        and hook.args[:1] == ("libnetwork-setkey",)
+    )
 
 
 def makes_load(name: str) -> bool:

@@ -170,6 +170,9 @@ DEVICE_RULES = frozenset({*DEVICES.values(), "c 5:1", "c 5:2", "c 136:*", "c 10:
 (runc before 1.2) tun, which takes CAP_NET_ADMIN. Sources: Docker's oci/defaults.go, containerd's
 oci.WithDefaultUnixDevices, runc's specconv.AllowedDevices."""
 
+HOOK_STAGES_INSIDE = ("createContainer", "startContainer")
+"""Stages whose hooks run in the container's mount namespace (config.md, POSIX-platform Hooks)."""
+
 NAMESPACES = (
     "/run/netns/*",
     "/var/run/netns/*",

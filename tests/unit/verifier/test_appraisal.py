@@ -557,6 +557,42 @@ def test_directories_as_tools_write_them(box: Box, directory: str, cwd: str) -> 
     assert box.failed("[config]\nworking_dirs = ['/app/x/']") == []
 
 
+@pytest.mark.parametrize("stage", ["createContainer", "startContainer"])
+def test_hooks_in_the_container(box: Box, stage: str) -> None:
+    """A program of the image, with arguments that are not the image's, is no drift of a file."""
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", "echo * >/etc/passwd"]}
+    box.config["hooks"] = {stage: [hook]}
+    (finding,) = box.failed()
+    assert finding.rule == "config.hook"
+    text = suggest(box.records(), References(box.image))
+    hint = "[config]\n" + finding.next.partition("[config] ")[2].removesuffix(" in the policy")
+    assert box.failed(text) == box.failed(hint) == []
+    for other in (hook | {"args": ["sh"]}, hook | {"path": "/bin/ash"}):
+        box.config["hooks"] = {stage: [hook, other]}
+        assert [each.rule for each in box.failed(text)] == ["config.hook"]
+
+
+@pytest.mark.parametrize("stage", ["prestart", "createRuntime", "poststart", "poststop"])
+def test_hooks_on_the_host_are_named(box: Box, stage: str) -> None:
+    box.config["hooks"] = {stage: [{"path": "/opt/hook", "args": ["hook"]}]}
+    found = [each for each in box.appraise().findings if each.rule == "config.hook"]
+    assert [each.severity for each in found] == ["warn"]
+    assert "config" not in suggest(box.records(), References(box.image))
+    box.config["hooks"] = {stage: [{"path": "/proc/142/exe", "args": ["libnetwork-setkey"]}]}
+    found = [each for each in box.appraise().findings if each.rule == "config.hook"]
+    assert bool(found) is (stage != "prestart")
+
+
+@pytest.mark.parametrize(("kind", "name"), [("network", "net"), ("mount", "mnt")])
+def test_a_namespace_of_the_hosts_joined_by_any_path(box: Box, kind: str, name: str) -> None:
+    """Since Linux 6.18 their numbers tell them, as those of the others always did."""
+    spaces = [*without(kind), {"type": kind, "path": "/run/netns/made"}]
+    box.config["linux"]["namespaces"] = spaces
+    assert box.failed() == []
+    box.namespaces[name] = {"net": 0xEFFFFFF9, "mnt": 0xEFFFFFF8}[name]
+    assert [each.rule for each in box.failed()] == ["config.namespace"]
+
+
 def allow(kind: str, **numbers: int) -> dict[str, Any]:
     return {"allow": True, "type": kind, "access": "rwm", **numbers}
 
