@@ -147,7 +147,7 @@ class Agent:
         metrics = await self._open_metrics()
         bundles = BundleServer(self._settings.value.shim.socket, self._hooks_dir)
         bundles.start()
-        self._users = users = UserServer(self._settings, self._writer.submit)
+        self._users = users = UserServer(self._settings, self._writer.submit, self._store)
         await users.serve(self._settings.value.users.group)
         _notify("READY=1")
         _log.info("ready on %s", self._settings.value.shim.socket, extra=about("ready"))

@@ -16,10 +16,10 @@ from cima_runc.ml.listing import (
     NoSuchContainerError,
     container_row,
     find_note,
-    stored_notes,
+    readable_notes,
     with_unmeasured,
 )
-from cima_runc.ml.store import Store
+from cima_runc.ml.store import ContainerNote, Store
 from cima_runc.runtime.hook_state import qualified
 from cima_runc.sensor.loader import Sensor
 from cima_runc.tpm.device import Tpm, TpmError
@@ -134,26 +134,51 @@ class Questions:
             }
         return shown
 
-    def log(self, body: bytes, uid: int = 0) -> Body:
+    def log(self, body: bytes) -> Body:
         """Return the stored records, a line each, of the container that ``{"id": ...}`` names.
 
-        Where this boot has none of that name, an earlier one's. A user other than root gets those
-        of his own only, and need not qualify the id.
+        Where this boot has none of that name, an earlier one's.
         """
-        wanted = str(load_object(body, what="the request", limit=limits.REQUEST).get("id"))
+        try:
+            return self.log_of_this_boot(body)
+        except NoSuchContainerError:
+            return stored_log(self._store, body)
+
+    def log_of_this_boot(self, body: bytes, uid: int = 0) -> Body:
+        """The same of a container that the agent knows.
+
+        A user other than root gets those of his own only, and need not qualify the id.
+
+        Raises:
+            NoSuchContainerError: it knows none of that name.
+        """
         notes = [container.note for container in self._writer.containers]
         if uid:
             notes = [note for note in notes if note.uid == uid]
-            wanted = qualified(wanted.removeprefix(qualified("", uid)), uid)
-        try:
-            note = find_note(notes, wanted)
-        except NoSuchContainerError:
-            stored = stored_notes(self._store, None)
-            note = find_note((note for note in stored if uid in (0, note.uid)), wanted)
-        try:
-            return StoredBody(*self._store.open_lines(note.registration))
-        except FileNotFoundError:
-            return b""
+        return _lines(self._store, find_note(notes, _wanted(body, uid)))
+
+
+def stored_log(store: Store, body: bytes, uid: int = 0) -> Body:
+    """Return what :meth:`Questions.log_of_this_boot` does, of whatever is stored; in any thread,
+    since all notes are read.
+
+    Raises:
+        NoSuchContainerError: there is none of that name.
+    """
+    notes = (note for note in readable_notes(store) if uid in (0, note.uid))
+    return _lines(store, find_note(notes, _wanted(body, uid)))
+
+
+def _wanted(body: bytes, uid: int) -> str:
+    wanted = str(load_object(body, what="the request", limit=limits.REQUEST).get("id"))
+    return qualified(wanted.removeprefix(qualified("", uid)), uid) if uid else wanted
+
+
+def _lines(store: Store, note: ContainerNote) -> Body:
+    try:
+        return StoredBody(*store.open_lines(note.registration))
+    except FileNotFoundError:
+        return b""
 
 
 def _bind_row(bound: Bound | None) -> dict[str, Any] | None:

@@ -16,11 +16,14 @@ from pathlib import Path
 from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.door import share_of_descriptors
 from cima_runc.agent.private_socket import bind_private
+from cima_runc.agent.questions import stored_log
 from cima_runc.agent.request import Body, peer_uid, read_request, refusal, send_answer
 from cima_runc.agent.rooms import Rooms, Submit
 from cima_runc.agent.rootless import Looks
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
+from cima_runc.ml.listing import NoSuchContainerError
+from cima_runc.ml.store import Store
 from cima_runc.runtime.agent_socket import HEADER, USERS_SUFFIX
 from cima_runc.runtime.hook_state import parse_hook_state
 from cima_runc.runtime.shim_settings import SettingsError
@@ -31,8 +34,10 @@ _log = logging.getLogger("cima-agent")
 class UserServer:
     """Answers users."""
 
-    def __init__(self, settings: CurrentSettings, submit: Submit) -> None:
+    def __init__(self, settings: CurrentSettings, submit: Submit, store: Store) -> None:
         """``submit`` has work done by the agent's one writer."""
+        self._store = store
+        self._looking_through = asyncio.Lock()
         self._path = Path(settings.value.shim.socket + USERS_SUFFIX)
         self._submit = submit
         self._looks = Looks(settings)
@@ -105,12 +110,20 @@ class UserServer:
             turn = self._answers.setdefault(uid, asyncio.Semaphore(limits.USER_ANSWERS))
             async with turn:
                 await self._submit(lambda rooms: rooms.commit(bind=False))
-                answer = await self._submit(lambda rooms: _QUESTIONS[verb](rooms, body, uid))
-                await send_answer(writer, "ok", answer)
+                await send_answer(writer, "ok", await self._question(verb, body, uid))
         except asyncio.IncompleteReadError:
             raise
         except Exception as error:
             await send_answer(writer, *refusal(what, error))
+
+    async def _question(self, verb: str, body: bytes, uid: int) -> Body:
+        try:
+            return await self._submit(lambda rooms: _QUESTIONS[verb](rooms, body, uid))
+        except NoSuchContainerError:
+            # All that is stored is looked through: beside the writer, and once at a time.
+            async with self._looking_through:
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(None, stored_log, self._store, body, uid)
 
     async def _do(self, verb: str, body: bytes, uid: int) -> None:
         match verb:
@@ -135,7 +148,7 @@ def _ps(rooms: Rooms, _: bytes, uid: int) -> Body:
 
 
 def _log_of(rooms: Rooms, body: bytes, uid: int) -> Body:
-    return rooms.questions.log(body, uid)
+    return rooms.questions.log_of_this_boot(body, uid)
 
 
 _QUESTIONS: dict[str, Callable[[Rooms, bytes, int], Body]] = {"ps": _ps, "log": _log_of}

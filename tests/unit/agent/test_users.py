@@ -1,12 +1,18 @@
 import asyncio
 from pathlib import Path
+from typing import Never
 
 import pytest
 
 from cima_runc.agent.current import CurrentSettings
+from cima_runc.agent.request import StoredBody
 from cima_runc.agent.users import UserServer
 from cima_runc.config import parse_settings
+from cima_runc.ml.listing import NoSuchContainerError
+from cima_runc.ml.partition import Partition
+from cima_runc.ml.store import Store
 from cima_runc.runtime.shim_settings import SettingsError
+from tests.unit.agent.test_retention import a_note
 
 
 def start_and_stop(tmp_path: Path, **users: str) -> list[tuple[str, int]]:
@@ -14,7 +20,7 @@ def start_and_stop(tmp_path: Path, **users: str) -> list[tuple[str, int]]:
 
     async def run() -> list[tuple[str, int]]:
         settings = parse_settings({"socket": f"{tmp_path}/agent.sock", "users": users})
-        server = UserServer(CurrentSettings(settings), None)  # type: ignore[arg-type]
+        server = UserServer(CurrentSettings(settings), None, Store(tmp_path))  # type: ignore[arg-type]
         await server.serve(settings.users.group)
         found = [(path.name, path.stat().st_mode & 0o777) for path in tmp_path.iterdir()]
         server.stop()
@@ -39,3 +45,35 @@ def test_a_group_gets_a_socket(tmp_path: Path) -> None:
 def test_a_group_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no such group"):
         start_and_stop(tmp_path, group="no-such-group")
+
+
+def test_what_is_stored_is_looked_through_beside_the_writer(tmp_path: Path) -> None:
+    """Who asks for names that are not there must not keep the writer from others' containers."""
+    store = Store(tmp_path)
+    store.prepare()
+    for number, uid in ((1, 1000), (2, 1001)):
+        note = a_note(number, id=f"{uid}/box", uid=uid, boot_id="earlier")
+        store.create(note, bytes(32))
+        content = {"type": "exit", "reason": f"of {uid}"}
+        store.append(number, [Partition(note.id).add(content, {})])
+        store.sync()
+    (tmp_path / "containers/00000003").mkdir()
+    (tmp_path / "containers/00000003/container.json").write_text("damaged")
+    asked = []
+
+    async def submit(work: object, turn: object = None) -> Never:
+        asked.append(work)
+        raise NoSuchContainerError("no container box is registered")
+
+    async def go() -> None:
+        settings = CurrentSettings(parse_settings({"socket": f"{tmp_path}/agent.sock"}))
+        server = UserServer(settings, submit, store)
+        body = await server._question("log", b'{"id":"box"}', 1000)
+        assert isinstance(body, StoredBody)
+        assert b"of 1000" in b"".join(body.chunks())
+        body.close()
+        with pytest.raises(NoSuchContainerError):
+            await server._question("log", b'{"id":"other"}', 1000)
+        assert len(asked) == 2
+
+    asyncio.run(go())
