@@ -5,6 +5,7 @@ that any bytes of a file name fit into JSON and compare as text.
 """
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +15,7 @@ from cima_runc.base import limits
 from cima_runc.base.bounded import read_bounded
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
+from cima_runc.measure.mtree import MtreeError, escape, unescape
 from cima_runc.validation import first_of
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
@@ -115,6 +117,37 @@ class HostReference(_Model):
     kind: Literal["host"] = "host"
     files: dict[EscapedPath, tuple[Sha256, ...]]
     """SHA-256 digests that a path may have; several where the host may be of several versions."""
+
+    def digests(self, path: bytes) -> tuple[str, ...]:
+        """Return what a file may be; values made from a log of the kernel's have its spelling."""
+        return self.files.get(escape(path)) or self.files.get(escape(kernel_name(path)), ())
+
+    def digests_in_log(self, name: bytes) -> tuple[str, ...]:
+        """Return the same of a file by its name in the kernel's log, which several may share."""
+        return self._by_kernel_name.get(name, ())
+
+    @cached_property
+    def _by_kernel_name(self) -> dict[bytes, tuple[str, ...]]:
+        found: dict[bytes, tuple[str, ...]] = {}
+        for path, digests in self.files.items():
+            name = kernel_name(_unescaped(path))
+            found[name] = (*found.get(name, ()), *digests)
+        return found
+
+
+def kernel_name(path: bytes) -> bytes:
+    """Return a path as the kernel writes it into its log: spaces become underscores.
+
+    Source: ima_write_template_field_data (ima_template_lib.c) of Linux 6.1.
+    """
+    return path.replace(b" ", b"_")
+
+
+def _unescaped(path: str) -> bytes:
+    try:
+        return unescape(path)
+    except MtreeError:
+        return path.encode("ascii")  # not as we write it: of no file
 
 
 Reference = Annotated[ImageReference | HostReference, Field(discriminator="kind")]

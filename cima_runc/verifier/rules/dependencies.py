@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 
 from cima_runc.base.text import printable
-from cima_runc.measure.mtree import escape
 from cima_runc.ml.contents import (
     Exit,
     File,
@@ -89,7 +88,7 @@ def _file(
     number: int, file: File, host: HostReference, policy: DependenciesPolicy
 ) -> Iterator[Finding]:
     digest, path, _, _ = file
-    wanted = host.files.get(escape(path), ())
+    wanted = host.digests(path)
     got, shown = digest.hex(), printable(path)
     if got in wanted:
         return
@@ -126,7 +125,7 @@ def _unmeasured(
     path, digest = content.path_hex or b"", content.digest or b""
     role, reason = printable(content.role), printable(content.reason)
     shown = printable(path) if path else f"the {role}"
-    wanted = host.files.get(escape(path), ()) if path else ()
+    wanted = host.digests(path) if path else ()
     is_known = bool(digest) and digest.hex() in wanted
     allowed = bool(path) and any(matches(pattern, path) for pattern in policy.allow_unmeasured)
     what = f"{shown}, which the container relies on, was not measured by the kernel: {reason}"

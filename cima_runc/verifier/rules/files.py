@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from cima_runc.base.text import printable
 from cima_runc.ima.template import Func
 from cima_runc.measure.config_summary import Mount
-from cima_runc.measure.mtree import escape
 from cima_runc.verifier.pattern import exactly
 from cima_runc.verifier.policy import AllowedFile
 from cima_runc.verifier.reference.file import HostReference
@@ -99,7 +98,7 @@ def _engines_init(
     source: str, shown: str, got: str, record: int, host: HostReference | None
 ) -> Iterator[Finding]:
     """Yield whether the engine's init program is what the host should have."""
-    known = host.files.get(escape(source.encode())) if host is not None else None
+    known = host.digests(source.encode()) or None if host is not None else None
     if known is not None and got in known:
         return
     what = f"the engine's init program {printable(source)}"

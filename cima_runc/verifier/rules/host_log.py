@@ -3,12 +3,11 @@
 from collections.abc import Iterable, Iterator
 
 from cima_runc.base.text import printable
-from cima_runc.measure.mtree import escape
 from cima_runc.ml.contents import File, Measured
 from cima_runc.verifier.kernel_line import HostFile
 from cima_runc.verifier.pattern import exactly
 from cima_runc.verifier.policy import Policy
-from cima_runc.verifier.reference.file import HostReference
+from cima_runc.verifier.reference.file import HostReference, kernel_name
 from cima_runc.verifier.result import Finding
 from cima_runc.verifier.steps.explained import HostLog
 from cima_runc.verifier.steps.replayed import Services
@@ -90,7 +89,7 @@ def _violations(log: HostLog, services: Iterable[Measured], policy: Policy) -> I
             next="" if allowed else f"ask for full; {key}",
         )
         return
-    own = {content.path.replace(b" ", b"_") for _, content in services if isinstance(content, File)}
+    own = {kernel_name(content.path) for _, content in services if isinstance(content, File)}
     for path in dict.fromkeys(log.violated):
         # What cannot be read may be a service's.
         relied_on = path in own or not path
@@ -115,7 +114,7 @@ def _file(
             what=f"line {number} of the host's log says of no file what it is",
         )
         return
-    wanted = host.files.get(escape(file.path), ())
+    wanted = host.digests_in_log(file.path)
     got, shown = file.digest.hex(), printable(file.path)
     if file.algorithm == "sha256" and got in wanted:
         return
