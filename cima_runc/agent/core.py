@@ -136,7 +136,8 @@ class Core:
         Returns its note with the slot that it was given, and its first records.
 
         Raises:
-            CoreError: its mount namespace is that of a container that has not ended.
+            CoreError: its mount namespace is that of a container that has not ended, or a record of
+                it is larger than one may be.
             RecordError: a content has no canonical form.
         """
         other = self.in_namespace(note.mntns)
@@ -147,13 +148,14 @@ class Core:
         partition = Partition(note.id)
         meta = self._meta({"time": time, "pid": note.pid})
         records = [partition.add(content, meta) for content in first]
+        size = sum(map(_size, records))
         note = note.model_copy(update={"slot": self._table.take()})
         if note.line is not None and (before := self.run_of(note.line)) is not None:
             self._superseded.add(before.number)
         container = Container(note, secret, partition)
         self._index.add(container)
         if note.uid:
-            self._grow(container, sum(len(record.to_line()) for record in records))
+            self._grow(container, size)
         return note, records
 
     def _grow(self, container: Container, size: int) -> None:
@@ -246,9 +248,13 @@ class Core:
         """Record a content.
 
         Raises:
+            CoreError: the record is larger than one may be.
             RecordError: the content has no canonical form.
         """
-        record = self._index[registration].partition.add(content, self._meta({"time": time}))
+        partition, meta = self._index[registration].partition, self._meta({"time": time})
+        if isinstance(content, contents.Rootfs):
+            _size(Partition("").add(content, meta))
+        record = partition.add(content, meta)
         self._index.touch(registration)
         return record
 
@@ -318,6 +324,20 @@ class Core:
 
     def _meta(self, meta: Mapping[str, Any]) -> Mapping[str, Any]:
         return {**meta, "missing": list(self.missing)} if self.missing else meta
+
+
+def _size(record: Record) -> int:
+    """Return a record's bytes on disk, which whoever reads it must take.
+
+    Raises:
+        CoreError: they are more than any reader takes.
+    """
+    size = len(record.to_line())
+    if size > limits.RECORD:
+        raise CoreError(
+            f"its {record.content.get('type')} record has {size} bytes, more than {limits.RECORD}"
+        )
+    return size
 
 
 def dropped_in(records: Iterable[Record]) -> int:

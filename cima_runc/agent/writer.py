@@ -144,7 +144,7 @@ class Writer:
         All of it or nothing; its records are durable after :meth:`write`.
 
         Raises:
-            CoreError: its mount namespace is that of a container that has not ended.
+            CoreError: as for :meth:`Core.register`.
             RecordError: a content has no canonical form.
             OSError: its directory cannot be made.
         """

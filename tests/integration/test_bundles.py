@@ -206,6 +206,17 @@ def test_annotations_as_large_as_engines_hand_them_on(host: Host, place: Path) -
     assert (done.stdout, done.returncode) == ("hello\n", 0), done.stderr
 
 
+def test_a_configuration_whose_record_nobody_could_read(host: Host, place: Path) -> None:
+    """Each value of the environment becomes a digest: 1.5 MiB become 20."""
+    bundle = make_bundle(place / "bundle", "/bin/echo", "hello")
+    config = json.loads((bundle / "config.json").read_text())
+    config["process"]["env"] = ["A="] * 300_000
+    edit(bundle, config)
+    done = run(host, bundle)
+    assert done.returncode != 0 and not done.stdout
+    assert "its config record has" in done.stderr
+
+
 @pytest.fixture(scope="module")
 def crun(host: Host) -> Iterator[None]:
     if shutil.which("crun") is None:

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from cima_runc.cpcr.inner import inner
 from cima_runc.cpcr.table import Table
 from cima_runc.ima.template import Func as TemplateFunc
 from cima_runc.ml.contents import Lost
-from cima_runc.ml.records import Record
+from cima_runc.ml.records import Record, parse_line
 from cima_runc.ml.store import ContainerNote
 from cima_runc.sensor.events import Event, Func
 
@@ -32,10 +33,8 @@ EVENT = Event(
 )
 
 
-def registered(
-    core: Core, registration: int, container_id: str | None = None, uid: int = 0
-) -> list[Record]:
-    note = ContainerNote(
+def a_note(registration: int, container_id: str | None = None, uid: int = 0) -> ContainerNote:
+    return ContainerNote(
         registration=registration,
         id=container_id or f"box{registration}",
         boot_id="boot",
@@ -48,6 +47,12 @@ def registered(
         state="created",
         uid=uid,
     )
+
+
+def registered(
+    core: Core, registration: int, container_id: str | None = None, uid: int = 0
+) -> list[Record]:
+    note = a_note(registration, container_id, uid)
     contents = [{"type": "register"}, {"type": "config", "config": {}}]
     return core.register(note, bytes([registration]) * 32, contents, "now")[1]
 
@@ -393,3 +398,17 @@ def test_a_users_containers_have_one_limit_together(monkeypatch: pytest.MonkeyPa
         core.end(number, "ended", "now", 1)
         core.forget(number)
     assert core.bytes_of(1000) == 0
+
+
+@pytest.mark.parametrize("text", ["A", "\u00e9"])
+def test_no_record_is_larger_than_what_reads_it_takes(text: str) -> None:
+    """Environment values become digests, letters six bytes: 8 MiB of configuration may be 100."""
+    core = Core(Table())
+    note = a_note(1)
+    large = {"type": "config", "config": {"a": text * (limits.RECORD // len(json.dumps(text)))}}
+    whole = {"type": "config", "config": {"a": text * limits.RECORD}}
+    with pytest.raises(CoreError, match="its config record has"):
+        core.register(note, bytes(32), [{"type": "register"}, whole], "now")
+    assert core.get(1) is None and core.in_namespace(note.mntns) is None
+    _, records = core.register(note, bytes(32), [{"type": "register"}, large], "now")
+    assert parse_line(records[1].to_line()) == records[1]
