@@ -151,6 +151,8 @@ MOUNTINFO = 64 * MIB
 TAR_HEADER = 1 * MIB
 """Bytes of one extended header or long name in a tar archive (as in Go's archive/tar)."""
 
+NAMES_FILE = 256 * KIB
+"""Of an image's /etc/passwd or /etc/group, in which its user is looked up."""
 IMAGE_JSON = 8 * MIB
 """Bytes of an image's index, manifest or configuration (as in containerd)."""
 

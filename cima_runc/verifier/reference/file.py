@@ -83,6 +83,9 @@ class ReferenceConfig(_Model):
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
     user: str = ""
+    user_number: str | None = None
+    """The same in numbers, where it is a name that the image's own /etc/passwd and /etc/group
+    have."""
     working_dir: str = ""
     env: tuple[str, ...] = ()
     """Names of the environment variables that it sets, sorted."""

@@ -45,6 +45,7 @@ from cima_runc.verifier.reference.file import (
 from cima_runc.verifier.reference.flatten import Flattened
 from cima_runc.verifier.reference.platform import Platform, fitting, parse_platform
 from cima_runc.verifier.reference.tar import Member, Reader, TarError, read_tar
+from cima_runc.verifier.reference.users import NameFiles
 
 
 class ImageError(CimaError):
@@ -352,12 +353,12 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
             )
         if len(found.layers) > limits.LAYERS:
             raise ImageError(f"the image has more than {limits.LAYERS} layers")
-        flattened = Flattened()
+        flattened, names = Flattened(), NameFiles()
         below: dict[_Other, list[dict[bytes, Entry]]] = {engine: [] for engine in _OTHERS}
         layers: list[ReferenceLayer] = []
         manifests: list[bytes] = []
         for each, diff_id in zip(found.layers, diff_ids, strict=True):
-            tree = _read_layer(source, each, diff_id)
+            tree = _read_layer(source, each, diff_id, names)
             entries = image_layer.entries(tree)
             manifests.append(format_manifest(entries))
             others: dict[_Other, str] = {}
@@ -378,16 +379,18 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
                 )
             )
             flattened.add(entries)
+    files = {
+        "/" + escape(entry.path): _reference_file(entry, number) for entry, number in flattened
+    }
+    config = _reference_config(found.config.config or _Process())
     reference = ImageReference(
         name=found.name,
         platform=str(found.platform),
         manifest=found.manifest,
         image_id=found.image_id,
-        config=_reference_config(found.config.config or _Process()),
+        config=config.model_copy(update={"user_number": names.number(config.user, files)}),
         layers=tuple(layers),
-        files={
-            "/" + escape(entry.path): _reference_file(entry, number) for entry, number in flattened
-        },
+        files=files,
     )
     return Image(reference, tuple(manifests), passed_over)
 
@@ -597,10 +600,12 @@ def _read_blob(source: _Source, descriptor: _Descriptor) -> bytes:
         return read_blob(stream, descriptor.digest, descriptor.size, limits.IMAGE_JSON)
 
 
-def _read_layer(source: _Source, layer: _Layer, diff_id: str) -> image_layer.LayerTree:
+def _read_layer(
+    source: _Source, layer: _Layer, diff_id: str, names: NameFiles
+) -> image_layer.LayerTree:
     with source.open(layer.name) as blob:
         stream = LayerStream(BlobReader(blob, layer.digest, layer.size), diff_id)
-        tree = image_layer.read_layer(_within(stream))
+        tree = image_layer.read_layer(names.watch(_within(stream)))
         stream.finish()
     return tree
 

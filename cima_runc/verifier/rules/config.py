@@ -282,7 +282,7 @@ class ConfigRule:
                 expected=_shell(own) if own else "none: the image names no command",
                 next_=f"[config] args in the policy: {array(args)}",
             )
-        wanted = image.user or "0"
+        wanted = image.user_number or image.user or "0"
         got = f"{config.user.uid}:{config.user.gid}"
         if not (_is_user(wanted, config) or any(_is_user(each, config) for each in policy.users)):
             is_name = not wanted.partition(":")[0].isdecimal()

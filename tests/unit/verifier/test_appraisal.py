@@ -510,6 +510,23 @@ def test_users(box: Box, user: str, uid: int, gid: int, fits: bool) -> None:
     assert (box.failed() == []) is fits
 
 
+@pytest.mark.parametrize(
+    ("number", "uid", "gid", "fits"),
+    [
+        ("33", 33, 7, True),
+        ("33:50", 33, 50, True),
+        ("33:50", 33, 0, False),
+        ("33", 0, 33, False),
+        ("33", 34, 33, False),
+    ],
+)
+def test_users_that_the_image_names(box: Box, number: str, uid: int, gid: int, fits: bool) -> None:
+    config = box.image.config.model_copy(update={"user": "www-data", "user_number": number})
+    box.image = box.image.model_copy(update={"config": config})
+    box.config["process"]["user"] = {"uid": uid, "gid": gid}
+    assert [finding.rule for finding in box.failed()] == ([] if fits else ["config.user"])
+
+
 def test_a_later_rule_of_the_device_controller_counts(box: Box) -> None:
     rules = [{"allow": True, "access": "rwm"}, {"allow": False, "access": "rwm"}]
     box.config["linux"]["resources"]["devices"] = rules

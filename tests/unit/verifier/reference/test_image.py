@@ -69,7 +69,7 @@ def test_reference_values(layout: Layout, tmp_path: Path) -> None:
     assert reference.platform == "linux/amd64"
     assert reference.manifest == layout.manifests[0]["digest"]
     assert reference.image_id.removeprefix("sha256:") in str(layout.files)
-    assert reference.config.model_dump() == {
+    assert reference.config.model_dump(exclude_none=True) == {
         "entrypoint": ("/sh",),
         "cmd": ("-c",),
         "user": "1:2",

@@ -1,0 +1,74 @@
+"""The numbers of a user that an image names, by the image's own /etc/passwd and /etc/group.
+
+Engines look them up when they start a container. Source: github.com/moby/sys/user (GetExecUser),
+which Docker and containerd use; passwd(5), group(5).
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+from cima_runc.base import limits
+from cima_runc.verifier.reference.file import ReferenceFile
+from cima_runc.verifier.reference.tar import Member
+
+PASSWD, GROUP = "/etc/passwd", "/etc/group"
+_NUMBER = re.compile("[0-9]{1,10}")
+_KEPT = {b"etc/passwd", b"etc/group"}
+
+
+class NameFiles:
+    """Both files of each layer, kept as the layers are read."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, bytes] = {}
+
+    def watch(self, members: Iterator[Member]) -> Iterator[Member]:
+        """Yield a layer's members; of those two, what is read of the last of each name is kept."""
+        kept: dict[bytes, bytes] = {}
+        for member in members:
+            name = member.name.removeprefix(b"./").lstrip(b"/")
+            if member.type == b"0" and name in _KEPT and member.size <= limits.NAMES_FILE:
+                member.content = _keeping(member.content, kept, name)
+            yield member
+        self._texts |= {hashlib.sha256(text).hexdigest(): text for text in kept.values()}
+
+    def number(self, user: str, files: Mapping[str, ReferenceFile]) -> str | None:
+        """Return ``UID`` or ``UID:GID`` for an image's user; ``files`` are the flattened image.
+
+        None where there is no name in it, or one that the image does not have.
+        """
+        name, colon, group = user.partition(":")
+        uid = _numbered(name, self._text(PASSWD, files))
+        gid = _numbered(group, self._text(GROUP, files)) if colon else ""
+        number = f"{uid}{colon}{gid}"
+        return None if uid is None or gid is None or number == user else number
+
+    def _text(self, path: str, files: Mapping[str, ReferenceFile]) -> bytes:
+        found = files.get(path)
+        return self._texts.get(found.sha256 or "", b"") if found is not None else b""
+
+
+def _keeping(
+    content: Callable[[], Iterator[bytes]], kept: dict[bytes, bytes], name: bytes
+) -> Callable[[], Iterator[bytes]]:
+    def read() -> Iterator[bytes]:
+        parts = []
+        for part in content():
+            parts.append(part)
+            yield part
+        kept[name] = b"".join(parts)
+
+    return read
+
+
+def _numbered(name: str, text: bytes) -> str | None:
+    """Return a user's or group's number: the third field of the first line of its name."""
+    if _NUMBER.fullmatch(name):
+        return name
+    for line in text.split(b"\n"):
+        fields = line.strip().split(b":")
+        if len(fields) > 2 and fields[0] == name.encode("utf-8", "surrogatepass") and name:
+            number = fields[2].decode("latin-1")
+            return str(int(number)) if _NUMBER.fullmatch(number) else None
+    return None

@@ -1,0 +1,63 @@
+"""Kind: a user that the image names, where engines write a number."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cima_runc.base import limits
+from cima_runc.verifier.reference.image import read_image
+from cima_runc.verifier.reference.users import NameFiles, _numbered
+from tests.support.oci import Layout, archive, directory, member
+
+PASSWD = (
+    b"# users\n\nroot:x:0:0::/:/bin/sh\napp:x:33:34:,,,:/:/x\napp:x:7:7\nodd:x:-5:1\nb\xff:x:8:8"
+)
+GROUP = b"staff:x:50:app,root\r\nroot:x:0:\n"
+
+
+def number(path: Path, user: str, *layers: bytes) -> str | None:
+    layout = Layout()
+    layout.image(*layers, config={"User": user})
+    found = read_image(layout.write_directory(path)).reference.config
+    assert found.user == user
+    return found.user_number
+
+
+@pytest.mark.parametrize(
+    ("user", "expected"),
+    [
+        ("app", "33"),
+        ("app:staff", "33:50"),
+        ("app:5", "33:5"),
+        ("12:staff", "12:50"),
+        ("root", "0"),
+        ("root:root", "0:0"),
+        *((user, None) for user in ("", "12", "12:5", "nobody", "app:nobody", "app:", ":staff")),
+        *((user, None) for user in ("odd", "#", "# users", "app:x", "APP")),
+    ],
+)
+def test_users_by_name(tmp_path: Path, user: str, expected: str | None) -> None:
+    etc = archive(directory("etc/"), member("etc/passwd", PASSWD), member("./etc/group", GROUP))
+    assert number(tmp_path / "x", user, etc) == expected
+
+
+def test_the_files_that_the_container_will_see(tmp_path: Path) -> None:
+    first = archive(member("etc/passwd", b"app:x:1:1\n"), member("etc/group", GROUP))
+    other = archive(member("etc/passwd", b"app:x:2:2\n"))
+    again = archive(member("/etc/passwd", b"app:x:3:3\n"))
+    gone = archive(member("etc/.wh.passwd"))
+    assert number(tmp_path / "a", "app", first, other) == "2"
+    assert number(tmp_path / "b", "app", first, other, again) == "3"
+    assert number(tmp_path / "c", "app", first, gone) is None
+    large = archive(member("etc/passwd", b"app:x:1:1\n" + b"#" * limits.NAMES_FILE))
+    assert number(tmp_path / "d", "app", large) is None
+    assert number(tmp_path / "e", "app") is None
+
+
+@given(st.text(), st.binary())
+def test_anything(name: str, text: bytes) -> None:
+    found = _numbered(name, text)
+    assert found is None or found.isdecimal()
+    assert NameFiles().number(name, {}) in {None, name} or name.isascii()
