@@ -5,6 +5,7 @@ Source: OpenID Connect Discovery 1.0, RFC 7517, RFC 7662; fleet, section 6.
 
 import asyncio
 import time
+from collections import Counter
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -21,6 +22,8 @@ from cima_runc.fleet.service import Service
 WAIT = 100.0
 """Seconds that a request with nonces waits for a report."""
 _LOOK = 0.5
+_WAITING = 16
+"""Requests of one tenant that wait in one process."""
 _Audience = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[!-~]+$")]
 _Nonce = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{11,86}$")]
 """8 to 64 bytes, base64url (RFC 9711, 4.1)."""
@@ -52,6 +55,7 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["issuer"])
     Anybody = Annotated[Person, Depends(recognised(service))]
     url = service.issuer_url
+    waiting: Counter[int | None] = Counter()
 
     @router.get("/.well-known/openid-configuration")
     async def description() -> dict[str, Any]:
@@ -102,16 +106,26 @@ def routes(service: Service) -> APIRouter:
                     connection, asked, tenant, url=url, limit=service.settings.token_seconds
                 )
 
-        until = time.monotonic() + WAIT
-        while True:
+        def may_be_fresh() -> bool:
+            with service.database.read() as connection:
+                return issuing.may_be_fresh(connection, asked)
+
+        try:
+            made, ends = await service.run(issue)
+        except issuing.NotFreshError:
+            if waiting[tenant] >= _WAITING:
+                raise LimitedError("too many wait for tokens", hint="ask again later") from None
+            waiting[tenant] += 1
             try:
-                made, ends = await service.run(issue)
-            except issuing.NotFreshError:
-                if time.monotonic() > until or service.is_ending():
-                    raise
-                await asyncio.sleep(_LOOK)
-            else:
-                return {"token": made, "expires": queries.when(ends * 1000)}
+                until = time.monotonic() + WAIT
+                while not await service.run(may_be_fresh):
+                    if time.monotonic() > until or service.is_ending():
+                        raise
+                    await asyncio.sleep(_LOOK)
+            finally:
+                waiting[tenant] -= 1
+            made, ends = await service.run(issue)
+        return {"token": made, "expires": queries.when(ends * 1000)}
 
     @router.post(
         "/v1/introspect",

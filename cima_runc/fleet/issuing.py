@@ -164,7 +164,7 @@ def issue(
             hint="an administrator allows it: cima fleet grants add",
         )
     quoted: int = host["quoted"]
-    if asked.nonces and quoted <= asked.time + verdicts.SKEW:
+    if not _is_late_enough(asked, quoted):
         raise NotFreshError("no report came since you asked", hint="ask again")
     issued = now // 1000
     ends = min(issued + min(asked.seconds, issuer.LONGEST), quoted // 1000 + limit)
@@ -223,6 +223,20 @@ def issue(
     kind = events.Kind.ISSUED
     events.tell(connection, kind, data, host=host["id"], container=container["id"], now=now)
     return token, ends
+
+
+def may_be_fresh(connection: Connection, asked: Asked) -> bool:
+    """Whether a report has come that :func:`issue` waits for; it changes and holds nothing."""
+    quoted = connection.execute(
+        select(_HOST.c.quoted)
+        .join(_CONTAINER, _CONTAINER.c.host == _HOST.c.id)
+        .where(_CONTAINER.c.uid == asked.uid)
+    ).scalar()
+    return quoted is None or _is_late_enough(asked, quoted)
+
+
+def _is_late_enough(asked: Asked, quoted: int) -> bool:
+    return not asked.nonces or quoted > asked.time + verdicts.SKEW
 
 
 def _locked(

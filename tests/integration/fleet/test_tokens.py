@@ -1,5 +1,6 @@
 """Tokens: who is given one, what it says, when it ends, and what makes it inactive at once."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,31 @@ def test_with_a_nonce_a_later_quote_is_wanted(
     assert issuing_.read(token).claims["eat_nonce"] == NONCE
     for nonces in (["short"], ["a b" * 8], [NONCE] * 7, ["=" * 16]):
         assert issuing_.ask(nonces=nonces).status_code == 422
+
+
+def test_it_comes_with_the_next_report(issuing_: Issuing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of those that wait there are not too many."""
+    monkeypatch.setattr(verdicts, "SKEW", 0)
+    uid = issuing_.fleet.container("web")["uid"]
+    body = {"audience": AUDIENCE, "nonces": [NONCE]}
+    found: list[httpx.Response] = []
+
+    def ask() -> None:
+        path = f"/v1/containers/{uid}/tokens"
+        found.append(issuing_.fleet.ask("POST", path, issuing_.ares, json=body))
+
+    threads = [threading.Thread(target=ask) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(found) == 4)
+    assert {answer.status_code for answer in found} == {429}
+    issuing_.fleet.sync(issuing_.host)
+    for thread in threads:
+        thread.join(30)
+    given = [answer for answer in found if answer.status_code == 201]
+    assert len(given) == 16
+    for answer in given:
+        assert issuing_.read(answer.json()["token"]).claims["eat_nonce"] == NONCE
 
 
 def _ends(one: Issuing) -> None:
