@@ -252,6 +252,7 @@ def open_rooms(
             fresh=fresh,
         ),
         takeover=TakeOver(
+            settings=current,
             boot_id=boot_id,
             writer=writer,
             store=store,

@@ -2,11 +2,12 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cima_runc.agent.core import dropped_in
+from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.dependencies import Dependencies
 from cima_runc.agent.enforcement import Enforcement
 from cima_runc.agent.events import Events
@@ -16,6 +17,7 @@ from cima_runc.agent.journald import about
 from cima_runc.agent.lifecycle import Lifecycle
 from cima_runc.agent.process import ContainerProcess, ProcessError
 from cima_runc.agent.registration import FIRST_RECORDS
+from cima_runc.agent.rights import rights_of
 from cima_runc.agent.writer import Writer
 from cima_runc.base import clock
 from cima_runc.ml import contents
@@ -44,6 +46,7 @@ class TakeOver:
     def __init__(
         self,
         *,
+        settings: CurrentSettings,
         boot_id: str,
         writer: Writer,
         store: Store,
@@ -56,6 +59,7 @@ class TakeOver:
         examine: Callable[..., ContainerProcess],
     ) -> None:
         """``examine`` looks at a container's first process (:func:`.process.examine`)."""
+        self._settings = settings
         self._boot_id = boot_id
         self._writer = writer
         self._store = store
@@ -192,8 +196,16 @@ class TakeOver:
         if self._sensor is not None and number not in self._sensor.registrations():
             self._writer.lost(number, None, "the sensor was not loaded")
             if process is not None:
-                handle = self._allowlist_again(number)
-                self._sensor.watch(note.mntns, number, process.cgroup_id, handle)
+                first = self._first(number)
+                self._sensor.watch(
+                    *(note.mntns, number, process.cgroup_id, self._allowlist_again(first)),
+                    rights_of(
+                        first.get("config", {}).get("config", {}),
+                        note.bundle,
+                        process.pid,
+                        deny_memory=self._settings.value.enforcement.memory == "deny",
+                    ),
+                )
         if process is None:
             return "ended while the agent was not running"
         self._lifecycle.hold(note, process)
@@ -212,12 +224,15 @@ class TakeOver:
             return None
         return process
 
-    def _allowlist_again(self, number: int) -> int | None:
-        """Return the list that the container began with, None for one that may run anything."""
-        first = {
-            record.content.get("type"): record.content
+    def _first(self, number: int) -> dict[str, Mapping[str, Any]]:
+        """Return the contents that a container's partition began with, by type."""
+        return {
+            str(record.content.get("type")): record.content
             for record in itertools.islice(self._store.records(number), FIRST_RECORDS)
         }
+
+    def _allowlist_again(self, first: Mapping[str, Mapping[str, Any]]) -> int | None:
+        """Return the list that the container began with, None for one that may run anything."""
         image = first.get("register", {}).get("enforced")
         if image is None or self._enforcement is None:
             return None

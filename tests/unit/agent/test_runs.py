@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from cima_runc.ml.lines import line_name, line_of
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.store import ContainerNote
 from cima_runc.runtime.hook_state import HookState
-from tests.support.simulated_agent import NO_ROOTFS
+from tests.support.simulated_agent import NO_ROOTFS, SimulatedSensor
 from tests.unit.agent.test_containers_in_step import ContainersInStep
 
 
@@ -242,3 +243,25 @@ def test_a_damaged_run_stops_neither_the_next_one_nor_retention(host: Host, dama
     assert (host.first(two).run, host.first(two).previous) == (2, "lost")
     host.writer.discard(one.number)
     assert not host.store.holds(one.number)
+
+
+def test_a_container_that_is_watched_again_has_the_rights_that_it_began_with(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sensor was unloaded: else entries with more rights would be seen no more."""
+    told: list[Any] = []
+    watch = SimulatedSensor.watch
+
+    def listening(sensor: SimulatedSensor, *arguments: Any) -> None:
+        told.append(arguments[4])
+        watch(sensor, *arguments)
+
+    monkeypatch.setattr(SimulatedSensor, "watch", listening)
+    candidate = host.candidate("box")
+    process = {"args": ["/bin/sh"], "capabilities": {"bounding": ["CAP_KILL", "CAP_CHOWN"]}}
+    config = {"process": process, "linux": {"seccomp": {"defaultAction": "SCMP_ACT_ERRNO"}}}
+    host.rooms.registration.register(replace(candidate, config=config))
+    host.kernel.rows.clear()
+    host.open()
+    assert len(told) == 2 and told[0] == told[1]
+    assert told[1].bounding == 0b100001 and told[1].seccomp
