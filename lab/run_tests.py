@@ -88,7 +88,8 @@ class Plan:
         if not only_guests and (native or not self.targets):
             everything = ["--everything"] if options.everything else []
             passed_on = [*everything, *self.passed_on]
-            command = [PYTEST, "-n", "2", "--dist", "loadfile", *native, *passed_on]
+            slowest = ["--durations=30", "--durations-min=5"]
+            command = [PYTEST, "-n", "2", "--dist", "loadfile", *slowest, *native, *passed_on]
             environment = {}
             if self.is_whole:
                 command = [*coverage.RUN, *command[1:]]
