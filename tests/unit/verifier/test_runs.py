@@ -116,6 +116,10 @@ def test_first_seen_then_continued(watched: Watched) -> None:
     assert trusted(result)
     assert result.facts is not None
     assert result.facts.first_seen
+    steps = {check.step: check for check in result.checks}
+    assert steps["clock"].done
+    assert steps["clock"].detail == "nothing is remembered to compare it with"
+    assert (steps["continuity"].done, steps["continuity"].detail) == (False, "first seen")
     run.partition.file(b"/bin/id", b"id")
     result = watched.look(since=True)
     assert trusted(result)
