@@ -91,6 +91,10 @@ class BundleServer:
         except (CimaError, OSError) as error:
             _log.info("a bundle is left to the launcher: %s", error)
             return b"no"
+        except Exception:
+            # A mistake of ours. Without this thread every launcher would wait in vain.
+            _log.exception("a bundle is left to the launcher")
+            return b"no"
         finally:
             for handle in handles:
                 os.close(handle)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cima_runc.agent import bundles
 from cima_runc.agent.bundles import SUFFIX, BundleServer
 from cima_runc.runtime import oci_hooks
 
@@ -101,3 +102,14 @@ def test_a_path_that_is_too_long_does_not_stop_the_agent(tmp_path: Path) -> None
     server = BundleServer(str(tmp_path / ("s" * 108)), "/no/such")
     server.start()
     server.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+def test_a_mistake_costs_one_answer(
+    path: str, hooks: str, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its thread the socket would stay, and every launcher wait for nothing."""
+    with monkeypatch.context() as mistaken:
+        mistaken.setattr(bundles, "inject_hooks", lambda *_, **__: 1 // 0)
+        assert ask(path, hooks.encode(), bundle) == b"no"
+    assert ask(path, hooks.encode(), bundle).startswith(b"ok ")
