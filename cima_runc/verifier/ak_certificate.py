@@ -21,6 +21,14 @@ from cima_runc.tpm.structures import PublicArea
 
 _ATTESTATION_KEY = x509.ObjectIdentifier("2.23.133.8.3")
 _VALID = timedelta(days=365)
+_UNREADABLE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises for a certificate that is not one, when it is read or asked."""
 NO_LABEL = "cima attestation key"
 """The common name of a certificate that says nothing of the host."""
 
@@ -63,7 +71,8 @@ class AkAuthority:
             name = extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
             usages = list(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
             constraints = extensions.get_extension_for_class(x509.BasicConstraints).value
-        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
+            key = found.public_key()
+        except (*_UNREADABLE, TypeError, InvalidSignature) as error:
             raise AkCertificateError("the certificate is not of this authority") from error
         except x509.ExtensionNotFound as error:
             raise AkCertificateError("the certificate names no attestation key") from error
@@ -77,7 +86,7 @@ class AkAuthority:
             raise AkCertificateError("the certificate is an authority's, not an attestation key's")
         if self.only is not None and public.name != self.only:
             raise AkCertificateError("the attestation key is another than the one that is meant")
-        if usages != [_ATTESTATION_KEY] or name != public.name or found.public_key() != public.key:
+        if usages != [_ATTESTATION_KEY] or name != public.name or key != public.key:
             raise AkCertificateError("the certificate is of another attestation key")
         names = found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         label = str(names[0].value) if len(names) == 1 else ""
@@ -96,7 +105,7 @@ def parse_authority(pem: bytes, now: datetime, only: bytes | None = None) -> AkA
         found = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
     except x509.ExtensionNotFound:
         pass
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise AkCertificateError("the authority's certificate cannot be read") from error
     if found is not None and not found.ca:
         raise AkCertificateError("the authority's certificate says that it is none (CA:false)")
@@ -143,5 +152,5 @@ def issue(
 def _certificate(pem: bytes) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(pem)
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise AkCertificateError("the authority's certificate is not a PEM file") from error

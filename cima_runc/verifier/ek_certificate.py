@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from asn1crypto import core
 from asn1crypto import x509 as asn1
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
@@ -113,7 +114,7 @@ def _subject_key(leaf: Certificate) -> object:
     info = leaf.fields["tbs_certificate"]["subject_public_key_info"]
     try:
         key = serialization.load_der_public_key(info.dump())
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise CertificateError(f"the certificate's key cannot be read: {error}") from error
     return key.public_numbers() if hasattr(key, "public_numbers") else None
 

@@ -1,3 +1,5 @@
+import contextlib
+import ssl
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -6,7 +8,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
 from software_key import software_public
+from support import x509_by_hand as by_hand
 
 from cima_runc.tpm.structures import PublicArea, parse_public
 from cima_runc.verifier.ak_certificate import AkCertificateError, issue, parse_authority
@@ -90,3 +95,37 @@ def test_no_certificate_of_a_key(certificate: bytes | None) -> None:
 def test_what_cannot_issue(wrong: dict[str, Any]) -> None:
     with pytest.raises(AkCertificateError):
         issue(key_of(), **{"authority": CA, "key": KEY, "now": NOW, **wrong})
+
+
+_VERSION_3 = bytes.fromhex("a003020102")
+
+
+@pytest.mark.parametrize("version", [b"\0", b"\x01", b"\x05", b"\x7f", b"\xff"])
+def test_a_version_that_there_is_not(version: bytes) -> None:
+    """Kind: what the library raises beside ValueError, for bytes that a host or a file has."""
+    made = der(CA).replace(_VERSION_3, _VERSION_3[:-1] + version)
+    with pytest.raises(AkCertificateError):
+        parse_authority(CA, NOW).check(made, key_of())
+    text = ssl.DER_cert_to_PEM_cert(made).encode()
+    if version[0] > 2:
+        with pytest.raises(AkCertificateError):
+            parse_authority(text, NOW)
+
+
+def test_an_extension_twice() -> None:
+    name = by_hand.common_name("twice")
+    key = ec.generate_private_key(ec.SECP256R1())
+    twice = (by_hand.basic_constraints(ca=True),) * 2
+    made = by_hand.Certificate(name, name, key, key, twice).der()
+    with pytest.raises(AkCertificateError):
+        parse_authority(by_hand.pem(made), NOW)
+
+
+@given(st.integers(0, len(der(CA)) - 1), st.integers(1, 255))
+def test_any_byte_of_it(place: int, change: int) -> None:
+    made = bytearray(der(CA))
+    made[place] ^= change
+    with pytest.raises(AkCertificateError):
+        parse_authority(CA, NOW).check(bytes(made), key_of())
+    with contextlib.suppress(AkCertificateError):
+        parse_authority(ssl.DER_cert_to_PEM_cert(bytes(made)).encode(), NOW)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from asn1crypto import keys as asn1_keys
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -368,3 +369,23 @@ def test_a_request_cannot_be_made_to_fail_otherwise() -> None:
 def test_json_of_the_cases_is_of_this_form() -> None:
     for case in CASES:
         assert json.loads(case.read_bytes())["type"] == "cima-enrolment"
+
+
+def oaep(parameters: bytes) -> bytes:
+    """The endorsement key under the algorithm that it is used by."""
+    numbers = EK.public_key().public_numbers()
+    key = asn1_keys.RSAPublicKey({"modulus": numbers.n, "public_exponent": numbers.e}).dump()
+    algorithm = by_hand.tlv(0x30, by_hand.oid("1.2.840.113549.1.1.7"), parameters)
+    return by_hand.tlv(0x30, algorithm, by_hand.tlv(0x03, b"\0", key))
+
+
+def test_keys_that_cannot_be_read() -> None:
+    """Kind: what the library raises beside ValueError. OpenSSL takes none of these either."""
+    curve = by_hand.tlv(0x30, by_hand.oid("1.2.840.10045.2.1"), by_hand.oid("1.2.3.4"))
+    for key in (
+        by_hand.tlv(0x30, by_hand.tlv(0x30, by_hand.oid("1.2.3.4")), by_hand.tlv(0x03, b"\0x")),
+        by_hand.tlv(0x30, curve, by_hand.tlv(0x03, b"\0\x04" + bytes(64))),
+        *map(oaep, (b"", EMPTY, by_hand.tlv(0x05))),
+        EMPTY,
+    ):
+        assert "cannot be read" in check(replace(LEAF, key=key).der(), pem(CA.der()))
