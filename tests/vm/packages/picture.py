@@ -11,7 +11,7 @@ from tests.vm import guest
 
 OF_OTHERS = re.compile(
     r"^/(root|tmp|opt/cima-test|etc/cni|var/(log|cache|tmp))(/|$)"
-    r"|^/var/lib/(dpkg|docker|containerd|containers|systemd|cni|cima-lab-boots)(/|$)"
+    r"|^/var/lib/(dpkg|docker|containerd|containers|systemd|cni|xfsprogs|cima-lab-boots)(/|$)"
     r"|/__pycache__(/|$)"
     # What useradd and Docker leave behind themselves.
     r"|^/etc/((passwd|group|shadow|gshadow|subuid|subgid)-|\.pwd\.lock|docker/key\.json)$"

@@ -331,3 +331,4 @@ def look_at_what_was_restored() -> None:
     }
     # The TPM knows of more than the journal from before.
     assert guest.status()["foreign_extends"] > 0
+    shutil.rmtree("/var/lib/cima.before")
