@@ -57,7 +57,10 @@ def _add(text: str | None, wish: Wish, root: Path, what: str) -> str:
         return _BOM + _add(text.removeprefix(_BOM), wish, root, what)
     text = text if text is not None and text.strip() else "{}\n"
     values = _parse(text, what)
-    runtimes = values.get("runtimes", {})
+    runtimes = values.get("runtimes")
+    if runtimes is None:  # not there, or null, which dockerd takes for it
+        runtimes = {}
+        text = json_text.put(text, ["runtimes"], runtimes)
     if not isinstance(runtimes, dict):
         raise EngineError(f"{what}: runtimes is not an object", hint="mend it by hand")
     entry = {"path": wish.runtime}

@@ -563,6 +563,19 @@ def test_a_default_that_a_later_file_takes_back(
     assert engine.named(root) == {RUNTIME}
 
 
+@pytest.mark.parametrize(
+    "text", ['{"runtimes": null}', '{"debug": true, "runtimes": null, "a": 1}']
+)
+def test_no_runtimes_in_dockers_file(root: Path, changes: Changes, text: str) -> None:
+    write(root, "docker", {"daemon.json": text})
+    configure(changes, DOCKER)
+    found = json.loads((root / "etc/docker/daemon.json").read_text())
+    assert found == json.loads(text) | {"runtimes": {"cima-runc": {"path": RUNTIME}}}
+    assert DOCKER.named(root) == {RUNTIME}
+    remove(changes, DOCKER)
+    assert (root / "etc/docker/daemon.json").read_text() == text
+
+
 def test_dockerds_own_file(root: Path, changes: Changes) -> None:
     unit = _DEBIANS_UNIT.replace("-H fd://", "--config-file /srv/daemon.json")
     write(root, "..", {"lib/systemd/system/docker.service": unit})
