@@ -259,7 +259,7 @@ process args cwd terminal user uid gid additionalGids username env capabilities 
 inheritable permitted ambient noNewPrivileges apparmorProfile selinuxLabel root path readonly mounts
 destination source type options hooks linux namespaces uidMappings seccomp defaultAction syscalls
 devices major minor allow access resources memory limit cpu quota period shares cpus pids sysctl
-maskedPaths readonlyPaths
+maskedPaths readonlyPaths prestart createRuntime createContainer startContainer poststart poststop
 """
 _KEYS = {key.casefold(): key for key in _KNOWN.split()}
 _FREE_KEYS = frozenset({"annotations", "sysctl"})

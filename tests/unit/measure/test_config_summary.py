@@ -170,7 +170,12 @@ def test_the_hosts_namespace_joined_by_a_path() -> None:
 
 @pytest.mark.parametrize(
     ("path", "key"),
-    [("Process", "Process"), ("linux.maskedpaths", "maskedpaths"), ("process.ENV", "ENV")],
+    [
+        ("Process", "Process"),
+        ("linux.maskedpaths", "maskedpaths"),
+        ("process.ENV", "ENV"),
+        ("hooks.createcontainer", "createcontainer"),
+    ],
 )
 def test_a_spelling_that_only_runtimes_read_is_told(path: str, key: str) -> None:
     assert changed(path, {}).misspelt == (key,)
