@@ -44,18 +44,28 @@ def in_words(outcome: dict[str, object] | None) -> str:
     return ", ".join(str(each) for each in evidence) or "**nothing**"
 
 
+def has_enforced(kept: Kept) -> bool:
+    """Whether a release was tried where it enforces."""
+    return any("enforced" in outcomes for outcomes in kept.values())
+
+
+def heading(release: str, kept: Kept) -> str:
+    """The release, and whether it was seen recording alone."""
+    return RELEASES[release] + ("" if has_enforced(kept) else ", recording")
+
+
 def cell(kept: Kept, attack: Attack) -> str:
     """What one release shows: where it records, and where it enforces."""
     outcomes = kept.get(str(attack), {})
     recorded, enforced = (in_words(outcomes.get(mode)) for mode in ("recorded", "enforced"))
-    if enforced == "not tried" or recorded == enforced:
+    if recorded == enforced or not has_enforced(kept):
         return recorded
     return f"{recorded}; {enforced}"
 
 
 def table(found: dict[str, Kept]) -> str:
     """The table, in Markdown; one line for each attack, its places together where they agree."""
-    names = [RELEASES[release] for release in found]
+    names = [heading(release, kept) for release, kept in found.items()]
     lines = [f"| attack | where | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
     rows: dict[tuple[str, ...], list[str]] = {}
     for attack in ATTACKS:
