@@ -225,6 +225,7 @@ def main() -> int:
     todo = todo[part - 1 :: parts]
     killed = survived = 0
     for done, (name, path, mutant) in enumerate(todo):
+        print(f"{done} of {len(todo)}", end="\r", file=sys.stderr, flush=True)
         if time.monotonic() > end:
             print(f"time is over: {len(todo) - done} of {len(todo)} not tried")
             break
