@@ -6,11 +6,14 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import uvicorn
+from sqlalchemy import Connection
 
 from cima_runc import __version__
 from cima_runc.base.errors import CimaError
@@ -169,20 +172,26 @@ def migrate_command(
     typer.echo(f"the tables are of the form {form} now" if done else f"they are: {form}")
 
 
+@contextmanager
+def _changing(config: Path | None, state_dir: Path | None) -> Iterator[tuple[Connection, str]]:
+    """Open the database to change it; who does so is this machine's user."""
+    database = Database(_settings(config, state_dir).database_url)
+    try:
+        migrate.check(database)
+        with database.write() as connection:
+            yield connection, f"local user {os.getuid()}"
+    finally:
+        database.close()
+
+
 @app.command()
 def restore(
     config: _Config = None,
     state_dir: Annotated[Path | None, typer.Option(help="In place of the settings'.")] = None,
 ) -> None:
     """After an old database was put back, and before serving: nothing becomes TRUSTED by it."""
-    settings = _settings(config, state_dir)
-    database = Database(settings.database_url)
-    try:
-        migrate.check(database)
-        with database.write() as connection:
-            done = changes.restored(connection, f"local user {os.getuid()}")
-    finally:
-        database.close()
+    with _changing(config, state_dir) as (connection, actor):
+        done = changes.restored(connection, actor)
     typer.echo(
         f"{done['join_tokens']} join tokens are void, {done['verdicts']} verdicts are UNKNOWN until"
         " their hosts report"
@@ -195,14 +204,8 @@ def rotate_keys(
     state_dir: Annotated[Path | None, typer.Option(help="In place of the settings'.")] = None,
 ) -> None:
     """Sign tokens with a new key from now on; the one before is published for an hour more."""
-    settings = _settings(config, state_dir)
-    database = Database(settings.database_url)
-    try:
-        migrate.check(database)
-        with database.write() as connection:
-            kid = issuer.rotate(connection, f"local user {os.getuid()}")
-    finally:
-        database.close()
+    with _changing(config, state_dir) as (connection, actor):
+        kid = issuer.rotate(connection, actor)
     typer.echo(f"tokens are signed with the key {kid}")
 
 

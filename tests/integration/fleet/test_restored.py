@@ -6,20 +6,27 @@ from pathlib import Path
 import pytest
 
 from cima_runc.fleet import changes, queries
+from cima_runc.verifier.reference.file import ImageReference
 from tests.support.fleet_host import FleetHost
 from tests.support.fleet_image import POLICY, image, reference_file, start
 from tests.support.served_fleet import ServedFleet, eventually, served_fleet
 
 
+def enrolled(fleet: ServedFleet, directory: Path) -> tuple[ImageReference, FleetHost]:
+    """A host, and the policy and reference of its containers."""
+    reference = image(directory)
+    fleet.write(changes.add_policy, "default", POLICY)
+    fleet.write(changes.add_reference, "app", reference_file(reference))
+    host = FleetHost()
+    fleet.enrol(host)
+    return reference, host
+
+
 def test_what_was_trusted_then_is_stale_until_its_host_reports(tmp_path: Path) -> None:
-    reference = image(tmp_path)
     early, late = tmp_path / "early.db", tmp_path / "late.db"
     settings = {"interval": 1.0, "overdue": 1.0}
-    host = FleetHost()
     with served_fleet(tmp_path / "state", f"sqlite:///{late}", **settings) as fleet:
-        fleet.write(changes.add_policy, "default", POLICY)
-        fleet.write(changes.add_reference, "app", reference_file(reference))
-        fleet.enrol(host)
+        reference, host = enrolled(fleet, tmp_path)
         number = start(host, "web", reference)
         fleet.sync(host)
         eventually(lambda: fleet.container("web")["verdict"] in {"TRUSTED", "STALE"})
@@ -50,11 +57,7 @@ def test_records_that_no_host_holds_any_more_are_told_as_gone(
     fleet: ServedFleet, tmp_path: Path, boots_anew: bool
 ) -> None:
     """What the copy has of a container is a beginning: the rest went with the database."""
-    reference = image(tmp_path)
-    fleet.write(changes.add_policy, "default", POLICY)
-    fleet.write(changes.add_reference, "app", reference_file(reference))
-    host = FleetHost()
-    fleet.enrol(host)
+    reference, host = enrolled(fleet, tmp_path)
     number = start(host, "web", reference)
     other = start(host, "stays", reference)
     fleet.sync(host)
@@ -87,11 +90,7 @@ def test_what_ended_before_is_appraised_anew_when_its_host_reports(
     fleet: ServedFleet, tmp_path: Path
 ) -> None:
     """By the policies of the copy; its host has nothing of it to send any more."""
-    reference = image(tmp_path)
-    fleet.write(changes.add_policy, "default", POLICY)
-    fleet.write(changes.add_reference, "app", reference_file(reference))
-    host = FleetHost()
-    fleet.enrol(host)
+    reference, host = enrolled(fleet, tmp_path)
     number = start(host, "job", reference)
     fleet.sync(host)
     host.end(number)
