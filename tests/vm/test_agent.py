@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cima_runc.base import limits
 from tests.vm import guest
 from tests.vm.guest import IMAGE, Settings
 
@@ -171,7 +172,7 @@ def test_hooks_that_lie_are_refused(bystander: str, tmp_path: Path) -> None:
     of_bystander = guest.row(bystander)["pid"]
     lies = {
         "is not JSON": "{",
-        "more than": b'{"id":"' + b"x" * 300_000 + b'"}',
+        "more than": b'{"id":"' + b"x" * limits.HOOK_STATE + b'"}',
         "is not a JSON object": "[]",
         "id": json.dumps({"pid": 1, "bundle": bundle}),
         "pid": json.dumps({"id": "a", "pid": "1", "bundle": bundle}),
