@@ -203,6 +203,8 @@ def test_a_restart_does_not_launder(watched: Watched) -> None:
         assert result.verdict == Verdict.UNTRUSTED
         assert "runs.untrusted" in rules(result)
         assert "run 1 was found UNTRUSTED" in said(result)
+        # It is the one that heals by nothing but its own records, found good by other values.
+        assert watched.remembered().untrusted_run == 1
         assert "continues run 1" not in " ".join(check.detail for check in result.checks)
     watched.policy = "allow_restarts = true"
     assert trusted(watched.look())
