@@ -6,7 +6,7 @@ umask 022
 suite=$1 only=$2 tree=$3
 
 packages="linux-image-cloud-amd64 systemd systemd-sysv dbus udev kmod procps util-linux iproute2
- docker.io containerd runc crun podman conmon netavark aardvark-dns iptables nftables apparmor
+ docker.io rootlesskit containerd runc crun podman conmon netavark aardvark-dns iptables nftables apparmor
  docker-compose catatonit fuse-overlayfs uidmap e2fsprogs xfsprogs btrfs-progs dbus-user-session slirp4netns umoci
  python3 python3-venv libbpf1 tpm2-tools busybox-static jq strace ca-certificates file $only"
 

@@ -107,8 +107,6 @@ def test_docker(settings: dict[str, object], root: str, tmp_path: Path) -> None:
 
 
 def test_docker_of_a_user(allowed: None, tmp_path: Path) -> None:
-    if shutil.which("rootlesskit") is None:
-        pytest.skip("Debian's rootlesskit is not in this guest")
     home = Path("/home") / USER
     archive = home / "busybox.tar"
     shutil.copy(images.archive(IMAGE), archive)

@@ -37,6 +37,12 @@ from tests.support.forger import ATTRIBUTES, Edits, Forger, Partition, canonical
 
 OWNER_PEM, OWNER = generate()
 STRANGER_PEM, STRANGER = generate()
+STEPS = [
+    *("ak", "signature", "quote", "pcr-selection", "nonce", "pcr-values", "binding"),
+    *("owner-part", "clock", "leaf", "records", "continuity", "dependencies", "host-log"),
+    *("boot-log", "completeness", "appraisal"),
+]
+"""What every result says was looked at."""
 GOOD = Appraisal(lambda *compared: [], References(), b"r" * 32)
 
 
@@ -100,6 +106,9 @@ def test_the_honest_is_trusted_by_both_verifiers(host: str, sealed: bool) -> Non
     result = case.verify(raw)
     assert result.refusal is None, result.refusal
     assert result.verdict == Verdict.TRUSTED, result.findings
+    assert [check.step for check in result.checks] == STEPS
+    undone = {check.step for check in result.checks if not check.done}
+    assert undone == {"continuity", "boot-log", *(["host-log"] if host == "none" else [])}
     pem = OWNER_PEM if sealed else None
     proved = by_hand(raw, case.nonce, case.forger.name, "box", private_pem=pem, host=host)
     assert len(proved["records"]) == 5
