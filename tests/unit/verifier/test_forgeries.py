@@ -107,6 +107,7 @@ def test_the_honest_is_trusted_by_both_verifiers(host: str, sealed: bool) -> Non
     assert result.refusal is None, result.refusal
     assert result.verdict == Verdict.TRUSTED, result.findings
     assert [check.step for check in result.checks] == STEPS
+    assert result.appraised
     undone = {check.step for check in result.checks if not check.done}
     assert undone == {"continuity", "boot-log", *(["host-log"] if host == "none" else [])}
     pem = OWNER_PEM if sealed else None
@@ -593,6 +594,17 @@ def test_sealed_to_others_alone() -> None:
     assert case.verify(case.evidence()).verdict == Verdict.TRUSTED
     case.forger.owners = [OWNER, OWNER]
     assert refusal(case.verify(case.evidence())) == "OwnerPartError"
+
+
+def test_a_first_line_that_fewer_pcrs_cannot_be_compared_with() -> None:
+    case = Case("redacted")
+    case.policy = "boot_pcrs = [7]"
+
+    def fewer(fields: dict[str, Any]) -> None:
+        fields["values"] = {pcr: fields["values"][pcr] for pcr in (7, 10, 12)}
+        fields["banks"] = [(0x000B, sorted(fields["values"]))]
+
+    assert failed(case.verify(case.evidence(of_quote(fewer)))) == {"boot_aggregate.not_comparable"}
 
 
 def test_as_much_is_required_as_was_asked() -> None:
