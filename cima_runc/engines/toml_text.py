@@ -130,6 +130,9 @@ def drop(text: str, path: list[str], what: str) -> str:
         table = table[name]
     del table[path[-1]]
     edited = tomlkit.dumps(document)
+    if text.startswith(edited) and edited.endswith("\n\n"):
+        # It stood at the end, after an empty line that :func:`put` began with.
+        edited = edited[:-1]
     if not _says(edited, expected, ignore_empty=True):
         dotted = ".".join(path)
         raise EngineError(f"{dotted} cannot be taken out of {what}", hint="do it by hand")

@@ -55,3 +55,13 @@ def test_comments_and_order_stay() -> None:
     text = "# one\nb = 1 # two\n[t] # three\n  k = [ 1,2 ]\n\n# four\n[a]\nx.y = 2\n"
     assert toml_text.put(text, ["t", "k2"], "v", "it").replace('k2 = "v"\n', "") == text
     assert toml_text.put(text, ["t", "u"], {"v": 1}, "it") == text + "\n[t.u]\nv = 1\n"
+
+
+@pytest.mark.parametrize("text", ["", "a = 1\n", "# only this\n", "[b]\n  c = 2\n", "a = 1\n\n"])
+@pytest.mark.parametrize("new", [{"c": "x"}, {"c": {"d": 1}, "e": True}])
+def test_drop_leaves_no_empty_line_of_what_put_appended(text: str, new: dict[str, Any]) -> None:
+    """Byte for byte, also where nothing is known any more of what the file was before."""
+    path = ["plugins", "io.containerd.cri", "ours"]
+    added = toml_text.put(text, path, new, "test")
+    assert added.startswith(text) and added != text
+    assert toml_text.drop(added, path, "test") == text

@@ -13,8 +13,9 @@ OF_OTHERS = re.compile(
     r"^/(root|tmp|opt/cima-test|etc/cni|var/(log|cache|tmp))(/|$)"
     r"|^/var/lib/(dpkg|docker|containerd|containers|systemd|cni|xfsprogs|cima-lab-boots)(/|$)"
     r"|/__pycache__(/|$)"
-    # What useradd and Docker leave behind themselves.
+    # What useradd, Docker and Podman leave behind themselves.
     r"|^/etc/((passwd|group|shadow|gshadow|subuid|subgid)-|\.pwd\.lock|docker/key\.json)$"
+    r"|^/etc/containers/networks(/netavark\.lock)?$"
 )
 """What changes on a host without cima-runc, and dpkg's own records."""
 
