@@ -153,6 +153,7 @@ TAR_HEADER = 1 * MIB
 
 NAMES_FILE = 256 * KIB
 """Of an image's /etc/passwd or /etc/group, in which its user is looked up."""
+
 IMAGE_JSON = 8 * MIB
 """Bytes of an image's index, manifest or configuration (as in containerd)."""
 

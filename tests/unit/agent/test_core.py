@@ -242,6 +242,15 @@ def a_run(core: Core, registration: int, run: int) -> ContainerNote:
     return core.register(note, bytes(32), [Lost(count=0, reason="x")], "now")[0]
 
 
+def with_two_runs() -> Core:
+    """The first has ended, and the second is not bound."""
+    core = Core(Table())
+    a_run(core, 1, 1)
+    core.end(1, "ended", "later", 5)
+    a_run(core, 2, 2)
+    return core
+
+
 def test_a_run_is_let_go_of_once_the_next_is_bound() -> None:
     table = Table()
     core = Core(table)
@@ -260,10 +269,7 @@ def test_a_run_is_let_go_of_once_the_next_is_bound() -> None:
 
 
 def test_a_run_that_was_forgotten_is_not_let_go_of_again() -> None:
-    core = Core(Table())
-    a_run(core, 1, 1)
-    core.end(1, "ended", "later", 5)
-    a_run(core, 2, 2)
+    core = with_two_runs()
     core.forget(1)
     core.update_table()
     assert core.settled(()) == []
@@ -292,10 +298,7 @@ def test_of_what_ended_at_a_time_that_nobody_knows_it_was_long_ago() -> None:
 
 
 def test_a_run_stays_where_the_next_came_to_nothing() -> None:
-    core = Core(Table())
-    a_run(core, 1, 1)
-    core.end(1, "ended", "later", 5)
-    a_run(core, 2, 2)
+    core = with_two_runs()
     core.forget(2)
     core.update_table()
     assert core.settled(()) == []

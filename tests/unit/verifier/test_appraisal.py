@@ -490,6 +490,13 @@ def test_stricter_policies(box: Box) -> None:
     ]
 
 
+def run_as(box: Box, uid: int, gid: int, of_image: dict[str, str]) -> None:
+    """Have it run as a user, where the image's configuration says this of it."""
+    config = box.image.config.model_copy(update=of_image)
+    box.image = box.image.model_copy(update={"config": config})
+    box.config["process"]["user"] = {"uid": uid, "gid": gid}
+
+
 @pytest.mark.parametrize(
     ("user", "uid", "gid", "fits"),
     [
@@ -504,9 +511,7 @@ def test_stricter_policies(box: Box) -> None:
     ],
 )
 def test_users(box: Box, user: str, uid: int, gid: int, fits: bool) -> None:
-    config = box.image.config.model_copy(update={"user": user})
-    box.image = box.image.model_copy(update={"config": config})
-    box.config["process"]["user"] = {"uid": uid, "gid": gid}
+    run_as(box, uid, gid, {"user": user})
     assert (box.failed() == []) is fits
 
 
@@ -521,9 +526,7 @@ def test_users(box: Box, user: str, uid: int, gid: int, fits: bool) -> None:
     ],
 )
 def test_users_that_the_image_names(box: Box, number: str, uid: int, gid: int, fits: bool) -> None:
-    config = box.image.config.model_copy(update={"user": "www-data", "user_number": number})
-    box.image = box.image.model_copy(update={"config": config})
-    box.config["process"]["user"] = {"uid": uid, "gid": gid}
+    run_as(box, uid, gid, {"user": "www-data", "user_number": number})
     assert [finding.rule for finding in box.failed()] == ([] if fits else ["config.user"])
 
 
