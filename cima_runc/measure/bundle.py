@@ -10,6 +10,7 @@ from cima_runc.base.errors import CimaError
 from cima_runc.base.jsonio import load_object
 from cima_runc.base.text import printable
 from cima_runc.measure.oci_names import refuse_other_spellings
+from cima_runc.measure.oci_values import refuse_unlike_values
 
 
 class BundleError(CimaError):
@@ -38,10 +39,11 @@ def parse_config(raw: bytes) -> dict[str, Any]:
 
     Raises:
         JsonError: not a JSON object, or too large.
-        SpellingError: runtimes would differ in what it says.
+        SpellingError, UnlikeValueError: runtimes would differ in what it says.
     """
     config = load_object(raw, what="config.json", limit=limits.CONFIG_JSON)
     refuse_other_spellings(config)
+    refuse_unlike_values(config)
     return config
 
 

@@ -191,8 +191,9 @@ class ConfigSummary(_Model):
     kubernetes: tuple[tuple[str, str], ...] = ()
     """Annotations of Kubernetes, by which engines name the pod."""
     misspelt: tuple[str, ...] = ()
-    """Keys that differ in upper and lower case only from ones that are summed up here: runtimes
-    in Go read them all the same, so what is said here may not be what holds."""
+    """Keys that differ in upper and lower case only from ones that are summed up here, or in what
+    follows a NUL: some runtimes read them all the same, so what is said here may not be what
+    holds."""
 
     @property
     def privileged(self) -> bool:
@@ -273,12 +274,17 @@ def _misspelt(value: object) -> set[str]:
         below: list[object] = []
         for item in level:
             if isinstance(item, dict):
-                found |= {key for key in item if _KEYS.get(key.casefold(), key) != key}
+                found |= {key for key in item if _KEYS.get(_as_read(key), key) != key}
                 below.extend(inner for key, inner in item.items() if key not in _FREE_KEYS)
             elif isinstance(item, list):
                 below.extend(item)
         level = below
     return found
+
+
+def _as_read(key: str) -> str:
+    """Return a key as the laxer runtimes read it: runc in any case, crun up to a NUL."""
+    return key.partition("\0")[0].casefold()
 
 
 def _namespaces(linux: Mapping[str, Any]) -> tuple[set[str], list[Namespace]]:
@@ -422,7 +428,8 @@ def _objects(holder: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
 
 
 def _strings(holder: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    return tuple(item for item in _list(holder.get(key)) if isinstance(item, str))
+    # null, and whatever else is no text, is an empty one to the runtimes that take it.
+    return tuple(item if isinstance(item, str) else "" for item in _list(holder.get(key)))
 
 
 def _string(holder: Mapping[str, Any], key: str) -> str:

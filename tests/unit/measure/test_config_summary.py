@@ -175,10 +175,17 @@ def test_the_hosts_namespace_joined_by_a_path() -> None:
         ("linux.maskedpaths", "maskedpaths"),
         ("process.ENV", "ENV"),
         ("hooks.createcontainer", "createcontainer"),
+        ("process\0", "process\0"),
+        ("process.args\0x", "args\0x"),
     ],
 )
 def test_a_spelling_that_only_runtimes_read_is_told(path: str, key: str) -> None:
     assert changed(path, {}).misspelt == (key,)
+
+
+def test_what_is_no_text_among_texts_is_an_empty_one_as_runtimes_have_it() -> None:
+    assert changed("process.args", ["app", "-f", None, "x"]).args == ("app", "-f", "", "x")
+    assert changed("process.args", [7, "x"]).args == ("", "x")
 
 
 @given(json_values, st.sampled_from(sorted(CONFIG["linux"])), st.sampled_from(sorted(CONFIG)))
