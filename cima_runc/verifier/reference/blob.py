@@ -1,13 +1,17 @@
 """Blobs of an image: read once, decompressed as they come, with their digests checked.
 
-A layer is compressed with gzip or zstd, or not at all; which one is told by its first bytes, as
-engines do. Nothing is trusted until the end: :class:`LayerStream` yields the archive, and
-:meth:`LayerStream.finish` says whether it was the one that the image names.
+A layer is compressed with gzip or zstd, or not at all; an archive of images also with xz or bzip2.
+Which one is told by the first bytes, as engines do. Nothing is trusted until the end:
+:class:`LayerStream` yields the archive, and :meth:`LayerStream.finish` says whether it was the one
+that the image names.
 """
 
+import bz2
 import hashlib
+import lzma
 import re
 import zlib
+from collections.abc import Callable
 from typing import IO, Protocol, cast
 
 import zstandard
@@ -91,11 +95,12 @@ def read_blob(stream: Reader, digest: str | None, size: int | None, most: int) -
 class Decompressed:
     """What a blob becomes that may be compressed, as it comes, with a limit on how it grows."""
 
-    def __init__(self, blob: BlobReader, what: str = "a layer") -> None:
+    def __init__(self, blob: BlobReader, what: str = "a layer", *, whole: bool = False) -> None:
+        """``whole``: it is an archive of images, which people pack in more ways than layers."""
         self._blob = blob
         self._what = what
         self._count = 0
-        self._archive = _decompress(blob, what)
+        self._archive = _decompress(blob, what, whole)
         self._piece, self._at = b"", 0
 
     def read(self, size: int, /) -> bytes:
@@ -109,7 +114,7 @@ class Decompressed:
     def _next_piece(self) -> bytes:
         try:
             piece = self._archive.read(_PIECE)
-        except (zlib.error, zstandard.ZstdError) as error:
+        except (zlib.error, zstandard.ZstdError, lzma.LZMAError, _NotBzip2Error) as error:
             raise BlobError(
                 f"{self._what} cannot be decompressed: {printable(str(error))}",
                 hint="the image is damaged",
@@ -162,7 +167,10 @@ def is_compressed(start: bytes) -> bool:
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
-_UNUSABLE = (b"BZh", b"\xfd7zXZ\0")
+_BZIP2 = b"BZh"
+_XZ = b"\xfd7zXZ\0"
+_UNUSABLE = (_BZIP2, _XZ)
+"""What OCI does not allow of a layer."""
 
 
 def _is_skippable(start: bytes) -> bool:
@@ -170,8 +178,14 @@ def _is_skippable(start: bytes) -> bool:
     return start[1:4] == b"\x2a\x4d\x18" and start[0] & 0xF0 == 0x50
 
 
-def _decompress(blob: Reader, what: str) -> Reader:
+def _decompress(blob: Reader, what: str, whole: bool) -> Reader:
     stream = _Peeked(blob)
+    if whole and stream.first.startswith(_XZ):
+        return _Streams(
+            stream, what, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, limits.ZSTD_WINDOW)
+        )
+    if whole and stream.first.startswith(_BZIP2):
+        return _Streams(stream, what, _Bzip2)
     if stream.first.startswith(_GZIP):
         return _Gzip(stream, what)
     if stream.first.startswith(_ZSTD) or _is_skippable(stream.first):
@@ -200,6 +214,76 @@ class _Peeked:
             data, self._kept = self._kept[:size], self._kept[size:] if size >= 0 else b""
             return data
         return self._stream.read(size)
+
+
+class _Decompressor(Protocol):
+    """What Python's modules for bzip2 and xz have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+
+
+class _NotBzip2Error(Exception):
+    """What bzip2 cannot read, told from a file that cannot be."""
+
+
+class _Bzip2:
+    """One stream of bzip2."""
+
+    def __init__(self) -> None:
+        self._stream = bz2.BZ2Decompressor()
+
+    @property
+    def eof(self) -> bool:
+        return self._stream.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return self._stream.needs_input
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._stream.unused_data
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        try:
+            return self._stream.decompress(data, max_length)
+        except (OSError, ValueError) as error:
+            raise _NotBzip2Error(str(error)) from None
+
+
+class _Streams:
+    """The content of a file of one or more streams of bzip2 or xz, one after the other."""
+
+    def __init__(self, stream: Reader, what: str, new: Callable[[], _Decompressor]) -> None:
+        self._stream = stream
+        self._what = what
+        self._new = new
+        self._now = new()
+
+    def read(self, size: int, /) -> bytes:
+        while True:
+            data = b""
+            if self._now.eof:
+                # Streams are filled up to four bytes with zeros (xz), which no stream begins with.
+                data = self._now.unused_data.lstrip(b"\0") or self._stream.read(_PIECE).lstrip(
+                    b"\0"
+                )
+                if not data:
+                    return b""
+                self._now = self._new()
+            elif self._now.needs_input and not (data := self._stream.read(_PIECE)):
+                raise BlobError(
+                    f"the compressed stream of {self._what} is cut off",
+                    hint="the image is damaged",
+                )
+            if found := self._now.decompress(data, size):
+                return found
 
 
 class _Gzip:

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, Protocol, TypeVar
+from typing import IO, Any, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
+from pydantic import BaseModel, Field, RootModel, ValidationError
 
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
@@ -43,6 +43,7 @@ from cima_runc.verifier.reference.file import (
     ReferenceLayer,
 )
 from cima_runc.verifier.reference.flatten import Flattened
+from cima_runc.verifier.reference.go_json import GoJson
 from cima_runc.verifier.reference.platform import Platform, fitting, parse_platform
 from cima_runc.verifier.reference.tar import Member, Reader, TarError, read_tar
 from cima_runc.verifier.reference.users import NameFiles
@@ -66,38 +67,35 @@ class Image:
 # What is in the JSON files of an image, as far as it is used.
 
 
-class _Json(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class _Descriptor(_Json):
+class _Descriptor(GoJson):
     media_type: str = Field(alias="mediaType", default="")
     digest: str
     size: int = Field(ge=0)
     platform: Platform | None = None
-    annotations: dict[str, str] | None = None
+    annotations: dict[str, str | None] | None = None
 
 
-class _Index(_Json):
-    manifests: tuple[_Descriptor, ...]
+class _Index(GoJson):
+    manifests: tuple[Any, ...]
+    """Each is read for itself, so that one that is no descriptor spoils no other."""
 
 
-class _Manifest(_Json):
+class _Manifest(GoJson):
     config: _Descriptor
     layers: tuple[_Descriptor, ...] | None = None
 
 
-class _DirectoryManifest(_Json):
+class _DirectoryManifest(GoJson):
     """The manifest.json of skopeo's `dir:`: a manifest or an index."""
 
     media_type: str = Field(alias="mediaType", default="")
     schema_version: int = Field(alias="schemaVersion", default=2)
     config: _Descriptor | None = None
     layers: tuple[_Descriptor, ...] | None = None
-    manifests: tuple[_Descriptor, ...] | None = None
+    manifests: tuple[Any, ...] | None = None
 
 
-class _Process(_Json):
+class _Process(GoJson):
     entrypoint: tuple[str, ...] | None = Field(alias="Entrypoint", default=None)
     cmd: tuple[str, ...] | None = Field(alias="Cmd", default=None)
     user: str | None = Field(alias="User", default=None)
@@ -105,7 +103,7 @@ class _Process(_Json):
     env: tuple[str, ...] | None = Field(alias="Env", default=None)
 
 
-class _RootFs(_Json):
+class _RootFs(GoJson):
     type: str = "layers"
     diff_ids: tuple[str, ...] | None = None
 
@@ -115,7 +113,7 @@ class _Config(Platform):
     rootfs: _RootFs
 
 
-class _Saved(_Json):
+class _Saved(GoJson):
     config: str = Field(alias="Config")
     tags: tuple[str, ...] | None = Field(alias="RepoTags", default=None)
     layers: tuple[str, ...] | None = Field(alias="Layers", default=None)
@@ -283,7 +281,7 @@ def _open_source(path: Path) -> Iterator[_Source]:
 
 def _decompress(file: io.BufferedReader, plain: IO[bytes]) -> None:
     """Decompress an archive that is compressed as a whole into a file without a name."""
-    stream = Decompressed(BlobReader(file, None, None), "the archive")
+    stream = Decompressed(BlobReader(file, None, None), "the archive", whole=True)
     try:
         while piece := stream.read(limits.MIB):
             plain.write(piece)
@@ -291,7 +289,7 @@ def _decompress(file: io.BufferedReader, plain: IO[bytes]) -> None:
     except OSError as error:
         raise ImageError(
             f"the archive cannot be decompressed: {error.strerror}",
-            hint="decompress it yourself (gunzip, unzstd), or name a larger directory in TMPDIR",
+            hint="decompress it yourself, or name a larger directory in TMPDIR",
         ) from None
 
 
@@ -399,7 +397,7 @@ def _images(source: _Source) -> Iterator[_Found | _Unreadable]:
     """Yield what is in a source."""
     if source.has("index.json"):
         index = _parse(_Index, _read_file(source, "index.json"), "index.json")
-        yield from _images_of_index(source, index, None, limits.IMAGE_INDEX_DEPTH)
+        yield from _images_of_index(source, index, "index.json", None, limits.IMAGE_INDEX_DEPTH)
     elif source.has("manifest.json"):
         data = _read_file(source, "manifest.json")
         if data.lstrip()[:1] == b"{":
@@ -446,22 +444,30 @@ _NAMES = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 
 
 def _images_of_index(
-    source: _Source, index: _Index, name: str | None, depth: int
+    source: _Source, index: _Index, what: str, name: str | None, depth: int
 ) -> Iterator[_Found | _Unreadable]:
     if not depth:
         raise ImageError(f"indexes in indexes, more than {limits.IMAGE_INDEX_DEPTH} of them")
-    for descriptor in index.manifests:
+    for number, value in enumerate(index.manifests):
+        try:
+            descriptor = _Descriptor.model_validate(value)
+        except ValidationError as error:
+            reason = f"{what} is not of its form: manifests.{number}.{first_of(error)}"
+            yield _Unreadable(name, None, None, ImageError(reason))
+            continue
         annotations = descriptor.annotations or {}
         if "vnd.docker.reference.type" in annotations:
             continue  # an attestation that BuildKit put beside the image
-        known = name or next((annotations[key] for key in _NAMES if key in annotations), None)
+        known = name or next((annotations[key] for key in _NAMES if annotations.get(key)), None)
         try:
             if not source.has(_blob_name(source, descriptor)):
                 continue  # of a platform that was not fetched
             if descriptor.media_type in _INDEXES:
                 data = _read_blob(source, descriptor)
                 inner = _parse(_Index, data, "an index of the image")
-                yield from _images_of_index(source, inner, known, depth - 1)
+                yield from _images_of_index(
+                    source, inner, "an index of the image", known, depth - 1
+                )
         except CimaError as error:
             yield _Unreadable(known, descriptor.digest, descriptor.platform, error)
             continue
@@ -513,7 +519,7 @@ def _images_of_directory(source: _Source, data: bytes) -> Iterator[_Found | _Unr
     own = f"sha256:{hashlib.sha256(data).hexdigest()}"
     if outer.manifests is not None:
         index = _Index(manifests=outer.manifests)
-        yield from _images_of_index(source, index, None, limits.IMAGE_INDEX_DEPTH)
+        yield from _images_of_index(source, index, "manifest.json", None, limits.IMAGE_INDEX_DEPTH)
     elif outer.config is not None:
         manifest = _Manifest(config=outer.config, layers=outer.layers)
         yield _image_of_manifest(source, manifest, None, manifest_digest=own, platform=None)
@@ -578,7 +584,15 @@ def _passed_over(one: _Unreadable) -> str:
 
 
 def _is_named(found: str | None, wanted: str) -> bool:
-    return found is not None and (found == wanted or found.endswith(("/" + wanted, ":" + wanted)))
+    if found is None:
+        return False
+    if found == wanted or found.endswith(("/" + wanted, ":" + wanted)):
+        return True
+    # A name without a tag is one with the tag `latest`, as for docker and podman.
+    latest = f"{wanted}:latest"
+    return not {":", "@"} & set(wanted.rpartition("/")[2]) and (
+        found == latest or found.endswith("/" + latest)
+    )
 
 
 def _blob_name(source: _Source, descriptor: _Descriptor) -> str:

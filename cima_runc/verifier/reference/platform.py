@@ -7,10 +7,9 @@ Source: https://github.com/containerd/platforms (database.go, normalizeOS and no
 from collections.abc import Sequence
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict
-
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
+from cima_runc.verifier.reference.go_json import GoJson
 
 _T = TypeVar("_T")
 
@@ -33,14 +32,23 @@ _VARIANTS = {
 }
 
 
+_KNOWN_ARCHITECTURES = frozenset(
+    {
+        *_ARCHITECTURES,
+        *("386", "amd64", "arm", "arm64", "armel", "armhf", "loong64", "loongarch64", "mips"),
+        *("mips64", "mips64le", "mipsle", "ppc", "ppc64", "ppc64le", "riscv", "riscv64"),
+        *("s390", "s390x", "sparc", "sparc64", "wasm"),
+    }
+)
+"""What is an architecture where it stands alone (isKnownArch, and what is normalised to one)."""
+
+
 class PlatformError(CimaError):
     """A platform is not of its form."""
 
 
-class Platform(BaseModel):
+class Platform(GoJson):
     """An operating system, an architecture and perhaps a variant of it."""
-
-    model_config = ConfigDict(frozen=True)
 
     os: str = ""
     architecture: str = ""
@@ -71,7 +79,7 @@ class Platform(BaseModel):
 
 
 def parse_platform(text: str) -> Platform:
-    """Read `os/architecture`, perhaps with a variant, or `os` alone.
+    """Read `os/architecture`, perhaps with a variant, or one of both alone: Linux's architecture.
 
     Raises:
         PlatformError: not one.
@@ -81,6 +89,8 @@ def parse_platform(text: str) -> Platform:
         raise PlatformError(
             f"not a platform: {printable(text[:200])}", hint="write it as linux/arm64"
         )
+    if len(parts) == 1 and text.lower() in _KNOWN_ARCHITECTURES:
+        parts = ["linux", text]
     return Platform(**dict(zip(("os", "architecture", "variant"), parts, strict=False)))
 
 

@@ -1,6 +1,8 @@
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import stat
 import tarfile
@@ -123,11 +125,22 @@ def test_every_form_gives_the_same_values(compression: str, tmp_path: Path) -> N
         assert path in forms
 
 
-@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+WHOLE: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": COMPRESS["gzip"],
+    "zstd": COMPRESS["zstd"],
+    "xz": lzma.compress,
+    "bzip2": bz2.compress,
+    # As pbzip2 and pixz write them: several streams, filled up with zeros.
+    "xz in two": lambda data: lzma.compress(data[:700]) + bytes(4) + lzma.compress(data[700:]),
+    "bzip2 in two": lambda data: bz2.compress(data[:700]) + bz2.compress(data[700:]),
+}
+
+
+@pytest.mark.parametrize("compression", WHOLE)
 def test_an_archive_that_is_compressed_as_a_whole(compression: str, tmp_path: Path) -> None:
     path = docker_save(tmp_path / "docker.tar", BASE, TOP)
     expected = read_image(path)
-    path.write_bytes(COMPRESS[compression](path.read_bytes()))
+    path.write_bytes(WHOLE[compression](path.read_bytes()))
     assert read_image(path) == expected
     assert list(tmp_path.iterdir()) == [path]
 
@@ -137,10 +150,19 @@ def test_an_archive_that_is_compressed_as_a_whole(compression: str, tmp_path: Pa
     [
         (gzip.compress(b"x" * 1000)[:-9], "the gzip stream of the archive is cut off"),
         (b"\x1f\x8b" + bytes(50), "the archive cannot be decompressed"),
-        (b"BZh91AY&SY", "bzip2 or xz"),
+        (b"BZh91AY&SY", "compressed stream of the archive is cut off"),
+        (lzma.compress(b"x" * 1000)[:-9], "compressed stream of the archive is cut off"),
+        (b"BZh9" + bytes(50), "the archive cannot be decompressed"),
+        (b"\xfd7zXZ\0" + bytes(50), "the archive cannot be decompressed"),
+        (bz2.compress(b"x") + b"rubbish", "the archive cannot be decompressed"),
         (gzip.compress(bytes(1 << 20)), "become more than"),
+        (bz2.compress(bytes(1 << 20)), "become more than"),
+        (lzma.compress(bytes(1 << 20)), "become more than"),
     ],
-    ids=["gzip cut", "gzip of nothing", "bzip2", "gzip bomb"],
+    ids=[
+        *("gzip cut", "gzip of nothing", "bzip2 cut", "xz cut", "bzip2 of nothing"),
+        *("xz of nothing", "bzip2 and rubbish", "gzip bomb", "bzip2 bomb", "xz bomb"),
+    ],
 )
 def test_a_damaged_archive_that_is_compressed_as_a_whole(
     data: bytes, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -238,6 +260,104 @@ def test_an_index_beside_it_that_cannot_be_read(
     layout.manifests.append(other)
     found = read_image(layout.write_directory(tmp_path / "two"))
     assert (found.reference, len(found.passed_over)) == (expected.reference, 1)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None,
+        7,
+        {},
+        {"digest": "sha256:" + "0" * 64},
+        {"digest": "sha256:" + "0" * 64, "size": -1},
+        {"digest": "sha256:" + "0" * 64, "size": 2, "platform": {"variant": ["v7"]}},
+        {"digest": "sha256:" + "0" * 64, "size": 2, "annotations": {"a": {}}},
+    ],
+)
+@pytest.mark.parametrize("depth", [0, 1])
+def test_an_entry_of_an_index_that_is_no_descriptor_spoils_no_other(
+    layout: Layout, tmp_path: Path, entry: Any, depth: int
+) -> None:
+    expected = read_image(layout.write_directory(tmp_path / "one"))
+    layout.manifests.insert(0, entry)
+    if depth:
+        body = json.dumps({"manifests": layout.manifests}).encode()
+        layout.manifests = [layout.blob(body, "application/vnd.oci.image.index.v1+json")]
+    found = read_image(layout.write_directory(tmp_path / "two"))
+    assert (found.reference.image_id, len(found.passed_over)) == (expected.reference.image_id, 1)
+    assert "manifests.0" in found.passed_over[0]
+
+
+def _with_nulls(value: Any, places: set[str]) -> Any:
+    if isinstance(value, list):
+        return [_with_nulls(each, places) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {name: _with_nulls(inner, places) for name, inner in value.items()} | dict.fromkeys(
+        places - value.keys()
+    )
+
+
+def test_null_is_what_is_not_there(layout: Layout, tmp_path: Path) -> None:
+    """So Go reads it, in which all tools of images are written."""
+    expected = read_image(layout.write_directory(tmp_path / "one")).reference
+    places = {
+        *("variant", "os", "architecture", "annotations", "platform", "mediaType", "type"),
+        *("Entrypoint", "Cmd", "User", "WorkingDir", "Env", "config"),
+    }
+    (descriptor,) = layout.manifests
+    manifest = json.loads(layout.files[f"blobs/sha256/{descriptor['digest'][7:]}"])
+    config = json.loads(layout.files[f"blobs/sha256/{manifest['config']['digest'][7:]}"])
+    data = json.dumps(_with_nulls(config, places)).encode()
+    manifest["config"] = layout.blob(data, manifest["config"]["mediaType"])
+    data = json.dumps(_with_nulls(manifest, places - {"config"})).encode()
+    layout.manifests = [_with_nulls(layout.blob(data, manifest["mediaType"]), places)]
+    layout.manifests[0]["platform"] = dict.fromkeys(("os", "architecture", "variant"))
+    layout.manifests[0]["annotations"] = {"a": None, **descriptor["annotations"]}
+    found = read_image(layout.write_directory(tmp_path / "two")).reference
+    assert found.config == expected.config
+    assert (found.platform, found.name, found.files) == (
+        expected.platform,
+        expected.name,
+        expected.files,
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "fits"),
+    [
+        *((name, True) for name in ("x", "a/x", "r.io/a/x", "x:latest", "r.io/a/x:latest")),
+        *((name, False) for name in ("y", "io/a/x", "x:1", "/x", "x@latest", "latest:x", "")),
+    ],
+)
+def test_a_name_without_a_tag_is_the_latest(asked: str, fits: bool, tmp_path: Path) -> None:
+    layout = Layout()
+    layout.image(BASE, tag="r.io/a/x:latest")
+    layout.image(TOP, tag="r.io/a/x:1")
+    path = layout.write_directory(tmp_path / "oci")
+    if fits:
+        assert read_image(path, name=asked).reference.name == "r.io/a/x:latest"
+    elif asked == "x:1":
+        assert read_image(path, name=asked).reference.name == "r.io/a/x:1"
+    else:
+        with pytest.raises(ImageError, match="0 images fit"):
+            read_image(path, name=asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "platform"),
+    [
+        *(("amd64", "linux/amd64"), ("x86_64", "linux/amd64"), ("arm64", "linux/arm64")),
+        *(("AArch64", "linux/arm64"), ("windows", "windows/amd64")),
+    ],
+)
+def test_an_architecture_or_a_system_alone(asked: str, platform: str, tmp_path: Path) -> None:
+    layout = Layout()
+    for number, each in enumerate(("linux/amd64", "linux/arm64", "windows/amd64")):
+        of = dict(zip(("os", "architecture"), each.split("/"), strict=True))
+        layout.image(archive(member(f"f{number}")), platform=of)
+    path = layout.write_directory(tmp_path / "oci")
+    assert read_image(path, platform=asked).reference.platform == platform
 
 
 def test_an_index_in_an_index_with_attestations(layout: Layout, tmp_path: Path) -> None:
