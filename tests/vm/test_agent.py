@@ -15,6 +15,10 @@ from tests.vm.guest import IMAGE, Settings
 HOOKS = Path("/opt/cima/libexec/cima/hooks")
 
 
+NOT_OF_THE_KERNEL = pytest.mark.debian("12", "13")
+"""What the agent does by itself, whatever the kernel and engines: two releases are enough."""
+
+
 @pytest.fixture
 def no_agent() -> Iterator[None]:
     guest.ok("systemctl", "stop", "cima-agent.socket", "cima-agent.service")
@@ -34,6 +38,7 @@ def test_without_the_agent_no_container_starts(image: str, no_agent: None) -> No
     assert "systemctl start cima-agent" in ran.err
 
 
+@NOT_OF_THE_KERNEL
 def test_allowed_without_the_agent_it_is_noted_as_unmeasured(image: str, no_agent: None) -> None:
     with Settings('on_agent_unavailable = "allow"\n'):
         name = f"--name=unmeasured-{os.getpid()}"
@@ -131,6 +136,7 @@ def test_an_agent_that_hangs_is_started_anew_by_systemd(image: str, short_watchd
     guest.ok("docker", "rm", "-f", container_id)
 
 
+@NOT_OF_THE_KERNEL
 def test_a_second_agent_is_refused() -> None:
     second = guest.run("cima-agent")
     assert second.code == 2
@@ -165,6 +171,7 @@ def state_of(pid: int, container_id: str, bundle: str) -> str:
     )
 
 
+@NOT_OF_THE_KERNEL
 def test_hooks_that_lie_are_refused(bystander: str, tmp_path: Path) -> None:
     bundle = str(guest.make_bundle(tmp_path / "bundle", "/bin/true"))
     gone = os.spawnlp(os.P_NOWAIT, "true", "true")
@@ -244,6 +251,7 @@ def test_dropped_events_are_a_lost_record(image: str, agent_restarted_after: Non
     guest.ok("docker", "rm", "-f", container_id)
 
 
+@NOT_OF_THE_KERNEL
 def test_the_journal_has_priorities_and_fields(image: str) -> None:
     row = guest.with_docker_once()
     guest.wait_for("its end", lambda: guest.row(row["id"])["state"] == "stopped")
