@@ -1,8 +1,10 @@
 #!/bin/bash
-# image.sh RELEASE release|backports installed|packages: prints the directory with the disk (root.ext4), the kernel (vmlinuz) and
-# the initramfs of a Debian guest in which this checkout is installed. The release is one of those in the
-# file releases, the kernel its own, or the newest that there is for it. Over the layers of layers.sh lie
+# image.sh RELEASE release|backports installed|packages [PACKAGE...]: prints the directory with the disk (root.ext4), the kernel
+# (vmlinuz) and the initramfs of a Debian guest in which this checkout is installed. The release is one of those in
+# the file releases, the kernel its own, or the newest that there is for it; the packages are Debian's, more than
+# others need. Over the layers of layers.sh lie
 #   kernel   over tree: the backported kernel, where that is wanted
+#   more     over tree and kernel: more of Debian's packages, where they are wanted
 #   deps     over tree: install.sh has run once, so the dependencies are there
 #   image    over deps: install.sh has run with this checkout; made into a disk
 # or, with "packages", over tree alone: pytest, and in /root/packages what installs this checkout and a
@@ -10,6 +12,7 @@
 set -euo pipefail
 lab=$(dirname "$(readlink -f "$0")")
 release=$1 kernel=$2 what=$3
+more_packages=${*:4}
 # shellcheck source-path=SCRIPTDIR
 . "$lab/layers.sh"
 
@@ -20,6 +23,14 @@ make_kernel() {
     sed -n 's/^\(deb [^ ]* \)\([a-z]*\) main$/\1\2-backports main/p' "$1/root/$list" >"$1/root/$list.d/backports.list"
     pocket=$(sed -n 's/^deb [^ ]* \([a-z]*-backports\) main$/\1/p' "$1/root/$list.d/backports.list")
     install_packages "$1" linux-image-cloud-amd64/"$pocket"
+    decompose "$1"
+}
+
+make_more() {
+    compose "$1" ${newer:+"$CIMA_CACHE/$newer/upper"} "$CIMA_CACHE/$tree"
+    reach_out "$1"
+    # shellcheck disable=SC2086  # one package a word
+    install_packages "$1" $more_packages
     decompose "$1"
 }
 
@@ -64,7 +75,7 @@ make_deps() {
 
 make_image() {
     local etc=$1/root/etc uuid
-    compose "$1" "$CIMA_CACHE/$deps/upper" ${newer:+"$CIMA_CACHE/$newer/upper"} "$CIMA_CACHE/$tree"
+    compose "$1" "$CIMA_CACHE/$deps/upper" ${more:+"$CIMA_CACHE/$more/upper"} ${newer:+"$CIMA_CACHE/$newer/upper"} "$CIMA_CACHE/$tree"
     build_wheel "$1"
     install_wheel "$1"
     umount "$1/root/mnt" "$1/root/wheels"
@@ -132,7 +143,9 @@ prune() {
 deps=deps-$release-$({ echo "$wheels"; cat "$checkout/examples/install.sh"; } | key)
 newer=
 [ "$kernel" = release ] || newer=kernel-$release-$({ echo "$tree"; declare -f make_kernel; } | key)
-image=image-$release-$({ echo "$deps $newer"; cat "$lab/image.sh" "$lab/layers.sh" "$lab/initramfs.sh"; source_archive; tar_of "$lab" rootfs; } | key)
+more=
+[ -z "$more_packages" ] || more=more-$release-$({ echo "$tree $newer $more_packages"; declare -f make_more; } | key)
+image=image-$release-$({ echo "$deps $newer${more:+ $more}"; cat "$lab/image.sh" "$lab/layers.sh" "$lab/initramfs.sh"; source_archive; tar_of "$lab" rootfs; } | key)
 
 make_base_layers
 if [ "$what" = packages ]; then
@@ -144,10 +157,12 @@ if [ "$what" = packages ]; then
 fi
 layer "$deps" "installing the dependencies (about 10 s)" make_deps
 [ -z "$newer" ] || layer "$newer" "installing the backported kernel (about 20 s)" make_kernel
+[ -z "$more" ] || layer "$more" "installing $more_packages" make_more
 layer "$image" "installing this checkout and writing the disk (about 10 s)" make_image
 
 prune image 4
 prune kernel 1
+prune more 1
 prune deps 1
 prune wheels 1
 prune tools 1

@@ -24,6 +24,7 @@ class Machine:
     With `packages` nothing of cima-runc is installed: /root/packages holds what installs it. With
     `reboots`, and with `packages`, the guest may restart.
     `kernel` is `release` for the release's own, or `backports` for the newest that there is for it.
+    `more` are names of Debian packages that other guests are without.
     """
 
     release: str
@@ -35,6 +36,7 @@ class Machine:
     append: str = ""
     packages: bool = False
     reboots: bool = False
+    more: tuple[str, ...] = ()
 
     @property
     def is_default(self) -> bool:
@@ -58,10 +60,11 @@ class Machine:
         return " ".join(filter(None, words))
 
 
-def image(release: str, kernel: str, *, packages: bool = False) -> Path:
+def image(machine: Machine) -> Path:
     """Return the directory with the guest's disk and kernel, made first if need be."""
-    command = [str(LAB / "image.sh"), release, kernel, "packages" if packages else "installed"]
+    what = "packages" if machine.packages else "installed"
+    command = [str(LAB / "image.sh"), machine.release, machine.kernel, what, *machine.more]
     made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if made.returncode:
-        raise GuestError(f"the Debian {release} guest could not be built")
+        raise GuestError(f"the Debian {machine.release} guest could not be built")
     return Path(made.stdout.strip())

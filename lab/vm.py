@@ -62,6 +62,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         "this checkout's package and bundle, and those of a later version; it reboots")  # fmt: skip
     add("--reboots", action="store_true", help="a guest that may reboot: a script that ends with "
         "75 is run again after that, with $CIMA_LAB_BOOT counted up")  # fmt: skip
+    add("--with", dest="more", action="append", default=[], metavar="PACKAGE",
+        help="a guest that has this package of Debian's too")  # fmt: skip
     add("--append", default="", metavar="ARGS", help="more kernel arguments")
     add("--memory", type=int, default=3072, metavar="MIB", help="memory (default: 3072)")
     add("--fresh", action="store_true", help="boot a guest, also where one could be thawed")
@@ -92,6 +94,7 @@ def machine_of(options: argparse.Namespace) -> Machine:
         append=options.append,
         packages=options.packages,
         reboots=options.reboots,
+        more=tuple(sorted(options.more)),
     )
 
 
@@ -205,7 +208,7 @@ def run(options: argparse.Namespace, directory: Path) -> int:
         steps.append(f"{name} {time.monotonic() - begun:.1f} s")
 
     machine = machine_of(options)
-    disk = image(machine.release, machine.kernel, packages=machine.packages)
+    disk = image(machine)
     step("disk ready")
     job = Job(
         script=Path(options.script),

@@ -5,8 +5,9 @@ The kernel's own view in /proc and in the cgroup file systems, not what the hook
 
 import os
 import select
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cima_runc.base.errors import CimaError
@@ -71,12 +72,7 @@ class ContainerProcess:
         return not self.is_init and self._is_namespace_used()
 
     def _is_namespace_used(self) -> bool:
-        for name in os.listdir(PROC):
-            if name.isdigit():
-                with suppress(OSError):
-                    if _namespace(int(name)) == self.mntns:
-                        return True
-        return False
+        return next(_in_namespace(self.mntns), None) is not None
 
     def close(self) -> None:
         """Let go of the process and of its namespace."""
@@ -137,6 +133,35 @@ def examine(
         os.close(mntns_fd)
         raise
     return process
+
+
+def examine_survivor(
+    mntns: int, started_after: int, container_id: str, cgroup: str
+) -> ContainerProcess | None:
+    """Return a process that a container's first process, which has ended, left behind.
+
+    It is in the container's mount namespace ``mntns``, in its ``cgroup`` where that is not empty,
+    and not older than ``started_after`` (clock ticks since boot). None: there is no such process.
+    """
+    for pid in _in_namespace(mntns):
+        try:
+            process = examine(pid, container_id, cgroup, needs_cgroup=bool(cgroup))
+        except ProcessError:
+            continue
+        if process.mntns == mntns and process.start_ticks >= started_after:
+            # Its end is not the end of the others.
+            return replace(process, is_init=False)
+        process.close()
+    return None
+
+
+def _in_namespace(mntns: int) -> Iterator[int]:
+    """Yield the processes in a mount namespace."""
+    for name in os.listdir(PROC):
+        if name.isdigit():
+            with suppress(OSError):
+                if _namespace(int(name)) == mntns:
+                    yield int(name)
 
 
 def cgroup_belongs(cgroup: str, container_id: str, cgroups_path: str | None) -> bool:

@@ -1,6 +1,5 @@
 """Removes the oldest records where the settings keep no more of them."""
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -9,17 +8,17 @@ from dataclasses import dataclass
 from cima_runc.agent.confirmations import Confirmations
 from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.journald import about
+from cima_runc.agent.removed import Removed
 from cima_runc.agent.runs import Runs
 from cima_runc.agent.writer import Writer
 from cima_runc.base import clock, limits
-from cima_runc.base.durable import AppendFile
 from cima_runc.ml.store import ContainerNote, Store, StoreError
 
 _log = logging.getLogger(__name__)
 
 REMOVED = "removed.jsonl"
 """File in the state directory: one object a line for each container that was removed although no
-evidence had been given of all its records."""
+evidence had been given of all its records (:class:`.removed.Removed`)."""
 _DAY_NS = 86_400 * 10**9
 
 
@@ -116,18 +115,14 @@ class Retention:
         self._store = store
         self._runs = runs
         self.confirmations = confirmations or Confirmations()
-        self._path = store.root / REMOVED
+        self._removed = Removed(store.root / REMOVED)
         self.size = 0
         """Bytes of all partitions when it was looked last."""
 
     @property
     def removed_unattested(self) -> int:
         """How many containers were removed of which no evidence had been given to the end."""
-        try:
-            with self._path.open("rb") as file:
-                return sum(1 for _ in file)
-        except FileNotFoundError:
-            return 0
+        return self._removed.count
 
     def apply(self) -> None:
         """Remove what the settings keep no more.
@@ -150,6 +145,7 @@ class Retention:
             self._remove(one)
         if before is not None:
             self._runs.forget_before(before)
+        self._forget_unmeasured(time.time_ns() - days * _DAY_NS if days else 0)
         self._runs.forget_above(limits.LINES)
         self.size = sum(one.size for one in stored) - sum(one.size for one in gone)
         boots = {one.note.boot_id for one in stored if one not in gone}
@@ -163,6 +159,12 @@ class Retention:
             return None  # whoever reads it is told
         living = note.boot_id == self._boot_id and note.state != "stopped"
         return Stored(note, self._store.size(registration), not living)
+
+    def _forget_unmeasured(self, before: int) -> None:
+        """Remove notes of unmeasured starts from before that time (ns since 1970), and too many."""
+        gone = self._store.forget_unmeasured(before, limits.UNMEASURED)
+        if gone:
+            _log.warning("the notes of %d containers that started unmeasured are removed", gone)
 
     def _count(self, note: ContainerNote) -> int:
         return sum(1 for _ in self._store.lines(note.registration))
@@ -184,9 +186,7 @@ class Retention:
                 "removed": clock.now(),
             }
             # Said first, done then.
-            removed = AppendFile(self._path)
-            removed.append(json.dumps(line).encode("ascii") + b"\n")
-            removed.close()
+            self._removed.append(line)
             _log.warning(
                 "the records of container %s are removed: evidence was given of %d of %d, and the"
                 " fleet's service has %d",

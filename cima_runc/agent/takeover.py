@@ -15,7 +15,7 @@ from cima_runc.agent.held import Held
 from cima_runc.agent.index import Container
 from cima_runc.agent.journald import about
 from cima_runc.agent.lifecycle import Lifecycle
-from cima_runc.agent.process import ContainerProcess, ProcessError
+from cima_runc.agent.process import ContainerProcess, ProcessError, examine_survivor
 from cima_runc.agent.registration import FIRST_RECORDS
 from cima_runc.agent.rights import rights_of
 from cima_runc.agent.writer import Writer
@@ -220,8 +220,10 @@ class TakeOver:
                 process.close()
                 raise ProcessError(f"process {note.pid} is another one now")
         except ProcessError as error:
-            _log.info("container %s has ended: %s", note.id, error)
-            return None
+            survivor = examine_survivor(note.mntns, note.start_ticks, note.id, note.cgroup)
+            if survivor is None:
+                _log.info("container %s has ended: %s", note.id, error)
+            return survivor
         return process
 
     def _first(self, number: int) -> dict[str, Mapping[str, Any]]:

@@ -60,6 +60,12 @@ LINES = 1 << 18
 """Lines of containers that are remembered, in files that take 1 GiB on most file systems; above it
 those go of which nothing else is kept and whose last run is the longest ago."""
 
+REMOVED_FILE = 4 * MIB
+"""Bytes of ``removed.jsonl``, some 15,000 lines; above it only the number of the oldest is kept."""
+
+UNMEASURED = 10_000
+"""Notes of containers that started unmeasured, of each of which there is a file."""
+
 LINE_STATE = 16 * KIB
 """Bytes of the file that holds what is known of one line of containers."""
 

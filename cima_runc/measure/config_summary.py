@@ -141,6 +141,8 @@ class Hook(_Model):
     stage: str
     path: str
     args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    """Names of its environment variables, in their order."""
 
 
 class Resources(_Model):
@@ -224,7 +226,7 @@ def summarize(
         cwd=_string(process, "cwd"),
         terminal=process.get("terminal") is True,
         user=_user(_object(process, "user")),
-        env=tuple(item.partition("=")[0] for item in _strings(process, "env")),
+        env=_env(process),
         capabilities=_capabilities(_object(process, "capabilities")),
         host_namespaces=tuple(name for name in NAMESPACES if name in host),
         joined_namespaces=tuple(joined),
@@ -396,10 +398,19 @@ def _device_number(rule: Mapping[str, Any], key: str) -> int | None:
 
 def _hooks(hooks: Mapping[str, Any]) -> list[Hook]:
     return [
-        Hook(stage=stage, path=_string(entry, "path"), args=_strings(entry, "args"))
+        Hook(
+            stage=stage,
+            path=_string(entry, "path"),
+            args=_strings(entry, "args"),
+            env=_env(entry),
+        )
         for stage in hooks
         for entry in _objects(hooks, stage)
     ]
+
+
+def _env(holder: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(item.partition("=")[0] for item in _strings(holder, "env"))
 
 
 def _resources(resources: Mapping[str, Any]) -> Resources:

@@ -313,17 +313,34 @@ class Store:
     def unmeasured(self) -> list[tuple[int, HookState]]:
         """Return the containers that started unmeasured: (when, in ns since 1970; state)."""
         found = []
-        directory = self.root / UNMEASURED_DIR
-        for path in sorted(directory.iterdir()) if directory.is_dir() else []:
-            when = path.name.partition("-")[0]
-            if not when.isdigit():
-                continue
+        for when, path in self._unmeasured_notes():
             try:
                 state = parse_hook_state(read_bounded(path, limits.HOOK_STATE))
             except (OSError, JsonError, HookStateError):
                 state = HookState(id="unreadable", bundle="/")
-            found.append((int(when), state))
+            found.append((when, state))
         return found
+
+    def forget_unmeasured(self, before: int, kept: int) -> int:
+        """Remove notes of unmeasured starts from ``before`` (ns since 1970), and the oldest of more
+        than ``kept``; return how many.
+
+        Raises:
+            OSError: one could not be removed.
+        """
+        notes = self._unmeasured_notes()
+        gone = [path for when, path in notes[-kept:] if when < before]
+        gone += [path for _, path in notes[:-kept]]
+        for path in gone:
+            path.unlink(missing_ok=True)
+        return len(gone)
+
+    def _unmeasured_notes(self) -> list[tuple[int, Path]]:
+        """Return when they were written (ns since 1970), and where they are; oldest first."""
+        directory = self.root / UNMEASURED_DIR
+        paths = directory.iterdir() if directory.is_dir() else ()
+        found = ((path.name.partition("-")[0], path) for path in paths)
+        return sorted((int(when), path) for when, path in found if when.isdigit())
 
     def _directory(self, registration: int) -> Path:
         return self.root / "containers" / f"{registration:08d}"

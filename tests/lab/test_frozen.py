@@ -19,7 +19,7 @@ MACHINE = Machine("13")
 
 @pytest.fixture(scope="module")
 def disk() -> Path:
-    return image(MACHINE.release, MACHINE.kernel)
+    return image(MACHINE)
 
 
 @pytest.fixture

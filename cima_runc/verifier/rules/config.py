@@ -359,6 +359,21 @@ class ConfigRule:
                 expected="none",
                 next_=f"start it without; [config] hooks = [{array(command)}] in the policy",
             )
+            # The policy names its path and arguments; these decide what that runs.
+            for name in dict.fromkeys(hook.env):
+                if name in self._policy.env or not makes_load(name):
+                    continue
+                shown = printable(name)
+                yield self._finding(
+                    False,
+                    "config.env",
+                    f"{shown} is set for the hook {printable(hook.path)}, which makes it load other"
+                    " code",
+                    path=f"hooks.{printable(hook.stage)}",
+                    got=shown,
+                    expected="not set",
+                    next_=f"start it without; [config] env = ['{shown}'] in the policy",
+                )
 
 
 def hook_command(hook: Hook) -> tuple[str, ...]:

@@ -5,7 +5,13 @@ import time
 
 import pytest
 
-from cima_runc.agent.process import ProcessError, cgroup_belongs, examine, start_ticks
+from cima_runc.agent.process import (
+    ProcessError,
+    cgroup_belongs,
+    examine,
+    examine_survivor,
+    start_ticks,
+)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +108,31 @@ def test_what_outlives_the_first_process_is_seen_where_it_has_no_cgroup_of_its_o
             time.sleep(0.01)
         assert not found.survived()
         found.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+def test_what_outlives_the_first_process_is_found_by_an_agent_that_comes_later() -> None:
+    command = ["unshare", "--mount", "sh", "-c", "sleep 60 >/dev/null & echo $!; read wait"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None and first.stdin is not None
+        other = int(first.stdout.readline())
+        gone = examine(first.pid, "box", None, needs_cgroup=False)
+        first.stdin.close()
+        first.wait()
+        found = examine_survivor(gone.mntns, gone.start_ticks, "box", "")
+        assert found is not None and (found.pid, found.is_init) == (other, False)
+        assert found.alive()
+        found.close()
+        # Another namespace of the same number, or another cgroup.
+        assert examine_survivor(gone.mntns, 2**62, "box", "") is None
+        assert examine_survivor(gone.mntns, gone.start_ticks, "box", "/box") is None
+        os.kill(other, signal.SIGKILL)
+        for _ in range(1000):
+            if examine_survivor(gone.mntns, gone.start_ticks, "box", "") is None:
+                break
+            time.sleep(0.01)
+        assert examine_survivor(gone.mntns, gone.start_ticks, "box", "") is None
+        gone.close()
 
 
 def test_start_is_read_whatever_the_process_is_called() -> None:

@@ -1,5 +1,8 @@
 import json
+import time
 from pathlib import Path
+
+import pytest
 
 from cima_runc.agent.core import Core
 from cima_runc.agent.current import CurrentSettings
@@ -7,7 +10,7 @@ from cima_runc.agent.index import Container
 from cima_runc.agent.retention import Retention, Stored, to_remove
 from cima_runc.agent.runs import Runs
 from cima_runc.agent.writer import Writer
-from cima_runc.base import clock
+from cima_runc.base import clock, limits
 from cima_runc.config import Settings, StorageSettings
 from cima_runc.cpcr.table import Table
 from cima_runc.ml.lines import Lines
@@ -165,3 +168,25 @@ def test_what_is_removed_is_not_looked_for_later(tmp_path: Path) -> None:
     host.writer.forget_ended(clock.since_boot())
     host.writer.write()
     assert list(host.core.containers) == []
+
+
+def test_notes_of_unmeasured_starts_go_by_age_and_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "UNMEASURED", 3)
+    host = Host(tmp_path / "state")
+    now = time.time_ns()
+    directory = host.store.root / "unmeasured"
+    ages = [0, 1, 2, 3, 40]
+    for days in ages:
+        (directory / f"{now - days * 86_400 * 10**9}-1.json").write_text("{}")
+    (directory / "another").write_text("")
+    host.apply(keep_days=30)
+    assert len(host.store.unmeasured()) == 3
+    assert min(when for when, _ in host.store.unmeasured()) == now - 2 * 86_400 * 10**9
+    assert "2 containers that started unmeasured" in caplog.text
+    host.apply(keep_days=2)
+    assert len(host.store.unmeasured()) == 2
+    host.apply()
+    assert len(host.store.unmeasured()) == 2
+    assert (directory / "another").exists()

@@ -592,6 +592,21 @@ def test_hooks_in_the_container(box: Box, stage: str) -> None:
         assert [each.rule for each in box.failed(text)] == ["config.hook"]
 
 
+def test_variables_that_make_a_hook_in_the_container_load_other_code(box: Box) -> None:
+    """A policy that allows the hook by its path and arguments says nothing of these."""
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", "true"], "env": ["TZ=00", "PATH=00"]}
+    box.config["hooks"] = {"createContainer": [hook]}
+    text = suggest(box.records(), References(box.image))
+    assert box.failed(text) == []
+    for name in ("LD_PRELOAD", "BASH_ENV", "BASH_FUNC_x%%"):
+        box.config["hooks"] = {"createContainer": [hook | {"env": [f"{name}=00"]}]}
+        (finding,) = box.failed(text)
+        assert (finding.rule, finding.got) == ("config.env", name)
+        assert box.failed(suggest(box.records(), References(box.image))) == []
+    box.config["hooks"] = {"poststop": [hook | {"env": ["LD_PRELOAD=00"]}]}
+    assert box.failed(text) == []
+
+
 @pytest.mark.parametrize("stage", ["prestart", "createRuntime", "poststart", "poststop"])
 def test_hooks_on_the_host_are_named(box: Box, stage: str) -> None:
     box.config["hooks"] = {stage: [{"path": "/opt/hook", "args": ["hook"]}]}
