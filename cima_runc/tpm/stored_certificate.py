@@ -6,6 +6,7 @@ TCG PC Client Specific Implementation Specification for Conventional BIOS 1.21, 
 (TCG_PCCLIENT_STORED_CERT, which some TPM 2.0 still have); ITU-T X.690, 8.1.3 (lengths).
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 _SEQUENCE = 0x30
@@ -52,6 +53,18 @@ def is_certificate(data: bytes) -> bool:
     )
 
 
+def elements(data: bytes) -> tuple[list[bytes], bytes]:
+    """Return the whole DER SEQUENCEs that ``data`` begins with, and what comes behind them."""
+    found = []
+    while data[:1] == bytes([_SEQUENCE]):
+        element = _element(data)
+        if element is None or sum(element) > len(data):
+            break
+        found.append(data[: sum(element)])
+        data = data[sum(element) :]
+    return found, data
+
+
 def join_chain(indices: Iterable[tuple[int, bytes]]) -> tuple[list[bytes], list[int]]:
     """Return the certificates of the chain that NV indices hold, and the indices that hold none.
 
@@ -96,14 +109,7 @@ def _certificates(data: bytes) -> Iterator[bytes]:
         if is_certificate(one):
             yield one
         return
-    while data[:1] == bytes([_SEQUENCE]):
-        element = _element(data)
-        if element is None or sum(element) > len(data):
-            return
-        one, data = data[: sum(element)], data[sum(element) :]
-        if not is_certificate(one):
-            return
-        yield one
+    yield from itertools.takewhile(is_certificate, elements(data)[0])
 
 
 def _element(data: bytes) -> tuple[int, int] | None:

@@ -61,7 +61,7 @@ class VouchedTpm:
 def check_ek_certificate(
     certificate: bytes, chain: Sequence[bytes], ek_pem: bytes, trusted: bytes
 ) -> VouchedTpm:
-    """Check an EK certificate up to ``trusted`` (certificates of manufacturers: PEM, or one DER).
+    """Check an EK certificate up to ``trusted`` (a file of manufacturers' certificates).
 
     ``certificate`` and each of ``chain``, which may help to get there, are DER or PEM, perhaps as
     NV memory holds them; ``ek_pem`` is the key that the certificate must be of. One of ``chain``

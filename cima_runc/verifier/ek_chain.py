@@ -7,7 +7,6 @@ and the TCG's allow is looked at here.
 Source: RFC 5280, section 6; TCG EK Credential Profile 2.5, section 3.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from OpenSSL import crypto
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.tpm.stored_certificate import unwrap
+from cima_runc.verifier.certificate_files import certificates_in
 
 TCG_KEY_PURPOSES = "2.23.133.8."
 """Arc of the TCG's extended key usages (TCG OID registry, tcg-kp)."""
@@ -43,9 +43,6 @@ KNOWN_CRITICAL = frozenset(
 )
 """Critical extensions that are heeded: by OpenSSL, or because they constrain nothing here."""
 
-_BLOCK = re.compile(
-    rb"-----BEGIN (?P<kind>(?:X509 )?CERTIFICATE)-----.*?-----END (?P=kind)-----", re.DOTALL
-)
 _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
 """What asn1crypto raises for bytes that are not what they should be."""
 _WEAK_HASHES = ("md2", "md4", "md5")
@@ -135,14 +132,12 @@ def _touch(fields: asn1.Certificate) -> None:
 
 
 def read_bundle(data: bytes, what: str) -> Certificates:
-    """Read a file of certificates: PEM with any number of them, or one in DER.
+    """Read a file of any number of certificates, in any form (:mod:`.certificate_files`).
 
     One that cannot be read spoils no other: it is named in the result.
     """
-    blocks = [found.group() for found in _BLOCK.finditer(data)]
-    if not blocks:
-        return read_all([data], what)
-    return read_all(blocks, f"{what}: certificate")
+    found = certificates_in(data)
+    return read_all(found, what if found == [data] else f"{what}: certificate")
 
 
 def read_all(certificates: Iterable[bytes], what: str) -> Certificates:

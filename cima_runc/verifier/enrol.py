@@ -8,6 +8,7 @@ from cima_runc.base.errors import CimaError
 from cima_runc.evidence.enrolment import Challenge, EnrolmentAnswer, EnrolmentRequest, Pending
 from cima_runc.tpm.credential import ek_public_pem, make_credential
 from cima_runc.tpm.structures import PublicArea, StructureError, parse_public
+from cima_runc.verifier.certificate_files import certificates_in
 from cima_runc.verifier.ek_certificate import VouchedTpm, check_ek_certificate
 from cima_runc.verifier.ek_chain import read_bundle
 
@@ -25,14 +26,16 @@ def vouched(
 ) -> VouchedTpm:
     """Return the TPM that a manufacturer vouches for.
 
-    ``trusted``: certificates of TPM manufacturers (PEM, or one in DER). ``between``: certificates
-    that lead to them, beside those of the host. ``certificate``: the endorsement key's, where the
-    TPM holds none itself.
+    ``trusted``: certificates of TPM manufacturers, in a file of any form that these have.
+    ``between``: certificates that lead to them, beside those of the host. ``certificate``: the
+    endorsement key's, where the TPM holds none itself.
 
     Raises:
         EnrolmentError, EkCertificateError, CredentialError: nobody does.
     """
-    found = certificate if certificate is not None else request.ek_certificate
+    found = request.ek_certificate
+    if certificate is not None:
+        found = certificates_in(certificate)[0]
     if found is None:
         raise EnrolmentError(
             "the TPM holds no certificate of its endorsement key",
