@@ -22,6 +22,8 @@ from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.doctor.finding import UnfitError
 from cima_runc.engines import toml_text
+from cima_runc.engines.containerd import dump_command
+from cima_runc.engines.crio import config_command
 from cima_runc.engines.engine import RUNTIME_NAME, Engine, EngineError
 from cima_runc.measure.dependencies import executable
 from cima_runc.measure.engine import docker_info
@@ -145,7 +147,7 @@ def _by_file(
 
 def _containerd_settings() -> tuple[bool, str]:
     """Return whether we are CRI's default, and how our handler makes cgroups."""
-    ran = _run("containerd", "config", "dump")
+    ran = _run(*dump_command(Path("/")))
     values = {} if ran.returncode else _parsed(ran.stdout, "containerd config dump")
     for plugin in (values.get("plugins") or {}).values():
         containerd = plugin.get("containerd") if isinstance(plugin, dict) else None
@@ -158,7 +160,7 @@ def _containerd_settings() -> tuple[bool, str]:
 
 
 def _crio_settings() -> tuple[bool, str]:
-    ran = _run("crio", "config")
+    ran = _run(*config_command(Path("/")))
     values = {} if ran.returncode else _parsed(ran.stdout, "crio config")
     runtime = toml_text.at(values, ["crio", "runtime"]) or {}
     return runtime.get("default_runtime") == RUNTIME_NAME, str(runtime.get("cgroup_manager", ""))

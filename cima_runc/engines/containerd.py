@@ -1,4 +1,5 @@
-"""containerd: ``/etc/containerd/config.toml``, for its CRI plugin (Kubernetes).
+"""containerd: ``/etc/containerd/config.toml``, or the file that its unit's ``--config`` names, for
+its CRI plugin (Kubernetes).
 
 Versions 1 and 2 (containerd 1.x), 3 and 4 (2.x). Files that ``imports`` names come after the main
 file, in its order. Up to version 2 the last file that has the plugin's section replaces it as a
@@ -25,8 +26,11 @@ from typing import Any
 
 from cima_runc.engines import toml_text
 from cima_runc.engines.engine import RUNTIME_NAME, Engine, EngineError, Wish
+from cima_runc.engines.unit import command_of, flags_of
+from cima_runc.measure.procfs import flag_value
 
 _FILE = "etc/containerd/config.toml"
+_UNIT = "containerd.service"
 _DROP_IN = "zz-cima-runc.toml"
 _RUNC = {"runtime_type": "io.containerd.runc.v2"}
 """The runtime that is built in."""
@@ -41,8 +45,24 @@ _BEGIN, _END = "# cima configure containerd: begin", "# cima configure container
 _BASE = '{{ template "base" . }}'
 
 
+def _named_file(root: Path) -> str | None:
+    """Return the file that containerd's unit starts it with, None where it names none."""
+    flags = flags_of(command_of(_UNIT, root), "containerd")
+    return flag_value(flags, "config") or flag_value(flags, "c")
+
+
+def _main(root: Path) -> Path:
+    return root / (_named_file(root) or _FILE).lstrip("/")
+
+
+def dump_command(root: Path) -> list[str]:
+    """Return the command by which containerd prints its settings as it has them."""
+    named = _named_file(root)
+    return ["containerd", *(["--config", named] if named else []), "config", "dump"]
+
+
 def _find_file(root: Path) -> Path:
-    main = root / _FILE
+    main = _main(root)
     if not main.is_file():
         return main
     values = toml_text.read(main)
@@ -83,7 +103,7 @@ def _files(
     ``instead``: texts of files that are not written yet. What an imported file imports comes after
     all that the main file does.
     """
-    pending, seen = [root / _FILE], set[Path]()
+    pending, seen = [_main(root)], set[Path]()
     while pending:
         path = pending.pop(0)
         if path in seen or not (path.resolve() in instead or path.is_file()):
@@ -151,7 +171,7 @@ def _merged(into: Any, more: Any) -> Any:
 def _add(text: str | None, wish: Wish, root: Path, what: str) -> str:
     if wish.file is not None and wish.file.suffix == ".tmpl":
         return _add_to_template(text, wish)
-    main = root / _FILE
+    main = _main(root)
     main_values = toml_text.read(main) if wish.file is None and main.is_file() else {}
     path = wish.file or Path(what)  # where it was configured before, whatever came since
     is_own = path.name == _DROP_IN
@@ -178,9 +198,12 @@ def _add(text: str | None, wish: Wish, root: Path, what: str) -> str:
     if named is None:
         text = toml_text.put(text, [*runtimes, "runc"], _RUNC, what)
     options: dict[str, Any] = {"BinaryName": wish.runtime}
-    systemd = toml_text.at(named or {}, ["runc", "options", "SystemdCgroup"])
-    if isinstance(systemd, bool):
-        options["SystemdCgroup"] = systemd
+    usual = toml_text.at(effect, ["containerd", "default_runtime_name"])
+    for name in ("runc", usual if isinstance(usual, str) else "runc"):
+        systemd = toml_text.at(named or {}, [name, "options", "SystemdCgroup"])
+        if isinstance(systemd, bool):
+            options["SystemdCgroup"] = systemd
+            break
     text = toml_text.put(text, [*runtimes, RUNTIME_NAME], {**_RUNC, "options": options}, what)
     if wish.default:
         default = [*section, "containerd", "default_runtime_name"]

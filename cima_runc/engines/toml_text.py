@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import tomlkit
+import tomlkit.items
 from tomlkit.exceptions import TOMLKitError
 
 from cima_runc.base import limits
 from cima_runc.base.bounded import read_bounded
 from cima_runc.engines.engine import EngineError
+
+_BOM = "\ufeff"
+"""A byte order mark, which the readers of Podman, CRI-O and containerd 1.x skip."""
 
 
 def parse(text: str, what: str) -> dict[str, Any]:
@@ -22,7 +26,7 @@ def parse(text: str, what: str) -> dict[str, Any]:
     if len(text.encode("utf-8", "surrogateescape")) > limits.ENGINE_SETTINGS:
         raise EngineError(f"{what} has more than {limits.ENGINE_SETTINGS} bytes")
     try:
-        return tomllib.loads(text)
+        return tomllib.loads(text.removeprefix(_BOM))
     except (ValueError, RecursionError) as error:
         raise EngineError(f"{what} is not TOML: {error}", hint="mend it by hand") from error
 
@@ -87,6 +91,8 @@ def put(text: str, path: list[str], value: Any, what: str) -> str:
     Raises:
         EngineError: the result would not say what it should.
     """
+    if text.startswith(_BOM):
+        return _BOM + put(text.removeprefix(_BOM), path, value, what)
     values = parse(text, what)
     expected = _with(values, path, value)
     if values == expected:
@@ -102,11 +108,11 @@ def put(text: str, path: list[str], value: Any, what: str) -> str:
         table: Any = document
         for name in path[:-1]:
             if name not in table:
-                table[name] = tomlkit.table(is_super_table=True)
+                table[name] = _new_table(table)
             table = table[name]
         table[path[-1]] = value
         edited = tomlkit.dumps(document)
-    except (TOMLKitError, TypeError, KeyError, AttributeError) as error:
+    except (TOMLKitError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise EngineError(f"{what} cannot be edited: {error}", hint="edit it by hand") from error
     if not _says(edited, expected):
         dotted = ".".join(path)
@@ -120,6 +126,8 @@ def drop(text: str, path: list[str], what: str) -> str:
     Raises:
         EngineError: the result would not say what it should.
     """
+    if text.startswith(_BOM):
+        return _BOM + drop(text.removeprefix(_BOM), path, what)
     values = parse(text, what)
     if at(values, path) is None:
         return text
@@ -137,6 +145,13 @@ def drop(text: str, path: list[str], what: str) -> str:
         dotted = ".".join(path)
         raise EngineError(f"{dotted} cannot be taken out of {what}", hint="do it by hand")
     return edited
+
+
+def _new_table(inside: Any) -> Any:
+    """Return an empty table for another: one in braces has only such."""
+    if isinstance(inside, tomlkit.items.InlineTable):
+        return tomlkit.inline_table()
+    return tomlkit.table(is_super_table=True)
 
 
 def line(key: str, value: object) -> str:

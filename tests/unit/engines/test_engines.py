@@ -13,8 +13,8 @@ from support import engine_files
 from cima_runc.base.errors import CimaError
 from cima_runc.engines import change
 from cima_runc.engines.change import Changes
-from cima_runc.engines.containerd import CONTAINERD
-from cima_runc.engines.crio import CRIO
+from cima_runc.engines.containerd import CONTAINERD, dump_command
+from cima_runc.engines.crio import CRIO, config_command
 from cima_runc.engines.docker import DOCKER
 from cima_runc.engines.engine import Engine, EngineError, Wish
 from cima_runc.engines.podman import PODMAN
@@ -457,6 +457,106 @@ def test_a_byte_order_mark(root: Path, changes: Changes) -> None:
         assert DOCKER.named(root) == {RUNTIME}
         remove(changes, DOCKER)
         assert (root / "etc/docker/daemon.json").read_text("utf-8") == text
+
+
+@pytest.mark.parametrize(
+    ("engine", "name", "text"),
+    [
+        (CONTAINERD, "containerd/config.toml", "version = 2\n[debug]\n  level = 'info'\n"),
+        (CONTAINERD, "containerd/config.toml", ""),
+        (PODMAN, "containers/containers.conf", '[engine]\nruntime_supports_json = ["x"]\n'),
+        (PODMAN, "containers/containers.conf.d/10.conf", "[engine]\n"),
+        (CRIO, "crio/crio.conf", "[crio.runtime]\n"),
+    ],
+)
+def test_a_byte_order_mark_in_toml(
+    root: Path, changes: Changes, engine: Engine, name: str, text: str
+) -> None:
+    """The engines' readers skip it, and so it may stand in any file, ours or not."""
+    write(root, "", {name: "\ufeff" + text})
+    before = snapshot(root)
+    configure(changes, engine, default=True)
+    assert engine.named(root) == {RUNTIME}
+    assert (root / "etc" / name).read_text("utf-8").startswith("\ufeff" + text)
+    assert not configure(changes, engine)
+    remove(changes, engine)
+    assert snapshot(root) == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "version = 2\nplugins = { 'io.containerd.grpc.v1.cri' = { containerd = {} } }\n",
+        "version = 2\nplugins = { 'io.containerd.grpc.v1.cri' = {}, x = {a = 1} } # mine\n",
+        "version = 3\n[plugins]\n'io.containerd.cri.v1.runtime' = { enable_cdi = true }\n",
+        "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\n"
+        "runtimes = { runc = { runtime_type = 'io.containerd.runc.v2' } }\n",
+        "version = 2\nplugins.'io.containerd.grpc.v1.cri'.containerd.default_runtime_name = 'n'\n",
+    ],
+)
+def test_tables_in_braces_and_dotted_names(root: Path, changes: Changes, text: str) -> None:
+    write(root, "containerd", {"config.toml": text})
+    before = snapshot(root)
+    configure(changes, CONTAINERD, default=True)
+    assert CONTAINERD.named(root) == {RUNTIME}
+    assert not configure(changes, CONTAINERD)
+    # Where somebody edited on, what is ours alone is taken out.
+    file = root / "etc/containerd/config.toml"
+    file.write_text(file.read_text() + "[added]\nlater = 1\n")
+    remove(changes, CONTAINERD)
+    left = tomllib.loads(file.read_text())
+    assert "cima-runc" not in file.read_text()
+    assert left.pop("added") == {"later": 1}
+    assert left["version"] == tomllib.loads(text)["version"]
+    file.write_text(text)
+    assert snapshot(root) == before
+
+
+def test_where_containerds_unit_says(root: Path, changes: Changes) -> None:
+    """Its own file would be read by nobody."""
+    for flag in ("--config /srv/c.toml", "--config=/srv/c.toml", "-c /srv/c.toml"):
+        unit = f"[Service]\nExecStart=/usr/local/bin/containerd {flag}\n"
+        write(root, "..", {"lib/systemd/system/containerd.service": unit, "srv/c.toml": ""})
+        configure(changes, CONTAINERD)
+        assert RUNTIME in (root / "srv/c.toml").read_text()
+        assert not (root / "etc/containerd").exists()
+        assert CONTAINERD.named(root) == {RUNTIME}
+        assert dump_command(root) == ["containerd", "--config", "/srv/c.toml", "config", "dump"]
+        remove(changes, CONTAINERD)
+
+
+def test_where_crios_unit_says(root: Path, changes: Changes) -> None:
+    unit = (
+        "[Service]\nEnvironmentFile=-/etc/sysconfig/crio\nExecStart=/usr/bin/crio $CRIO_OPTIONS\n"
+    )
+    options = "CRIO_OPTIONS=--config-dir /srv/crio.d -c /srv/crio.conf\n"
+    write(root, "..", {"usr/lib/systemd/system/crio.service": unit, "etc/sysconfig/crio": options})
+    configure(changes, CRIO, default=True)
+    assert RUNTIME in (root / "srv/crio.d/zz-cima-runc.conf").read_text()
+    assert not (root / "etc/crio").exists()
+    assert CRIO.named(root) == {RUNTIME}
+    said = ["--config", "/srv/crio.conf", "--config-dir", "/srv/crio.d"]
+    assert config_command(root) == ["crio", *said, "config"]
+    remove(changes, CRIO)
+    write(root, "..", {"etc/sysconfig/crio": 'CRIO_OPTIONS="--default-runtime crun"\n'})
+    with pytest.raises(EngineError, match="--default-runtime=crun"):
+        configure(changes, CRIO, default=True)
+    assert configure(changes, CRIO)
+    remove(changes, CRIO)
+    write(root, "..", {"etc/sysconfig/crio": "CRIO_OPTIONS=--config-dir=\n"})
+    with pytest.raises(EngineError, match="reads no drop-in files"):
+        configure(changes, CRIO)
+
+
+def test_the_cgroups_are_those_of_the_usual_runtime(root: Path, changes: Changes) -> None:
+    """NVIDIA's may be the only handler that a file names, and the default."""
+    section = '[plugins."io.containerd.grpc.v1.cri".containerd'
+    text = f"version = 2\n{section}]\ndefault_runtime_name = 'nvidia'\n"
+    text += f"{section}.runtimes.nvidia.options]\nSystemdCgroup = true\n"
+    write(root, "containerd", {"config.toml": text})
+    configure(changes, CONTAINERD)
+    runtimes = in_effect(root)["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"]
+    assert runtimes["cima-runc"]["options"]["SystemdCgroup"] is True
 
 
 _DEBIANS_UNIT = """[Service]
