@@ -15,10 +15,12 @@ import pytest
 from sqlalchemy import insert, select, text
 
 from cima_runc.evidence.report_answer import Accepted
-from cima_runc.fleet import clock, migrate
-from cima_runc.fleet.database import Database
+from cima_runc.fleet import changes, clock, migrate
+from cima_runc.fleet.database import Database, DatabaseError
 from cima_runc.fleet.schema import Container, Host, Record, new_uid, table_of
+from cima_runc.verifier.reference.file import ImageReference
 from tests.support.fleet_host import FleetHost
+from tests.support.fleet_image import POLICY, image, reference_file, start
 from tests.support.fleet_process import FleetProcess, fleet_process, write_settings
 from tests.support.postgresql import PostgreSql
 from tests.support.served_fleet import eventually, new_host
@@ -44,15 +46,26 @@ def enrolled(database: Database, count: int) -> list[FleetHost]:
 
 
 class Fleet:
-    """Hosts that report to whichever process lives, and what they were told is durable."""
+    """Hosts that report to whichever process lives, and what they were told is durable.
 
-    def __init__(self, hosts: list[FleetHost], urls: list[FleetProcess]) -> None:
+    Every second one comes to run what the image does not hold.
+    """
+
+    def __init__(
+        self, hosts: list[FleetHost], urls: list[FleetProcess], reference: ImageReference
+    ) -> None:
         self.hosts = hosts
         self.processes = urls
         self.confirmed: dict[int, int] = {}
         """Records by registration, as an acknowledged report has confirmed them."""
+        self.bad: dict[int, int] = {}
+        """Number of the record of the unknown program, by registration, once it has run."""
+        self.proved: dict[str, list[tuple[float, float]]] = {}
+        """Of each host's accepted reports: when its nonce was asked for, and when it was told."""
         self.refused: list[str] = []
         self.stop = threading.Event()
+        self._reference = reference
+        self._to_be_bad = {id(host) for host in hosts[1::2]}
         self._threads = [
             threading.Thread(target=self._run, args=(hosts[at::4],), daemon=True) for at in range(4)
         ]
@@ -65,29 +78,46 @@ class Fleet:
         self.stop.set()
         for thread in self._threads:
             thread.join(60)
+            assert not thread.is_alive()
 
     def _run(self, hosts: list[FleetHost]) -> None:
-        numbers = {id(host): host.start(f"c-{id(host)}") for host in hosts}
+        numbers = [start(host, f"c-{id(host)}", self._reference) for host in hosts]
         for turn in itertools.count():
-            for host in hosts:
+            for host, number in zip(hosts, numbers, strict=True):
                 if self.stop.is_set():
                     return
-                host.run(numbers[id(host)], b"/bin/%d" % turn)
+                host.run(number, b"/srv/%d" % turn)
+                is_due = id(host) in self._to_be_bad and number not in self.bad
+                if is_due and (turn == 2 or random.random() < 0.3):
+                    host.run(number, b"/tmp/unknown")
+                    self.bad[number] = host.containers[number].partition.count
                 host.bind()
                 self._report(host)
 
     def _report(self, host: FleetHost) -> None:
-        process = random.choice(self.processes)
+        process, began = random.choice(self.processes), time.monotonic()
         try:
             answer = process.report(host)
         except (httpx.HTTPError, OSError, RuntimeError):
             time.sleep(0.05)
             return
         if isinstance(answer, Accepted):
+            times = self.proved.setdefault(host.tpm.ak_name.hex(), [])
+            times.append((began, time.monotonic()))
             for number, count in answer.confirmed.records.items():
                 self.confirmed[int(number)] = count
         elif answer.type == "refused":
             self.refused.append(f"{answer.error}: {answer.what}")
+
+    def longest_stale(self, good_for: float) -> float:
+        """Return for how many seconds a host was STALE at the longest, where a report is
+        ``good_for`` seconds; of a host that reports no more, until now."""
+        now = time.monotonic()
+        return max(
+            told - asked - good_for
+            for times in self.proved.values()
+            for (asked, _), (_, told) in itertools.pairwise([*times, (now, now)])
+        )
 
     def settled(self) -> None:
         """Have each host report until all is confirmed, and see that it is there."""
@@ -96,6 +126,64 @@ class Fleet:
                 self._report(host)
                 if not host.changed:
                     break
+
+    def condemned(self) -> set[int]:
+        """Return the registrations whose unknown program is confirmed."""
+        return {
+            number for number, at in list(self.bad.items()) if self.confirmed.get(number, 0) >= at
+        }
+
+
+class Watched:
+    """Looks at all verdicts, again and again, for one that is wrong."""
+
+    def __init__(self, database: Database, fleet: Fleet) -> None:
+        self.wrong: list[str] = []
+        self.looks = 0
+        self._database, self._fleet = database, fleet
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "Watched":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(60)
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.5):
+            condemned = self._fleet.condemned()
+            try:
+                found = verdicts(self._database)
+            except DatabaseError:
+                continue  # it is being restarted
+            self.looks += 1
+            self.wrong += [f"{number} is TRUSTED" for number in condemned & found["TRUSTED"]]
+            bad = set(self._fleet.bad)
+            self.wrong += [f"{number} is UNTRUSTED" for number in found["UNTRUSTED"] - bad]
+
+
+def verdicts(database: Database) -> dict[str, set[int]]:
+    """Return the registrations of each verdict."""
+    column = table_of(Container).c
+    found: dict[str, set[int]] = {"TRUSTED": set(), "UNTRUSTED": set(), "UNKNOWN": set()}
+    with database.read() as connection:
+        for row in connection.execute(select(column.registration, column.verdict)):
+            found[row.verdict].add(row.registration)
+    return found
+
+
+def judged(database: Database, root: Path) -> ImageReference:
+    """Give the service reference values, and a policy that lets more run than the image holds."""
+    reference = image(root / "image")
+    with database.write() as connection:
+        allowing = POLICY + '[[files]]\npath = "/srv/*"\n'
+        changes.add_policy(connection, "tester", "default", allowing)
+        changes.add_reference(connection, "tester", "app", reference_file(reference))
+        changes.assign(connection, "tester", "default", {})
+    return reference
 
 
 def lost(database: Database, confirmed: dict[int, int]) -> list[Any]:
@@ -125,26 +213,48 @@ def test_processes_are_killed_under_load(
     # SQLite is for one process and a few hosts.
     most = MANY if request.config.getoption("--everything") else HOSTS
     hosts = enrolled(database, most if database.is_postgresql else HOSTS // 10)
+    reference = judged(database, tmp_path)
     url = database.url.render_as_string(hide_password=False)
-    config = write_settings(tmp_path / "service", url, interval=5.0, overdue=2.0)
+    interval, overdue = max(5.0, len(hosts) * 0.04), 2.0
+    config = write_settings(tmp_path / "service", url, interval=interval, overdue=overdue)
     processes = [FleetProcess(config) for _ in range(2 if database.is_postgresql else 1)]
-    fleet = Fleet(hosts, processes)
-    fleet.start()
-    for _ in range(2):
-        time.sleep(2)
-        victim = random.randrange(len(processes))
-        processes[victim].kill()
-        processes[victim] = FleetProcess(config)
-    eventually(lambda: len(fleet.confirmed) == len(hosts), 300)
-    fleet.end()
-    assert lost(database, fleet.confirmed) == []
-    fleet.settled()
+    fleet = Fleet(hosts, processes, reference)
+    with Watched(database, fleet) as watched:
+        fleet.start()
+        for _ in range(2):
+            time.sleep(2)
+            victim = random.randrange(len(processes))
+            processes[victim].kill()
+            processes[victim] = FleetProcess(config)
+        if database.is_postgresql:
+            time.sleep(1)
+            server: PostgreSql = request.getfixturevalue("server")
+            server.stop(kill=True)
+            time.sleep(0.5)
+            server.start()
+        half = len(hosts) // 2
+        eventually(
+            lambda: len(fleet.confirmed) == len(hosts) and len(fleet.condemned()) == half, 300
+        )
+        fleet.end()
+        assert lost(database, fleet.confirmed) == []
+        fleet.settled()
+    assert fleet.longest_stale(overdue * interval) <= 2 * interval
     assert lost(database, fleet.confirmed) == []
     assert not fleet.refused, fleet.refused[:3]
+    assert watched.looks > 3
+    assert not watched.wrong, watched.wrong[:3]
+    bad = set(fleet.bad)
+    assert fleet.condemned() == bad
+    assert verdicts(database) == {
+        "TRUSTED": set(fleet.confirmed) - bad,
+        "UNTRUSTED": bad,
+        "UNKNOWN": set(),
+    }
     # The one that is left tells of those that stop reporting; none of them twice.
     for process in processes[1:]:
         process.kill()
-    eventually(lambda: stale(processes[0]) >= len(hosts) - 1, 40)
+    eventually(lambda: stale(processes[0]) >= len(hosts) - 1, 40 + 2 * overdue * interval)
     told = processes[0].get("/v1/events", kind="host.stale", limit=1000)
     by_host = [one["host"] for one in told if one["time"] > recent(told)]
     assert len(by_host) == len(set(by_host))
@@ -172,7 +282,7 @@ def test_the_database_restarts_under_load(tmp_path: Path, server: PostgreSql) ->
         tmp_path / "service", database.url.render_as_string(hide_password=False), interval=5.0
     )
     with fleet_process(config) as process:
-        fleet = Fleet(hosts, [process])
+        fleet = Fleet(hosts, [process], judged(database, tmp_path))
         fleet.start()
         for kill in (False, True):
             time.sleep(1.5)
