@@ -284,6 +284,14 @@ the host's log of 100,000 lines, redacted, 7 MiB."""
 REPORT_PIECE = 4 * MIB
 """Bytes of records in one report; more come in further reports."""
 
+FLEET_LOG = 1 << 18
+"""Entries of one host's log that the service keeps of a boot, 32 bytes each and what they say where
+the host shows it; what host services run by later lines is not proved any more. A host that is up
+for months has some 20,000."""
+
+FLEET_BOOTS = 64
+"""Boots of one host of which the service keeps what they proved; above it the oldest goes."""
+
 REPORT_SLOTS = 1 << 20
 """Slots of a table that a report may speak of: more containers than any host holds."""
 

@@ -6,31 +6,47 @@ cannot lose one.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from cima_runc.base.text import printable
 from cima_runc.cpcr.status import Status
-from cima_runc.ml.contents import Measured
+from cima_runc.ml.contents import File, Measured
 from cima_runc.verifier.appraisal import compare
 from cima_runc.verifier.completeness import completeness
 from cima_runc.verifier.errors import Verdict
+from cima_runc.verifier.kernel_line import HostFile
 from cima_runc.verifier.policy import Policy
+from cima_runc.verifier.reference.file import HostReference
 from cima_runc.verifier.result import Finding
 from cima_runc.verifier.rules.dependencies import check_dependencies
 from cima_runc.verifier.rules.host import check_pcrs, check_status
-from cima_runc.verifier.rules.host_log import check_replayed
+from cima_runc.verifier.rules.host_log import check_files, check_replayed
 from cima_runc.verifier.steps.explained import Aggregate, HostLog
 from cima_runc.verifier.values import Values
 
 Part = Literal["own", "services", "runs", "host"]
 
 _OF_SERVICES = frozenset({"dependencies.none", "dependencies.unfinished"})
+_OF_ANY = frozenset(
+    {
+        "dependencies.line",
+        "dependencies.unproved",
+        "host.log_hidden",
+        "host.pcr_changed",
+        "host.reference",
+    }
+)
+"""What keeps a container from being TRUSTED whatever the policy asks for: ``cima verify`` takes no
+evidence in which it is so."""
 _OF_RUNS = frozenset({"runs.end_not_seen", "runs.not_seen", "runs.not_trusted"})
 HEAD = 32
 """Records that new ones are compared after: registration, configuration, root filesystem, and the
 first programs."""
-_PASSES = _OF_SERVICES | {"runs.end_not_seen", "runs.not_seen"}
+_SHOWN = 16
+"""Records of the host services that are named in findings, of those that are wrong in one way."""
+_PASSES = _OF_SERVICES | {"host.reference", "runs.end_not_seen", "runs.not_seen"}
 """What a later report may mend: it keeps a container from being TRUSTED, and condemns none."""
 
 
@@ -46,6 +62,32 @@ class HostFacts:
     violations: int = 0
     disclosure: Literal["redacted", "full"] = "redacted"
     violated: tuple[bytes, ...] = ()
+    is_hidden: bool = False
+    """Whether the log was shown in this boot, and is not any more."""
+    moved: tuple[int, ...] = ()
+    """PCRs of the boot that became others in it."""
+    has_boot_log: bool = False
+
+
+@dataclass(frozen=True)
+class Pcrs:
+    """The PCRs that the service has hosts bind into, and log their files in."""
+
+    binding: int
+    host: int
+
+
+@dataclass(frozen=True)
+class Services:
+    """The host services that a container relies on, as far as they are proved."""
+
+    records: tuple[Measured, ...]
+    is_whole: bool
+    """Whether all records that their register has are proved, and it is there."""
+    without_line: tuple[int, ...] = ()
+    """Numbers of the records of files that came without their line of the kernel's log."""
+    not_in_log: tuple[int, ...] = ()
+    """Numbers of those whose line is not in the log as it is proved."""
 
 
 @dataclass(frozen=True)
@@ -87,23 +129,79 @@ def own(head: Sequence[Measured], new: Sequence[Measured], values: Values) -> li
     return found + [one for one in compared if one.record is None or one.record >= first]
 
 
-def services(records: Sequence[Measured] | None, values: Values) -> list[Finding]:
-    """Return what is to be said of the host services that a container relies on.
+def services(relied_on: Services | None, values: Values) -> list[Finding]:
+    """Return what is to be said of the host services that a container relies on; None: it names
+    none."""
+    records = relied_on.records if relied_on is not None else ()
+    found = check_dependencies(records, _host_reference(values), values.policy)
+    return [*map(_softened, found), *(_lines(relied_on) if relied_on is not None else ())]
 
-    ``records`` None: it names none.
+
+def _lines(relied_on: Services) -> Iterable[Finding]:
+    """Yield what does not rest on what the host's TPM vouches for. What is not there yet may come
+    with a later report."""
+    if not relied_on.is_whole:
+        yield Finding(
+            severity="warn",
+            rule="dependencies.unproved",
+            what="the records of the host services are not proved, or not all of them",
+        )
+    for number in relied_on.without_line[:_SHOWN]:
+        yield Finding(
+            severity="fail",
+            rule="dependencies.line",
+            what=f"record {number} of the host services{_path(relied_on, number)} does not come "
+            "with its line of the kernel's log",
+            record=number,
+        )
+    for number in relied_on.not_in_log[:_SHOWN]:
+        yield Finding(
+            severity="warn",
+            rule="dependencies.line",
+            what=f"record {number} of the host services{_path(relied_on, number)} is not in the "
+            "host's log as it is proved",
+            record=number,
+        )
+
+
+def _path(relied_on: Services, number: int) -> str:
+    paths = (
+        content.path
+        for at, content in relied_on.records
+        if at == number and isinstance(content, File)
+    )
+    return "".join(f", {printable(path)}," for path in paths)
+
+
+def host(
+    facts: HostFacts,
+    relied_on: Callable[[], Sequence[Measured]],
+    files: Callable[[], Sequence[HostFile | None]],
+    values: Values,
+    pcrs: Pcrs,
+) -> list[Finding]:
+    """Return what is to be said of a container's host.
+
+    ``relied_on`` gives the records of the services that the container relies on, ``files`` what
+    the lines of the host's log say; both are asked where it matters.
     """
-    references = values.references
-    host = references.host if references is not None else None
-    found = check_dependencies(records or (), host, values.policy)
-    return [_softened(one) for one in found]
-
-
-def host(facts: HostFacts, relied_on: Sequence[Measured], policy: Policy) -> list[Finding]:
-    """Return what is to be said of a container's host; ``relied_on`` are the records of the
-    services that the container relies on."""
+    policy = values.policy
     found = [*check_status(facts.status, policy), *check_pcrs(facts.pcrs, policy)]
+    found += _selected(facts, policy, pcrs)
+    if facts.moved:
+        numbers = " ".join(map(str, facts.moved))
+        found.append(
+            Finding(
+                severity="fail" if facts.has_boot_log else "warn",
+                rule="host.pcr_changed",
+                what=f"PCRs {numbers} of the boot became others after it: they are not what the "
+                "firmware's event log adds up to",
+            )
+        )
+    if facts.is_hidden:
+        what = "the host has shown its log in this boot, and does so no more"
+        found.append(Finding(severity="warn", rule="host.log_hidden", what=what))
     if facts.lines:
-        # Of the host's files those are compared that are its services', not each line.
         log = HostLog(
             disclosure=facts.disclosure,
             lines=facts.lines,
@@ -112,8 +210,37 @@ def host(facts: HostFacts, relied_on: Sequence[Measured], policy: Policy) -> lis
             files=(),
             violated=facts.violated,
         )
-        found += check_replayed(log, relied_on, policy)
+        matters = facts.violations and facts.disclosure == "full"
+        found += check_replayed(log, relied_on() if matters else (), policy)
+        # Of one line alone, boot_aggregate, nobody can tell whether it is shown in full.
+        if facts.disclosure == "full" and facts.lines > 1:
+            found += map(_softened, check_files(files(), _host_reference(values), policy))
     return found
+
+
+def _selected(facts: HostFacts, policy: Policy, pcrs: Pcrs) -> Iterable[Finding]:
+    """Yield where the policy means other PCRs than hosts are made to show."""
+    missing = sorted(set(policy.boot_pcrs) - facts.pcrs.keys())
+    others = [
+        f"{name} {meant}, and it is {there}"
+        for name, meant, there in (
+            ("binding_pcr", policy.binding_pcr, pcrs.binding),
+            ("host_pcr", policy.host_pcr, pcrs.host),
+        )
+        if meant != there
+    ]
+    others += [f"boot_pcrs {number}, which is not quoted" for number in missing]
+    if others:
+        yield Finding(
+            severity="fail",
+            rule="host.pcr_selection",
+            what="the policy means other PCRs than reports show: " + "; ".join(others),
+            next="set binding_pcr, host_pcr and boot_pcrs in the policy as the service has them",
+        )
+
+
+def _host_reference(values: Values) -> HostReference | None:
+    return values.references.host if values.references is not None else None
 
 
 _EARLIER = {
@@ -131,11 +258,14 @@ _EARLIER = {
 }
 
 
-def runs(earlier: Earlier, policy: Policy) -> list[Finding]:
-    """Return what is to be said of the run before."""
+def runs(earlier: Earlier, policy: Policy, *, late: int) -> list[Finding]:
+    """Return what is to be said of the run before, and of ``late`` records after this one's end."""
     allowed = policy.allow_restarts
     key = "start it under a new name; to tolerate it, in the policy: allow_restarts = true"
     found = []
+    if late:
+        what = f"the container has {late} records after its end"
+        found.append(Finding(severity="fail", rule="runs.after_exit", what=what))
     if earlier.what in _EARLIER:
         rule, what = _EARLIER[earlier.what]
         # It may come with a later report.
@@ -148,13 +278,18 @@ def runs(earlier: Earlier, policy: Policy) -> list[Finding]:
     elif earlier.verdict not in {None, Verdict.TRUSTED} and not allowed:
         what = "the run before was not found TRUSTED"
         found.append(Finding(severity="warn", rule="runs.not_trusted", what=what))
-    return [one.model_copy(update={"next": "" if allowed else key}) for one in found]
+    return [
+        one.model_copy(update={"next": key})
+        if one.rule != "runs.after_exit" and not allowed
+        else one
+        for one in found
+    ]
 
 
 def verdict(findings: Iterable[tuple[str, str]], state: State, values: Values) -> Verdict:
     """Return the verdict that follows from findings, as (severity, rule), and where it stands."""
     references, policy = values.references, values.policy
-    withholds = set() if policy.allow_restarts else set(_OF_RUNS)
+    withholds = set(_OF_ANY) if policy.allow_restarts else {*_OF_ANY, *_OF_RUNS}
     if policy.dependencies.required or (references is not None and references.host is not None):
         withholds |= _OF_SERVICES
     rules = set()

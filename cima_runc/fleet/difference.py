@@ -8,6 +8,7 @@ from sqlalchemy import Connection, func, insert, select
 
 from cima_runc.base.text import printable
 from cima_runc.fleet import clock, verdicts
+from cima_runc.fleet.appraisal import Pcrs
 from cima_runc.fleet.changes import NotFoundError
 from cima_runc.fleet.database import Database
 from cima_runc.fleet.judge import Judge
@@ -26,7 +27,7 @@ class _TriedError(Exception):
     """The end of a trial: nothing of it stays."""
 
 
-def difference(database: Database, name: str, text: str) -> dict[str, Any]:
+def difference(database: Database, pcrs: Pcrs, name: str, text: str) -> dict[str, Any]:
     """Return which verdicts the next version of the policy ``name`` would change.
 
     Each container's is appraised as it would be, in a transaction of its own that is rolled back:
@@ -62,7 +63,17 @@ def difference(database: Database, name: str, text: str) -> dict[str, Any]:
         found: list[dict[str, Any]] = []
         try:
             with database.write() as connection:
-                _try(connection, name, text, container=row.id, host=row.host, found=found)
+                # A cache of its own: the number of the row that is rolled back will be another
+                # policy's.
+                _try(
+                    connection,
+                    Judge(ValuesCache(), pcrs),
+                    name,
+                    text,
+                    container=row.id,
+                    host=row.host,
+                    found=found,
+                )
                 raise _TriedError
         except _TriedError:
             changes += found
@@ -72,6 +83,7 @@ def difference(database: Database, name: str, text: str) -> dict[str, Any]:
 
 def _try(
     connection: Connection,
+    judge: Judge,
     name: str,
     text: str,
     *,
@@ -100,8 +112,7 @@ def _try(
             created_by=_ACTOR,
         )
     )
-    # A cache of its own: the number of the row that is rolled back will be another policy's.
-    (after,) = Judge(ValuesCache()).judge(connection, [dict(row)], dict(host_row), {}, now)
+    (after,) = judge.judge(connection, [dict(row)], dict(host_row), {}, now)
     deadline = verdicts.deadline_of(dict(row), dict(host_row), now)
     shown = [
         verdicts.effective(verdict, deadline, has_ended=row["has_ended"], now=now).value

@@ -7,17 +7,27 @@ it before. Source: fleet, section 5.
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, insert, select
+from sqlalchemy import Connection, Select, and_, delete, insert, select
 
 from cima_runc.fleet.appraisal import Part
 from cima_runc.fleet.database import batched
-from cima_runc.fleet.schema import Finding, table_of
+from cima_runc.fleet.schema import Container, Finding, table_of
 from cima_runc.fleet.values import Mode
 from cima_runc.verifier.result import Finding as Found
 
-_FINDING = table_of(Finding)
+_FINDING, _CONTAINER = table_of(Finding), table_of(Container)
 FINDINGS = 1_000
 """Findings of one part that are kept; all decide the verdict as they come."""
+
+
+def waiting_for_log(host: int) -> Select[tuple[int]]:
+    """Return the query for containers of a host that rely on what was not in its log."""
+    column = _FINDING.c
+    return (
+        select(column.container)
+        .join(_CONTAINER, _CONTAINER.c.id == column.container)
+        .where(_CONTAINER.c.host == host, column.rule == "dependencies.line")
+    )
 
 
 class Findings:

@@ -1,6 +1,5 @@
 """What is kept of hosts: read as the verification of a report wants it, written as it left it."""
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,12 +7,13 @@ from typing import Any
 from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
+from cima_runc.base import limits
 from cima_runc.base.text import printable
 from cima_runc.cpcr.sparse import SparseTable
 from cima_runc.cpcr.status import Status
 from cima_runc.evidence.fields import as_tuples
-from cima_runc.evidence.models import HostLine
 from cima_runc.evidence.report import Report
+from cima_runc.fleet import host_logs
 from cima_runc.fleet.database import batched, update_all
 from cima_runc.fleet.schema import (
     Appraisal,
@@ -22,6 +22,7 @@ from cima_runc.fleet.schema import (
     Finding,
     Held,
     Host,
+    HostBoot,
     HostTable,
     Line,
     Owner,
@@ -32,8 +33,8 @@ from cima_runc.fleet.schema import (
 )
 from cima_runc.fleet.values import measured_layers
 from cima_runc.ml.contents import Config, Exit, File, Previous, Register, RegisterV1, Rootfs
-from cima_runc.verifier.kernel_line import read_line
 from cima_runc.verifier.report.check import Proved, Wanted, wanted
+from cima_runc.verifier.report.errors import BootIdError
 from cima_runc.verifier.report.known import (
     Chain,
     Counters,
@@ -45,6 +46,7 @@ from cima_runc.verifier.report.known import (
 from cima_runc.verifier.report.partitions import CheckedRecord, RegisterChange
 
 _HOST, _TABLE, _CONTAINER = table_of(Host), table_of(HostTable), table_of(Container)
+_BOOT = table_of(HostBoot)
 _RECORD, _HELD, _OWNER, _LINE = table_of(Record), table_of(Held), table_of(Owner), table_of(Line)
 
 CRI = (
@@ -166,6 +168,7 @@ def register_of(row: Mapping[str, Any]) -> KnownRegister:
         row["cpcr"],
         Previous.model_validate(previous) if previous is not None else None,
         row["has_ended"],
+        row["late"],
     )
     held = None
     if row["held"]:
@@ -176,6 +179,7 @@ def register_of(row: Mapping[str, Any]) -> KnownRegister:
             bytes.fromhex(chain["cpcr"]),
             Previous.model_validate(before) if before is not None else None,
             chain["ended"],
+            chain.get("late", 0),
         )
     return KnownRegister(
         registration=row["registration"],
@@ -208,9 +212,19 @@ class Changed:
 
 
 def keep_host(
-    connection: Connection, host: Mapping[str, Any], proved: Proved, deadline: int
+    connection: Connection,
+    host: Mapping[str, Any],
+    proved: Proved,
+    *,
+    deadline: int,
+    boot_pcrs: Sequence[int],
+    now: int,
 ) -> dict[str, Any]:
-    """Write what a report proved of the host itself; return its row as it is now."""
+    """Write what a report proved of the host itself; return its row as it is now.
+
+    Raises:
+        BootIdError: the boot is one that was over.
+    """
     values: dict[str, Any] = {
         "reset_count": proved.counters.reset_count,
         "restart_count": proved.counters.restart_count,
@@ -231,13 +245,15 @@ def keep_host(
         if host[name] != value:
             values[name] = value
     if proved.new_boot:
-        values |= {"log_lines": 0, "log_value": None, "log": {}, "has_boot_log": False}
-    if proved.host_log is not None and (
-        proved.new_boot or proved.host_log.lines != host["log_lines"]
-    ):
-        values |= {"log_lines": proved.host_log.lines, "log_value": proved.host_log.value}
-        before = {} if proved.new_boot else host["log"]
-        values["log"] = _log_facts(before, proved)
+        values |= {"log_lines": 0, "log_value": None, "has_boot_log": False}
+        # After a restore there is nothing that it had proved.
+        if host["boot_id"] is not None and host["status"] is not None:
+            _keep_boot(connection, host, proved.boot_id, now)
+    log = _log(host, proved, boot_pcrs)
+    values |= {key: value for key, value in log.items() if value != values.get(key, host[key])}
+    if proved.host_log is not None:
+        first = proved.host_log.lines - len(proved.host_entries)
+        host_logs.keep(connection, host["id"], proved.boot_id, first, proved.host_entries)
     if proved.boot_log is not None:
         values["has_boot_log"] = True
     if proved.table is not None:
@@ -252,44 +268,65 @@ def keep_host(
     return {**host, **values}
 
 
-def _log_facts(before: Mapping[str, Any], proved: Proved) -> dict[str, Any]:
-    """Return what the host's log says, with the entries that are newly proved."""
-    facts = dict(before)
-    entries = proved.host_entries
-    if not before and entries:
-        facts["aggregate"] = _aggregate(entries[0], proved.pcrs)
-        facts["disclosure"] = (
-            "full" if all(isinstance(one, HostLine) for one in entries) else "redacted"
+def _log(before: Mapping[str, Any], proved: Proved, boot_pcrs: Sequence[int]) -> dict[str, Any]:
+    """Return what is to be kept of the host's log: its length, and what it says."""
+    lines = 0 if proved.new_boot else before["log_lines"]
+    said = {} if proved.new_boot else before["log"]
+    found: dict[str, Any] = {}
+    if proved.host_log is not None:
+        is_first = lines == 0
+        if proved.host_entries or is_first or "hidden" in said:
+            kept = {"moved": said["moved"]} if "moved" in said else {}
+            said = {**host_logs.facts(said, proved.host_entries, is_first=is_first), **kept}
+        said = {**said, "aggregate": host_logs.begins(said, proved.pcrs)}
+        found = {"log_lines": proved.host_log.lines, "log_value": proved.host_log.value}
+    elif lines:
+        said = {**said, "hidden": True}
+    if not proved.new_boot and before["pcrs"]:
+        moved = {
+            pcr
+            for pcr in boot_pcrs
+            if before["pcrs"].get(str(pcr)) not in (None, proved.pcrs[pcr].hex())
+        }
+        if moved:
+            said = {**said, "moved": sorted(moved | set(said.get("moved", ())))}
+    return {**found, "log": said}
+
+
+def _keep_boot(connection: Connection, host: Mapping[str, Any], boot_id: str, now: int) -> None:
+    """Keep what a boot that is over had proved; forget the oldest where there are too many."""
+    of_host = _BOOT.c.host == host["id"]
+    known = connection.execute(
+        select(_BOOT.c.boot_id).where(of_host).order_by(_BOOT.c.ended.desc())
+    ).scalars()
+    earlier = list(known)
+    if boot_id in earlier:
+        raise BootIdError(
+            "the boot is one that was over",
+            expected="a boot that was not reported yet",
+            found=f"boot {boot_id}",
+            hint="two hosts with one attestation key: do not rely on either",
         )
-    violated = set(facts.get("violated", ()))
-    count = facts.get("violations", 0)
-    for entry in entries:
-        if isinstance(entry, HostLine) and entry.violation:
-            count += 1
-            said = read_line(entry.data)
-            if len(violated) < _BATCH:
-                violated.add((said.path if said is not None else b"").hex())
-        elif entry == b"\xff" * 32:
-            count += 1
-            facts["disclosure"] = "redacted"
-        elif not isinstance(entry, HostLine):
-            facts["disclosure"] = "redacted"
-    facts["violations"] = count
-    facts["violated"] = sorted(violated)
-    return facts
+    _forget_boots(connection, host["id"], earlier[limits.FLEET_BOOTS - 1 :])
+    names = ("boot_id", "status", "pcrs", "log_lines", "log", "has_boot_log")
+    row = {name: host[name] for name in names}
+    connection.execute(insert(_BOOT).values(host=host["id"], ended=now, **row))
 
 
-def _aggregate(entry: bytes | HostLine, values: Mapping[int, bytes]) -> str:
-    """Say how the log's first line stands to the quoted PCRs."""
-    said = read_line(entry.data) if isinstance(entry, HostLine) and not entry.violation else None
-    if said is None or said.path != b"boot_aggregate":
-        return "another"
-    if not any(said.digest):
-        return "zero"
-    if said.algorithm != "sha256" or any(pcr not in values for pcr in range(10)):
-        return "not comparable"
-    digest = hashlib.sha256(b"".join(values[pcr] for pcr in range(10))).digest()
-    return "equal" if digest == said.digest else "another"
+def _forget_boots(connection: Connection, host: int, boots: Sequence[str]) -> None:
+    host_logs.forget(connection, host, boots)
+    for boot_id in boots:
+        is_it = and_(_BOOT.c.host == host, _BOOT.c.boot_id == boot_id)
+        connection.execute(delete(_BOOT).where(is_it))
+
+
+def boot(connection: Connection, host: int, boot_id: str) -> Mapping[str, Any] | None:
+    """Return the row of a boot of a host's that is over; None: nothing of it is kept."""
+    found = connection.execute(
+        select(_BOOT).where(_BOOT.c.host == host, _BOOT.c.boot_id == boot_id)
+    )
+    row = found.mappings().first()
+    return dict(row) if row is not None else None
 
 
 def keep_containers(
@@ -395,6 +432,7 @@ def _row(one: KnownRegister) -> dict[str, Any]:
             "cpcr": one.held.cpcr.hex(),
             "previous": before.model_dump(mode="json") if before is not None else None,
             "ended": one.held.ended,
+            "late": one.held.late,
         }
     return {
         "boot_id": one.boot_id,
@@ -415,6 +453,7 @@ def _row(one: KnownRegister) -> dict[str, Any]:
         "held_chain": chain,
         "secret": one.secret,
         "has_ended": one.proved.ended,
+        "late": one.proved.late,
         "place_proved": True,
     }
 
@@ -625,3 +664,8 @@ def forget_containers(connection: Connection, before: int) -> None:
     for table in (_RECORD, _HELD, table_of(Finding), table_of(Appraisal)):
         connection.execute(delete(table).where(table.c.container.in_(old)))
     connection.execute(update(_CONTAINER).where(_CONTAINER.c.id.in_(old)).values(forgotten=True))
+    boots = connection.execute(
+        select(_BOOT.c.host, _BOOT.c.boot_id).where(_BOOT.c.ended < before).limit(_BATCH)
+    ).all()
+    for host, boot_id in boots:
+        _forget_boots(connection, host, [boot_id])

@@ -5,6 +5,7 @@ What many containers have in common is read once, and written together: a host m
 with hundreds of them. Source: fleet, section 5.
 """
 
+import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +13,26 @@ from typing import Any
 from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
 
 from cima_runc.base.text import printable
-from cima_runc.fleet import appraisal, events
-from cima_runc.fleet.appraisal import HEAD, Earlier, Part, State
+from cima_runc.fleet import appraisal, events, host_logs, hosts
+from cima_runc.fleet.appraisal import HEAD, Earlier, HostFacts, Part, Pcrs, Services, State
 from cima_runc.fleet.database import batched, update_all
 from cima_runc.fleet.events import Told
 from cima_runc.fleet.findings import Findings
 from cima_runc.fleet.schema import Appraisal, Container, Line, Record, table_of
 from cima_runc.fleet.schema import Verdict as VerdictRow
 from cima_runc.fleet.values import Choice, Choosing, Mode, ValuesCache
-from cima_runc.fleet.verdicts import deadline_of, effective, facts_of, measured_line
-from cima_runc.ml.contents import Measured
+from cima_runc.fleet.verdicts import (
+    deadline_of,
+    effective,
+    facts_of,
+    measured_line,
+    measured_with_line,
+)
+from cima_runc.ml.contents import File, Measured
 from cima_runc.verifier.errors import Verdict
+from cima_runc.verifier.kernel_line import HostFile
 from cima_runc.verifier.result import Finding as Found
+from cima_runc.verifier.values import Values
 
 _CONTAINER, _RECORD = table_of(Container), table_of(Record)
 _APPRAISAL, _LINE = table_of(Appraisal), table_of(Line)
@@ -46,8 +55,9 @@ _NONE = News()
 class Judge:
     """Appraises containers of hosts whose rows are locked."""
 
-    def __init__(self, values: ValuesCache) -> None:
+    def __init__(self, values: ValuesCache, pcrs: Pcrs) -> None:
         self._values = values
+        self._pcrs = pcrs
 
     def judge(
         self,
@@ -67,7 +77,9 @@ class Judge:
         judged: set[int] = set()
         verdicts: list[Verdict] = []
         while containers:
-            sitting = _Sitting(connection, self._values, containers, host, news=news, now=now)
+            sitting = _Sitting(
+                connection, self._values, self._pcrs, containers, host, news=news, now=now
+            )
             found = [sitting.judge(one, news.get(one["id"], _NONE)) for one in containers]
             sitting.end()
             verdicts = verdicts or found
@@ -103,6 +115,41 @@ def _followers(
     return sorted(found.values(), key=lambda one: (one["run"] or 0, one["id"]))
 
 
+class _Boots:
+    """What a host has proved in its boots, this one and earlier ones; for one transaction."""
+
+    def __init__(self, connection: Connection, host: Mapping[str, Any]) -> None:
+        self._connection = connection
+        self._host = host
+        self._facts: dict[str, HostFacts | None] = {host["boot_id"]: facts_of(host)}
+        self._proved: dict[str, frozenset[bytes]] = {}
+        self._files: dict[str, list[HostFile | None]] = {}
+
+    def facts(self, boot_id: str) -> HostFacts | None:
+        """Return what a boot had proved; None: nothing of it is kept, or all of it is waited for
+        after a restore."""
+        if boot_id not in self._facts:
+            row = None
+            if not hosts.awaits_resync(self._host):
+                row = hosts.boot(self._connection, self._host["id"], boot_id)
+            self._facts[boot_id] = facts_of(row) if row is not None else None
+        return self._facts[boot_id]
+
+    def proved(self, boot_id: str) -> frozenset[bytes]:
+        """Return what the host's PCR was extended with."""
+        if boot_id not in self._proved:
+            found = host_logs.proved(self._connection, self._host["id"], boot_id)
+            self._proved[boot_id] = found
+        return self._proved[boot_id]
+
+    def files(self, boot_id: str) -> list[HostFile | None]:
+        """Return what the lines of the host's log say."""
+        if boot_id not in self._files:
+            found = host_logs.files(self._connection, self._host["id"], boot_id)
+            self._files[boot_id] = found
+        return self._files[boot_id]
+
+
 class _Sitting:
     """What goes for containers of one host in one transaction; written by :meth:`end`."""
 
@@ -110,6 +157,7 @@ class _Sitting:
         self,
         connection: Connection,
         values: ValuesCache,
+        pcrs: Pcrs,
         containers: Sequence[Mapping[str, Any]],
         host: Mapping[str, Any],
         *,
@@ -118,9 +166,10 @@ class _Sitting:
     ) -> None:
         self._connection = connection
         self._values = values
+        self._pcrs = pcrs
         self._host = host
         self._now = now
-        self._facts = facts_of(host)
+        self._boots = _Boots(connection, host)
         numbers = [one["id"] for one in containers]
         self._choosing = Choosing(connection, numbers)
         # Of those that no policy was for until now nothing is kept.
@@ -136,7 +185,8 @@ class _Sitting:
         self._lines = self._first_runs(containers)
         self._going_on = sorted(number for number, one in news.items() if one.since > 0)
         self._heads: dict[int, list[tuple[int, bytes]]] | None = None
-        self._services: dict[tuple[str, int], tuple[Measured, ...]] = {}
+        self._services: dict[tuple[str, int, bool], Services] = {}
+        self._of_those: dict[tuple[tuple[str, int, bool] | None, str], list[Found]] = {}
         self._judged: dict[int, Verdict] = {}
         self._appraised: list[dict[str, Any]] = []
         self._appraised_anew: list[dict[str, Any]] = []
@@ -209,10 +259,10 @@ class _Sitting:
             appraised = len(records)
             self._findings.replace(number, mode, "own", found, now=self._now)
         if not is_by_same:
-            # Of a boot that is over the host's facts are gone: what failed by them stays, and
-            # nothing is TRUSTED by values that were never compared with them.
+            # Of a boot of which nothing is kept what failed stays, and nothing is TRUSTED by values
+            # that were never compared with what the host had proved in it.
             parts.pop("host", None)
-        for part, found in self._of_others(container, values):
+        for part, found in self._of_others(container, values, identity):
             digest = appraisal.digest_of(found)
             if parts.get(part) != digest:
                 # By the same values, what failed once does not heal; but a run before may have
@@ -250,15 +300,37 @@ class _Sitting:
         return verdict, choice
 
     def _of_others(
-        self, container: Mapping[str, Any], values: Any
+        self, container: Mapping[str, Any], values: Values, identity: str
     ) -> Iterable[tuple[Part, list[Found]]]:
         """Yield what is to be said of what a container stands on."""
-        relied_on = self._services_of(container)
+        boot_id = container["boot_id"]
+
+        def records() -> tuple[Measured, ...]:
+            relied_on = self._services_of(container)
+            return relied_on.records if relied_on is not None else ()
+
         if container["kind"] == "container" and not container["is_sealed"]:
-            yield "services", appraisal.services(relied_on, values)
-            yield "runs", appraisal.runs(self._earlier(container), values.policy)
-        if self._facts is not None and container["boot_id"] == self._host["boot_id"]:
-            yield "host", appraisal.host(self._facts, relied_on or (), values.policy)
+            yield "services", self._of_services(container, values, identity)
+            yield (
+                "runs",
+                appraisal.runs(self._earlier(container), values.policy, late=container["late"]),
+            )
+        facts = self._boots.facts(boot_id)
+        if facts is not None:
+            yield (
+                "host",
+                appraisal.host(
+                    facts, records, lambda: self._boots.files(boot_id), values, self._pcrs
+                ),
+            )
+
+    def _of_services(
+        self, container: Mapping[str, Any], values: Values, identity: str
+    ) -> list[Found]:
+        key = (self._services_key(container), identity)
+        if key not in self._of_those:
+            self._of_those[key] = appraisal.services(self._services_of(container), values)
+        return self._of_those[key]
 
     def _chosen(
         self,
@@ -309,21 +381,55 @@ class _Sitting:
         found = self._heads.get(container, ())
         return tuple(measured_line(raw) for number, raw in found if number < until)
 
-    def _services_of(self, container: Mapping[str, Any]) -> tuple[Measured, ...] | None:
+    def _services_key(self, container: Mapping[str, Any]) -> tuple[str, int, bool] | None:
         if container["services"] is None:
             return None
-        key = (container["boot_id"], container["services"])
+        return container["boot_id"], container["services"], container["has_ended"]
+
+    def _services_of(self, container: Mapping[str, Any]) -> Services | None:
+        key = self._services_key(container)
+        if key is None:
+            return None
         if key not in self._services:
-            found = self._connection.execute(
-                select(_CONTAINER.c.id).where(
-                    _CONTAINER.c.host == container["host"],
-                    _CONTAINER.c.boot_id == container["boot_id"],
-                    _CONTAINER.c.registration == container["services"],
-                    _CONTAINER.c.kind == "dependencies",
+            column = _CONTAINER.c
+            row = self._connection.execute(
+                select(column.id, column.slot, column.count, column.confirmed, column.held).where(
+                    column.host == container["host"],
+                    column.boot_id == container["boot_id"],
+                    column.registration == container["services"],
+                    column.kind == "dependencies",
                 )
-            ).scalar()
-            self._services[key] = self._records(found) if found is not None else ()
+            ).first()
+            self._services[key] = self._relied_on(row, container)
         return self._services[key]
+
+    def _relied_on(self, row: Any | None, container: Mapping[str, Any]) -> Services:
+        if row is None:
+            return Services((), is_whole=False)
+        # Of what has ended the services may have gone since.
+        may_be_gone = container["has_ended"] or container["boot_id"] != self._host["boot_id"]
+        raw = self._connection.execute(
+            select(_RECORD.c.content)
+            .where(_RECORD.c.container == row.id)
+            .order_by(_RECORD.c.number)
+        ).scalars()
+        records = [measured_with_line(each) for each in raw]
+        files = [(one.number, line) for one, line in records if isinstance(one.content, File)]
+        facts = self._boots.facts(container["boot_id"])
+        is_shown = facts is not None and facts.lines > 0
+        proved = self._boots.proved(container["boot_id"]) if is_shown and files else frozenset()
+        return Services(
+            records=tuple(one for one, _ in records),
+            is_whole=0 < row.confirmed == row.count
+            and not row.held
+            and (may_be_gone or row.slot is not None),
+            without_line=tuple(at for at, line in files if is_shown and line is None),
+            not_in_log=tuple(
+                at
+                for at, line in files
+                if is_shown and line is not None and hashlib.sha256(line).digest() not in proved
+            ),
+        )
 
     def _runs_before(self, containers: Sequence[Mapping[str, Any]]) -> dict[int, Row[Any]]:
         """Return the runs that others say came before them, by registration."""

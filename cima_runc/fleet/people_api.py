@@ -418,7 +418,9 @@ def routes(service: Service) -> APIRouter:
             text = (await request.body()).decode("utf-8")
         except UnicodeDecodeError as error:
             raise changes.ChangeError("the policy is not UTF-8") from error
-        found: dict[str, Any] = await service.run(difference, service.database, name, text)
+        found: dict[str, Any] = await service.run(
+            difference, service.database, service.pcrs, name, text
+        )
         return found
 
     @router.put("/references/{name}", status_code=201, openapi_extra=text_body)

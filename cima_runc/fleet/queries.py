@@ -254,6 +254,7 @@ def _containers(now: int) -> Select[Any]:
         _HOST.c.quoted,
         _HOST.c.deadline,
         _HOST.c.boot_id.label("host_boot_id"),
+        _HOST.c.log_lines.label("host_log_lines"),
         _HOST.c.state.label("host_state"),
         _shown_verdict(now).label("shown"),
     ).select_from(_CONTAINER.join(_HOST, _HOST.c.id == _CONTAINER.c.host))
@@ -268,10 +269,9 @@ def _container(row: Mapping[str, Any]) -> Row:
     if row["is_sealed"]:
         not_proved.append("its records: they are for its owner; its place and freshness are proved")
         not_proved.append("id, count and state: they are the host's word")
-    else:
+    elif row["boot_id"] != row["host_boot_id"] or not row["host_log_lines"]:
         not_proved.append(
-            "the host services' files, beside the agent's word: they are not looked up in the "
-            "kernel's log"
+            "the host services' files, beside the agent's word: the kernel's log is not shown"
         )
     return {
         "uid": row["uid"],

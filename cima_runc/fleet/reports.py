@@ -16,7 +16,7 @@ from cima_runc.base.text import printable
 from cima_runc.evidence.report import Report, parse_report
 from cima_runc.evidence.report_answer import Accepted, Confirmed, Invitation, Refused, Resync
 from cima_runc.evidence.report_nonce import IssuedNonce, NonceMaker
-from cima_runc.fleet import clock, events, hosts, passed_on, work
+from cima_runc.fleet import clock, events, findings, hosts, passed_on, work
 from cima_runc.fleet.database import Database, batched
 from cima_runc.fleet.events import Told
 from cima_runc.fleet.judge import Judge, News
@@ -134,7 +134,14 @@ class Reports:
         deadline = round(
             (found.quoted_at + self._settings.overdue * self._settings.interval) * 1000
         )
-        after = hosts.keep_host(connection, host, found, deadline)
+        after = hosts.keep_host(
+            connection,
+            host,
+            found,
+            deadline=deadline,
+            boot_pcrs=self._settings.boot_pcrs,
+            now=now,
+        )
         early = frozenset(
             event.registration
             for event in found.events
@@ -173,11 +180,8 @@ class Reports:
     ) -> list[dict[str, Any]]:
         """Return the containers whose verdict may be another now, earlier runs first."""
         registrations = [one.register.registration for one in found.registers]
-        services = [
-            one.register.registration
-            for one in found.registers
-            if one.register.kind == "dependencies"
-        ]
+        registers = [*(one.register for one in found.registers), *found.gone]
+        services = [one.registration for one in registers if one.kind == "dependencies"]
         wanted: list[ColumnElement[bool]] = [
             _CONTAINER.c.id.in_(some) for some in batched(sorted(changed))
         ]
@@ -188,6 +192,9 @@ class Reports:
             wanted.append(of_boot & _CONTAINER.c.services.in_(services))
         if found.new_boot or self._says_of_host(before) != self._says_of_host(after):
             wanted.append(of_boot & _CONTAINER.c.has_ended.is_(False))
+        elif after["log_lines"] != before["log_lines"]:
+            # What a service runs may be in the log now.
+            wanted.append(of_boot & _CONTAINER.c.id.in_(findings.waiting_for_log(before["id"])))
         if not wanted:
             return []
         rows = connection.execute(
@@ -209,7 +216,9 @@ class Reports:
         if host["status"] is None:
             return None
         pcrs = {str(pcr): host["pcrs"].get(str(pcr)) for pcr in self._settings.boot_pcrs}
-        return host["status"], pcrs, host["log"], host["log_lines"] > 0
+        in_full = host["log"].get("disclosure") == "full"
+        lines = host["log_lines"] if in_full else host["log_lines"] > 0
+        return host["status"], pcrs, host["log"], lines
 
     def _tell(
         self,

@@ -164,6 +164,35 @@ class HostTable(Base):
     """As :class:`cima_runc.cpcr.sparse.SparseTable` writes it."""
 
 
+class HostBoot(Base):
+    """What a boot of a host's that is over had proved of it at its end."""
+
+    __tablename__ = "host_boot"
+    host: Mapped[int] = mapped_column(ForeignKey("host.id"), primary_key=True)
+    boot_id: Mapped[str] = mapped_column(primary_key=True)
+    status: Mapped[dict[str, Any]]
+    pcrs: Mapped[dict[str, Any]]
+    log_lines: Mapped[int]
+    log: Mapped[dict[str, Any]]
+    has_boot_log: Mapped[bool]
+    ended: Mapped[int]
+    """When the next one was proved."""
+
+
+class HostLogPart(Base):
+    """Entries of a host's log, as one report proved them."""
+
+    __tablename__ = "host_log_part"
+    host: Mapped[int] = mapped_column(ForeignKey("host.id"), primary_key=True)
+    boot_id: Mapped[str] = mapped_column(primary_key=True)
+    first: Mapped[int] = mapped_column(primary_key=True)
+    """Number of the first of them, from 0."""
+    digests: Mapped[bytes]
+    """What the host's PCR was extended with, 32 bytes each."""
+    shown: Mapped[bytes | None]
+    """What each says, as :mod:`cima_runc.fleet.host_logs` packs it; None: only hashes came."""
+
+
 class JoinToken(Base):
     """A secret that lets one host enrol."""
 
@@ -257,6 +286,8 @@ class Container(Base):
     """Whether its ``exit`` is proved."""
     end: Mapped[str] = mapped_column(default="")
     """The reason of its ``exit``."""
+    late: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Records that are proved after its ``exit``."""
     forgotten: Mapped[bool] = mapped_column(default=False)
     """Whether its records were removed after their time: its verdict stays as it was."""
     vanished: Mapped[bool] = mapped_column(default=False)

@@ -11,6 +11,7 @@ from cima_runc.base.errors import CimaError
 from cima_runc.base.rate import RateLimit
 from cima_runc.evidence.report_nonce import NonceMaker
 from cima_runc.fleet import keys, migrate, passed_on
+from cima_runc.fleet.appraisal import Pcrs
 from cima_runc.fleet.database import Database, DatabaseError
 from cima_runc.fleet.judge import Judge
 from cima_runc.fleet.metrics import Metrics
@@ -85,7 +86,8 @@ class Service:
             session = keys.key_of(connection, keys.SESSION)
         self.nonces = NonceMaker(nonce, settings.nonce_seconds)
         self.sessions = Sessions(session)
-        self.judge = Judge(ValuesCache())
+        self.pcrs = Pcrs(settings.binding_pcr, settings.host_pcr)
+        self.judge = Judge(ValuesCache(), self.pcrs)
         self.reports = Reports(self.database, settings, self.judge, self.nonces, self.sessions)
         self.manufacturers = _read(settings)
         named = f"[{settings.address}]" if ":" in settings.address else settings.address

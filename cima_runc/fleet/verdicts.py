@@ -20,6 +20,7 @@ from cima_runc.ml import contents
 from cima_runc.ml.contents import Measured
 from cima_runc.ml.records import parse_fields
 from cima_runc.verifier.errors import Verdict
+from cima_runc.verifier.kernel_line import take_line
 
 _CONTAINER, _HOST = table_of(Container), table_of(Host)
 
@@ -84,7 +85,8 @@ def deadline_of(container: Mapping[str, Any], host: Mapping[str, Any], now: int)
 
 
 def facts_of(host: Mapping[str, Any]) -> HostFacts | None:
-    """Return what a host's row says that its last report proved; None before the first."""
+    """Return what a host's row, or that of a boot that is over, says that its last report proved;
+    None before the first."""
     if host["status"] is None:
         return None
     log = host["log"] or {}
@@ -96,11 +98,18 @@ def facts_of(host: Mapping[str, Any]) -> HostFacts | None:
         violations=log.get("violations", 0),
         disclosure=log.get("disclosure", "redacted"),
         violated=tuple(bytes.fromhex(path) for path in log.get("violated", ())),
+        is_hidden="hidden" in log,
+        moved=tuple(log.get("moved", ())),
+        has_boot_log=host["has_boot_log"],
     )
 
 
 def measured_line(raw: bytes) -> Measured:
     """Return a stored record as rules look at it."""
-    value = json.loads(raw)
-    value.pop("line", None)
-    return contents.measured(parse_fields(value))
+    return measured_with_line(raw)[0]
+
+
+def measured_with_line(raw: bytes) -> tuple[Measured, bytes | None]:
+    """Return a stored record, and the data of the kernel's line that came with it."""
+    value, line = take_line(json.loads(raw))
+    return contents.measured(parse_fields(value)), line

@@ -45,6 +45,8 @@ class Container:
     state: str = "running"
     kind: str = "container"
     boot_id: str = ""
+    services: int | None = None
+    """Registration of the host services that it relies on."""
     records: list[dict[str, Any]] = field(default_factory=list)
     shown: bool = False
     """Whether the service's key is among the owners'."""
@@ -62,6 +64,10 @@ class FleetHost:
     tpm: SoftwareTpm = field(default_factory=SoftwareTpm)
     boot_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     shows_log: bool = True
+    in_full: bool = False
+    """Whether it shows each line of its log, not its hash."""
+    violations: set[int] = field(default_factory=set)
+    """Numbers of the log's lines that are violations."""
     table: Table = field(default_factory=Table)
     containers: dict[int, Container] = field(default_factory=dict)
     log: list[bytes] = field(default_factory=list)
@@ -81,7 +87,7 @@ class FleetHost:
                 self.tpm.extend(pcr, hashlib.sha256(b"firmware %d" % pcr).digest())
         self.status = Status.begin(self.tpm.pcrs[12])
         aggregate_ = hashlib.sha256(b"".join(self.tpm.pcrs[pcr] for pcr in range(10))).digest()
-        self.log = []
+        self.log, self.violations = [], set()
         self._log(pack_fields([b"sha256:\0" + aggregate_, b"boot_aggregate\0"]))
         nothing = {"base": None, "host_log": 0, "boot_log": False}
         self.confirmed = self.confirmed.model_copy(update=nothing)
@@ -103,16 +109,40 @@ class FleetHost:
         self.table = Table()
         self._begin()
 
-    def host_runs(self, path: bytes) -> None:
+    def host_runs(self, path: bytes, *, violation: bool = False) -> None:
         """Log a file of the host's."""
-        digest = hashlib.sha256(path).digest()
-        self._log(pack_fields([b"sha256:\0" + digest, path.replace(b" ", b"_") + b"\0"]))
+        digest = bytes(32) if violation else hashlib.sha256(path).digest()
+        name = path.replace(b" ", b"_") + b"\0"
+        self._log(pack_fields([b"sha256:\0" + digest, name]), violation=violation)
 
-    def _log(self, data: bytes) -> None:
+    def _log(self, data: bytes, *, violation: bool = False) -> None:
+        if violation:
+            self.violations.add(len(self.log))
         self.log.append(data)
-        self.tpm.extend(10, hashlib.sha256(data).digest())
+        self.tpm.extend(10, self._extended(len(self.log) - 1))
 
-    def start(self, name: str, owners: tuple[str, ...] = (), *, line: bytes | None = None) -> int:
+    def _extended(self, number: int) -> bytes:
+        if number in self.violations:
+            return b"\xff" * 32
+        return hashlib.sha256(self.log[number]).digest()
+
+    def log_entries(self, since: int = 0) -> list[Any]:
+        """Return the log's entries as they are shown, from a number on."""
+        return [
+            {"template": "ima-ng", "data": data.hex(), "violation": number in self.violations}
+            if self.in_full or number == 0
+            else self._extended(number).hex()
+            for number, data in enumerate(self.log)
+        ][since:]
+
+    def start(
+        self,
+        name: str,
+        owners: tuple[str, ...] = (),
+        *,
+        line: bytes | None = None,
+        services: int | None = None,
+    ) -> int:
         """Start a container; a second one of a line is its next run."""
         number = int.from_bytes(os.urandom(6), "big")
         line = line or hashlib.sha256(name.encode()).digest()
@@ -133,6 +163,7 @@ class FleetHost:
             partition=Partition(name),
             owners=owners,
             boot_id=self.boot_id,
+            services=services,
         )
         self.containers[number] = made
         previous = None
@@ -151,7 +182,7 @@ class FleetHost:
             registration=number,
             cgroup=f"/{name}",
             namespaces={"mnt": 4026532000},
-            dependencies=None,
+            dependencies=services,
             missing=(),
             line=line,
             run=made.run,
@@ -186,11 +217,24 @@ class FleetHost:
         )
         self.add(number, register)
         for path in paths:
-            self.host_runs(path)
-            self.run(number, path)
-            shown = {"template": "ima-ng", "data": _base64(self.log[-1])}
-            self.containers[number].records[-1]["line"] = shown
+            self.service_runs(number, path)
         return number
+
+    def service_runs(
+        self, number: int, path: bytes, *, logged: bool = True, with_line: bool = True
+    ) -> None:
+        """Have a host service run a file; ``logged`` and ``with_line``: as it should be."""
+        before = len(self.log)
+        pcr = self.tpm.pcrs[10]
+        self.host_runs(path)
+        line = self.log[-1]
+        if not logged:
+            del self.log[before:]
+            self.tpm.pcrs[10] = pcr
+        self.run(number, path)
+        if with_line:
+            shown = {"template": "ima-ng", "data": _base64(line)}
+            self.containers[number].records[-1]["line"] = shown
 
     def add(self, number: int, content: contents.Content) -> None:
         """Record a content."""
@@ -298,7 +342,7 @@ class FleetHost:
             "line": None if one.line is None else one.line.hex(),
             "run": one.run,
             "owners": list(one.owners),
-            "services": None,
+            "services": one.services,
             "secret": one.secret.hex() if one.is_readable else None,
         }
 
@@ -342,10 +386,7 @@ class FleetHost:
         root, (place,) = aggregate([leaf(asker, claim)])
         attest, signature = self.tpm.quote(selection, qualify(root))
         at = self.confirmed.host_log
-        entries = [hashlib.sha256(data).hexdigest() for data in self.log[at:]]
-        if entries and at == 0:
-            first = {"template": "ima-ng", "data": self.log[0].hex(), "violation": False}
-            entries[0] = first  # type: ignore[call-overload]
+        entries = self.log_entries(at)
         proof: dict[str, Any] = {
             "quote": {"attest": _base64(attest), "signature": _base64(signature)},
             "pcrs": {str(pcr): self.tpm.pcrs[pcr].hex() for pcr in selection},

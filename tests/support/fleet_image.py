@@ -37,10 +37,14 @@ def reference_file(reference: ImageReference) -> bytes:
 
 
 def start(
-    host: FleetHost, name: str, reference: ImageReference, owners: tuple[str, ...] = ()
+    host: FleetHost,
+    name: str,
+    reference: ImageReference,
+    owners: tuple[str, ...] = (),
+    services: int | None = None,
 ) -> int:
     """Start a container of the image on a simulated host; it runs its shell."""
-    number = host.start(name, owners)
+    number = host.start(name, owners, services=services)
     layers = tuple(
         contents.Layer(
             kind="lower",

@@ -57,6 +57,8 @@ class Chain:
     """What its ``register`` record names as the run before."""
     ended: bool = False
     """Whether its last record is an ``exit``."""
+    late: int = 0
+    """Records after an ``exit``: there should be none."""
 
 
 @dataclass(frozen=True)

@@ -160,8 +160,8 @@ def _check_same(one: Listed, known: KnownRegister | None, boot_id: str) -> None:
                 "a registration of another boot is listed with a slot of this one", hint=REPORT
             )
         return
-    said = (one.id, one.kind, one.owners, one.boot_id or boot_id)
-    wanted = (known.id, known.kind, known.owners, known.boot_id)
+    said = (one.id, one.kind, one.owners, one.boot_id or boot_id, one.services)
+    wanted = (known.id, known.kind, known.owners, known.boot_id, known.services)
     run, before = (one.line, one.run), (known.line, known.run)
     # An agent that takes over from one without lines gives them later.
     if said != wanted or (run != before and known.line is not None):
@@ -231,6 +231,7 @@ def _replayed(
 ) -> tuple[tuple[CheckedRecord, ...], Chain]:
     found = []
     count, value, previous, ended = start.count, start.cpcr, start.previous, start.ended
+    late = start.late
     for raw in part.records:
         # Beside a file of the host services stands its line of the kernel's log.
         shown, kernel_line = take_line(raw) if made.kind == "dependencies" else (raw, None)
@@ -259,6 +260,7 @@ def _replayed(
             raise errors.RunError("a partition has a second registration", hint=REPORT)
         value = register.extend(value, record.digest)
         count += 1
+        late += ended or late > 0
         ended = isinstance(content, Exit)
         line = json.dumps(raw, separators=(",", ":")).encode("ascii")
         found.append(CheckedRecord(record.recnum, record.digest, content, line))
@@ -269,7 +271,7 @@ def _replayed(
             found=str(count),
             hint=REPORT,
         )
-    return tuple(found), Chain(count, value, previous, ended)
+    return tuple(found), Chain(count, value, previous, ended, late)
 
 
 def _first(content: AnyContent, made: KnownRegister) -> Previous | None:

@@ -1,6 +1,6 @@
 """The host's log, as far as it was asked for: tied to this boot, and of the reference's files."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from cima_runc.base.text import printable
 from cima_runc.ml.contents import File, Measured
@@ -22,8 +22,14 @@ def check_host_log(
     """Yield what is wrong with the lines that add up to the host's PCR."""
     measured = services.measured if services is not None else ()
     yield from check_replayed(log, measured, policy)
-    if log.disclosure != "full":
-        return
+    if log.disclosure == "full":
+        yield from check_files(log.files, host, policy)
+
+
+def check_files(
+    files: Sequence[HostFile | None], host: HostReference | None, policy: Policy
+) -> Iterator[Finding]:
+    """Yield what is wrong with the files that the log's lines, shown in full, are of."""
     if host is None:
         yield Finding(
             severity="fail",
@@ -32,7 +38,7 @@ def check_host_log(
             next="cima reference host, and give its file with --reference; or ask for redacted",
         )
         return
-    for number, file in enumerate(log.files):
+    for number, file in enumerate(files):
         if number:  # the first is boot_aggregate
             yield from _file(number, file, host, policy)
 

@@ -77,7 +77,7 @@ def _host_log(continued: Continued) -> HostLog | None:
             found=f"no such value after any of {len(log.entries)} entries",
             hint=REPORT,
         )
-    aggregate = _aggregate(log.entries[0], values)
+    stands = _aggregate(log.entries[0], values)
     entries = log.entries[:proved]
     if continued.replayed.services is not None:
         _check_lines(continued.replayed.services, frozenset(extended[:proved]))
@@ -87,7 +87,7 @@ def _host_log(continued: Continued) -> HostLog | None:
     return HostLog(
         disclosure=log.disclosure,
         lines=proved,
-        aggregate=aggregate,
+        aggregate=stands,
         violations=sum(one == _VIOLATION for one in extended[:proved]),
         files=tuple(read_line(entry.data) for entry in shown if not entry.violation)
         if in_full
@@ -133,14 +133,21 @@ def _aggregate(entry: bytes | HostLine, values: Mapping[int, bytes]) -> Aggregat
             found=printable(found.path) if found is not None else "another line",
             hint="its beginning is missing, or it is another kernel's: do not rely on this host",
         )
-    if not any(found.digest):
+    return aggregate(found, values)
+
+
+def aggregate(line: HostFile, values: Mapping[int, bytes]) -> Aggregate:
+    """Return how ``boot_aggregate``, as a log's first line, stands to the quoted PCRs."""
+    if line.path != _AGGREGATE:
+        return "another"
+    if not any(line.digest):
         return "zero"
-    if found.algorithm != "sha256" or len(found.digest) != 32:
+    if line.algorithm != "sha256" or len(line.digest) != 32:
         return "not comparable"
     if any(pcr not in values for pcr in _AGGREGATE_PCRS):
         return "not comparable"
     expected = hashlib.sha256(b"".join(values[pcr] for pcr in _AGGREGATE_PCRS)).digest()
-    return "equal" if expected == found.digest else "another"
+    return "equal" if expected == line.digest else "another"
 
 
 def _check_lines(services: Services, proved: frozenset[bytes]) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import event, select, text
@@ -371,8 +372,8 @@ def start_again(host: FleetHost, before: int, name: str, reference: ImageReferen
     """Start the next run of a container's line."""
     line, real = host.containers[before].line, host.start
 
-    def with_line(name: str, owners: tuple[str, ...] = ()) -> int:
-        return real(name, owners, line=line)
+    def with_line(name: str, owners: tuple[str, ...] = (), **more: Any) -> int:
+        return real(name, owners, line=line, **more)
 
     host.start = with_line  # type: ignore[method-assign]
     try:
