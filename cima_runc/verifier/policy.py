@@ -319,7 +319,7 @@ def parse_policy(raw: bytes) -> Policy:
     if len(raw) > limits.VERIFIER_INPUT:
         raise PolicyError(f"the policy has more than {limits.VERIFIER_INPUT} bytes")
     try:
-        policy = Policy.model_validate(tomllib.loads(raw.decode("utf-8")))
+        policy = Policy.model_validate(tomllib.loads(raw.decode("utf-8-sig")))
     except ValidationError as error:
         place = error.errors(include_url=False, include_input=False, include_context=False)[0]
         allowed = ", ".join(sorted(_table(place["loc"]).model_fields))

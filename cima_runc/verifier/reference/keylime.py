@@ -72,8 +72,8 @@ class Converted:
 _PAYLOAD_TYPE = "application/vnd.keylime+json"
 """Of a signed runtime policy, a DSSE envelope (keylime/dsse/dsse.py)."""
 
-_NOT_SHA256 = frozenset({"sm3", "sm3_256", "sha3-256", "sha3_256", "streebog256", "blake2s"})
-"""Other hashes of 32 bytes: their digests look like SHA-256 and are not."""
+_LOG_HASHES = frozenset({"md5", "sha1", "sha224", "sha256", "sha384", "sha512"})
+"""Hashes of logs whose digests of 32 bytes are SHA-256: no other of them is as long."""
 
 
 def from_keylime(policy: bytes, keys: Sequence[PublicKey] = ()) -> Converted:
@@ -112,7 +112,7 @@ def _convert(policy: bytes) -> Converted:
         raise KeylimeError(f"a runtime policy of version {read.meta.version}; this reads version 1")
     files: dict[str, tuple[str, ...]] = {}
     algorithm = read.ima.log_hash_alg.lower()
-    if algorithm in _NOT_SHA256:
+    if re.sub("[-_]", "", algorithm) not in _LOG_HASHES:
         raise KeylimeError(
             f"the policy's digests are of {printable(algorithm)}, not of SHA-256",
             hint="make a policy with the algorithm sha256",

@@ -79,6 +79,8 @@ MOUNTS: tuple[EngineMount, ...] = (
     EngineMount("devpts", ("/dev/pts",)),
     EngineMount("mqueue", ("/dev/mqueue",)),
     EngineMount("tmpfs", ("/dev", "/dev/shm", "/run", "/run/lock", "/tmp", "/var/tmp")),
+    # Of a container that runs systemd (`podman run --systemd`).
+    EngineMount("tmpfs", ("/var/log/journal", "/var/lib/journal")),
     *(
         EngineMount("bind", (at,), (f"{{root}}/containers/{{id}}/{name}",), ("docker",))
         for at, name in (
@@ -97,6 +99,7 @@ MOUNTS: tuple[EngineMount, ...] = (
             (("/etc/hosts",), "hosts"),
             (("/etc/hostname",), "hostname"),
             (("/etc/resolv.conf",), "resolv.conf"),
+            (("/etc/localtime",), "localtime"),  # --tz: a copy of one of the host's
             (_CONTAINERENV, ".containerenv"),
             (("/dev/shm",), "shm"),
         )
@@ -128,6 +131,11 @@ MOUNTS: tuple[EngineMount, ...] = (
             (_CONTAINERENV, ".containerenv"),
             (("/dev/shm",), "shm"),
         )
+    ),
+    # The image's own, and a line for a user (runAsUser) that it does not know.
+    *(
+        EngineMount("bind", (f"/etc/{name}",), _in(_USERDATA[1:], name), ("cri-o",))
+        for name in ("passwd", "group")
     ),
     EngineMount("bind", ("/etc/hosts",), (f"{_POD}/etc-hosts",), CRI),
     EngineMount("bind", ("/dev/termination-log",), (f"{_POD}/containers/{{container}}/*",), CRI),

@@ -7,7 +7,7 @@ The hosts are those of the case kubernetes-default-mounts, with what the agent m
 import copy
 import json
 import posixpath
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -65,6 +65,7 @@ def podman(data: str, state: str) -> list[dict[str, Any]]:
         bind("/etc/resolv.conf", f"{own}/resolv.conf"),
         bind("/etc/hosts", f"{own}/hosts"),
         bind("/etc/hostname", f"{own}/hostname"),
+        bind("/etc/localtime", f"{own}/localtime"),
         bind("/run/.containerenv", f"{own}/.containerenv"),
         bind("/dev/shm", f"{kept}/shm"),
         bind("/run/secrets", f"{own}/run/secrets"),
@@ -103,6 +104,8 @@ def crio(state: str, kubelet: str) -> list[dict[str, Any]]:
         bind("/dev/shm", f"{own}/shm"),
         bind("/run/.containerenv", f"{own}/.containerenv"),
         bind("/run/secrets", f"{state}/overlay-containers/{ID}/userdata/run/secrets"),
+        bind("/etc/passwd", f"{state}/overlay-containers/{ID}/userdata/passwd"),
+        bind("/etc/group", f"{state}/overlay-containers/{ID}/userdata/group"),
     ]
 
 
@@ -232,6 +235,18 @@ def changed_sources(source: str) -> list[str]:
         f"/mnt{source}",
         source.upper(),
     ]
+
+
+def test_what_podman_mounts_for_a_systemd(reference: ImageReference) -> None:
+    """They are empty: nothing that runs can come from there."""
+    host = HOSTS["podman"]
+    empty = {"type": "tmpfs", "source": "tmpfs", "options": ["rw", "nosuid", "nodev"]}
+    places = ("/run", "/run/lock", "/tmp", "/var/log/journal", "/var/lib/journal")
+    mounts = [empty | {"destination": place} for place in places]
+    assert refused(box_on(replace(host, mounts=[*host.mounts, *mounts]), reference)) == set()
+    mounts = [bind("/var/log/journal", "/srv/x"), empty | {"destination": "/usr/bin"}]
+    found = box_on(replace(host, mounts=[*host.mounts, *mounts]), reference)
+    assert refused(found) == {"/var/log/journal", "/usr/bin"}
 
 
 @ALL

@@ -47,3 +47,7 @@ allow_foreign_extends = false
 def test_refused(text: str) -> None:
     with pytest.raises(PolicyError):
         parse_policy(text.encode("utf-8", "surrogateescape"))
+
+
+def test_a_byte_order_mark_says_nothing() -> None:
+    assert parse_policy(b"\xef\xbb\xbfallow_lost = true\r\n") == Policy(allow_lost=True)

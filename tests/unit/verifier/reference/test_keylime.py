@@ -148,9 +148,24 @@ def policy_of(algorithm: str) -> bytes:
     ).encode()
 
 
-@pytest.mark.parametrize("algorithm", ["sm3", "sm3_256", "SM3_256", "sha3-256"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        *(
+            "sm3",
+            "sm3_256",
+            "SM3_256",
+            "sm3-256",
+            "sha3-256",
+            "sha3_256",
+            "streebog256",
+            "blake2b-256",
+        ),
+        *("rmd160", "wp256", "", "sha256 ", "sha512/256"),
+    ],
+)
 def test_digests_of_another_hash_are_not_taken(algorithm: str) -> None:
     with pytest.raises(KeylimeError, match="not of SHA-256"):
         from_keylime(policy_of(algorithm))
-    for usual in ("sha1", "sha256", "sha512"):
+    for usual in ("sha1", "sha256", "sha512", "SHA-256", "sha_384"):
         assert from_keylime(policy_of(usual)).reference.files == {"/bin/a": ("a" * 64,)}
