@@ -9,9 +9,11 @@ import http.client
 import socket
 import ssl
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 
 class AnswerTooLargeError(ValueError):
@@ -28,8 +30,20 @@ class PeerConnection(http.client.HTTPConnection):
         self.default_port = 443 if context is not None else 80
         super().__init__(host, port or self.default_port, timeout=seconds)
         self._context = context
+        self._behind: str | None = None
         self.channel: socket.socket | None = None
         """The last socket; ``sock`` is forgotten as soon as the last answer's head is there."""
+
+    def go_through(self, proxy: SplitResult) -> None:
+        """Have a proxy connect to the peer, whom TLS is with (RFC 9110, 9.3.6)."""
+        assert proxy.hostname is not None
+        headers = {}
+        if proxy.username is not None:
+            who = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+            headers["Proxy-Authorization"] = "Basic " + b64encode(who.encode()).decode("ascii")
+        self._behind = self.host
+        self.set_tunnel(self.host, self.port, headers)
+        self.host, self.port = proxy.hostname, proxy.port or 80
 
     def address(self) -> tuple[str, int]:
         """Return what is connected to."""
@@ -39,9 +53,11 @@ class PeerConnection(http.client.HTTPConnection):
         """Connect, and greet; :func:`whole_within` may end it meanwhile."""
         self.sock = self.channel = socket.create_connection(self.address(), self.timeout)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._behind is not None:
+            self._tunnel()  # type: ignore[attr-defined]
         if self._context is not None:
             self.sock = self.channel = self._context.wrap_socket(
-                self.sock, server_hostname=self.host, do_handshake_on_connect=False
+                self.sock, server_hostname=self._behind or self.host, do_handshake_on_connect=False
             )
             self.sock.do_handshake()
 
@@ -102,8 +118,11 @@ def fetch(
     method: str = "GET",
     body: bytes | None = None,
     headers: dict[str, str] | None = None,
+    by_proxy: bool = False,
 ) -> tuple[int, http.client.HTTPMessage, bytes]:
     """Ask ``url`` (https) once; return status, headers and body. A redirect is an answer.
+
+    ``by_proxy``: through the proxy that the environment names (``https_proxy``, ``no_proxy``).
 
     Raises:
         ValueError: no such address, or an answer of more than ``limit`` bytes.
@@ -113,6 +132,9 @@ def fetch(
     if parts.scheme != "https" or not parts.hostname or parts.username is not None:
         raise ValueError("not an address of https")
     connection = PeerConnection(parts.hostname, parts.port, seconds, context)
+    proxy = getproxies().get("https") if by_proxy and not proxy_bypass(parts.hostname) else None
+    if proxy is not None:
+        connection.go_through(_proxy(proxy))
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     try:
         with whole_within(connection, seconds):
@@ -121,3 +143,10 @@ def fetch(
             return answer.status, answer.headers, body_of(answer, limit)
     finally:
         connection.close()
+
+
+def _proxy(named: str) -> SplitResult:
+    parts = urlsplit(named if "://" in named else f"http://{named}")
+    if parts.scheme != "http" or not parts.hostname:
+        raise ValueError("the environment names a proxy that is no address of http")
+    return parts

@@ -2,19 +2,19 @@
 
 import json
 import os
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from cima_runc.base import limits
 from cima_runc.base.bounded import read_bounded
 from cima_runc.base.errors import CimaError
+from cima_runc.base.peer import AnswerTooLargeError, fetch
 from cima_runc.base.text import printable
 from cima_runc.cli import context
-from cima_runc.cli.remote import opener, tls_context
+from cima_runc.cli.remote import reason_of, tls_context
 
 URL, CA = "CIMA_FLEET_URL", "CIMA_FLEET_CA"
 TOKEN, TOKEN_FILE = "CIMA_FLEET_TOKEN", "CIMA_FLEET_TOKEN_FILE"
@@ -66,7 +66,7 @@ class Client:
         self._url, ca = _address()
         self._token = _token()
         self._seconds = seconds
-        self._open = opener(tls_context(self._url, ca))
+        self._context = tls_context(self._url, ca)
 
     def get(self, *path: str, **query: str | int | bool | None) -> Row:
         """Return the object at a path of ``/v1``; ``None`` in a query is left out.
@@ -125,24 +125,31 @@ class Client:
         elif body is not None:
             headers["Content-Type"] = "application/octet-stream"
         url = f"{self._url}/v1/{route}" + (f"?{urllib.parse.urlencode(said)}" if said else "")
-        request = urllib.request.Request(url, data=body, headers=headers, method=method)  # noqa: S310 - https only, by tls_context
         try:
-            with self._open(request, timeout=self._seconds) as answer:
-                return _parsed(answer)
-        except urllib.error.HTTPError as error:
-            raise _refusal(error) from error
-        except (urllib.error.URLError, OSError, ValueError) as error:
-            reason = printable(str(getattr(error, "reason", error)))
+            status, _, raw = fetch(
+                url,
+                context=self._context,
+                limit=limits.EVIDENCE,
+                seconds=self._seconds,
+                method=method,
+                body=body,
+                headers=headers,
+                by_proxy=True,
+            )
+        except AnswerTooLargeError as error:
+            what = "the service answers too much"
+            raise FleetUnavailableError(what, hint="ask with a --limit") from error
+        except (OSError, HTTPException, ValueError) as error:
             raise FleetUnavailableError(
-                f"{printable(self._url)} does not answer: {reason}",
+                f"{printable(self._url)} does not answer: {reason_of(error)}",
                 hint="check the address, and --ca for its certificate",
             ) from error
+        if not 200 <= status < 300:
+            raise _refusal(status, raw)
+        return _parsed(raw)
 
 
-def _parsed(answer: IO[bytes]) -> Any:
-    raw = answer.read(limits.EVIDENCE + 1)
-    if len(raw) > limits.EVIDENCE:
-        raise FleetUnavailableError("the service answers too much", hint="ask with a --limit")
+def _parsed(raw: bytes) -> Any:
     if not raw:
         return Row()
     try:
@@ -157,13 +164,13 @@ def _object(found: Any) -> Row:
     return found
 
 
-def _refusal(error: urllib.error.HTTPError) -> CimaError:
+def _refusal(status: int, raw: bytes) -> CimaError:
     try:
-        said = json.loads(error.read(limits.KIB * 64))
+        said = json.loads(raw)
         what, hint = printable(str(said["error"])), printable(str(said.get("hint") or ""))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return FleetUnavailableError(
-            f"the service answers with status {error.code}",
+            f"the service answers with status {status}",
             hint=_OTHER,
         )
     return FleetRefusedError(what, hint=hint)

@@ -2,14 +2,13 @@
 
 import json
 import ssl
-import urllib.error
-import urllib.request
-from collections.abc import Callable
+from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
+from cima_runc.base.peer import fetch
 from cima_runc.base.text import printable
 from cima_runc.runtime.agent_socket import AgentRefusedError, AgentUnavailableError
 
@@ -31,39 +30,38 @@ def call_url(
     """Send a request to the agent at ``url`` (https), return its answer.
 
     ``ca`` replaces the system's authorities; ``certificate`` and ``key`` are our own, where the
-    agent wants one. ``body`` None asks with GET. ``timeout`` is in seconds.
+    agent wants one. ``body`` None asks with GET. ``timeout`` is of the
+    whole exchange, in seconds.
 
     Raises:
         UrlError, AgentUnavailableError, AgentRefusedError: there is no answer.
     """
     context = tls_context(url, ca, certificate, key)
-    request = urllib.request.Request(  # noqa: S310 - https only, see above
-        f"{url.rstrip('/')}/v1/{route}", data=body, headers={"Content-Type": "application/json"}
-    )
     try:
-        with opener(context)(request, timeout=timeout) as answer:
-            raw: bytes = answer.read(limits.EVIDENCE + 1)
-            return raw
-    except urllib.error.HTTPError as error:
-        raise AgentRefusedError(_reason(error.read(limits.KIB * 64), error.code)) from error
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        cause = getattr(error, "reason", error)
-        told = getattr(cause, "verify_message", "") or getattr(cause, "strerror", None) or cause
-        reason = printable(str(told))
-        unavailable = AgentUnavailableError(f"{url} does not answer: {reason}")
+        status, _, raw = fetch(
+            f"{url.rstrip('/')}/v1/{route}",
+            context=context,
+            limit=limits.EVIDENCE,
+            seconds=timeout,
+            method="GET" if body is None else "POST",
+            body=body,
+            headers={"Content-Type": "application/json"},
+            by_proxy=True,
+        )
+    except (OSError, HTTPException, ValueError) as error:
+        unavailable = AgentUnavailableError(f"{url} does not answer: {reason_of(error)}")
         unavailable.hint = "check the address, and --ca for its certificate"
         raise unavailable from error
-
-
-class _Stay(urllib.request.HTTPRedirectHandler):
     # A redirection would take what is asked, and who asks, along to wherever it says.
-    def redirect_request(self, *_: Any) -> None:
-        return None
+    if status != HTTPStatus.OK:
+        raise AgentRefusedError(_reason(raw, status))
+    return raw
 
 
-def opener(context: ssl.SSLContext) -> Callable[..., Any]:
-    """Return what opens addresses by this context; redirects are answers, and not followed."""
-    return urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), _Stay()).open
+def reason_of(error: Exception) -> str:
+    """Return why there is no answer, for people."""
+    told = getattr(error, "verify_message", "") or getattr(error, "strerror", None) or error
+    return printable(str(told) or type(error).__name__)
 
 
 def tls_context(
@@ -92,5 +90,5 @@ def tls_context(
 def _reason(raw: bytes, status: int) -> str:
     try:
         return printable(str(json.loads(raw)["error"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return f"the agent answers with status {status}"

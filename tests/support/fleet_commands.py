@@ -1,7 +1,5 @@
 """``cima fleet`` against a service in this process."""
 
-import io
-import urllib.error
 from collections.abc import Callable
 from email.message import Message
 from typing import Any
@@ -27,22 +25,12 @@ def commands(
     monkeypatch.setenv(fleet_client.URL, URL)
     monkeypatch.setenv(fleet_client.TOKEN, token or fleet.admin)
 
-    class Opener:
-        def open(self, request: Any, timeout: float) -> Any:
-            answer = fleet.client.request(
-                request.get_method(),
-                request.full_url.removeprefix(URL),
-                headers=dict(request.header_items()),
-                content=request.data,
-            )
-            body = io.BytesIO(answer.content)
-            if answer.status_code >= 300:
-                raise urllib.error.HTTPError(
-                    request.full_url, answer.status_code, "", Message(), body
-                )
-            return body
+    def fetch(url: str, *, method: str, body: bytes | None, headers: Any, **_: Any) -> Any:
+        path = url.removeprefix(URL)
+        answer = fleet.client.request(method, path, headers=headers, content=body)
+        return answer.status_code, Message(), answer.content
 
-    monkeypatch.setattr(fleet_client.urllib.request, "build_opener", lambda *_: Opener())
+    monkeypatch.setattr(fleet_client, "fetch", fetch)
 
     def run(*words: str) -> Result:
         done = CliRunner().invoke(app, ["fleet", *words])

@@ -1,66 +1,17 @@
 """Peers over TLS that answer too much, too slowly, in pieces, or with another address."""
 
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
-from socket import create_server, socket
+from socket import create_connection, create_server, socket
 from typing import Any
 
 import pytest
 
 from cima_runc.base.peer import AnswerTooLargeError, fetch
-from cima_runc.fleet import setup
-from cima_runc.fleet.settings import Settings
-
-LIMIT, SECONDS = 100_000, 1.0
-HEAD = b"HTTP/1.1 200 OK\r\n"
-
-
-class Peer:
-    """Says what it is told to, byte by byte where it is told to be slow."""
-
-    def __init__(self, root: Path) -> None:
-        made, key = setup.certificate(Settings(state_dir=root))
-        self.context = ssl.create_default_context(cafile=made)
-        self.said: list[bytes] = []
-        self.pause = 0.0
-        self.greets = True
-        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._tls.load_cert_chain(made, key)
-        self._server = create_server(("127.0.0.1", 0))
-        self.url = f"https://127.0.0.1:{self._server.getsockname()[1]}/path?query"
-        self.asked: list[bytes] = []
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        with suppress(OSError):
-            while True:
-                channel, _ = self._server.accept()
-                threading.Thread(target=self._answer, args=(channel,), daemon=True).start()
-
-    def _answer(self, channel: socket) -> None:
-        with suppress(OSError), channel:
-            if not self.greets:
-                time.sleep(SECONDS * 3)
-                return
-            with self._tls.wrap_socket(channel, server_side=True) as secured:
-                asked = b""
-                while not asked.endswith(b"given" if asked[:4] == b"POST" else b"\r\n\r\n"):
-                    asked += secured.recv(65_536)
-                self.asked.append(asked)
-                for piece in self.said:
-                    secured.sendall(piece)
-                    time.sleep(self.pause)
-
-    def ask(self, **named: Any) -> tuple[int, Any, bytes]:
-        return fetch(self.url, context=self.context, limit=LIMIT, seconds=SECONDS, **named)
-
-    def close(self) -> None:
-        self._server.close()
+from tests.support.slow_peer import HEAD, LIMIT, SECONDS, Peer, one_by_one
 
 
 @pytest.fixture
@@ -96,18 +47,14 @@ def test_an_answer_that_is_too_large(peer: Peer, said: list[bytes]) -> None:
         peer.ask()
 
 
-def _one_by_one(raw: bytes) -> list[bytes]:
-    return [raw[at : at + 1] for at in range(len(raw))]
-
-
 @pytest.mark.parametrize(
     "said",
     [
-        _one_by_one(HEAD + b"X: " + b"x" * 1_000),
-        [HEAD + b"Content-Length: 1000\r\n\r\n", *_one_by_one(b"x" * 1_000)],
+        one_by_one(HEAD + b"X: " + b"x" * 1_000),
+        [HEAD + b"Content-Length: 1000\r\n\r\n", *one_by_one(b"x" * 1_000)],
         # Without a length, what was cut off looks whole.
-        [HEAD + b"\r\n", *_one_by_one(b"x" * 1_000)],
-        [HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *_one_by_one(b"1\r\nx\r\n" * 200)],
+        [HEAD + b"\r\n", *one_by_one(b"x" * 1_000)],
+        [HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *one_by_one(b"1\r\nx\r\n" * 200)],
         [b"HTTP/1.1 100 Continue\r\n\r\n"] * 1_000,
     ],
 )
@@ -147,3 +94,46 @@ def test_other_addresses(peer: Peer, url: str) -> None:
     ask: Callable[..., Any] = fetch
     with pytest.raises(ValueError, match="https"):
         ask(url, context=peer.context, limit=1, seconds=1.0)
+
+
+def test_by_the_proxy_that_the_environment_names(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer.said = [HEAD + b"Content-Length: 4\r\n\r\nbody"]
+    heads: list[bytes] = []
+    proxy = create_server(("127.0.0.1", 0))
+
+    def copy(one: socket, other: socket) -> None:
+        while data := one.recv(65_536):
+            other.sendall(data)
+        other.close()
+
+    def serve() -> None:
+        channel, _ = proxy.accept()
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += channel.recv(1)
+        heads.append(head)
+        other = create_connection(("127.0.0.1", peer.port))
+        channel.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        threading.Thread(target=copy, args=(other, channel), daemon=True).start()
+        copy(channel, other)
+
+    threading.Thread(target=serve, daemon=True).start()
+    named = f"http://me:p%40ss@127.0.0.1:{proxy.getsockname()[1]}"
+    monkeypatch.setenv("https_proxy", named)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert peer.ask(by_proxy=True)[0] == 200
+    (head,) = heads
+    assert head.startswith(b"CONNECT 127.0.0.1:%d HTTP/1." % peer.port)
+    assert b"Proxy-Authorization: Basic bWU6cEBzcw==" in head
+    # Where it is not asked for, or the peer is named as none for it, nothing goes there.
+    proxy.close()
+    assert peer.ask()[0] == 200
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert peer.ask(by_proxy=True)[0] == 200
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:1")
+    with pytest.raises(ValueError, match="proxy"):
+        peer.ask(by_proxy=True)
