@@ -128,6 +128,8 @@ def config_lines(summary: ConfigSummary, engine: EngineMounts) -> Iterator[tuple
         yield "sysctl", f"{key}={value}"
     for hook in summary.hooks:
         yield "hooks of others", f"{hook.stage}: {hook.path} {shlex.join(hook.args)}"
+    for key, value in summary.steering:
+        yield "annotations", f"{key}={value}: crun does otherwise than what stands here"
     yield "limits", _resources(summary.resources)
 
 

@@ -5,7 +5,7 @@ type that the specification says counts as absent: no runtime starts such a cont
 Source: OCI runtime specification, config.md and config-linux.md.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -44,6 +44,20 @@ _INITIAL_NAMESPACES = {
 }
 """Inode numbers of the host's namespaces, the same on every host (include/linux/proc_ns.h; the
 last two since Linux 6.18, include/uapi/linux/nsfs.h: before, they are any from 0xF0000000)."""
+
+
+STEERING_ANNOTATIONS = frozenset(
+    {
+        "module.wasm.image/variant",
+        "run.oci.handler",
+        "run.oci.seccomp.plugins",
+        "run.oci.seccomp_bpf_data",
+        "run.oci.systemd.force_cgroup_v1",
+    }
+)
+"""Annotations by which crun does otherwise than the configuration says: it gives the container to
+a virtual machine or an interpreter, in which nothing is seen, takes another filter of system calls
+or mounts something. Source: crun(1), "Extensions to OCI"."""
 
 
 class _Model(BaseModel):
@@ -192,6 +206,8 @@ class ConfigSummary(_Model):
     resources: Resources = Resources()
     kubernetes: tuple[tuple[str, str], ...] = ()
     """Annotations of Kubernetes, by which engines name the pod."""
+    steering: tuple[tuple[str, str], ...] = ()
+    """Those of :data:`STEERING_ANNOTATIONS` that it has."""
     misspelt: tuple[str, ...] = ()
     """Keys that differ in upper and lower case only from ones that are summed up here, or in what
     follows a NUL: some runtimes read them all the same, so what is said here may not be what
@@ -246,15 +262,17 @@ def summarize(
         sysctl=tuple(sorted((key, str(value)) for key, value in _object(linux, "sysctl").items())),
         hooks=tuple(_hooks(_object(config, "hooks"))),
         resources=_resources(resources),
-        kubernetes=tuple(
-            sorted(
-                (key, value)
-                for key, value in _object(config, "annotations").items()
-                if key.startswith("io.kubernetes.") and isinstance(value, str)
-            )
-        ),
+        kubernetes=_annotations(config, lambda key: key.startswith("io.kubernetes.")),
+        steering=_annotations(config, STEERING_ANNOTATIONS.__contains__),
         misspelt=tuple(sorted(_misspelt(config))),
     )
+
+
+def _annotations(
+    config: Mapping[str, Any], wanted: Callable[[str], bool]
+) -> tuple[tuple[str, str], ...]:
+    found = _object(config, "annotations").items()
+    return tuple(sorted((k, v) for k, v in found if wanted(k) and isinstance(v, str)))
 
 
 _KNOWN = """

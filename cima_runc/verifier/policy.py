@@ -242,6 +242,9 @@ class ConfigPolicy(Model):
     hooks: _Commands = ()
     """Hooks that may run in the container's namespaces before its command, each as its path and
     all arguments."""
+    annotations: _Names = ()
+    """Annotations that it may have though crun does otherwise by them than its configuration says,
+    such as ``run.oci.handler``."""
     require_seccomp: bool = False
     """Whether it must have a seccomp filter; containerd's ctr sets none."""
 

@@ -212,6 +212,12 @@ def _config(
         )
         body = "".join(f"  {array(hook)},\n" for hook in hooks)
         keys.append(f"# Hooks that run in the container before its command.\nhooks = [\n{body}]")
+    if "config.annotation" in rules:
+        names = [name for name, _ in config.steering]
+        keys.append(
+            "# Annotations by which crun does otherwise than the configuration says: what runs in a"
+            f"\n# virtual machine or an interpreter is not measured.\nannotations = {array(names)}"
+        )
     if keys:
         yield "[config]\n" + "\n".join(keys) + "\n"
 

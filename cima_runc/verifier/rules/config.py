@@ -133,12 +133,27 @@ class ConfigRule:
         yield from self._process()
         yield from self._env()
         yield from self._hooks()
+        yield from self._annotations()
         if self._config.seccomp is None:
             yield self._finding(
                 not self._policy.require_seccomp,
                 "config.seccomp",
                 "it has no seccomp filter",
                 next_="start it with the engine's default profile",
+            )
+
+    def _annotations(self) -> Iterator[Finding]:
+        for name, value in self._config.steering:
+            if name in self._policy.annotations:
+                continue
+            yield self._finding(
+                False,
+                "config.annotation",
+                f"by the annotation {name} crun runs it otherwise than its configuration says",
+                path="annotations",
+                got=f"{name}={printable(value)}",
+                expected="no such annotation",
+                next_=f"start it without; [config] annotations = {array([name])} in the policy",
             )
 
     # -- what reaches out -------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from unit.verifier.appraised import BUSYBOX, NAMESPACES, Box, image, upper
 
 from cima_runc.ima.template import Func
+from cima_runc.measure.config_summary import STEERING_ANNOTATIONS
 from cima_runc.measure.mtree import Entry, Type, digest, format_manifest, whiteout
 from cima_runc.measure.xattrs import OPAQUE
 from cima_runc.ml.contents import ContentError, measured
@@ -477,6 +478,20 @@ def test_the_hosts_namespace_is_known_by_its_number(box: Box) -> None:
     (found,) = box.failed()
     assert (found.rule, found.expected) == ("config.namespace", "its own")
     assert box.failed("[config]\nhost_namespaces = ['pid','cgroup','user','time']") == []
+
+
+@pytest.mark.parametrize("name", sorted(STEERING_ANNOTATIONS))
+def test_annotations_by_which_crun_does_otherwise(box: Box, name: str) -> None:
+    """In a virtual machine (krun) nothing that runs is seen, and every file is as in the image."""
+    box.config["annotations"] = {
+        "run.oci.keep_original_groups": "1",
+        "org.opencontainers.image.title": "x",
+    }
+    assert box.failed() == []
+    box.config["annotations"][name] = "krun\n"
+    (found,) = box.failed()
+    assert (found.rule, found.got) == ("config.annotation", f"{name}=krun\\x0a")
+    assert box.failed(f"[config]\nannotations = ['{name}']") == []
 
 
 def test_stricter_policies(box: Box) -> None:

@@ -63,6 +63,7 @@ def strange(reference: ImageReference) -> Box:
     ]
     linux["devices"] = [{"path": "/dev/kvm", "type": "c"}]
     linux["maskedPaths"] = []
+    box.config["annotations"] = {"run.oci.handler": "krun"}
     box.config["mounts"] += [
         {"destination": "/data", "type": "bind", "source": "/srv/a*", "options": ["ro"]},
         {"destination": "/usr/share", "type": "tmpfs", "source": "tmpfs"},
