@@ -207,6 +207,12 @@ def test_a_restart_does_not_launder(watched: Watched) -> None:
         assert watched.remembered().untrusted_run == 1
         assert "continues run 1" not in " ".join(check.detail for check in result.checks)
     watched.policy = "allow_restarts = true"
+    assert trusted(watched.look(runs=[clean]))
+    # Allowed for once is not healed.
+    assert watched.remembered().untrusted_run == 1
+    watched.policy = ""
+    assert "run 1 was found UNTRUSTED" in said(watched.look(runs=[clean]))
+    watched.policy = "allow_restarts = true"
     assert trusted(watched.look())
 
 
@@ -368,6 +374,16 @@ def test_what_comes_after_an_end(watched: Watched) -> None:
     assert trusted(other.look())
     run.partition.file(b"/bin/id", b"id")
     assert rules(other.look(since=True)) == {"runs.after_exit"}
+
+
+def test_what_came_after_the_end_that_was_seen(watched: Watched) -> None:
+    """And is not shown, but is counted by the run after it."""
+    first = watched.host.start(SH)
+    first.end()
+    assert trusted(watched.look())
+    first.partition.file(*INTRUDER)
+    second = watched.host.start(SH)
+    assert rules(watched.look(runs=[second])) == {"runs.not_seen"}
 
 
 def test_an_ended_run_is_shown_as_ended(watched: Watched) -> None:
