@@ -105,6 +105,19 @@ def test_results_name_what_they_rest_on(honest: Honest) -> None:
     assert known.verify(b"", request).verdict is Verdict.UNKNOWN
 
 
+def test_a_key_that_was_enrolled_without_its_name(honest: Honest) -> None:
+    """The key alone does not say how its TPM keeps it."""
+    known = Verifier(
+        parse_enrolled_ak(honest.forger.pem(named=False)),
+        owner_key=(honest.directory / "owner.key").read_bytes(),
+    )
+    request = known.request("box")
+    result = known.verify(honest.ask(request.to_json()), request)
+    assert result.host is not None
+    assert result.host.known_by == "key"
+    assert any("its TPM name was not enrolled" in each for each in result.not_proved)
+
+
 def test_few_names_and_each_is_there() -> None:
     assert len(verifier.__all__) <= 12
     for name in verifier.__all__:
