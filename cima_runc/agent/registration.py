@@ -286,7 +286,7 @@ class Registration:
         with ExitStack() as unmake:
             unmake.callback(self._writer.refused, run)
             note = self._writer.begin(note, secret, first)
-            unmake.callback(self._writer.discard, number)
+            unmake.callback(self._writer.undo, number)
             if self._sensor is not None:
                 unmake.callback(self._events.unwatch, number)
                 handle = allowlist.handle if allowlist else None

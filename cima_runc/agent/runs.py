@@ -99,6 +99,16 @@ class Runs:
         if following.previous is None:
             self._lines.remove(following.line)
 
+    def undo(self, note: ContainerNote) -> None:
+        """Heed that a run that was begun came to nothing: its partition is about to be removed,
+        and no run goes on from it."""
+        runs = self._kept.get(note.line or "", {})
+        if note.line is None or note.run is None or runs.get(note.run) != note.registration:
+            return
+        self._let_go(note.line, note.run)
+        if note.run == 1:
+            self._lines.remove(bytes.fromhex(note.line))
+
     def adopt(self, line: bytes) -> None:
         """Take in a run that began under an agent that knew no lines, as its line's first.
 
@@ -142,9 +152,13 @@ class Runs:
             run = max(note.run, 0 if state is None else state.run)
             time = note.started if state is None else state.time
             self._lines.write(LineState(line=line, run=run, last=last, time=time))
-        del runs[note.run]
+        self._let_go(note.line, note.run)
+
+    def _let_go(self, line: str, run: int) -> None:
+        runs = self._kept[line]
+        del runs[run]
         if not runs:
-            del self._kept[note.line]
+            del self._kept[line]
 
 
 def previous_of(store: Store, note: ContainerNote) -> Previous:

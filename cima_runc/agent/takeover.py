@@ -82,6 +82,7 @@ class TakeOver:
             OSError, TpmError: it cannot be recorded that some have ended.
         """
         ended: dict[int, str] = {}
+        begun: list[int] = []
         for found in self._stored(retained):
             container = found.container
             number, note = container.number, container.note
@@ -92,11 +93,19 @@ class TakeOver:
                 continue
             if note.kind == "dependencies":
                 self._dependencies.restore(container, found.records)
+            elif note.state != "stopped" and container.partition.count < FIRST_RECORDS:
+                # Its hook had no answer, so nothing of it has run, and nothing is bound. Should it
+                # ask again: a new one.
+                begun.append(number)
             elif note.state != "stopped":
                 ended[number] = self._readopt(container)
                 if note.line is None:
                     self._adopt(found)
         self._events.take()
+        for number in begun:
+            _log.info("registration %d was not completed", number)
+            self._events.unwatch(number)
+            self._writer.undo(number)
         for number, reason in ended.items():
             gone = self._writer.get(number)
             if reason and gone is not None:
@@ -184,9 +193,6 @@ class TakeOver:
         """Hold the container's process again; returns why it has ended, where it has."""
         note = container.note
         number = note.registration
-        if container.partition.count < FIRST_RECORDS:
-            # Its hook had no answer, so nothing of it has run. Should it ask again: a new one.
-            return "its registration was not completed"
         unwatched = self._sensor.unwatched().get(number) if self._sensor is not None else None
         if unwatched is not None:
             # Its end was being recorded.

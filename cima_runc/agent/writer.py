@@ -152,7 +152,7 @@ class Writer:
         try:
             self._store.create(note, secret)
         except BaseException:
-            self.discard(note.registration)
+            self.undo(note.registration)
             raise
         self._ledger.add(note.registration, records)
         self._runs.keep(note)
@@ -234,9 +234,20 @@ class Writer:
                 self._core.forget(registration)
 
     def discard(self, registration: int) -> None:
-        """Drop a container with everything that is known and stored of it."""
+        """Drop a container with everything that is known and stored of it, but what its line's next
+        run goes on from."""
         with suppress(CimaError):  # of a damaged partition nothing can be kept
             self._runs.discard(self._store.read_note(registration))
+        self._drop(registration)
+
+    def undo(self, registration: int) -> None:
+        """Drop a container that came to nothing: none of it ran, and nothing of it was bound."""
+        container = self._core.get(registration)
+        if container is not None:
+            self._runs.undo(container.note)
+        self._drop(registration)
+
+    def _drop(self, registration: int) -> None:
         self._ledger.drop(registration)
         self._ending.discard(registration)
         if self._core.get(registration) is not None:

@@ -11,6 +11,7 @@ import pytest
 from cima_runc.agent.candidate import Candidate
 from cima_runc.agent.dependencies import Look
 from cima_runc.agent.index import Container
+from cima_runc.agent.registration import FIRST_RECORDS
 from cima_runc.agent.runs import LineInUseError
 from cima_runc.ml import contents
 from cima_runc.ml.contents import Adopted, Register, read
@@ -18,6 +19,7 @@ from cima_runc.ml.lines import line_name, line_of
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.store import ContainerNote
 from cima_runc.runtime.hook_state import HookState
+from cima_runc.sensor.loader import SensorError
 from tests.support.simulated_agent import NO_ROOTFS, SimulatedSensor
 from tests.unit.agent.test_containers_in_step import ContainersInStep
 
@@ -140,6 +142,72 @@ def test_a_first_start_that_came_to_nothing_is_not_counted(
             host.start("box")
     register = host.first(host.start("box"))
     assert (register.run, register.previous) == (1, None)
+
+
+@pytest.mark.parametrize("runs", [0, 1, 2])
+@pytest.mark.parametrize("kept", [True, False])
+def test_no_run_goes_on_from_a_start_that_the_sensor_refused(
+    host: Host, monkeypatch: pytest.MonkeyPatch, runs: int, *, kept: bool
+) -> None:
+    """Nothing of it ran, and there is nothing of it to show."""
+    before = run_and_stop(host, runs, kept=kept)
+
+    def fails(*_: Any) -> None:
+        raise SensorError("the sensor watches as many namespaces as it can")
+
+    with monkeypatch.context() as sensor:
+        sensor.setattr(SimulatedSensor, "watch", fails)
+        for _ in range(2):
+            with pytest.raises(SensorError):
+                host.start("box")
+    assert_goes_on(host, before)
+
+
+@pytest.mark.parametrize("runs", [0, 1, 2])
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("records", range(FIRST_RECORDS))
+def test_no_run_goes_on_from_a_registration_that_an_agent_did_not_complete(
+    host: Host, runs: int, records: int, *, kept: bool
+) -> None:
+    """The agent was killed before the first records were durable; the hook asks the next one."""
+    before = run_and_stop(host, runs, kept=kept)
+    begun = host.start("box")
+    path = host.store.root / f"containers/{begun.number:08d}" / "records.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:records]))
+    host.open()
+    assert not host.store.holds(begun.number)
+    assert host.kernel.rows.keys() == set()
+    host.kernel.exit(begun.note.pid)
+    assert_goes_on(host, before)
+
+
+def run_and_stop(host: Host, runs: int, *, kept: bool) -> Container | None:
+    """Return the last of so many runs of a line."""
+    last = None
+    for _ in range(runs):
+        last = host.start("box")
+        host.stop(last)
+    if not kept:
+        host.remove()
+    return last
+
+
+def assert_goes_on(host: Host, before: Container | None) -> None:
+    """The next run of the line goes on from that one, and shows no other."""
+    register = host.first(host.start("box"))
+    if before is None:
+        assert (register.run, register.previous) == (1, None)
+        return
+    assert isinstance(register.previous, contents.Previous)
+    said = register.previous
+    partition = before.partition
+    assert (said.registration, said.count, said.cpcr) == (
+        *(before.number, partition.count, partition.cpcr),
+    )
+    found = host.writer.latest("box")
+    assert found is not None
+    shown = [host.store.read_note(number).run for number in host.writer.runs_of(found.note)]
+    assert set(shown) <= {*range(1, said.run + 1), register.run}
 
 
 def test_a_run_whose_partition_is_gone_is_remembered(host: Host) -> None:
