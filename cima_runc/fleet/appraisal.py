@@ -12,7 +12,7 @@ from typing import Literal
 
 from cima_runc.base.text import printable
 from cima_runc.cpcr.status import Status
-from cima_runc.ml.contents import File, Measured
+from cima_runc.ml.contents import Adopted, File, Measured
 from cima_runc.verifier.appraisal import compare
 from cima_runc.verifier.completeness import completeness
 from cima_runc.verifier.errors import Verdict
@@ -121,6 +121,10 @@ def own(head: Sequence[Measured], new: Sequence[Measured], values: Values) -> li
     ``head`` are its first :data:`HEAD` records, as far as they come before ``new``.
     """
     found = list(completeness(new, values.policy))
+    for _, content in new:
+        if isinstance(content, Adopted):
+            # An agent without lines had begun it: nobody knows what came before.
+            found += runs(Earlier("lost"), values.policy, late=0)
     references = values.references
     if references is None or references.image is None:
         return found

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, delete, insert, or_, select, update
 
 from cima_runc.base.text import printable
 from cima_runc.fleet import appraisal, events, host_logs, hosts
@@ -18,6 +18,7 @@ from cima_runc.fleet.appraisal import HEAD, Earlier, HostFacts, Part, Pcrs, Serv
 from cima_runc.fleet.database import batched, update_all
 from cima_runc.fleet.events import Told
 from cima_runc.fleet.findings import Findings
+from cima_runc.fleet.lines import SeenRun, SeenRuns
 from cima_runc.fleet.schema import Appraisal, Container, Line, Record, table_of
 from cima_runc.fleet.schema import Verdict as VerdictRow
 from cima_runc.fleet.values import Choice, Choosing, Mode, ValuesCache
@@ -150,6 +151,18 @@ class _Boots:
         return self._files[boot_id]
 
 
+def _seen_run(container: Mapping[str, Any]) -> SeenRun:
+    """Return a container's row as a run of its line."""
+    previous = container["previous"] or {}
+    return SeenRun(
+        row=container["id"],
+        run=container["run"],
+        registration=container["registration"],
+        before=previous.get("run", 0),
+        registration_before=previous.get("registration"),
+    )
+
+
 class _Sitting:
     """What goes for containers of one host in one transaction; written by :meth:`end`."""
 
@@ -182,7 +195,7 @@ class _Sitting:
             ).mappings()
             self._kept |= {(row["container"], row["mode"]): dict(row) for row in rows}
         self._before = self._runs_before(containers)
-        self._lines = self._first_runs(containers)
+        self._forgetting = self._tell_other_lines(containers)
         self._going_on = sorted(number for number, one in news.items() if one.since > 0)
         self._heads: dict[int, list[tuple[int, bytes]]] | None = None
         self._services: dict[tuple[str, int, bool], Services] = {}
@@ -453,30 +466,58 @@ class _Sitting:
             found |= {row.registration: row for row in rows}
         return found
 
-    def _first_runs(self, containers: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-        """Return whose the latest run is of each line of which there is a first run here."""
-        wanted = {one["line"] for one in containers if one["line"] and one["run"] == 1}
-        found: dict[str, int] = {}
-        for some in batched(sorted(wanted)):
+    def _tell_other_lines(self, containers: Sequence[Mapping[str, Any]]) -> set[int]:
+        """Return the containers that tell of their line as if a run that was seen had not been."""
+        alone = self._first_seen(containers)
+        runs = [
+            (one["line"], _seen_run(one))
+            for one in containers
+            if one["line"] and one["run"] and one["confirmed"] and one["id"] not in alone
+        ]
+        after: dict[str, int] = {}
+        for line, one in runs:
+            after[line] = min(after.get(line, one.before), one.before)
+        seen = self._seen_after(after)
+        return {one.row for line, one in runs if seen[line].are_forgotten_by(one)}
+
+    def _first_seen(self, containers: Sequence[Mapping[str, Any]]) -> set[int]:
+        """Return the containers that are their line's first run, and the only one that was seen."""
+        firsts = {one["id"]: one["line"] for one in containers if one["line"] and one["run"] == 1}
+        found: set[int] = set()
+        for some in batched(sorted(set(firsts.values()))):
             rows = self._connection.execute(
-                select(_LINE.c.line, _LINE.c.container).where(
+                select(_LINE.c.container).where(
                     _LINE.c.host == self._host["id"], _LINE.c.line.in_(some)
                 )
             )
-            found |= {row.line: row.container for row in rows}
+            found |= firsts.keys() & set(rows.scalars())
         return found
+
+    def _seen_after(self, after: Mapping[str, int]) -> dict[str, SeenRuns]:
+        """Return, of each line, the runs that were seen after the one of this number."""
+        column = _CONTAINER.c
+        found: dict[str, list[SeenRun]] = {line: [] for line in after}
+        for some in batched(sorted(after.items())):
+            later = [and_(column.line == line, column.run > run) for line, run in some]
+            rows = self._connection.execute(
+                select(column.line, column.id, column.run, column.registration, column.previous)
+                .where(column.host == self._host["id"], column.kind == "container")
+                .where(column.confirmed > 0, or_(*later))
+            ).mappings()
+            for row in rows:
+                found[row["line"]].append(_seen_run(dict(row)))
+        return {line: SeenRuns(runs) for line, runs in found.items()}
 
     def _earlier(self, container: Mapping[str, Any]) -> Earlier:
         if container["line"] is None or container["run"] is None or not container["confirmed"]:
             return Earlier("first")
-        if container["run"] == 1:
-            # The line's latest run is this one itself, or one that came after it.
-            known = self._lines.get(container["line"])
-            is_first = known is None or known >= container["id"]
-            return Earlier("first" if is_first else "forgotten")
         previous = container["previous"]
-        if previous is None:
+        if previous is None and container["run"] > 1:
             return Earlier("lost")
+        if container["id"] in self._forgetting:
+            return Earlier("forgotten")
+        if previous is None:
+            return Earlier("first")
         before = self._before.get(previous["registration"])
         if (
             before is None

@@ -403,6 +403,86 @@ def test_a_host_that_forgets_a_line_is_not_believed(
     assert found["verdict"] == "UNTRUSTED"
 
 
+@pytest.mark.parametrize("shown_after", [(0,), (1, 0), (0, 1), (2, 0, 1), (2, 1, 0)])
+def test_runs_that_are_shown_after_those_that_followed_them_are_not_forgotten(
+    fleet: ServedFleet, reference: ImageReference, shown_after: tuple[int, ...]
+) -> None:
+    """As of a host that joins, or whose service was away, after restarts: the run that lives comes
+    first, and those before it as later runs prove them."""
+    ready(fleet, reference)
+    host = one_host(fleet)
+    numbers = [start(host, "run0", reference)]
+    for at in range(1, len(shown_after) + 1):
+        host.end(numbers[-1])
+        numbers.append(start_again(host, numbers[-1], f"run{at}", reference))
+        host.forget(numbers[-2])
+    earlier = {number: host.containers.pop(number) for number in numbers[:-1]}
+    host.changed -= earlier.keys()
+    fleet.sync(host)
+    for at in shown_after:
+        number = numbers[at]
+        host.containers[number] = earlier[number]
+        host.changed.add(number)
+        if all(each in host.containers for each in numbers[at:]):
+            fleet.sync(host)
+    for at in range(len(numbers)):
+        found = fleet.container(f"run{at}")
+        assert found["verdict"] == "TRUSTED", (at, found["findings"])
+
+
+@pytest.mark.parametrize("skipped", [0, 1, 4])
+def test_a_host_that_was_put_back_hides_no_run(
+    fleet: ServedFleet, reference: ImageReference, skipped: int
+) -> None:
+    """Its line goes on from the run before the one that was UNTRUSTED; other starts were refused
+    meanwhile."""
+    ready(fleet, reference)
+    host = one_host(fleet)
+    first = start(host, "first", reference)
+    host.end(first)
+    fleet.sync(host)
+    bad = start_again(host, first, "bad", reference)
+    host.run(bad, b"/tmp/miner")
+    host.end(bad)
+    fleet.sync(host)
+    host.forget(bad)
+    fleet.sync(host)
+    del host.containers[bad]
+    host.containers[first].run += skipped  # type: ignore[operator]
+    again = host.containers[start_again(host, first, "again", reference)]
+    host.containers[first].run = 1
+    again.records[0]["content"]["previous"]["run"] = 1
+    replayed(again)
+    fleet.sync(host)
+    found = fleet.container("again")
+    assert (found["run"], found["verdict"]) == (2 + skipped, "UNTRUSTED")
+    assert "runs.forgotten" in {each["rule"] for each in found["findings"]}
+
+
+def test_what_came_before_an_adopted_run_is_lost(
+    fleet: ServedFleet, reference: ImageReference
+) -> None:
+    """As a verifier of evidence says it too."""
+    ready(fleet, reference)
+    host = one_host(fleet)
+    number = start(host, "old", reference)
+    one = host.containers[number]
+    for name in ("line", "run", "previous"):
+        del one.records[0]["content"][name]
+    replayed(one)
+    assert one.line is not None
+    host.add(number, contents.Adopted(line=one.line, run=1, previous="lost"))
+    fleet.sync(host)
+    found = fleet.container("old")
+    assert found["verdict"] == "UNTRUSTED"
+    assert {each["rule"] for each in found["findings"] if each["severity"] == "fail"} == {
+        "runs.lost"
+    }
+    fleet.write(changes.add_policy, "default", "allow_restarts = true\n" + POLICY)
+    settle(fleet)
+    assert fleet.container("old")["verdict"] == "TRUSTED"
+
+
 def replayed(one: object) -> None:
     """Measure a container's records anew, after one was changed."""
     from cima_runc.cpcr.register import ZERO, extend

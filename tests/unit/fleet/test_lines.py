@@ -1,0 +1,89 @@
+"""Runs of a line as a service sees them: in which order ever, and of a host that was put back."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cima_runc.fleet.lines import SeenRun, SeenRuns
+
+
+def run(row: int, number: int, before: int) -> SeenRun:
+    """Run ``number``, whose registration is ten times that, after run ``before``."""
+    return SeenRun(row, number, 10 * number, before, 10 * before or None)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[list[SeenRun]]:
+    """What each report shows, of a host that tells the truth: the latest run first, and some of
+    those before it that were not shown yet, lower numbers first. Numbers are skipped now and
+    then."""
+    count = draw(st.integers(1, 8))
+    gaps = draw(st.lists(st.integers(1, 3), min_size=count, max_size=count))
+    numbers = [1]
+    for gap in gaps[1:]:
+        numbers.append(numbers[-1] + gap)
+    before = dict(zip(numbers, [0, *numbers], strict=False))
+    waiting: set[int] = set()
+    reports: list[list[SeenRun]] = []
+    row = 0
+    for at, number in enumerate(numbers):
+        is_shown = at == count - 1 or draw(st.booleans())
+        waiting.add(number)
+        if not is_shown:
+            continue
+        others = sorted(waiting - {number})
+        some = draw(st.lists(st.sampled_from(others), unique=True)) if others else []
+        waiting -= {number, *some}
+        reports.append([])
+        for each in sorted([number, *some]):
+            row += 1
+            reports[-1].append(run(row, each, before[each]))
+    for each in draw(st.permutations(sorted(waiting))):
+        row += 1
+        reports.append([run(row, each, before[each])])
+    return reports
+
+
+@given(histories())
+def test_a_host_that_tells_the_truth_forgets_nothing(reports: list[list[SeenRun]]) -> None:
+    shown: list[SeenRun] = []
+    lived: set[int] = set()
+    for report in reports:
+        shown += report
+        lived |= {one.run for one in report if one.run > max(lived, default=0)} & {max(report).run}
+        seen = proved(shown, lived)
+        # Those that came before are judged again with them, as where a policy changes.
+        assert not [one for one in seen if SeenRuns(seen).are_forgotten_by(one)]
+    assert seen == shown
+
+
+def proved(shown: list[SeenRun], lived: set[int]) -> list[SeenRun]:
+    """Those that had a register when they were shown, and those that these go on from."""
+    found: set[int] = set()
+    todo = [one for one in shown if one.run in lived]
+    while todo:
+        one = todo.pop()
+        found.add(one.run)
+        todo += [each for each in shown if each.run == one.before]
+    return [one for one in shown if one.run in found]
+
+
+@given(histories(), st.data())
+def test_a_run_that_goes_on_from_an_earlier_one_forgets_what_was_seen_since(
+    reports: list[list[SeenRun]], data: st.DataObject
+) -> None:
+    seen = [one for shown in reports for one in shown]
+    last = max(one.run for one in seen)
+    before = data.draw(st.sampled_from([0, *(one.run for one in seen if one.run < last)]))
+    number = data.draw(st.integers(before + 1, last + 3))
+    row = len(seen) + 1
+    fork = SeenRun(row, number, 10 * number + 1, before, 10 * before or None)
+    after = SeenRun(row + 1, number + 1, 10 * number + 11, number, fork.registration)
+    for later in ([], [after]):
+        runs = SeenRuns([*seen, fork, *later])
+        assert runs.are_forgotten_by(fork)
+        assert not [one for one in seen if runs.are_forgotten_by(one)]
+
+
+def test_a_run_alone_forgets_nothing() -> None:
+    assert not SeenRuns([]).are_forgotten_by(run(1, 1, 0))
+    assert not SeenRuns([run(2, 2, 1)]).are_forgotten_by(run(1, 1, 0))
