@@ -1,5 +1,6 @@
 """``cima configure``: makes cima-runc one of an engine's runtimes."""
 
+import errno
 import os
 from dataclasses import dataclass
 from enum import StrEnum
@@ -155,8 +156,15 @@ def _make(changes: Changes, engine: Engine, change: Change) -> None:
         changes.make(engine, change)
     except OSError as error:
         raise EngineError(
-            f"{error.filename or change.path}: {error.strerror}", hint="run it as root"
+            f"{error.filename or change.path}: {error.strerror}", hint=_hint_of(error)
         ) from error
+
+
+def _hint_of(error: OSError) -> str:
+    """Return what helps against it: root can do nothing about a file system without writing."""
+    if error.errno == errno.EROFS:
+        return "set it where the system makes that file from; --dry-run shows the change"
+    return "run it as root" if os.geteuid() else ""
 
 
 def _low_level() -> str:

@@ -23,6 +23,7 @@ from cima_runc.ima.template import fields_of
 BANK = "sha256"
 """The bank in which the log is replayed."""
 
+_OWN_TEMPLATE = "start the kernel with ima_template=ima-sig and without ima_template_fmt"
 _RECENT = 4096
 _KEY_SIZE = 16
 
@@ -172,7 +173,7 @@ class KernelLog:
         if names and not {b"n-ng", b"n"} & set(names):
             raise KernelLogError(
                 f"IMA's template {printable(entry.template)} has no names of files",
-                hint="start the kernel with ima_template=ima-sig",
+                hint=_OWN_TEMPLATE,
             )
         if not names:
             raise KernelLogError(
@@ -358,7 +359,7 @@ def usable(entries: Iterable[Entry]) -> None:
         most = printable(others.most_common(1)[0][0])
         raise KernelLogError(
             f"IMA's template {most} has no SHA-256 of files",
-            hint="start the kernel with ima_template=ima-sig and without ima_template_fmt",
+            hint=_OWN_TEMPLATE,
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from cima_runc.base.text import printable
 from cima_runc.evidence.fields import decode_base64
-from cima_runc.ima.template import TemplateError, unpack_fields
+from cima_runc.ima.template import TemplateError, fields_of, unpack_fields
 from cima_runc.ml.contents import File, Measured
 from cima_runc.verifier import errors
 from cima_runc.verifier.steps.hints import REPORT
@@ -41,6 +41,18 @@ def read_line(data: bytes) -> HostFile | None:
     # d-ngv2 says of what the digest is: of the file (ima), or of a tree of hashes (verity).
     name = algorithm.removeprefix(b"ima:").decode("ascii")
     return HostFile(name, digest, fields[1][:-1])
+
+
+def is_of_another_order(template: str) -> bool:
+    """Whether a template has the digest and the name of a file elsewhere than first and second.
+
+    Of such (``ima_template_fmt=n-ng|d-ng``) :func:`read_line` reads nothing: which field is which
+    nobody proves, since the PCR is of the fields alone.
+    """
+    names = fields_of(template.encode("utf-8", "surrogatepass"))
+    return bool(names) and not (
+        names[0] in {b"d-ng", b"d-ngv2"} and names[1:2] in {(b"n-ng",), (b"n",)}
+    )
 
 
 def take_line(value: Any) -> tuple[Any, bytes | None]:

@@ -17,7 +17,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
@@ -28,6 +28,7 @@ from cima_runc.verifier.reference.file import (
     format_reference,
     parse_reference,
 )
+from cima_runc.verifier.reference.null_is_absent import NullIsAbsent
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -41,16 +42,12 @@ class DsseError(CimaError):
     """An envelope is not signed by a key that is trusted, or is not of reference values."""
 
 
-class _Signature(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
+class _Signature(NullIsAbsent):
     keyid: str = ""
     sig: str
 
 
-class _Envelope(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
+class _Envelope(NullIsAbsent):
     payload: str
     payload_type: str = Field(alias="payloadType")
     signatures: tuple[_Signature, ...] = Field(min_length=1, max_length=64)

@@ -43,7 +43,7 @@ from cima_runc.verifier.reference.file import (
     ReferenceLayer,
 )
 from cima_runc.verifier.reference.flatten import Flattened
-from cima_runc.verifier.reference.go_json import GoJson
+from cima_runc.verifier.reference.null_is_absent import NullIsAbsent
 from cima_runc.verifier.reference.platform import Platform, fitting, parse_platform
 from cima_runc.verifier.reference.tar import Member, Reader, TarError, read_tar
 from cima_runc.verifier.reference.users import NameFiles
@@ -67,7 +67,7 @@ class Image:
 # What is in the JSON files of an image, as far as it is used.
 
 
-class _Descriptor(GoJson):
+class _Descriptor(NullIsAbsent):
     media_type: str = Field(alias="mediaType", default="")
     digest: str
     size: int = Field(ge=0)
@@ -75,17 +75,17 @@ class _Descriptor(GoJson):
     annotations: dict[str, str | None] | None = None
 
 
-class _Index(GoJson):
+class _Index(NullIsAbsent):
     manifests: tuple[Any, ...]
     """Each is read for itself, so that one that is no descriptor spoils no other."""
 
 
-class _Manifest(GoJson):
+class _Manifest(NullIsAbsent):
     config: _Descriptor
     layers: tuple[_Descriptor, ...] | None = None
 
 
-class _DirectoryManifest(GoJson):
+class _DirectoryManifest(NullIsAbsent):
     """The manifest.json of skopeo's `dir:`: a manifest or an index."""
 
     media_type: str = Field(alias="mediaType", default="")
@@ -95,7 +95,7 @@ class _DirectoryManifest(GoJson):
     manifests: tuple[Any, ...] | None = None
 
 
-class _Process(GoJson):
+class _Process(NullIsAbsent):
     entrypoint: tuple[str, ...] | None = Field(alias="Entrypoint", default=None)
     cmd: tuple[str, ...] | None = Field(alias="Cmd", default=None)
     user: str | None = Field(alias="User", default=None)
@@ -103,7 +103,7 @@ class _Process(GoJson):
     env: tuple[str, ...] | None = Field(alias="Env", default=None)
 
 
-class _RootFs(GoJson):
+class _RootFs(NullIsAbsent):
     type: str = "layers"
     diff_ids: tuple[str, ...] | None = None
 
@@ -113,7 +113,7 @@ class _Config(Platform):
     rootfs: _RootFs
 
 
-class _Saved(GoJson):
+class _Saved(NullIsAbsent):
     config: str = Field(alias="Config")
     tags: tuple[str, ...] | None = Field(alias="RepoTags", default=None)
     layers: tuple[str, ...] | None = Field(alias="Layers", default=None)

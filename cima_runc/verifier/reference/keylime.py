@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
@@ -30,31 +30,26 @@ from cima_runc.verifier.reference.dsse import (
     open_envelope,
 )
 from cima_runc.verifier.reference.file import HostReference, ImageReference
+from cima_runc.verifier.reference.null_is_absent import NullIsAbsent
 
 
 class KeylimeError(CimaError):
     """A file is not a runtime policy of Keylime's."""
 
 
-class _Meta(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
+class _Meta(NullIsAbsent):
     version: int
 
 
-class _Ima(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
+class _Ima(NullIsAbsent):
     log_hash_alg: str = "sha1"
 
 
-class _Policy(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
+class _Policy(NullIsAbsent):
     meta: _Meta
     digests: dict[str, tuple[str, ...]]
     excludes: tuple[str, ...] = ()
-    keyrings: dict[str, Any] = {}
+    keyrings: dict[str, Any] = Field(default_factory=dict)
     ima: _Ima = _Ima()
     ima_buf: dict[str, Any] = Field(alias="ima-buf", default={})
     verification_keys: str = Field(alias="verification-keys", default="")

@@ -19,7 +19,7 @@ from cima_runc.ml.contents import File
 from cima_runc.verifier import errors
 from cima_runc.verifier.boot_log import EventLogError, replay
 from cima_runc.verifier.expectation import Expectation
-from cima_runc.verifier.kernel_line import HostFile, read_line
+from cima_runc.verifier.kernel_line import HostFile, is_of_another_order, read_line
 from cima_runc.verifier.steps.hints import ANEW, REPORT
 from cima_runc.verifier.steps.replayed import Continued, Services
 
@@ -126,6 +126,13 @@ def _aggregate(entry: bytes | HostLine, values: Mapping[int, bytes]) -> Aggregat
     found = None
     if isinstance(entry, HostLine) and not entry.violation:
         found = read_line(entry.data)
+    if isinstance(entry, HostLine) and is_of_another_order(entry.template):
+        raise errors.ForeignLogError(
+            "the host's log is of a template in which no file's digest and name are first",
+            expected="a template that begins with d-ng|n-ng, as all the kernel's own",
+            found=printable(entry.template),
+            hint="start the host's kernel with ima_template=ima-sig and without ima_template_fmt",
+        )
     if found is None or found.path != _AGGREGATE:
         raise errors.ForeignLogError(
             "the host's log does not begin with boot_aggregate",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cima_runc.ima.template import pack_fields
 from cima_runc.ml.contents import Exit, File, Measured
 from cima_runc.verifier import errors
-from cima_runc.verifier.kernel_line import check_line, take_line
+from cima_runc.verifier.kernel_line import check_line, is_of_another_order, take_line
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -86,3 +86,16 @@ def test_another_files_line_is_refused(raw: bytes) -> None:
 def test_what_is_no_file_has_no_line() -> None:
     with pytest.raises(errors.DependencyLineError, match="is of no file"):
         check_line(Measured(9, Exit(reason="deleted")), data(b"/usr/bin/runc"))
+
+
+@pytest.mark.parametrize(
+    ("template", "other"),
+    [
+        *((name, False) for name in ("ima-ng", "ima-sig", "ima-modsig", "evm-sig", "ima-ngv2")),
+        *((name, False) for name in ("ima-sigv2", "ima-buf", "d-ng|n-ng|imode", "d-ngv2|n", "odd")),
+        *((name, True) for name in ("n-ng|d-ng", "iuid|d-ng|n-ng", "d-ng|sig|n-ng", "d-ng", "ima")),
+    ],
+)
+def test_a_template_in_which_no_file_is_found(template: str, other: bool) -> None:
+    """The host is told what to change, not that its log is another kernel's."""
+    assert is_of_another_order(template) == other

@@ -169,3 +169,11 @@ def test_digests_of_another_hash_are_not_taken(algorithm: str) -> None:
         from_keylime(policy_of(algorithm))
     for usual in ("sha1", "sha256", "sha512", "SHA-256", "sha_384"):
         assert from_keylime(policy_of(usual)).reference.files == {"/bin/a": ("a" * 64,)}
+
+
+def test_null_is_what_is_not_there() -> None:
+    values = json.loads(policy_of("sha256")) | {"excludes": None, "keyrings": None, "ima-buf": None}
+    values |= {"verification-keys": None, "ima": None}
+    converted = from_keylime(json.dumps(values).encode())
+    assert converted.reference.files == {"/bin/a": ("a" * 64,)}
+    assert converted.left_out == ()

@@ -1,12 +1,12 @@
-"""JSON of images as their tools, which are written in Go, read it."""
+"""JSON of others, such as images' tools, in which null stands for what is not there."""
 
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 
-class GoJson(BaseModel):
-    """An object in which null stands for a field that is not there, as in Go's encoding/json."""
+class NullIsAbsent(BaseModel):
+    """An object in which null stands for a field that is not there, as to Go's encoding/json."""
 
     model_config = ConfigDict(frozen=True)
 
