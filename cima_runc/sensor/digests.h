@@ -32,6 +32,7 @@ struct {
 struct writes {
 	u64 count;
 	u64 lent;    /* 1: pages of it were lent to the kernel, which may write to them at any time */
+	u64 mapped;  /* the container that mapped it shared and writable first (mapped.h); 0: none */
 	s64 awaited; /* interpreters that were started for it, and have not opened it yet */
 	u64 user[USERS_MAX];
 	u64 more_users;
@@ -39,7 +40,7 @@ struct writes {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, DIGESTS_MAX);
+	__uint(max_entries, WRITES_MAX);
 	__type(key, u64);
 	__type(value, struct writes);
 } writes SEC(".maps");
@@ -179,7 +180,18 @@ struct judged {
 	u64 real; /* address of the inode that holds the data */
 	u32 is_lower;
 	u32 unknown;
+	u32 writable; /* enum why: how it could be written at this moment; STABLE: in no way that is known */
 };
+
+/* How pages of it can be written to that nobody has open for writing, or mapped. */
+static __always_inline u32 writable_pages(const struct writes *written)
+{
+	if (!written)
+		return STABLE;
+	if (written->lent)
+		return PINNED_MEMORY;
+	return written->mapped ? WAS_MAPPED : STABLE;
+}
 
 /*
  * Whether what is known of the digest of the inode `seen` can be believed, and what it is. In this
@@ -201,6 +213,10 @@ __noinline u32 judge(u64 seen, struct judged *judged)
 	judged->is_lower = real.is_lower;
 	judged->unknown = real.unknown;
 	why = writer_of(real.inode);
+	written = bpf_map_lookup_elem(&writes, &real_key);
+	if (!why)
+		why = writable_pages(written);
+	judged->writable = why;
 	known = bpf_map_lookup_elem(&digests, &seen);
 	if (!known)
 		return NO_DIGEST_KEPT;
@@ -218,11 +234,8 @@ __noinline u32 judge(u64 seen, struct judged *judged)
 		return MOVED;
 	if (!judged->known.clean)
 		return WRITTEN_WHILE_HASHED;
-	written = bpf_map_lookup_elem(&writes, &real_key);
 	if (!written || lent_unknown())
 		return MAP_FULL;
-	if (written->lent)
-		return PINNED_MEMORY;
 	return *(volatile u64 *)&written->count == judged->known.writes ? STABLE : WRITTEN_SINCE;
 }
 
@@ -233,6 +246,26 @@ static __always_inline int is_containers(const u64 *sb)
 	return owner && *owner;
 }
 
+/* What is read comes neither from a device of this host's nor from its memory, or others write to the
+   device too. A file system that is not known here is taken for one of those. */
+static __always_inline int is_somewhere_else(struct inode *inode)
+{
+	switch (BPF_CORE_READ(inode, i_sb, s_magic)) {
+	case FUSE: /* also on a device */
+	case OCFS2:
+	case GFS2:
+		return 1;
+	case TMPFS:
+	case RAMFS:
+	case HUGETLBFS:
+	case ZFS:
+	case OVERLAYFS: /* what holds the data is not known: judge() says so */
+		return 0;
+	}
+	return !(BPF_CORE_READ(inode, i_sb, s_type, fs_flags) & FS_REQUIRES_DEV) &&
+	       !(BPF_CORE_READ(inode, i_sb, s_flags) & SB_KERNMOUNT);
+}
+
 /* File systems of which no digest can be believed, whatever is counted. */
 __noinline u32 unreliable(u64 seen_inode, u64 real_inode)
 {
@@ -241,26 +274,16 @@ __noinline u32 unreliable(u64 seen_inode, u64 real_inode)
 
 	if (BPF_CORE_READ(real, i_sb, s_iflags) & SB_I_IMA_UNVERIFIABLE_SIGNATURE)
 		return SERVER_CAN_ANSWER_TWICE;
-	switch (BPF_CORE_READ(real, i_sb, s_magic)) {
-	case FUSE:
-	case NFS:
-	case SMB:
-	case CIFS:
-	case SMB2:
-	case V9FS:
-	case CEPH:
-	case AFS:
-	case OCFS2:
-	case GFS2:
+	if (is_somewhere_else(real))
 		return SERVER_CAN_ANSWER_TWICE;
-	}
 	if (is_containers(&sb))
 		return BPF_CORE_READ(seen, i_sb, s_magic) == OVERLAYFS ? CONTAINER_MOUNTED_OVERLAY : CONTAINER_MOUNTED;
 	return is_containers(&real_sb) ? CONTAINER_MOUNTED : STABLE;
 }
 
 /*
- * Files that the container cannot have written, so that IMA's digest is believed whenever it was taken:
+ * Files that the container cannot have written, so that IMA's digest is believed also where nothing is
+ * known of it, whenever it was taken. What is known to have been written is not:
  * lower layers of its own root, and a file system that is read-only for as long as the sensor knows it.
  * What may be made read-only later, by a remount or by fs-verity, may have been written before.
  */
@@ -449,10 +472,18 @@ SEC("lsm/inode_free_security")
 int BPF_PROG(cima_inode_free, struct inode *inode)
 {
 	u64 key = (u64)inode;
+	struct writes *written;
+	struct registration *owner;
 
 	if ((inode->i_mode & S_IFMT) != S_IFREG)
 		return 0;
 	forget_digest(key);
+	written = bpf_map_lookup_elem(&writes, &key);
+	if (!written)
+		return 0;
+	owner = written->mapped ? registered(written->mapped) : 0;
+	if (owner)
+		__sync_fetch_and_add(&owner->mapped, -1);
 	bpf_map_delete_elem(&writes, &key);
 	return 0;
 }

@@ -114,6 +114,11 @@ class Why(StrEnum):
     """io_uring or AF_XDP keeps pages of it, and can write to them when no mapping is left."""
     RAW_DEVICE = "raw-device"
     """A block device, or one that gives memory or a disk past all files, was opened for writing."""
+    WAS_MAPPED = "was-mapped"
+    """A container mapped it shared and writable: bytes behind its end, and what was being read into
+    the mapping, are of no digest."""
+    KERNEL_CODE = "kernel-code"
+    """A module, or another kernel, was loaded."""
 
 
 @dataclass(frozen=True, slots=True)

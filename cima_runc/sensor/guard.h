@@ -67,13 +67,13 @@ static __always_inline u32 meaning_of(u64 magic, struct dentry *dentry, u32 *kin
 			return PROCESS_MEMORY;
 		*kind = HELPER;
 		if (IS(name, "core_pattern") || IS(name, "modprobe") || IS(name, "hotplug") ||
-		    IS(name, "poweroff_cmd"))
+		    IS(name, "poweroff_cmd") || IS(name, "hb_ctl_path"))
 			return HELPER_SET;
 	}
 	*kind = HELPER;
 	if (magic == CGROUP && IS(name, "release_agent"))
 		return HELPER_SET;
-	if (magic == SYSFS && IS(name, "uevent_helper"))
+	if (magic == SYSFS && (IS(name, "uevent_helper") || IS(name, "usermode_helper") || IS(name, "cache_getent")))
 		return HELPER_SET;
 	if (magic == BINFMT_MISC && IS(name, "register"))
 		return HELPER_SET;
@@ -81,7 +81,7 @@ static __always_inline u32 meaning_of(u64 magic, struct dentry *dentry, u32 *kin
 }
 
 /*
- * Devices below all files: disks, and physical memory. What is written there changes files and programs
+ * Devices below all files: disks, physical memory, and the registers that say where the kernel begins. What is written there changes files and programs
  * that nobody has open. Whether a file system is on it, now or later, the kernel does not say here.
  */
 static __always_inline int is_raw(struct inode *inode)
@@ -92,7 +92,7 @@ static __always_inline int is_raw(struct inode *inode)
 		return 1;
 	if ((inode->i_mode & S_IFMT) != S_IFCHR)
 		return 0;
-	return major == SCSI_GENERIC_MAJOR ||
+	return major == SCSI_GENERIC_MAJOR || major == MSR_MAJOR ||
 	       (major == MEM_MAJOR && (minor == MEM || minor == KMEM || minor == PORT));
 }
 
@@ -271,6 +271,40 @@ int BPF_PROG(cima_bpf, int cmd, void *attr, unsigned int size)
 	return -EPERM;
 }
 
+/* Code for the kernel itself: a module, or another kernel. It can do what it likes. */
+static __always_inline int loads_into_kernel(struct dentry *dentry)
+{
+	struct mark *mark = mark_of_current();
+	int denied;
+
+	if (!mark)
+		return 0;
+	denied = is_enforced(mark->registration);
+	note(mark->registration, ABOUT(GUARD, KERNEL_CODE, NONE, denied),
+	     dentry ? address(BPF_CORE_READ(dentry, d_inode)) : 0, address(dentry));
+	return refuse(denied, -EPERM);
+}
+
+SEC("lsm/kernel_load_data")
+int BPF_PROG(cima_load_data, u32 id)
+{
+	if (id != bpf_core_enum_value(enum kernel_load_data_id, LOADING_MODULE) &&
+	    id != bpf_core_enum_value(enum kernel_load_data_id, LOADING_KEXEC_IMAGE))
+		return 0;
+	return loads_into_kernel(0);
+}
+
+SEC("lsm/kernel_read_file")
+int BPF_PROG(cima_read_file, struct file *file, u32 id)
+{
+	if (id != bpf_core_enum_value(enum kernel_read_file_id, READING_MODULE) &&
+	    id != bpf_core_enum_value(enum kernel_read_file_id, READING_KEXEC_IMAGE) &&
+	    (!bpf_core_enum_value_exists(enum kernel_read_file_id, READING_MODULE_COMPRESSED) ||
+	     id != bpf_core_enum_value(enum kernel_read_file_id, READING_MODULE_COMPRESSED)))
+		return 0;
+	return loads_into_kernel(file->f_path.dentry);
+}
+
 /* Nor are its pins: who removes one, or the file system that holds them, detaches it. */
 static __always_inline int unpins(void)
 {
@@ -284,6 +318,13 @@ static __always_inline int unpins(void)
 
 SEC("lsm/inode_unlink")
 int BPF_PROG(cima_unlink, struct inode *dir)
+{
+	return dir->i_sb->s_magic == BPF_FS ? unpins() : 0;
+}
+
+/* What has the new name is gone. */
+SEC("lsm/inode_rename")
+int BPF_PROG(cima_rename, struct inode *dir)
 {
 	return dir->i_sb->s_magic == BPF_FS ? unpins() : 0;
 }

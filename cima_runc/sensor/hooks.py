@@ -46,7 +46,10 @@ _KINDS: Final = {
     "cima_anon_inode": "bpf_lsm_inode_init_security_anon",
     "cima_bpf": "bpf_lsm_bpf",
     "cima_unlink": "bpf_lsm_inode_unlink",
+    "cima_rename": "bpf_lsm_inode_rename",
     "cima_umount": "bpf_lsm_sb_umount",
+    "cima_load_data": "bpf_lsm_kernel_load_data",
+    "cima_read_file": "bpf_lsm_kernel_read_file",
     "cima_free_inum": "proc_free_inum",
 }
 """Without one of these there is a kind of event that this kernel cannot report."""

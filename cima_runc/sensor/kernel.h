@@ -47,16 +47,17 @@ enum {
 	MAX_ERRNO = 4095,
 	SIGKILL = 9,
 };
-enum { PROT_WRITE = 2, PROT_EXEC = 4, MAP_SHARED = 1, MAP_TYPE = 15 };
+enum { PROT_WRITE = 2, PROT_EXEC = 4, MAP_SHARED = 1, MAP_SHARED_VALIDATE = 3, MAP_TYPE = 15 };
 enum { VM_EXEC = 4, VM_SHARED = 8, READ_IMPLIES_EXEC = 0x400000 };
 enum { FMODE_READ = 1, FMODE_WRITE = 2, FMODE_EXEC = 0x20, ATTR_SIZE = 8 };
 enum { S_IFMT = 0170000, S_IFCHR = 0020000, S_IFBLK = 0060000, S_IFREG = 0100000, S_PRIVATE = 1 << 9, S_IMA = 1 << 10 };
+enum { FS_REQUIRES_DEV = 1 };
 enum { SB_RDONLY = 1, SB_KERNMOUNT = 1 << 22, SB_I_IMA_UNVERIFIABLE_SIGNATURE = 0x20 };
 enum { F_SEAL_WRITE = 8, PTRACE_MODE_ATTACH = 2, PF_KTHREAD = 0x200000 };
 enum { HASH_ALGO_SHA256 = 4, IMA_COLLECTED = 0x20 };
 enum { CLONE_NEWNS = 0x20000 };
 /* linux/major.h, and the minor numbers of drivers/char/mem.c */
-enum { MINORBITS = 20, MEM_MAJOR = 1, SCSI_GENERIC_MAJOR = 21, MEM = 1, KMEM = 2, PORT = 4 };
+enum { MINORBITS = 20, MEM_MAJOR = 1, SCSI_GENERIC_MAJOR = 21, MSR_MAJOR = 202, MEM = 1, KMEM = 2, PORT = 4 };
 #define MNT_NS_ANON_INO 0xEFFFFFF7U /* the number of every anonymous mount namespace, from 7.x on */
 
 /* linux/magic.h */
@@ -76,15 +77,10 @@ enum magic {
 	MQUEUE = 0x19800202,
 	SECURITYFS = 0x73636673,
 	FUSE = 0x65735546,
-	NFS = 0x6969,
-	SMB = 0x517b,
-	CIFS = 0xff534d42,
-	SMB2 = 0xfe534d42,
-	V9FS = 0x01021997,
-	CEPH = 0x00c36400,
-	AFS = 0x5346414f,
 	OCFS2 = 0x7461636f,
 	GFS2 = 0x01161970,
+	HUGETLBFS = 0x958458f6,
+	ZFS = 0x2fc12fc1,
 };
 
 #include <bpf/bpf_core_read.h>
@@ -149,8 +145,12 @@ struct path {
 	void *mnt;
 	struct dentry *dentry;
 } KERNEL;
+struct file_system_type {
+	int fs_flags;
+} KERNEL;
 struct super_block {
 	u32 s_dev;
+	struct file_system_type *s_type;
 	unsigned long s_magic;
 	unsigned long s_flags;
 	unsigned long s_iflags;
@@ -244,6 +244,10 @@ struct ima_iint_cache {
 	unsigned long flags;
 	struct ima_digest_data *ima_hash;
 } KERNEL;
+
+/* What the kernel is given to run in itself; include/linux/kernel_read_file.h numbers anew with releases. */
+enum kernel_load_data_id { LOADING_MODULE, LOADING_KEXEC_IMAGE };
+enum kernel_read_file_id { READING_MODULE, READING_MODULE_COMPRESSED, READING_KEXEC_IMAGE };
 
 /* The module overlay: loaded before this is. */
 struct ovl_path {

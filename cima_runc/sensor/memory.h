@@ -81,14 +81,17 @@ int BPF_PROG(cima_mmap_file, struct file *file, unsigned long reqprot, unsigned 
 {
 	u64 raw = 0;
 	struct mark *mark;
-	int is_private = (flags & MAP_TYPE) != MAP_SHARED && (flags & MAP_TYPE) != 3;
+	int is_private = (flags & MAP_TYPE) != MAP_SHARED && (flags & MAP_TYPE) != MAP_SHARED_VALIDATE;
 
+	bpf_probe_read_kernel(&raw, sizeof(raw), ctx);
+	if (raw && is_way_to_write((struct file *)raw, flags) &&
+	    remember_mapping((u64)BPF_CORE_READ((struct file *)raw, f_inode)))
+		return -ENOMEM;
 	prot |= reqprot;
 	if (!(prot & PROT_EXEC))
 		return 0;
 	if (has_executable_stack())
 		return -EACCES;
-	bpf_probe_read_kernel(&raw, sizeof(raw), ctx);
 	if (is_anonymous((struct file *)raw)) {
 		mark = mark_of_current();
 		return mark ? note_memory(mark, EXECMEM) : 0;

@@ -13,6 +13,7 @@
  *	uses.h		files that run, and are read
  *	programs.h	programs, and who comes from outside
  *	scripts.h	scripts that their interpreters have not opened yet
+ *	mapped.h	files that were mapped shared and writable
  *	memory.h	executable memory
  *	guard.h		what changes under a program, and who reaches for the sensor
  *	lent.h		pages of files that the kernel keeps, and writes to
@@ -26,6 +27,7 @@
 #include "allowed.h"
 #include "uses.h"
 #include "programs.h"
+#include "mapped.h"
 #include "memory.h"
 #include "guard.h"
 #include "lent.h"

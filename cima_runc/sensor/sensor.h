@@ -17,7 +17,8 @@
 
 /* Sizes of the maps, in entries. */
 #define SEEN_MAX 65536		/* (file, path, digest) already reported; the oldest give way */
-#define DIGESTS_MAX 262144	/* inodes whose digest is known, and inodes whose writes are counted */
+#define DIGESTS_MAX 262144	/* inodes whose digest is known */
+#define WRITES_MAX 524288	/* inodes whose writes are counted: those, and what was mapped writable */
 #define PENDING_MAX 4096	/* uses of files that IMA is hashing at this moment */
 #define PENDING_SHARE 256	/* of them, of one container */
 #define MOUNTED_MAX 4096	/* file systems that containers mounted and that live now */
@@ -65,6 +66,7 @@ struct registration {
 	u64 pid;	/* of its first process, in the initial pid namespace; 0: whichever is first */
 	s64 digests;	/* entries of the map `digests` for files that it had hashed */
 	u64 crowded;	/* CROWDED: what `totals.unattributed` was then */
+	s64 mapped;	/* files that it mapped shared and writable, and that live now */
 	s64 waiting;	/* uses whose digest is waited for: those that are left in the end are lost */
 };
 _Static_assert(sizeof(struct watched) == WATCHED_SIZE &&
@@ -93,7 +95,7 @@ struct settings {
 	u64 patterns;	      /* how many of the following are used */
 	struct name_pattern pattern[NAME_PATTERNS_MAX];
 	u64 largest;	     /* bytes of a file that may be hashed */
-	u64 share;	     /* of DIGESTS_MAX, for files that one container had hashed */
+	u64 share;	     /* files that one container may have hashed; and mapped shared and writable */
 	u64 late;	     /* 1: a digest that IMA is about to take is waited for */
 	u64 hooks_missing;   /* 1: this kernel cannot tell whether a file was written */
 };

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from cima_runc.sensor.libbpf import BPF_ANY, BPF_NOEXIST, Libbpf
 from cima_runc.sensor.pins import Handles
 
-LAYOUT: Final = 4
+LAYOUT: Final = 5
 """Number of sensor.h's layout: what one agent writes, another one of this number reads."""
 
 SHARED: Final = ("digests", "writes", "marks", "mounted", "roots")
@@ -24,7 +24,7 @@ MAPS: Final = ("allowed", "events", "registrations", "totals", "watched", *SHARE
 _NUMBER: Final = struct.Struct("=I")
 _KEY: Final = struct.Struct("=Q")
 WATCHED: Final = struct.Struct("=QQQ")
-ROW: Final = struct.Struct("=QQqqQQQQQQqQq")
+ROW: Final = struct.Struct("=QQqqQQQQQQqQqq")
 WATCHED_MAX: Final = 65536
 REGISTRATIONS_MAX: Final = 16384
 
@@ -62,6 +62,7 @@ class Row(NamedTuple):
     pid: int = 0
     digests: int = 0
     crowded: int = 0
+    mapped: int = 0
     waiting: int = 0
 
 

@@ -72,12 +72,13 @@ __noinline int complete(void)
 		return 0;
 	}
 	__builtin_memset(&r->judged, 0, sizeof(r->judged));
+	/* First: who opens it for writing after that has told this container, who did before is seen. */
+	add_user(real_of(r->seen), r->event.registration);
 	why = judge(r->seen, &r->judged);
 	if (why != NO_DIGEST_KEPT) {
 		r->event.hash = r->judged.known.hash;
 		__builtin_memcpy(r->event.digest, r->judged.known.digest, DIGEST_SIZE);
 	}
-	add_user(r->judged.real, r->event.registration);
 	if (!r->event.why) /* what is wrong with its file system */
 		r->event.why = why;
 	send(r);
@@ -118,13 +119,13 @@ static __always_inline int use_by(u64 registration, struct file *file, u32 func,
 	struct inode *inode = file->f_inode;
 	u64 seen = address(inode);
 	u64 root_dev = owner ? owner->root_dev : 0;
-	u32 why, now, named, had_digest, bytes;
+	u32 why, now, again, named, had_digest, bytes;
 	struct judged judged = {};
 	struct scratch *s;
 	int denied, waits = 0;
 	s32 hash;
 
-	why = judge(seen, &judged);
+	why = now = judge(seen, &judged);
 	named = unreliable(seen, judged.real);
 	hash = judged.known.hash;
 	had_digest = inode->i_flags & S_IMA;
@@ -143,8 +144,8 @@ static __always_inline int use_by(u64 registration, struct file *file, u32 func,
 			if (!now) {
 				why = STABLE;
 				hash = judged.known.hash;
-			} else if (hash >= 0 && now != WRITER && now != SHARED_MAPPING && now != PINNED_MEMORY &&
-				   !judged.unknown &&
+			} else if (hash >= 0 && !judged.writable && !judged.unknown &&
+				   (now == NO_DIGEST_KEPT || now == MAP_FULL || now == HOOK_MISSING) &&
 				   is_beyond_reach(seen, judged.real, judged.is_lower, root_dev)) {
 				why = STABLE;
 			} else if (now != NO_DIGEST_KEPT) {
@@ -157,8 +158,16 @@ static __always_inline int use_by(u64 registration, struct file *file, u32 func,
 	if (named && why != TOO_LARGE)
 		why = named;
 	denied = !waits && (why == TOO_LARGE || !is_allowed(registration, why, hash, judged.known.digest));
-	if (!waits && !denied)
+	if (!waits && !denied) {
 		add_user(judged.real, registration);
+		/* Who opened it for writing before that has told nobody. */
+		again = why ? now : judge(seen, &judged);
+		if (!again)
+			hash = judged.known.hash;
+		if (again != now)
+			why = again;
+		denied = !is_allowed(registration, why, hash, judged.known.digest);
+	}
 
 	s = claim_scratch();
 	if (!s) {

@@ -5,17 +5,20 @@ import ctypes
 import hashlib
 import mmap
 import os
+import stat
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from cima_runc.sensor.events import Event, Kind, Why
-from cima_runc.sensor.loader import SwitchedOffError
+from cima_runc.sensor.loader import Sensor, SwitchedOffError
 from tests.vm.test_sensor import (
     Watched,
     container,
+    drain,
     install,
     libc,
     map_executable,
@@ -27,7 +30,7 @@ __all__ = ["container"]
 
 PROT_READ, PROT_WRITE, PROT_EXEC, MAP_PRIVATE = 1, 2, 4, 2
 BPF_MAP_GET_FD_BY_ID = 14
-SYS_BPF = 321
+SYS_BPF, SYS_INIT_MODULE, SYS_FINIT_MODULE, SYS_KEXEC_LOAD = 321, 175, 313, 246
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -122,6 +125,33 @@ def physical_memory(file: Path) -> None:
     os.close(os.open("/dev/mem", os.O_RDWR))
 
 
+def registers(file: Path) -> None:
+    """Where the kernel begins is one of them. Without their module there is nobody who opens it."""
+    os.mknod(file.with_name("msr"), stat.S_IFCHR | 0o600, os.makedev(202, 0))
+    with suppress(OSError):
+        os.close(os.open(file.with_name("msr"), os.O_RDWR))
+
+
+def written_behind_its_end(file: Path) -> None:
+    os.truncate(file, 5000)
+    with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as content:
+        ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(content)) + 6000, 0x90, 16)
+    map_executable(file)
+
+
+def module(file: Path) -> None:
+    assert libc.syscall(SYS_INIT_MODULE, bytes(4096), 4096, b"") == -1
+
+
+def module_in_a_file(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    assert libc.syscall(SYS_FINIT_MODULE, descriptor, b"", 0) == -1
+
+
+def another_kernel(file: Path) -> None:
+    libc.syscall(SYS_KEXEC_LOAD, 0, 0, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("attack", "kind", "why"),
     [
@@ -133,6 +163,11 @@ def physical_memory(file: Path) -> None:
         (sensor_by_number, Kind.GUARD, Why.BPF),
         (disk_below_its_files, Kind.GUARD, Why.RAW_DEVICE),
         (physical_memory, Kind.GUARD, Why.RAW_DEVICE),
+        (registers, Kind.GUARD, Why.RAW_DEVICE),
+        (written_behind_its_end, Kind.USE, Why.WAS_MAPPED),
+        (module, Kind.GUARD, Why.KERNEL_CODE),
+        (module_in_a_file, Kind.GUARD, Why.KERNEL_CODE),
+        (another_kernel, Kind.GUARD, Why.KERNEL_CODE),
     ],
 )
 def test_each_has_a_name(
@@ -173,6 +208,29 @@ def test_what_runs_while_the_host_has_it_switched_off_is_lost(
         FTRACE.write_text("1\n")
     assert container.events() == []
     assert container.sensor.lost()[container.registration] > 0
+
+
+def test_no_container_takes_a_sensors_pins_away(tmp_path: Path) -> None:
+    """Who gives a pin another one's name has removed that."""
+    pins = Path("/sys/fs/bpf/cima-test-names")
+    with Sensor.open(pins) as sensor:
+        container = Watched(sensor)
+        (of_sensor,) = (each for each in pins.iterdir() if each.is_dir())
+        one, other, *_ = sorted(of_sensor.glob("map-*"))
+
+        def taken_away() -> None:
+            for attempt in (lambda: one.rename(other), one.unlink):
+                with pytest.raises(PermissionError):
+                    attempt()
+
+        container.call(taken_away)
+        assert about(drain(sensor)) == {(Kind.GUARD, Why.BPF)}
+        container.close()
+    for path in pins.glob("*/*"):
+        path.unlink()
+    for path in pins.glob("*"):
+        path.rmdir()
+    pins.rmdir()
 
 
 def test_a_disk_that_is_only_read_and_a_harmless_device_have_none(container: Watched) -> None:

@@ -6,6 +6,8 @@ Needs root and the BPF LSM; digests need IMA.
 import mmap
 from pathlib import Path
 
+import pytest
+
 from cima_runc.sensor.events import Kind, Why
 from cima_runc.sensor.loader import Sensor
 from cima_runc.sensor.options import Options
@@ -39,6 +41,35 @@ def test_a_container_has_its_share_of_digests_and_no_more(tmp_path: Path) -> Non
         greedy.run(tmp_path / "later")
         assert [event.why for event in drain(sensor)] == [Why.STABLE]
         assert sensor.lost() == {}
+        for one in (greedy, other):
+            one.close()
+
+
+def test_what_a_container_maps_writable_beyond_its_share_is_refused(tmp_path: Path) -> None:
+    """One that is not remembered would be believed, and one that is gone leaves its room."""
+    share = 3
+    files = [tmp_path / f"file{number}" for number in range(share + 1)]
+    for file in files:
+        install(file, b"content")
+
+    def map_it(file: Path) -> None:
+        with file.open("r+b") as opened:
+            mmap.mmap(opened.fileno(), 0).close()
+
+    with Sensor.load(Options(digests_share=share)) as sensor:
+        greedy, other = Watched(sensor), Watched(sensor)
+        for file in files[:share] * 2:
+            greedy.call(lambda file=file: map_it(file))
+
+        def is_refused() -> None:
+            with pytest.raises(OSError, match="Cannot allocate memory"):
+                map_it(files[share])
+
+        greedy.call(is_refused)
+        other.call(lambda: map_it(files[share]))
+        files[0].unlink()
+        install(tmp_path / "new", b"content")
+        greedy.call(lambda: map_it(tmp_path / "new"))
         for one in (greedy, other):
             one.close()
 

@@ -72,6 +72,11 @@ def _stale() -> list[Attack]:
         *_places(("ext4",), "moved_extents", "blocks moved by EXT4_IOC_MOVE_EXT", *changed),
         Attack("own_overlay", "the lower file of its own overlay", CHANGED, "privileged"),
         *_places(ALL, "alias hard_link", "changed by its other name", *changed),
+        *_places(ALL, "past_the_end", "code behind the file's end, in its last page", "unstable"),
+        *_places(
+            ("overlay", *DISKS), "read_in_flight", "a read from a disk lands in it", *changed
+        ),
+        Attack("lower_by_handle", "a layer's file, opened by its handle", CHANGED, "privileged"),
         Attack("pinned_pages code", "read into registered buffers", CHANGED, "ctr", "tmpfs"),
         Attack("pinned_pages program", "the same, a program", CHANGED, "ctr", "tmpfs"),
         Attack(
@@ -197,6 +202,10 @@ def _elsewhere() -> list[Attack]:
         Attack("run_by_kernel core", "core_pattern", helper, "privileged"),
         Attack("run_by_kernel modprobe", "modprobe", helper, "privileged"),
         Attack("run_by_kernel binfmt", "binfmt_misc", helper, "privileged"),
+        *(
+            Attack(f"kernel_code {mode}", f"code for the kernel: {mode}", guard, "privileged")
+            for mode in ("module", "module_file", "kexec")
+        ),
         Attack("blinded_sensor maps", "the sensor's maps emptied", guard, "privileged"),
         Attack("blinded_sensor links", "the sensor's programs detached", guard, "privileged"),
         Attack("blinded_sensor ftrace", "the kernel's tracing off", guard, "privileged"),

@@ -66,6 +66,7 @@ def make_image() -> None:
         shutil.copy(BUILT / program, tree / "bin")
         (tree / "bin" / program).chmod(0o755)
     put_honest_files(tree / "data")
+    shutil.copy(BUILT / "code.good", tree / "etc/code")
     config = {"Cmd": ["/bin/attacks", "honest"]}
     oci.docker_save(ARCHIVE, _tar(tree), tag=f"{IMAGE}:latest", config=config)
     guest.ok("docker", "load", "-i", ARCHIVE)

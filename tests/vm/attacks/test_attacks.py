@@ -76,6 +76,9 @@ def attacked_on(attack: Attack, data: Path | None) -> Seen:
     command = attack.arguments.format(owner=owner())
     if attack.name == "stale_from_neighbour":
         container.attack("stale_from_neighbour prime", attack.rights, attack.place, data)
+    if attack.name == "lower_by_handle":
+        data = container.WORK / "beside-the-layers"
+        data.mkdir(exist_ok=True)
     if attack.name == "foreign_namespace":
         data = container.WORK / "namespaces"
         with given_away.namespaces(data):

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Files that a container mapped shared and writable. When mapping and descriptor are gone, they can still
+ * change, and nobody counts that: bytes behind the end of a file, in its last page, are none of what is
+ * hashed, and run where that page is mapped executable; a read from a disk that was begun into the mapping
+ * (O_DIRECT), or a copy from another process, lands when it is ready. For as long as such a file's inode
+ * lives no digest of it is believed.
+ *
+ * One that is not remembered would be believed: where there is no room the mapping is refused.
+ */
+#ifndef CIMA_MAPPED_H
+#define CIMA_MAPPED_H
+
+__noinline int remember_mapping(u64 seen)
+{
+	struct mark *mark = mark_of_current();
+	u64 key = real_of(seen);
+	struct writes *written = bpf_map_lookup_elem(&writes, &key);
+	struct registration *owner;
+
+	if (!mark || (written && written->mapped))
+		return 0;
+	owner = registered(mark->registration);
+	if (!owner)
+		return 0;
+	if (owner->mapped >= (s64)settings.share)
+		return 1;
+	written = writes_of(key);
+	if (!written)
+		return 1;
+	if (__sync_val_compare_and_swap(&written->mapped, 0, mark->registration) == 0)
+		__sync_fetch_and_add(&owner->mapped, 1);
+	return 0;
+}
+
+/* Whether a mapping of this file can be written to, now or later, and the file by it. */
+static __always_inline int is_way_to_write(struct file *file, unsigned long flags)
+{
+	u64 type = flags & MAP_TYPE;
+
+	return (type == MAP_SHARED || type == MAP_SHARED_VALIDATE) && BPF_CORE_READ(file, f_mode) & FMODE_WRITE &&
+	       (BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) == S_IFREG &&
+	       !(BPF_CORE_READ(file, f_inode, i_flags) & S_PRIVATE);
+}
+
+#endif
