@@ -127,9 +127,13 @@ def physical_memory(file: Path) -> None:
 
 def registers(file: Path) -> None:
     """Where the kernel begins is one of them. Without their module there is nobody who opens it."""
-    os.mknod(file.with_name("msr"), stat.S_IFCHR | 0o600, os.makedev(202, 0))
-    with suppress(OSError):
-        os.close(os.open(file.with_name("msr"), os.O_RDWR))
+    node = Path("/dev/cima-test-msr")
+    os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(202, 0))
+    try:
+        with suppress(OSError):
+            os.close(os.open(node, os.O_RDWR))
+    finally:
+        node.unlink()
 
 
 def written_behind_its_end(file: Path) -> None:

@@ -73,9 +73,7 @@ def _stale() -> list[Attack]:
         Attack("own_overlay", "the lower file of its own overlay", CHANGED, "privileged"),
         *_places(ALL, "alias hard_link", "changed by its other name", *changed),
         *_places(ALL, "past_the_end", "code behind the file's end, in its last page", "unstable"),
-        *_places(
-            ("overlay", *DISKS), "read_in_flight", "a read from a disk lands in it", *changed
-        ),
+        *_places(("overlay", *DISKS), "read_in_flight", "a read from a disk lands in it", *changed),
         Attack("lower_by_handle", "a layer's file, opened by its handle", CHANGED, "privileged"),
         Attack("pinned_pages code", "read into registered buffers", CHANGED, "ctr", "tmpfs"),
         Attack("pinned_pages program", "the same, a program", CHANGED, "ctr", "tmpfs"),
