@@ -24,6 +24,7 @@ from cima_runc.doctor.finding import UnfitError
 from cima_runc.engines import toml_text
 from cima_runc.engines.containerd import dump_command
 from cima_runc.engines.crio import config_command
+from cima_runc.engines.docker import program_of
 from cima_runc.engines.engine import RUNTIME_NAME, Engine, EngineError
 from cima_runc.measure.dependencies import executable
 from cima_runc.measure.engine import docker_info
@@ -90,9 +91,8 @@ def _docker(_engine: Engine, _path: str) -> Running | None:
         raise UnfitError("dockerd runs and does not answer", hint="systemctl status docker")
     runtimes = told.get("Runtimes")
     entry = runtimes.get(RUNTIME_NAME) if isinstance(runtimes, dict) else None
-    path = entry.get("path") if isinstance(entry, dict) else None
     return Running(
-        path=path if isinstance(path, str) else None,
+        path=program_of(entry),
         default=told.get("DefaultRuntime") == RUNTIME_NAME,
         cgroups=f"{told.get('CgroupDriver', '')}, v{told.get('CgroupVersion', '?')}",
     )

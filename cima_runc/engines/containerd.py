@@ -61,8 +61,40 @@ def dump_command(root: Path) -> list[str]:
     return ["containerd", *(["--config", named] if named else []), "config", "dump"]
 
 
+_MADE_BY_OTHERS = {
+    "var/lib/rancher/k3s/agent/etc/containerd": "k3s",
+    "var/lib/rancher/rke2/agent/etc/containerd": "RKE2",
+    "var/snap/microk8s/current/args": "microk8s",
+    "etc/k0s": "k0s",
+}
+"""Directories of those that start a containerd of their own and make its settings."""
+
+
+def _refuse_unread(root: Path, main: Path) -> None:
+    """Refuse to begin a file that nobody would read: containerd is another's here."""
+    if main.exists() or command_of(_UNIT, root).argv:
+        return
+    for directory, owner in _MADE_BY_OTHERS.items():
+        if (found := root / directory).is_dir():
+            raise EngineError(
+                f"containerd is {owner}'s own here, which does not read {main}",
+                hint=f"cima configure containerd --file {_file_of(owner, found)}",
+            )
+
+
+def _file_of(owner: str, directory: Path) -> Path:
+    if owner == "microk8s":
+        return directory / "containerd-template.toml"
+    if owner == "k0s":
+        return directory / "containerd.d" / _DROP_IN
+    made = directory / "config.toml"
+    version = _version(toml_text.read(made)) if made.is_file() else _MERGED_SINCE
+    return directory / ("config-v3.toml.tmpl" if version >= _MERGED_SINCE else "config.toml.tmpl")
+
+
 def _find_file(root: Path) -> Path:
     main = _main(root)
+    _refuse_unread(root, main)
     if not main.is_file():
         return main
     values = toml_text.read(main)
@@ -176,7 +208,7 @@ def _add(text: str | None, wish: Wish, root: Path, what: str) -> str:
     path = wish.file or Path(what)  # where it was configured before, whatever came since
     is_own = path.name == _DROP_IN
     if text is None or not text.strip() or is_own:
-        version = _version(main_values) if main_values else 2
+        version = _version(main_values) if main_values else _version_of_new(path)
         kept = _default_of(text, what) if is_own else False
         wish = Wish(wish.runtime, wish.default or kept, file=wish.file)
         text = ("" if is_own else text or "") + (f"version = {version}\n" if version > 1 else "")
@@ -301,6 +333,11 @@ def _check(_root: Path, file: Path) -> tuple[list[str], ...]:
     return (
         () if file.suffix == ".tmpl" else (["containerd", "--config", str(file), "config", "dump"],)
     )
+
+
+def _version_of_new(path: Path) -> int:
+    """Return the version for a file that is not there yet; k3s and RKE2 say it in their names."""
+    return 3 if any("-v3" in part for part in path.parts[-2:]) else 2
 
 
 def _version(values: dict[str, Any]) -> int:

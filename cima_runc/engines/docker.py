@@ -19,6 +19,7 @@ from cima_runc.measure.procfs import flag_value, flag_values
 _FILE = "etc/docker/daemon.json"
 _UNIT = "docker.service"
 _BOM = "\ufeff"
+_RUNC_SHIM = "io.containerd.runc.v2"
 
 
 def _flags(root: Path) -> tuple[str, ...]:
@@ -63,9 +64,8 @@ def _add(text: str | None, wish: Wish, root: Path, what: str) -> str:
         text = json_text.put(text, ["runtimes"], runtimes)
     if not isinstance(runtimes, dict):
         raise EngineError(f"{what}: runtimes is not an object", hint="mend it by hand")
-    entry = {"path": wish.runtime}
-    if runtimes.get(RUNTIME_NAME) != entry:
-        text = json_text.put(text, ["runtimes", RUNTIME_NAME], entry)
+    if program_of(runtimes.get(RUNTIME_NAME)) != wish.runtime:
+        text = json_text.put(text, ["runtimes", RUNTIME_NAME], {"path": wish.runtime})
     if wish.default and values.get("default-runtime") != RUNTIME_NAME:
         text = json_text.put(text, ["default-runtime"], RUNTIME_NAME)
     return text
@@ -109,9 +109,22 @@ def _named(root: Path) -> set[str]:
             text = opened.read(limits.ENGINE_SETTINGS + 1).decode("utf-8", "replace")
         runtimes = _parse(text.removeprefix(_BOM) or "{}", str(file)).get("runtimes")
         entry = runtimes.get(RUNTIME_NAME) if isinstance(runtimes, dict) else None
-        path = entry.get("path") if isinstance(entry, dict) else None
-        found |= {path} if isinstance(path, str) else set()
+        path = program_of(entry)
+        found |= {path} if path is not None else set()
     return found
+
+
+def program_of(entry: object) -> str | None:
+    """Return the program of one of Docker's runtimes; None where it has none that it calls.
+
+    It is named by ``path``, or as an option of containerd's shim for runc (since Docker 23).
+    """
+    if not isinstance(entry, dict):
+        return None
+    options = entry.get("options")
+    named = options.get("BinaryName") if isinstance(options, dict) else None
+    path = entry.get("path") or (named if entry.get("runtimeType") == _RUNC_SHIM else None)
+    return path if isinstance(path, str) else None
 
 
 def _check(root: Path, file: Path) -> tuple[list[str], ...]:

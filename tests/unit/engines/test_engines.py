@@ -525,6 +525,66 @@ def test_where_containerds_unit_says(root: Path, changes: Changes) -> None:
         remove(changes, CONTAINERD)
 
 
+@pytest.mark.parametrize(
+    ("directory", "made", "file"),
+    [
+        ("var/lib/rancher/k3s/agent/etc/containerd", "version = 2\n", "config.toml.tmpl"),
+        ("var/lib/rancher/k3s/agent/etc/containerd", "version = 3\n", "config-v3.toml.tmpl"),
+        ("var/lib/rancher/rke2/agent/etc/containerd", None, "config-v3.toml.tmpl"),
+        ("var/snap/microk8s/current/args", None, "containerd-template.toml"),
+        ("etc/k0s", None, "containerd.d/zz-cima-runc.toml"),
+    ],
+)
+def test_a_containerd_of_others(
+    root: Path, changes: Changes, directory: str, made: str | None, file: str
+) -> None:
+    """It would not read /etc/containerd: the file that it reads is named."""
+    (root / directory).mkdir(parents=True)
+    if made is not None:
+        (root / directory / "config.toml").write_text(made)
+    with pytest.raises(EngineError) as caught:
+        configure(changes, CONTAINERD)
+    assert caught.value.hint == f"cima configure containerd --file {root / directory / file}"
+    named = Wish(RUNTIME, False, file=root / directory / file)
+    changes.make(CONTAINERD, changes.adding(CONTAINERD, named))
+    assert RUNTIME in (root / directory / file).read_text()
+    remove(changes, CONTAINERD)
+    # Beside one of the distribution's that is the one to configure.
+    write(root, "containerd", {"config.toml": "version = 2\n"})
+    assert configure(changes, CONTAINERD)
+
+
+@pytest.mark.parametrize(
+    ("name", "version"), [("config-v3.toml.d/a.toml", 3), ("a-v3.toml", 3), ("conf.d/a.toml", 2)]
+)
+def test_the_version_of_a_new_file(
+    tmp_path: Path, changes: Changes, name: str, version: int
+) -> None:
+    file = tmp_path / name
+    changes.make(CONTAINERD, changes.adding(CONTAINERD, Wish(RUNTIME, False, file=file)))
+    made = tomllib.loads(file.read_text())
+    assert made["version"] == version
+    assert list(made["plugins"]) == [CRI3 if version == 3 else "io.containerd.grpc.v1.cri"]
+
+
+def test_a_runtime_of_dockers_by_its_shims_option(root: Path, changes: Changes) -> None:
+    entry = {"runtimeType": "io.containerd.runc.v2", "options": {"BinaryName": RUNTIME}}
+    text = json.dumps({"runtimes": {"cima-runc": entry}})
+    write(root, "docker", {"daemon.json": text})
+    assert DOCKER.named(root) == {RUNTIME}
+    assert not configure(changes, DOCKER)
+    for other in ({"BinaryName": "/x"}, {}, {"BinaryName": 1}, None):
+        write(
+            root,
+            "docker",
+            {"daemon.json": text.replace(json.dumps(entry["options"]), json.dumps(other))},
+        )
+        assert changes.adding(DOCKER, Wish(RUNTIME, False)).needed
+    text = text.replace("runc.v2", "kata.v2")
+    write(root, "docker", {"daemon.json": text})
+    assert DOCKER.named(root) == set()
+
+
 def test_where_crios_unit_says(root: Path, changes: Changes) -> None:
     unit = (
         "[Service]\nEnvironmentFile=-/etc/sysconfig/crio\nExecStart=/usr/bin/crio $CRIO_OPTIONS\n"
