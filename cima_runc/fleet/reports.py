@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
+from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.evidence.report import Report, parse_report
@@ -251,15 +252,18 @@ class Reports:
         same = host["boot_id"] == report.payload.boot_id
         listed = [one.registration for one in report.payload.containers][:500]
         column = _CONTAINER.c
+        # There is no end to what a boot has started. Of what has no register any more the host
+        # tells nothing unless it is listed.
+        is_listed = column.registration.in_(listed)
         rows = connection.execute(
-            select(column.registration, column.confirmed, column.held).where(
+            select(column.registration, column.confirmed, column.held)
+            .where(
                 column.host == host["id"],
                 column.is_sealed.is_(False),
-                or_(
-                    column.boot_id == report.payload.boot_id,
-                    column.registration.in_(listed),
-                ),
+                or_(column.boot_id == report.payload.boot_id, is_listed),
             )
+            .order_by(is_listed.desc(), column.slot.is_(None), column.id.desc())
+            .limit(limits.REPORT_CONTAINERS)
         ).all()
         return Confirmed(
             base=host["table"] if same else None,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, select, text
 
+from cima_runc.base import limits
 from cima_runc.evidence.owner import generate, public_text
 from cima_runc.fleet import changes, queries
 from cima_runc.fleet.schema import Verdict, table_of
@@ -671,6 +672,32 @@ def test_a_service_that_has_gone_back_resynchronises_its_hosts(
     fleet.sync(host)
     found = fleet.container("web")
     assert (found["verdict"], found["proved"]) == ("TRUSTED", 5)
+
+
+def test_a_boot_of_many_starts_is_resynchronised_by_what_is_there_still(
+    fleet: ServedFleet, reference: ImageReference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer names so many registrations at most."""
+    ready(fleet, reference)
+    host = one_host(fleet)
+    kept = start(host, "kept", reference)
+    for at in range(5):
+        number = start(host, f"gone{at}", reference)
+        host.end(number)
+        fleet.sync(host)
+        host.forget(number)
+        fleet.sync(host)
+        del host.containers[number]
+    newest = start(host, "newest", reference)
+    fleet.sync(host)
+    monkeypatch.setattr(limits, "REPORT_CONTAINERS", 3)
+    host.confirmed = host.confirmed.model_copy(update={"base": bytes(32)})
+    host.run(kept, b"/lib/lib.so", b"library")
+    host.bind()
+    named = fleet.report(host).confirmed.records.keys()  # type: ignore[union-attr]
+    assert len(named) == 3 and {str(kept), str(newest)} <= named
+    fleet.sync(host)
+    assert fleet.container("kept")["verdict"] == "TRUSTED"
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
