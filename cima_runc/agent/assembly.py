@@ -6,8 +6,10 @@ Source: design, section 7.
 
 import base64
 import json
+import logging
 import secrets
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -40,7 +42,9 @@ from cima_runc.ima.entry import Entry
 from cima_runc.ima.kernel_log import KernelLog
 from cima_runc.ml.contents import Adopted, File, Previous, Register, read
 from cima_runc.ml.records import RecordError, parse_line
-from cima_runc.ml.store import ContainerNote, Store
+from cima_runc.ml.store import ContainerNote, Store, StoreError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,10 @@ class _Run:
     records: list[bytes]
     previous: Previous | None
     """The run before, where its first records say which that was."""
+
+    def goes_on_from(self, registration: int) -> bool:
+        """Whether this run's first records say that one of that registration was before it."""
+        return self.previous is not None and self.previous.registration == registration
 
     @property
     def size(self) -> int:
@@ -164,22 +172,36 @@ class Assembly:
     def _runs(self, answer: Answer) -> tuple[list[_Run], list[dict[str, int]]]:
         """Return the runs that are shown, oldest first, and what is missing of those before."""
         own, since = answer.container, answer.request.since
-        fits = since is not None and self._fits(since, answer)
+        if since is not None and not self._fits(since, answer):
+            since = None
         shown: list[_Run] = []
+        reached = False
         room = limits.SHOWN_RECORDS
         for number in reversed(answer.runs):
-            note = own.note if number == own.note.registration else self._store.read_note(number)
-            assert note.run is not None
-            start = since.count if fits and since and note.run == since.run else 0
-            count = own.count if number == own.note.registration else None
-            run = self._run(note, start, count)
+            if shown and not shown[0].goes_on_from(number):
+                # Nothing vouches for it: what came after it is not kept.
+                continue
+            try:
+                run = self._shown_run(number, own, since)
+            except (StoreError, RecordError) as error:
+                if not shown:
+                    raise
+                _log.error("registration %d is damaged and not shown: %s", number, error)
+                break
             room -= run.size
             if shown and room < 0:
                 break
             shown.insert(0, run)
-            if fits and since and note.run == since.run:
+            if since is not None and run.note.run == since.run:
+                reached = True
                 break
-        return shown, _missing(shown, whole=not fits)
+        return shown, _missing(shown, whole=not reached)
+
+    def _shown_run(self, number: int, own: BoundRegister, since: Since | None) -> _Run:
+        is_own = number == own.note.registration
+        note = own.note if is_own else self._store.read_note(number)
+        start = since.count if since is not None and note.run == since.run else 0
+        return self._run(note, start, own.count if is_own else None)
 
     def _run(self, note: ContainerNote, since: int, count: int | None) -> _Run:
         lines = list(islice(self._store.lines(note.registration), count))
@@ -199,18 +221,19 @@ class Assembly:
         """Whether the asker has seen the register as it was; what does not fit gets the whole."""
         for number in answer.runs:
             own = number == answer.container.note.registration
-            note = answer.container.note if own else self._store.read_note(number)
-            if note.run != since.run:
-                continue
-            value, count = register.ZERO, 0
-            bound = answer.container.count if own else None
-            for line in islice(self._store.lines(number), bound):
-                if count == since.count:
-                    break
-                value = register.extend(value, parse_line(line).digest)
-                count += 1
-            secret = self._store.read_secret(number)
-            return count == since.count and inner(secret, value, count) == since.inner
+            with suppress(StoreError, RecordError):  # of what is damaged nothing fits
+                note = answer.container.note if own else self._store.read_note(number)
+                if note.run != since.run:
+                    continue
+                value, count = register.ZERO, 0
+                bound = answer.container.count if own else None
+                for line in islice(self._store.lines(number), bound):
+                    if count == since.count:
+                        break
+                    value = register.extend(value, parse_line(line).digest)
+                    count += 1
+                secret = self._store.read_secret(number)
+                return count == since.count and inner(secret, value, count) == since.inner
         return False
 
     def _has_line(self, line: bytes) -> bool:

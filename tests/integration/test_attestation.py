@@ -238,6 +238,35 @@ def test_honest_restarts_are_trusted_with_a_word(host: SimulatedHost, watching: 
     assert watching.look(whole=True).verdict == Verdict.TRUSTED
 
 
+@pytest.mark.parametrize("gone", [0, 1, 2])
+@pytest.mark.parametrize("damaged", [True, False])
+def test_runs_that_nothing_vouches_for_are_not_shown(
+    host: SimulatedHost, watching: Watching, gone: int, *, damaged: bool
+) -> None:
+    """A run in the midst of others was removed, or the disk gave back something else: those before
+    it are of no use, and no reason to refuse the others."""
+    numbers = []
+    for _ in range(3):
+        numbers.append(container(host))
+        assert watching.look().verdict == Verdict.TRUSTED
+        host.end(numbers[-1])
+        assert watching.look().verdict == Verdict.TRUSTED
+    if damaged:
+        path = host.store.root / f"containers/{numbers[gone]:08d}" / "records.jsonl"
+        path.write_bytes(path.read_bytes().replace(b'"', b"'", 3))
+    else:
+        host.writer.discard(numbers[gone])
+    container(host)
+    if damaged and gone == 2:
+        # The last is what the next goes on from: it is lost.
+        assert rules(watching.look()) == {"runs.forgotten", "runs.lost"}
+        result = watching.look(whole=True, policy="allow_restarts = true")
+        assert result.verdict == Verdict.TRUSTED
+    else:
+        for whole in (False, True):
+            assert watching.look(whole=whole).verdict == Verdict.TRUSTED
+
+
 def test_the_same_name_is_the_same_line_for_the_same_owner(
     host: SimulatedHost, watching: Watching
 ) -> None:
