@@ -323,6 +323,15 @@ static bool ask_python(const struct installed *own, int argc, char **argv, char 
 	return false;
 }
 
+/* Whether it may start a container from a checkpoint, which not every runtime may. */
+static bool may_restore(int argc, char **argv)
+{
+	for (int i = 1; i < argc; i++)
+		if (strcmp(argv[i], RESTORE_COMMAND) == 0)
+			return true;
+	return false;
+}
+
 int main(int argc, char **argv)
 {
 	struct settings settings;
@@ -341,7 +350,8 @@ int main(int argc, char **argv)
 	    find_runtime(&settings, &own, runtime, sizeof runtime)) {
 		if (!args.starts)
 			ready = true;
-		else if (args.certain && strcmp(args.config, "config.json") == 0)
+		else if (args.certain && strcmp(args.config, "config.json") == 0 &&
+			 !may_restore(argc, argv))
 			ready = ask_agent(&settings, &own, args.bundle);
 	}
 	if (!ready && !ask_python(&own, argc, argv, runtime, sizeof runtime, &why))

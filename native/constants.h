@@ -8,6 +8,7 @@
 #define COMPANION_MAGIC "cima-runc-launcher-1"
 #define BUNDLES_SUFFIX ".bundles"
 #define HELD_SUFFIX ".held"
+#define RESTORE_COMMAND "restore"
 
 #define SAID_WHY 3
 #define HOOK_STATE 2097152

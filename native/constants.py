@@ -24,6 +24,7 @@ TEXTS = {
     "COMPANION_MAGIC": shim_settings.COMPANION_MAGIC,
     "BUNDLES_SUFFIX": bundles.SUFFIX,
     "HELD_SUFFIX": held.SUFFIX,
+    "RESTORE_COMMAND": runc_args.RESTORE,
 }
 NUMBERS = {
     "SAID_WHY": shim.SAID_WHY,

@@ -5,7 +5,6 @@ Reads processes and files and touches no register, so that several can be looked
 
 import os
 import time
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from typing import Any
 from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.dependencies import Dependencies, Look
 from cima_runc.agent.process import PROC, ContainerProcess, examine
+from cima_runc.agent.runtime_call import is_restored, is_without_cgroups
 from cima_runc.base import limits
 from cima_runc.base.bounded import read_bounded
-from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.config import RootfsSettings, Settings
 from cima_runc.measure.bundle import (
@@ -25,11 +24,9 @@ from cima_runc.measure.bundle import (
     read_config,
     root_of,
 )
-from cima_runc.measure.dependencies import ancestors_of
 from cima_runc.measure.engine import EngineFinder
 from cima_runc.measure.idmap import parse_id_maps
 from cima_runc.measure.overlay import RootFilesystem, fuse_overlayfs_commands, read_rootfs
-from cima_runc.measure.procfs import flag_value
 from cima_runc.measure.rootfs import Store as RootfsStore
 from cima_runc.measure.rootfs import deadline, measure
 from cima_runc.ml.contents import NO_ENGINE, Engine
@@ -58,7 +55,8 @@ class Candidate:
     uid: int = 0
     """Whose container it is."""
     missing: tuple[str, ...] = ()
-    """What cannot be relied on: ``bundle``, where others may write that."""
+    """What cannot be relied on: ``bundle``, where others may write that; ``memory``, where it came
+    from a checkpoint."""
 
     def close(self) -> None:
         """Let go of the process and of files."""
@@ -159,17 +157,9 @@ def _foreign(state: HookState, settings: Settings) -> tuple[str, ...]:
     return ()
 
 
-def _is_without_cgroups(pid: int) -> bool:
-    """Whether crun, which makes this process, was told to leave it in the cgroup that it is in.
-
-    So does Podman with --cgroups=disabled.
-    """
-    with suppress(OSError, CimaError, StopIteration):
-        runtime = next(ancestors_of(pid))
-        argv = read_bounded(PROC / str(runtime) / "cmdline", limits.MIB).split(b"\0")
-        words = [word.decode("utf-8", "replace") for word in argv]
-        return flag_value(words, "cgroup-manager") == "disabled"
-    return False
+def unmeasured_memory(pid: int) -> tuple[str, ...]:
+    """Return what is missing where a process's memory is of no program that was executed."""
+    return ("memory",) if is_restored(pid) else ()
 
 
 def look_seconds(settings: Settings) -> float:
@@ -194,9 +184,9 @@ def look_at(
     started = time.monotonic()
     with store.work.turn():
         state = parse_hook_state(hook_state)
-        missing = _foreign(state, settings)
+        missing = (*_foreign(state, settings), *unmeasured_memory(state.pid))
         config = configuration_of(state, read_config(state.config))
-        needs_cgroup = not _is_without_cgroups(state.pid)
+        needs_cgroup = not is_without_cgroups(state.pid)
         process = examine(state.pid, state.id, cgroups_path(config), needs_cgroup=needs_cgroup)
         try:
             rest = seconds - (time.monotonic() - started)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pydantic import ValidationError
 
 from cima_runc.agent import userns
-from cima_runc.agent.candidate import Candidate, configuration_of, look_seconds
+from cima_runc.agent.candidate import Candidate, configuration_of, look_seconds, unmeasured_memory
 from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.dependencies import Look
 from cima_runc.agent.inside import Answer, Task
@@ -93,7 +93,8 @@ class Looks:
         engine = await loop.run_in_executor(None, find, process.pid, state.bundle, config, uid)
         state = replace(state, id=qualified(state.id, uid))
         look = Look(error=_NO_DEPENDENCIES)
-        return Candidate(state, config, process, answer.rootfs, look, engine, uid)
+        missing = unmeasured_memory(process.pid)
+        return Candidate(state, config, process, answer.rootfs, look, engine, uid, missing)
 
 
 def _mode(mode: Mode) -> Mode:

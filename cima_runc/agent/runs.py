@@ -6,6 +6,7 @@ For the writer's thread. Source: design, section 6 ("Lines and runs").
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from cima_runc.base import clock
@@ -62,8 +63,15 @@ class Runs:
         runs = self._kept.get(note.line or "", {})
         return tuple(runs[run] for run in sorted(runs) if run <= (note.run or 0))
 
+    def places(self, line: bytes) -> tuple[Path, Path]:
+        """Return what must be durable for the number of a line's last run to be."""
+        return self._lines.places(line)
+
     def next(self, line: bytes) -> NextRun:
-        """Give the next run its number, durably; the run before must have been closed.
+        """Give the next run its number; the run before must have been closed.
+
+        A number above 1 is given durably. A first one is so with :meth:`places`, which may be with
+        the run's first records: before those are, nothing of it counts.
 
         Raises:
             LineError, OSError: what is known of the line cannot be used.
@@ -80,7 +88,8 @@ class Runs:
         else:
             previous = None if state is None else "lost"
         kept = previous if isinstance(previous, Previous) else None
-        self._lines.write(LineState(line=line, run=used + 1, last=kept, time=clock.now()))
+        following = LineState(line=line, run=used + 1, last=kept, time=clock.now())
+        self._lines.write(following, durable=used > 0)
         return NextRun(line, used + 1, previous)
 
     def _previous(self, registration: int) -> Previous | Literal["lost"]:

@@ -150,7 +150,8 @@ class Writer:
         """
         note, records = self._core.register(note, secret, first, note.started)
         try:
-            self._store.create(note, secret)
+            along = () if note.line is None else self._runs.places(bytes.fromhex(note.line))
+            self._store.create(note, secret, along=along)
         except BaseException:
             self.undo(note.registration)
             raise
@@ -161,7 +162,9 @@ class Writer:
         return note
 
     def next_run(self, line: bytes) -> NextRun:
-        """Give the next run of a line its number, durably; the run before must have been closed.
+        """Give the next run of a line its number; the run before must have been closed.
+
+        It is durable when the run's first records are.
 
         Raises:
             LineError, OSError: what is known of the line cannot be used.

@@ -102,7 +102,10 @@ class Lines:
         """
         path = self._path(line)
         try:
-            state = LineState.model_validate_json(read_bounded(path, limits.LINE_STATE))
+            raw = read_bounded(path, limits.LINE_STATE)
+            if not raw.strip(b"\0"):
+                return None  # the machine crashed before it became durable, and no run began
+            state = LineState.model_validate_json(raw)
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
@@ -111,8 +114,10 @@ class Lines:
             raise LineError(f"{path} is of another line", hint="remove it")
         return state
 
-    def write(self, state: LineState) -> None:
-        """Put a line's state in place, durably.
+    def write(self, state: LineState, *, durable: bool = True) -> None:
+        """Put a line's state in place.
+
+        Not ``durable``, for a line of which there is none: it is when :meth:`places` are.
 
         Raises:
             OSError: the old one is there still.
@@ -120,7 +125,12 @@ class Lines:
         if not self._directory.is_dir():
             self._directory.mkdir(mode=0o700)
             sync_directory(self._directory.parent)
-        replace_file(self._path(state.line), state.model_dump_json().encode("ascii") + b"\n")
+        data = state.model_dump_json().encode("ascii") + b"\n"
+        replace_file(self._path(state.line), data, durable=durable)
+
+    def places(self, line: bytes) -> tuple[Path, Path]:
+        """Return the file of a line, and the directory that its name is in."""
+        return self._path(line), self._directory
 
     def remove(self, line: bytes) -> None:
         """Forget a line, where there is one of it."""

@@ -24,7 +24,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -154,13 +154,17 @@ class Store:
         """Whether there is a partition of this number, of whatever boot."""
         return self._directory(registration).exists()
 
-    def create(self, note: ContainerNote, secret: bytes) -> None:
-        """Make the directory of a new registration; it becomes durable with its first records."""
+    def create(self, note: ContainerNote, secret: bytes, *, along: Iterable[Path] = ()) -> None:
+        """Make the directory of a new registration; it becomes durable with its first records.
+
+        So does what is ``along``.
+        """
         directory = self._directory(note.registration)
         directory.mkdir(mode=0o700)
         replace_file(directory / "secret", secret, durable=False)
         self.write_note(note)
-        along = [directory / "secret", directory / "container.json", directory, directory.parent]
+        own = (directory / "secret", directory / "container.json", directory, directory.parent)
+        along = (*own, *along)
         self._open[note.registration] = AppendFile(directory / "records.jsonl", along=along)
 
     def discard(self, registration: int) -> None:

@@ -12,7 +12,8 @@ Standard library only.
 
 from dataclasses import dataclass
 
-STARTING = frozenset({"create", "run", "restore"})
+RESTORE = "restore"
+STARTING = frozenset({"create", "run", RESTORE})
 """The commands that read config.json and start a container."""
 
 ENDING = frozenset({"--help", "-h", "--version", "-v"})
@@ -57,6 +58,8 @@ class RuncArgs:
     """The bundle's directory, relative to the working directory; in doubt all that may be it."""
     config_names: tuple[str, ...] = ()
     """The configuration's name in the bundle; crun's ``--config`` can change it."""
+    restores: bool = False
+    """Whether it may start it from a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,10 @@ def parse_runc_args(args: list[str]) -> RuncArgs:
         if options.certain and len(options.rest) == 1:
             bundle = options.last("-b", "--bundle") or "."
             name = options.last("-f", "--config") or "config.json"
-            return RuncArgs(True, True, log, log_format, (bundle,), (name,))
-    return RuncArgs(True, False, log, log_format, _any_bundle(args), _any_config(args))
+            restores = rest[0] == RESTORE
+            return RuncArgs(True, True, log, log_format, (bundle,), (name,), restores)
+    found = (_any_bundle(args), _any_config(args))
+    return RuncArgs(True, False, log, log_format, *found, RESTORE in args)
 
 
 def _options(args: list[str], with_value: frozenset[str], flags: frozenset[str]) -> _Options:

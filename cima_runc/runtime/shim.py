@@ -75,6 +75,13 @@ def prepare(args: RuncArgs, *, own_path: str, hooks_dir: str) -> str:
     settings = shim_settings_of(read_settings_file())
     write_companion(before, settings)
     runtime = find_runtime(settings.runtimes, own_path)
+    if args.restores and not _measures_restored(runtime):
+        name = os.path.basename(runtime)
+        raise ShimError(
+            f"{name} calls no hooks when it restores a container, so that nothing of it would be"
+            " measured: refused",
+            hint='runtimes = ["runc"] in /etc/cima/config.toml restores it by runc',
+        )
     if args.starts:
         for directory, name in _configurations(args):
             inject_at(directory, name, settings, hooks_dir, timeout_of(runtime, settings))
@@ -89,6 +96,15 @@ def timeout_of(runtime: str, settings: ShimSettings) -> int | None:
     """
     is_crun = os.path.basename(os.path.realpath(runtime)).startswith("crun")
     return None if is_crun else settings.hook_timeout_seconds
+
+
+def _measures_restored(runtime: str) -> bool:
+    """Whether a runtime calls prestart hooks when it restores a container.
+
+    runc does (libcontainer/criu_linux.go, "setup-namespaces"), crun does not (libcrun's
+    container.c), of others we do not know.
+    """
+    return os.path.basename(os.path.realpath(runtime)).startswith("runc")
 
 
 def find_runtime(candidates: tuple[str, ...], own_path: str) -> str:

@@ -26,6 +26,9 @@ _KINDS = {
     "entry": "somebody entered with more rights than the container has",
     "helper": "the kernel ran something for it outside",
 }
+_MISSING = {
+    "memory": "it was restored from a checkpoint: nothing measured what is in its memory",
+}
 
 
 def completeness(records: Iterable[Measured], policy: Policy) -> Iterator[Finding]:
@@ -43,7 +46,7 @@ def completeness(records: Iterable[Measured], policy: Policy) -> Iterator[Findin
             case RegisterV1() | ServicesRegister():
                 for source in content.missing:
                     allowed = source in policy.allow_missing
-                    what = f"measured without {printable(source)}"
+                    what = _MISSING.get(source) or f"measured without {printable(source)}"
                     key = f"allow_missing = [{quoted(printable(source))}]"
                     yield _finding("records.missing", allowed, what, at, key)
 

@@ -278,7 +278,8 @@ class Policy(Model):
     """Whether all violations are tolerated: what ran without a digest or a path, what reached for
     the sensor, who entered with more rights. ``unstable`` is the narrow way for files."""
     allow_missing: _Names = ()
-    """Sources of measurement that may be missing: ``ima``, ``sensor``."""
+    """Sources of measurement that may be missing: ``ima``, ``sensor``, ``tpm``; ``bundle``, where
+    others may write that; ``memory``, where it was restored from a checkpoint."""
     allow_restarts: bool = False
     """Whether a container may be trusted though an earlier run of it was not, or was not seen to
     its end."""

@@ -65,6 +65,8 @@ def suggest(records: Sequence[Record], references: References) -> str:
             lines.append(f"# {why}\n{key}\n")
     if missing := _missing(records):
         why = "It was measured without a part of the measurement."
+        if "memory" in missing:
+            why += " Its memory came from a checkpoint: whoever could write that chose what runs."
         lines.append(f"# {why}\nallow_missing = {array(missing)}\n")
     unstable = _unstable_files(records)
     named = {finding.record for finding in found if finding.record in unstable}

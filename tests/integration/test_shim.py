@@ -314,6 +314,24 @@ def test_crun_may_name_the_configuration(host: Host, bundle: Path) -> None:
     assert hooks_of(bundle, "other.json") == OURS
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["restore {id}", "restore -b{b} --image-pat=/no {id}", "--roo /tmp restore --bundle {b} {id}"],
+)
+def test_a_runtime_that_calls_no_hooks_then_restores_nothing(
+    host: Host, bundle: Path, line: str
+) -> None:
+    """What crun restores would run without any record."""
+    arguments = line.replace("{b}", str(bundle)).replace("{id}", ID).split(" ")
+    with changed_settings(runtimes=["crun"]):
+        done = run(host.cima_runc, *arguments, cwd=bundle)
+        helped = run(host.cima_runc, "restore", "--help")
+    assert done.returncode == 1
+    assert "crun calls no hooks when it restores a container" in done.stderr
+    theirs = run("crun", "restore", "--help")
+    assert (helped.returncode, helped.stderr) == (theirs.returncode, theirs.stderr)
+
+
 @pytest.mark.parametrize("line", ["create --help", "--help create", "-v run", "state run"])
 def test_what_starts_nothing_changes_nothing(host: Host, bundle: Path, line: str) -> None:
     before = contents(bundle)

@@ -32,7 +32,11 @@ class Ran:
     err: str
 
 
-def run(*command: str | Path, stdin: str | bytes = b"", timeout: float = 300) -> Ran:
+PATIENCE = 900.0
+"""Seconds for a command. How long an emulated processor takes beside others says nothing."""
+
+
+def run(*command: str | Path, stdin: str | bytes = b"", timeout: float = PATIENCE) -> Ran:
     """Run a command to its end; `cima` is forked from a Python that has its imports."""
     raw = stdin.encode() if isinstance(stdin, str) else stdin
     if command[0] == "cima" and os.path.exists(preloaded.SOCKET):
@@ -52,7 +56,7 @@ def _check_shape(words: tuple[str, ...], ran: Ran) -> None:
         shapes.check(words, ran.out)
 
 
-def run_anew(*command: str | Path, stdin: bytes = b"", timeout: float = 300) -> Ran:
+def run_anew(*command: str | Path, stdin: bytes = b"", timeout: float = PATIENCE) -> Ran:
     """Run a command to its end in a process that really starts."""
     done = subprocess.run(command, input=stdin, capture_output=True, timeout=timeout, check=False)
     return Ran(done.returncode, _text(done.stdout), _text(done.stderr))
@@ -73,7 +77,7 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "backslashreplace")
 
 
-def ok(*command: str | Path, stdin: str | bytes = b"", timeout: float = 300) -> str:
+def ok(*command: str | Path, stdin: str | bytes = b"", timeout: float = PATIENCE) -> str:
     ran = run(*command, stdin=stdin, timeout=timeout)
     assert ran.code == 0, f"{command} ended with {ran.code}: {ran.err}{ran.out}"
     return ran.out

@@ -13,6 +13,7 @@ from cima_runc.agent.dependencies import Look
 from cima_runc.agent.index import Container
 from cima_runc.agent.registration import FIRST_RECORDS
 from cima_runc.agent.runs import LineInUseError
+from cima_runc.base import durable
 from cima_runc.ml import contents
 from cima_runc.ml.contents import Adopted, Register, read
 from cima_runc.ml.lines import line_name, line_of
@@ -67,6 +68,23 @@ def host() -> Iterator[Host]:
     made.begin()
     yield made
     made.teardown()
+
+
+def test_the_first_number_is_durable_with_the_first_records(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[Path] = set()
+    really = durable.sync_directory
+
+    def sync(path: Path) -> None:
+        really(path)
+        synced.add(path)
+
+    monkeypatch.setattr(durable, "sync_directory", sync)
+    note = host.start("box").note
+    assert note.line is not None
+    file = host.store.root / "lines" / f"{note.line}.json"
+    assert {file, file.parent, host.store.root / "containers"} <= synced
 
 
 def test_a_restart_is_the_next_run_and_names_the_one_before(host: Host) -> None:
@@ -133,7 +151,7 @@ def test_a_start_that_was_refused_skips_a_number(host: Host) -> None:
 def test_a_first_start_that_came_to_nothing_is_not_counted(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: Any) -> None:
+    def fails(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as disk:

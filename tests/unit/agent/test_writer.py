@@ -44,7 +44,7 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path / "state")
 
 
-def full(*_: Any) -> None:
+def full(*_: Any, **__: Any) -> None:
     raise OSError(28, "No space left on device")
 
 

@@ -113,12 +113,22 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert kept.read(one) is None
 
 
-@pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"line":"00"}'])
+@pytest.mark.parametrize("text", [b"{}", b"[]", b'{"line":"00"}', b" "])
 def test_a_damaged_file_is_an_error(tmp_path: Path, text: bytes) -> None:
     kept = Lines(tmp_path)
     (tmp_path / f"{'31' * 32}.json").write_bytes(text)
     with pytest.raises(LineError):
         kept.read(b"1" * 32)
+
+
+@pytest.mark.parametrize("text", [b"", b"\0" * 100])
+def test_a_file_whose_content_a_crash_took_is_none(tmp_path: Path, text: bytes) -> None:
+    """It was made for a first run, and nothing of that was answered before it was durable."""
+    kept = Lines(tmp_path)
+    (tmp_path / f"{'31' * 32}.json").write_bytes(text)
+    assert kept.read(b"1" * 32) is None
+    kept.write(a_state(b"1" * 32))
+    assert kept.read(b"1" * 32) == a_state(b"1" * 32)
 
 
 def test_a_file_of_another_line_is_an_error(tmp_path: Path) -> None:

@@ -5,8 +5,11 @@ from hypothesis import strategies as st
 from cima_runc.runtime.runc_args import RuncArgs, parse_runc_args
 
 
-def certain(bundle: str = ".", name: str = "config.json", **more: str) -> RuncArgs:
-    return RuncArgs(True, True, more.get("log"), more.get("log_format", "text"), (bundle,), (name,))
+def certain(
+    bundle: str = ".", name: str = "config.json", restores: bool = False, **more: str
+) -> RuncArgs:
+    log, log_format = more.get("log"), more.get("log_format", "text")
+    return RuncArgs(True, True, log, log_format, (bundle,), (name,), restores)
 
 
 @pytest.mark.parametrize(
@@ -14,7 +17,8 @@ def certain(bundle: str = ".", name: str = "config.json", **more: str) -> RuncAr
     [
         ("create x", certain()),
         ("run --bundle /b x", certain("/b")),
-        ("restore --bundle=/b --image-path i x", certain("/b")),
+        ("restore --bundle=/b --image-path i x", certain("/b", restores=True)),
+        ("create restore", certain()),
         ("create -b /b -- x", certain("/b")),
         ("create -b /a --bundle /b x", certain("/b")),
         ("create --bundle= x", certain(".")),
@@ -64,6 +68,21 @@ def test_in_doubt_everything_may_be_the_bundle(line: str, bundle: str) -> None:
     args = parse_runc_args(line.split(" "))
     assert args.starts
     assert bundle in args.bundles
+
+
+@pytest.mark.parametrize(
+    ("line", "restores"),
+    [
+        ("restore x --bundle /b", True),
+        ("--unknown value restore -b/b x", True),
+        ("create --unknown restore", True),
+        ("create --unknown x", False),
+        ("restore --image-pat=/i create", True),
+        ("restore create", True),
+    ],
+)
+def test_what_restores(line: str, restores: bool) -> None:
+    assert parse_runc_args(line.split(" ")).restores is restores
 
 
 def test_in_doubt_the_log_is_still_found() -> None:
