@@ -254,8 +254,8 @@ def summarize(
         devices=tuple(_device(device) for device in _objects(linux, "devices")),
         all_devices=_all_devices(resources),
         device_rules=tuple(_device_rules(resources)),
-        masked_paths=_strings(linux, "maskedPaths"),
-        read_only_paths=_strings(linux, "readonlyPaths"),
+        masked_paths=_paths(linux, "maskedPaths"),
+        read_only_paths=_paths(linux, "readonlyPaths"),
         no_new_privileges=process.get("noNewPrivileges") is True,
         apparmor=_string(process, "apparmorProfile"),
         selinux=_string(process, "selinuxLabel"),
@@ -367,12 +367,15 @@ def _device(device: Mapping[str, Any]) -> Device:
 def _seccomp(seccomp: object) -> Seccomp | None:
     if not isinstance(seccomp, dict):
         return None
-    rules = len(_objects(seccomp, "syscalls"))
+    rules = _objects(seccomp, "syscalls")
     action = _string(seccomp, "defaultAction")
-    # A filter that lets everything through is none.
-    if action == "SCMP_ACT_ALLOW" and not rules:
+    # A filter that lets everything through is none, whether or not it logs.
+    if {action, *(_string(rule, "action") for rule in rules)} <= _LETTING_THROUGH:
         return None
-    return Seccomp(default_action=action, rules=rules)
+    return Seccomp(default_action=action, rules=len(rules))
+
+
+_LETTING_THROUGH = frozenset({"SCMP_ACT_ALLOW", "SCMP_ACT_LOG"})
 
 
 def _all_devices(resources: Mapping[str, Any]) -> bool:
@@ -459,6 +462,11 @@ def _objects(holder: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
 def _strings(holder: Mapping[str, Any], key: str) -> tuple[str, ...]:
     # null, and whatever else is no text, is an empty one to the runtimes that take it.
     return tuple(item if isinstance(item, str) else "" for item in _list(holder.get(key)))
+
+
+def _paths(holder: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """Return a list's paths; what is no absolute one hides nothing."""
+    return tuple(path for path in _strings(holder, key) if path.startswith("/"))
 
 
 def _string(holder: Mapping[str, Any], key: str) -> str:

@@ -157,6 +157,24 @@ def test_devices(rules: list[Any], everything: bool) -> None:
     assert changed("linux.resources.devices", rules).all_devices == everything
 
 
+@pytest.mark.parametrize("paths", [[], [""], [None], ["proc/kcore"], "/proc/kcore", None])
+def test_what_is_no_path_hides_nothing(paths: Any) -> None:
+    found = changed("linux.maskedPaths", paths)
+    assert found.masked_paths == ()
+    assert changed("linux.readonlyPaths", paths).read_only_paths == ()
+
+
+@pytest.mark.parametrize("default", ["SCMP_ACT_ALLOW", "SCMP_ACT_LOG"])
+@pytest.mark.parametrize("rule", [None, "SCMP_ACT_ALLOW", "SCMP_ACT_LOG"])
+def test_a_filter_that_logs_at_most_is_none(default: str, rule: str | None) -> None:
+    rules = [] if rule is None else [{"names": ["mount"], "action": rule}]
+    filter_ = {"defaultAction": default, "syscalls": rules}
+    assert changed("linux.seccomp", filter_).seccomp is None
+    kills = [*rules, {"names": ["mount"], "action": "SCMP_ACT_ERRNO"}]
+    found = changed("linux.seccomp", filter_ | {"syscalls": kills}).seccomp
+    assert found is not None and found.rules == len(kills)
+
+
 def test_a_filter_that_filters_nothing_is_none() -> None:
     assert changed("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW"}).seccomp is None
     assert changed("linux.seccomp", None).seccomp is None
