@@ -1,8 +1,8 @@
-"""What a verifier remembers of a container's line, to see restarts, reboots and rollbacks, and to
-go on from.
+"""What a verifier remembers, to see restarts, reboots and rollbacks, and to go on from.
 
-Kept by the attestation key's name and the line, which no tenant chooses: a container's id is made
-anew, and another user's container may bear it. Source: design, section 7.
+Of a container's line, by the attestation key's name and the line, which no tenant chooses: a
+container's id is made anew, and another user's container may bear it. Of a host, by the key's name
+alone: its TPM and its boot are the same for all of its containers. Source: design, section 7.
 """
 
 import fcntl
@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -35,6 +35,25 @@ class StateError(CimaError):
 
 class StateVersionError(StateError):
     """What is remembered is of a version that this program does not read."""
+
+
+class RememberedHost(Model):
+    """What the latest evidence of a host that was not refused proved, of whichever container."""
+
+    version: Annotated[int, Field(ge=VERSION, le=VERSION)] = VERSION
+    ak_name: Annotated[Hex, Field(min_length=34, max_length=34)]
+    boot_id: str
+    reset_count: U64
+    restart_count: U64
+    clock: U64
+    initial: Digest | None
+    foreign: Count
+    gaps: Count
+
+    @property
+    def counters(self) -> tuple[int, int, int]:
+        """resetCount, restartCount and clock, which never go back in this order."""
+        return self.reset_count, self.restart_count, self.clock
 
 
 class Remembered(Model):
@@ -90,9 +109,18 @@ class Remembered(Model):
         return self.run, self.registration, self.count
 
     @property
+    def host(self) -> RememberedHost:
+        """What the same evidence proved of the host."""
+        of_host = RememberedHost.model_fields.keys()
+        return RememberedHost(**{name: getattr(self, name) for name in of_host})
+
+    @property
     def counters(self) -> tuple[int, int, int]:
         """resetCount, restartCount and clock, which never go back in this order."""
         return self.reset_count, self.restart_count, self.clock
+
+
+_Kept = TypeVar("_Kept", Remembered, RememberedHost)
 
 
 class Memory(Protocol):
@@ -105,8 +133,15 @@ class Memory(Protocol):
             StateError: it cannot be read.
         """
 
+    def recall_host(self, ak_name: bytes) -> RememberedHost | None:
+        """Return what is remembered of a host, None where nothing is.
+
+        Raises:
+            StateError: it cannot be read.
+        """
+
     def remember(self, remembered: Remembered) -> None:
-        """Remember, durably, unless something later is remembered already.
+        """Remember, durably, of line and host, unless something later is remembered already.
 
         Raises:
             StateError: it cannot be written.
@@ -114,7 +149,7 @@ class Memory(Protocol):
 
 
 class StateDirectory:
-    """A directory with one file a line. Several processes may use it."""
+    """A directory with one file a line and one a host. Several processes may use it."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -128,13 +163,24 @@ class StateDirectory:
                 until now would then go unseen.
         """
         self._refuse_version_1(container)
-        found = self._read(self._path(ak_name, line))
+        found = self._read(self._path(ak_name, line), Remembered)
         if found is not None and (found.ak_name, found.line) != (ak_name, line):
             raise StateError(f"{self._path(ak_name, line)} is of another line")
         return found
 
+    def recall_host(self, ak_name: bytes) -> RememberedHost | None:
+        """Return what is remembered of a host, None where nothing is.
+
+        Raises:
+            StateError: the file cannot be read.
+        """
+        found = self._read(self._host_path(ak_name), RememberedHost)
+        if found is not None and found.ak_name != ak_name:
+            raise StateError(f"{self._host_path(ak_name)} is of another host")
+        return found
+
     def remember(self, remembered: Remembered) -> None:
-        """Remember, durably, unless something later is remembered already.
+        """Remember, durably, of line and host, unless something later is remembered already.
 
         Raises:
             StateError: it cannot be written.
@@ -143,14 +189,18 @@ class StateDirectory:
         try:
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._locked():
-                known = self._read(path)
-                if known is not None and known.counters > remembered.counters:
-                    return
-                # What a host says of an end, or of its boot, may be any text.
-                text = json.dumps(remembered.model_dump(mode="json"), indent=1)
-                replace_file(path, text.encode("ascii") + b"\n")
+                self._replace(self._host_path(remembered.ak_name), remembered.host)
+                self._replace(path, remembered)
         except OSError as error:
             raise StateError(f"{path} cannot be written: {error.strerror}") from error
+
+    def _replace(self, path: Path, remembered: _Kept) -> None:
+        known = self._read(path, type(remembered))
+        if known is not None and known.counters > remembered.counters:
+            return
+        # What a host says of an end, or of its boot, may be any text.
+        text = json.dumps(remembered.model_dump(mode="json"), indent=1)
+        replace_file(path, text.encode("ascii") + b"\n")
 
     def since_of(self, container: str) -> Since | None:
         """Return what to ask for of a container; None where nothing, or not one thing alone, is
@@ -161,14 +211,15 @@ class StateDirectory:
         """
         self._refuse_version_1(container)
         paths = sorted(self._root.glob("*.json")) if self._root.is_dir() else []
-        found = [one for path in paths if (one := self._read(path)) and one.container == container]
+        known = [self._read(path, Remembered) for path in paths]
+        found = [one for one in known if one is not None and one.container == container]
         return found[0].since if len(found) == 1 else None
 
     def _refuse_version_1(self, container: str) -> None:
         name = hashlib.sha256(container.encode("utf-8", "surrogatepass")).hexdigest()
-        self._read(self._root / f"{name}.json")
+        self._read(self._root / f"{name}.json", Remembered)
 
-    def _read(self, path: Path) -> Remembered | None:
+    def _read(self, path: Path, kind: type[_Kept]) -> _Kept | None:
         try:
             raw = read_bounded(path, limits.VERIFIER_INPUT)
             value = load_object(raw, what=str(path), limit=limits.VERIFIER_INPUT)
@@ -178,7 +229,7 @@ class StateDirectory:
                     f"{path} is of version {printable(str(version)[:20])}, expected {VERSION}",
                     hint="delete it to begin anew: what came before is then not compared",
                 )
-            return Remembered.model_validate(value)
+            return kind.model_validate(value)
         except FileNotFoundError:
             return None
         except (OSError, JsonError, ValidationError) as error:
@@ -202,3 +253,6 @@ class StateDirectory:
     def _path(self, ak_name: bytes, line: bytes) -> Path:
         # Nothing that others choose becomes part of a path.
         return self._root / f"{hashlib.sha256(ak_name + line).hexdigest()}.json"
+
+    def _host_path(self, ak_name: bytes) -> Path:
+        return self._root / f"{hashlib.sha256(ak_name).hexdigest()}.host"

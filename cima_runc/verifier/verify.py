@@ -26,9 +26,9 @@ from cima_runc.verifier.rules.runs import are_earlier_seen, are_hidden_good, che
 from cima_runc.verifier.state import Memory, Remembered
 from cima_runc.verifier.steps.bound import check_bound
 from cima_runc.verifier.steps.explained import Explained, explain
-from cima_runc.verifier.steps.opened import open_owner_part, recall
+from cima_runc.verifier.steps.opened import Recalled, open_owner_part, recall
 from cima_runc.verifier.steps.parsed import parse
-from cima_runc.verifier.steps.quoted import Quoted, Signed, check_quoted, check_signed
+from cima_runc.verifier.steps.quoted import Signed, check_quoted, check_signed
 from cima_runc.verifier.steps.replayed import Continued, Run, continue_remembered, replay
 
 _log = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ class _Verification:
         opened = open_owner_part(bound, wanted)
         self._passed("owner-part", "sealed" if opened.was_sealed else "in the clear")
         recalled = recall(opened, self._memory)
-        self._passed("clock", _clock_detail(quoted, recalled.remembered))
+        self._passed("clock", _clock_detail(recalled))
         replayed = replay(recalled)
         last = replayed.last
         self._passed("leaf", f"{last.count} records of run {last.number} are what was bound")
@@ -433,12 +433,15 @@ def _of_host(signed: Signed) -> str:
     return f", of the host {printable(signed.label)}" if signed.label else ""
 
 
-def _clock_detail(quoted: Quoted, remembered: Remembered | None) -> str:
+def _clock_detail(recalled: Recalled) -> str:
+    clock, remembered = recalled.opened.bound.quoted.clock, recalled.remembered
+    if remembered is None and recalled.host is not None:
+        return "the host's TPM has not gone back to an earlier start"
     if remembered is None:
         return "nothing is remembered to compare it with"
-    if quoted.clock.reset_count > remembered.reset_count:
+    if clock.reset_count > remembered.reset_count:
         return "the host has booted since"
-    if quoted.clock.restart_count > remembered.restart_count:
+    if clock.restart_count > remembered.restart_count:
         return "the TPM has started again since, without a reset"
     return "the same start of the TPM, not earlier"
 

@@ -1,4 +1,4 @@
-"""The owner's part, which answers this very request; and what is remembered of the line."""
+"""The owner's part, which answers this very request; and what is remembered of line and host."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,10 @@ from cima_runc.evidence.models import Evidence, OwnerPart, parse_owner_part
 from cima_runc.evidence.padding import SMALLEST, padme
 from cima_runc.evidence.request import Asker, Request
 from cima_runc.evidence.seal import UnsealError, open_sealed
+from cima_runc.tpm.structures import ClockInfo
 from cima_runc.verifier import errors
 from cima_runc.verifier.expectation import Expectation
-from cima_runc.verifier.state import Memory, Remembered
+from cima_runc.verifier.state import Memory, Remembered, RememberedHost
 from cima_runc.verifier.steps.bound import Bound
 from cima_runc.verifier.steps.hints import ANEW, CLEARED, REPORT
 
@@ -33,10 +34,11 @@ class Opened:
 
 @dataclass(frozen=True)
 class Recalled:
-    """What is remembered of the line, behind which neither TPM nor host have gone back."""
+    """What is remembered of line and host, behind which the TPM has not gone back."""
 
     opened: Opened
     remembered: Remembered | None
+    host: RememberedHost | None
 
     @property
     def same_start(self) -> bool:
@@ -60,15 +62,18 @@ def open_owner_part(bound: Bound, wanted: Expectation) -> Opened:
 
 
 def recall(opened: Opened, memory: Memory | None) -> Recalled:
-    """Look up what is remembered; the TPM's counters and the host's status have not gone back."""
-    public = opened.bound.quoted.signed.public
-    remembered = None
+    """Look up what is remembered; the TPM's counters have not gone back."""
+    public, clock = opened.bound.quoted.signed.public, opened.bound.quoted.clock
+    remembered, host = None, None
     if memory is not None:
         remembered = memory.recall(public.name, opened.part.line, opened.evidence.container)
-    recalled = Recalled(opened, remembered)
+        host = memory.recall_host(public.name)
+    if host is not None:
+        _check_starts(clock, host)
     if remembered is not None:
-        _check_counters(recalled, remembered)
-    return recalled
+        _check_starts(clock, remembered)
+        _check_clock(clock, remembered)
+    return Recalled(opened, remembered, host)
 
 
 def _unsealed(evidence: Evidence, key: X25519PrivateKey | None) -> OwnerPart:
@@ -100,8 +105,9 @@ def _unsealed(evidence: Evidence, key: X25519PrivateKey | None) -> OwnerPart:
             hint=REPORT,
         )
     (text,) = texts
-    padded = padme(max(len(text.rstrip(b" ")), SMALLEST))
-    if len(text) != padded:
+    body = text.rstrip(b" ")
+    padded = padme(max(len(body), SMALLEST))
+    if len(text) != padded or body != body.strip():
         raise errors.OwnerPartError(
             "the owner's part is not padded as it must be",
             expected=f"{padded} bytes",
@@ -145,8 +151,7 @@ def _shown(value: object) -> str:
     return value.hex() if isinstance(value, bytes) else printable(str(value))
 
 
-def _check_counters(recalled: Recalled, remembered: Remembered) -> None:
-    clock = recalled.opened.bound.quoted.clock
+def _check_starts(clock: ClockInfo, remembered: Remembered | RememberedHost) -> None:
     if clock.reset_count < remembered.reset_count:
         raise errors.ResetCountError(
             "the TPM's count of resets has gone back",
@@ -154,16 +159,21 @@ def _check_counters(recalled: Recalled, remembered: Remembered) -> None:
             found=str(clock.reset_count),
             hint=CLEARED,
         )
-    if clock.reset_count > remembered.reset_count:
-        return
-    if clock.restart_count < remembered.restart_count:
+    same_reset = clock.reset_count == remembered.reset_count
+    if same_reset and clock.restart_count < remembered.restart_count:
         raise errors.RestartCountError(
             "the TPM's count of restarts has gone back",
             expected=f"{remembered.restart_count} or more",
             found=str(clock.restart_count),
             hint=CLEARED,
         )
-    if recalled.same_start and clock.clock < remembered.clock:
+
+
+def _check_clock(clock: ClockInfo, remembered: Remembered) -> None:
+    """Of the line alone: evidence of two containers may be verified in another order than it was
+    made in."""
+    start = (clock.reset_count, clock.restart_count)
+    if start == remembered.counters[:2] and clock.clock < remembered.clock:
         raise errors.ClockError(
             "the TPM's clock has gone back",
             expected=f"{remembered.clock} ms or more",

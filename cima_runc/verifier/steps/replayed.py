@@ -24,7 +24,7 @@ from cima_runc.ml.contents import (
 from cima_runc.verifier import errors
 from cima_runc.verifier.checked_record import content_of, read_record
 from cima_runc.verifier.kernel_line import check_line, take_line
-from cima_runc.verifier.state import Remembered
+from cima_runc.verifier.state import Remembered, RememberedHost
 from cima_runc.verifier.steps.bound import check_path
 from cima_runc.verifier.steps.hints import ANEW, REPORT, WHOLE
 from cima_runc.verifier.steps.opened import Recalled
@@ -129,7 +129,7 @@ class Continued:
     replayed: Replayed
     standing: Standing
     same_boot: bool
-    """Whether what is remembered is of the same boot of the host."""
+    """Whether what is remembered of the line is of the same boot of the host."""
 
 
 def replay(recalled: Recalled) -> Replayed:
@@ -162,16 +162,25 @@ def replay(recalled: Recalled) -> Replayed:
 
 def continue_remembered(replayed: Replayed) -> Continued:
     """Neither the line nor what the host says of its boot has gone back."""
-    remembered = replayed.recalled.remembered
+    remembered, host = replayed.recalled.remembered, replayed.recalled.host
+    for known in (host, remembered):
+        if known is not None and _is_later(replayed, known):
+            _check_status(replayed.evidence.binding.status, known)
     if remembered is None:
         return Continued(replayed, "new", same_boot=False)
-    clock = replayed.recalled.opened.bound.quoted.clock
-    same_boot = (
-        replayed.last.boot_id == remembered.boot_id and clock.reset_count == remembered.reset_count
-    )
-    if same_boot:
-        _check_status(replayed.evidence.binding.status, remembered)
+    same_boot = replayed.last.boot_id == remembered.boot_id
     return Continued(replayed, _standing(replayed.runs, remembered), same_boot)
+
+
+def _is_later(replayed: Replayed, known: Remembered | RememberedHost) -> bool:
+    """Whether this is of the boot that is remembered, and no earlier: evidence of two containers
+    may be verified in another order than it was made in.
+
+    A boot is told by its id. Hibernation resets the TPM in the midst of one.
+    """
+    clock = replayed.recalled.opened.bound.quoted.clock
+    counters = (clock.reset_count, clock.restart_count, clock.clock)
+    return replayed.last.boot_id == known.boot_id and counters >= known.counters
 
 
 def _standing(runs: Sequence[Run], remembered: Remembered) -> Standing:
@@ -219,7 +228,7 @@ def _check_known(run: Run, remembered: Remembered) -> None:
         )
 
 
-def _check_status(status: Status, remembered: Remembered) -> None:
+def _check_status(status: Status, remembered: Remembered | RememberedHost) -> None:
     """The counts of this boot have not gone back, and the first value has not changed."""
     for name, shown, known in (
         ("foreign", status.foreign.count, remembered.foreign),

@@ -579,6 +579,101 @@ def test_counts_of_troubles_do_not_go_back(watched: Watched, name: str) -> None:
     assert trusted(watched.look())  # another boot has counts of its own
 
 
+# -- the TPM and the boot are the host's, whichever container shows them -------------------------
+
+
+def troubled(watched: Watched, name: str, count: int) -> None:
+    hour = "2026-01-01T13:00:00Z"
+    last = {"kind": "disk", "since": hour, "until": hour}
+    if name == "foreign":
+        last = {"kind": "changed", "time": hour}
+    watched.host.status[name] = {"count": count, "last": [last] * count}
+
+
+def another_container(watched: Watched) -> None:
+    """The next evidence is of another container on the same host."""
+    watched.host.line = os.urandom(32).hex()
+    watched.host.runs.clear()
+    watched.host.start(SH)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [({"reset": 4, "restart": 9}, "ResetCountError"), ({"restart": 1}, "RestartCountError")],
+)
+def test_starts_do_not_go_back_whichever_container_asks(
+    watched: Watched, changes: dict[str, int], error: str
+) -> None:
+    watched.host.clock["restart"] = 2
+    watched.host.start(SH)
+    assert trusted(watched.look())
+    another_container(watched)
+    result = watched.look()
+    assert trusted(result)
+    assert result.facts is not None and result.facts.first_seen
+    watched.host.clock |= changes | {"clock": 99_999}
+    another_container(watched)
+    assert refused(watched.look()) == error
+
+
+@pytest.mark.parametrize("name", ["foreign", "gaps"])
+def test_troubles_are_counted_by_host(watched: Watched, name: str) -> None:
+    troubled(watched, name, 3)
+    watched.host.start(SH)
+    assert trusted(watched.look())
+    another_container(watched)
+    troubled(watched, name, 2)
+    assert refused(watched.look()) == "StatusError"
+    # What was made before, and is verified after, could not know of them.
+    watched.host.clock["clock"] -= 100
+    assert trusted(watched.look())
+    another_container(watched)
+    watched.host.clock["clock"] += 100
+    assert refused(watched.look()) == "StatusError"
+    watched.host.reboot()
+    another_container(watched)
+    assert trusted(watched.look())  # another boot has counts of its own
+
+
+def test_the_first_value_is_the_hosts(watched: Watched) -> None:
+    watched.host.start(SH)
+    assert trusted(watched.look())
+    another_container(watched)
+    watched.host.status["initial"] = "11" * 32
+    assert refused(watched.look()) == "StatusError"
+    watched.host.status["initial"] = None
+    assert refused(watched.look()) == "StatusError"
+    troubled(watched, "foreign", 1)  # its journal was lost
+    assert trusted(watched.look())
+
+
+@pytest.mark.parametrize("name", ["foreign", "gaps"])
+def test_hibernation_is_in_the_midst_of_a_boot(watched: Watched, name: str) -> None:
+    """The TPM is reset, the boot's id and what was counted in it stay."""
+    troubled(watched, name, 2)
+    watched.host.start(SH)
+    assert trusted(watched.look())
+    watched.host.clock |= {"reset": 6, "clock": 1}
+    troubled(watched, name, 1)
+    assert refused(watched.look()) == "StatusError"
+    troubled(watched, name, 3)
+    result = watched.look()
+    assert trusted(result)
+    assert "host.tpm_restarted" in rules(result, "warn")
+    assert "host.booted" not in rules(result, "info")
+
+
+def test_what_an_earlier_verifier_remembered_is_of_lines_alone(
+    watched: Watched, tmp_path: Path
+) -> None:
+    watched.host.start(SH)
+    assert trusted(watched.look())
+    (host,) = tmp_path.glob("*.host")
+    host.unlink()
+    assert trusted(watched.look(since=True))
+    assert host.exists()
+
+
 def test_foreign_extends_fail_where_the_policy_says_so(watched: Watched) -> None:
     hour = "2026-01-01T13:00:00Z"
     watched.host.status["foreign"] = {"count": 1, "last": [{"kind": "zero", "time": hour}]}

@@ -52,6 +52,25 @@ def test_round_trip(tmp_path: Path) -> None:
     assert directory.recall(AK, LINE, "box") != SEEN
 
 
+def test_a_host_is_remembered_by_its_latest_evidence_of_whichever_line(tmp_path: Path) -> None:
+    directory = StateDirectory(tmp_path)
+    assert directory.recall_host(AK) is None
+    directory.remember(SEEN)
+    directory.remember(later(line=b"m" * 32, clock=9, foreign=2))
+    directory.remember(later(line=b"n" * 32, clock=5))
+    known = directory.recall_host(AK)
+    assert known is not None
+    assert (known.counters, known.foreign) == ((1, 0, 9), 2)
+    assert directory.recall_host(AK[::-1]) is None
+    line = directory.recall(AK, LINE, "box")
+    assert line is not None and line.foreign == 0
+    (path,) = tmp_path.glob("*.host")
+    path.write_bytes(b"{}")
+    for use in (lambda: directory.recall_host(AK), lambda: directory.remember(SEEN)):
+        with pytest.raises(StateError):
+            use()
+
+
 def test_what_to_ask_for_is_of_one_line_alone(tmp_path: Path) -> None:
     directory = StateDirectory(tmp_path)
     directory.remember(SEEN)
