@@ -6,10 +6,11 @@ Source: design, section 6.
 """
 
 import hashlib
+from datetime import datetime
 from typing import Annotated, Literal, Self
 
 import rfc8785
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from cima_runc.base import limits
 from cima_runc.evidence.fields import Count, Digest, Model
@@ -22,8 +23,26 @@ GapKind = Literal["disk", "tpm"]
 """``disk``: records could not be written down; ``tpm``: they could not be bound."""
 
 _HOUR = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:00:00Z$"
-Hour = Annotated[str, Field(pattern=_HOUR)]
+
+
+def _on_the_calendar(text: str) -> str:
+    datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ")
+    return text
+
+
+Hour = Annotated[str, Field(pattern=_HOUR), AfterValidator(_on_the_calendar)]
 """A time, UTC, cut to the hour: ``2025-01-31T13:00:00Z``."""
+
+
+class _Counted(Model):
+    count: Count
+    last: tuple[Model, ...]
+
+    @model_validator(mode="after")
+    def _named_are_counted(self) -> Self:
+        if len(self.last) > self.count:
+            raise ValueError("more are named than are counted")
+        return self
 
 
 class Foreign(Model):
@@ -34,10 +53,9 @@ class Foreign(Model):
     """When it was noticed."""
 
 
-class ForeignPart(Model):
+class ForeignPart(_Counted):
     """All such changes of this boot."""
 
-    count: Count
     last: Annotated[tuple[Foreign, ...], Field(max_length=limits.STATUS_SHOWN)]
     """The latest of them, oldest first."""
 
@@ -50,10 +68,9 @@ class Gap(Model):
     until: Hour
 
 
-class GapsPart(Model):
+class GapsPart(_Counted):
     """All such times of this boot."""
 
-    count: Count
     last: Annotated[tuple[Gap, ...], Field(max_length=limits.STATUS_SHOWN)]
     """The latest of them, oldest first."""
 

@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from cima_runc.cpcr.status import Foreign, Gap, Status
+from cima_runc.evidence.fields import as_tuples
 
 
 def hour(number: int) -> str:
@@ -39,7 +40,25 @@ def test_all_are_counted_and_the_last_eight_named() -> None:
     assert [gap.since for gap in status.gaps.last] == [hour(n) for n in range(12, 20)]
 
 
-@pytest.mark.parametrize("time", ["2025-01-31T03:04:00Z", "2025-01-31T03:00:00", "now", ""])
+def test_none_is_named_that_is_not_counted() -> None:
+    """Kind: a status that says two things, of which a verifier heeds the one that says less."""
+    honest = Status.begin().with_foreign(Foreign(kind="changed", time=hour(3)))
+    honest = honest.with_gap(Gap(kind="tpm", since=hour(3), until=hour(3)))
+    shown = honest.model_dump(mode="json")
+    assert Status.model_validate(as_tuples(shown)) == honest
+    for part in ("foreign", "gaps"):
+        hidden = {**shown, part: {**shown[part], "count": 0}}
+        with pytest.raises(ValidationError):
+            Status.model_validate(as_tuples(hidden))
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        *("2025-01-31T03:04:00Z", "2025-01-31T03:00:00", "now", ""),
+        *("2025-13-01T03:00:00Z", "2025-02-30T03:00:00Z", "2025-01-31T24:00:00Z"),
+    ],
+)
 def test_a_time_is_cut_to_the_hour(time: str) -> None:
     with pytest.raises(ValidationError):
         Foreign(kind="changed", time=time)
