@@ -255,6 +255,7 @@ def open_owner_part(evidence: dict[str, Any], private_pem: bytes | None) -> dict
         with suppress(InvalidTag):
             texts.append(suite.decrypt(blob(sealed), key, info))
     (text,) = texts
+    assert (text[:1], text.rstrip(b" ")[-1:]) == (b"{", b"}")
     assert len(text) == padme(max(len(text.rstrip(b" ")), 16384))
     opened: dict[str, Any] = json.loads(text, object_pairs_hook=unique)
     return opened

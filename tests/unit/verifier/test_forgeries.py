@@ -363,7 +363,12 @@ REFUSED: dict[str, tuple[Edits, str]] = {
     "register": (of_owner(lambda owner: flip(owner, "cpcr")), "RegisterError"),
     "not padded": (Edits(text=lambda text: text.rstrip(b" ")), "OwnerPartError"),
     "padded too much": (Edits(text=lambda text: text + b" "), "OwnerPartError"),
-    "padded in front": (Edits(text=lambda text: b" " + text[:-1]), "TRUSTED"),
+    "padded in front": (Edits(text=lambda text: b" " + text[:-1]), "OwnerPartError"),
+    "padded with a line": (Edits(text=lambda text: text[:-1] + b"\n"), "OwnerPartError"),
+    "a line before the padding": (
+        Edits(text=lambda text: (text.rstrip(b" ") + b"\n").ljust(len(text))),
+        "OwnerPartError",
+    ),
     "sealed twice": (Edits(seals=lambda seals: seals * 2), "OwnerPartError"),
     "sealed to nobody": (Edits(seals=lambda seals: [seals[0][:-8] + "AAAAAAA="]), "OwnerKeyError"),
     "no part": (Edits(text=lambda text: b"{}".ljust(16384)), "OwnerPartError"),
