@@ -459,6 +459,36 @@ def test_configuration(
     )
 
 
+LOADED_BY = {
+    "awk": "AWKPATH AWKLIBPATH",
+    "bundler": "BUNDLE_GEMFILE",
+    "elixir": "ELIXIR_ERL_OPTIONS ERL_FLAGS",
+    "guile": "GUILE_LOAD_PATH GUILE_LOAD_COMPILED_PATH GUILE_EXTENSIONS_PATH",
+    "julia": "JULIA_LOAD_PATH JULIA_DEPOT_PATH JULIA_PROJECT",
+    "less": "LESSOPEN LESSCLOSE",
+    "make": "MAKEFILES MAKEFLAGS GNUMAKEFLAGS",
+    "mono": "MONO_PATH MONO_CONFIG MONO_ENV_OPTIONS",
+    "ocaml": "CAML_LD_LIBRARY_PATH",
+    "perl": "PERL5LIB PERL5OPT PERLLIB PERL5DB",
+    "python": "PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONPYCACHEPREFIX",
+    "R": "R_PROFILE R_PROFILE_USER R_ENVIRON R_ENVIRON_USER R_LIBS R_LIBS_SITE R_LIBS_USER",
+    "ruby": "RUBYLIB RUBYOPT GEM_HOME GEM_PATH",
+    "tcl": "TCLLIBPATH TCL_LIBRARY",
+}
+"""By their manuals: what programs read before their own code, or with it. Any of them may name
+``/proc/self/environ``, which holds what whoever starts the container has written."""
+
+
+@pytest.mark.parametrize("program", LOADED_BY)
+def test_variables_by_which_a_program_loads_other_code(box: Box, program: str) -> None:
+    for name in LOADED_BY[program].split():
+        process(env=[f"{name}=00"])(box.config)
+        (finding,) = box.failed()
+        assert (finding.rule, finding.got) == ("config.env", name)
+    process(env=["HOME=00", "TZ=00", "DEBUG=00", f"{program.upper()}_VERSION=00"])(box.config)
+    assert box.failed() == []
+
+
 def test_what_to_do_next_is_toml(box: Box) -> None:
     process(args=["/bin/sh", "-c", """echo 'a' "b" \x1b"""])(box.config)
     (found,) = box.failed()
