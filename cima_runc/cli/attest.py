@@ -193,10 +193,10 @@ def request(
 def challenge(
     host: Annotated[Path, typer.Argument(help="The host's keys, from request.")],
     ek_ca: Annotated[
-        Path | None, typer.Option(help="Certificates of TPM manufacturers (PEM).")
+        Path | None, typer.Option(help="Certificates of TPM manufacturers (PEM, DER, PKCS #7).")
     ] = None,
     ek_chain: Annotated[
-        Path | None, typer.Option(help="Certificates that lead to those of --ek-ca (PEM).")
+        Path | None, typer.Option(help="Certificates that lead to those of --ek-ca (the same).")
     ] = None,
     ek_certificate: Annotated[
         Path | None, typer.Option(help="The endorsement key's, where the TPM holds none.")

@@ -5,6 +5,7 @@ Without systemctl: it must be known of a service that does not run, and for anot
 Source: systemd.unit(5), systemd.service(5), systemd.exec(5).
 """
 
+import glob
 import re
 import shlex
 from collections.abc import Iterable, Iterator
@@ -106,7 +107,8 @@ class _Environment:
         """Return the variables, and the files that set some of them."""
         values, said_by = dict(self._own), dict[str, Path]()
         for pattern in self._files:
-            for file in sorted(self._root.glob(pattern)) if pattern else ():
+            below = f"{glob.escape(str(self._root))}/{pattern}"
+            for file in map(Path, sorted(glob.glob(below)) if pattern else ()):
                 found = dict(_variables(file))
                 values |= found
                 said_by |= dict.fromkeys(found, file)
