@@ -640,7 +640,9 @@ def test_the_boot_log_adds_up_to_every_boot_pcr() -> None:
         edits = of_evidence(lambda evidence: evidence.update(boot_log=text))
         return case.verify(case.forger.evidence(request, edits), boot_log=True)
 
-    assert result(firmware_log(*events)).verdict == Verdict.TRUSTED
+    good = result(firmware_log(*events))
+    assert good.verdict == Verdict.TRUSTED
+    assert not any("firmware" in line for line in good.not_proved)
     for at, (pcr, _) in enumerate(events):
         without = [*events[:at], *events[at + 1 :]]
         for wrong in (without, [*without, (pcr, b"another")], [*events, (pcr, b"more")]):
@@ -909,6 +911,15 @@ def test_what_was_not_proved_is_said_and_no_more(host: str, said: list[str]) -> 
         *said,
         "firmware, loader and kernel: neither their log nor PCR values were asked for",
     ]
+
+
+def test_pcr_values_in_the_policy_prove_the_firmware_too() -> None:
+    case = Case()
+    value = case.forger.pcrs[0].hex()
+    case.policy = f'[pcr_values]\n0 = ["{value}"]'
+    result = case.verify(case.evidence())
+    assert result.verdict == Verdict.TRUSTED
+    assert not any("firmware" in line for line in result.not_proved)
 
 
 # -- certificates ---------------------------------------------------------------------------------
