@@ -795,6 +795,11 @@ LOGS: dict[str, tuple[str, Callable[[Case], object], str]] = {
         ),
         "DependencyLineError",
     ),
+    "services without a record": (
+        "none",
+        lambda case: case.forger.services.records.clear(),  # type: ignore[union-attr]
+        "DependenciesError",
+    ),
     "a service's line that is none": (
         "redacted",
         lambda case: case.forger.services.records[1].update(line=5),  # type: ignore[union-attr]

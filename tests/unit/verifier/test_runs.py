@@ -55,11 +55,15 @@ class Watched:
         runs: list[ForgedRun] | None = None,
         edits: Edits | None = None,
         container: str | None = "",
+        called: str = "",
     ) -> Result:
+        """``called``: the container that is asked for, and answered, whatever is shown."""
         nonce = os.urandom(32)
         request = self.host.request(nonce)
         if runs is not None:
             request["container"] = runs[-1].partition.name
+        if called:
+            request["container"] = called
         asked: Since | None = None
         if since:
             asked = self.memory.since_of(request["container"])
@@ -129,6 +133,7 @@ def test_first_seen_then_continued(watched: Watched) -> None:
     assert (result.facts.since, result.facts.count) == (4, 5)
     (continuity,) = [check.detail for check in result.checks if check.step == "continuity"]
     assert continuity == "continues run 1 at record 4"
+    assert not any("nothing is remembered" in line for line in result.not_proved)
 
 
 def test_nothing_new_is_as_good_as_before(watched: Watched) -> None:
@@ -142,7 +147,10 @@ def test_nothing_new_is_as_good_as_before(watched: Watched) -> None:
 
 def test_what_was_untrusted_stays_so_in_the_same_run(watched: Watched) -> None:
     run = watched.host.start(SH, INTRUDER)
-    assert rules(watched.look()) == {"file.added"}
+    result = watched.look()
+    assert rules(result) == {"file.added"}
+    # A run is named where it is another than the one that the evidence is of.
+    assert {each.run for each in result.findings if each.rule == "file.added"} == {None}
     run.partition.file(b"/bin/id", b"id")
     assert rules(watched.look(since=True)) == {"runs.untrusted"}
     assert rules(watched.look()) == {"file.added"}
@@ -302,7 +310,8 @@ def test_runs_that_are_not_shown_were_found_good_by_other_values(watched: Watche
     second = watched.host.start(SH)
     assert trusted(watched.look(runs=[second]))
     watched.appraisal = Appraisal(drift, References(), b"s" * 32)
-    assert watched.look(runs=[second]).verdict == Verdict.UNKNOWN
+    for _ in range(2):  # it is not learned from having been said once
+        assert watched.look(runs=[second]).verdict == Verdict.UNKNOWN
     watched.policy = "allow_restarts = true"
     assert trusted(watched.look(runs=[second]))
     watched.policy = ""
@@ -423,6 +432,12 @@ def test_what_nobody_thought_of_is_no_traceback(
     assert not printed
 
 
+def test_a_run_of_another_container(watched: Watched) -> None:
+    watched.host.start(SH, name="another")
+    assert refused(watched.look(called="box")) == "RunError"
+    assert trusted(watched.look(called="another"))
+
+
 def test_what_the_host_has_lost(watched: Watched) -> None:
     watched.host.start(SH).end()
     lost = watched.host.start(SH, register={"previous": "lost"})
@@ -437,8 +452,21 @@ def test_a_line_that_the_host_has_forgotten(watched: Watched) -> None:
     watched.host.start(SH)
     result = watched.look()
     assert rules(result) == {"runs.forgotten"}
+    assert (False, "what is remembered is not on the chain") in {
+        (check.done, check.detail) for check in result.checks
+    }
     watched.policy = "allow_restarts = true"
     assert trusted(watched.look())
+
+
+def test_a_run_of_the_same_number_is_not_the_one_before(watched: Watched) -> None:
+    """A line that went another way: its first run is not the one that is remembered."""
+    watched.host.start(SH)
+    assert trusted(watched.look())
+    watched.host.runs.clear()
+    watched.host.start(SH).end()
+    second = watched.host.start(SH)
+    assert rules(watched.look(runs=[second])) == {"runs.forgotten", "runs.not_seen"}
 
 
 def test_an_older_run_of_the_line_is_a_rollback(watched: Watched) -> None:
