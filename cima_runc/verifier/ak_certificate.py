@@ -7,7 +7,7 @@ Source: TCG EK Credential Profile 2.5, 3.5 (tcg-kp-AIKCertificate); RFC 5280.
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -42,8 +42,9 @@ class AkAuthority:
     """Who is trusted to have enrolled attestation keys."""
 
     certificate: x509.Certificate
-    now: datetime
-    """With a time zone."""
+    now: datetime | None = None
+    """At what time keys' certificates must be valid, with a time zone; None: when each is checked,
+    for a verifier that lives long."""
     only: bytes | None = None
     """TPM name of the one key that is meant; None: any that this authority has enrolled."""
 
@@ -76,7 +77,8 @@ class AkAuthority:
             raise AkCertificateError("the certificate is not of this authority") from error
         except x509.ExtensionNotFound as error:
             raise AkCertificateError("the certificate names no attestation key") from error
-        if not found.not_valid_before_utc <= self.now <= found.not_valid_after_utc:
+        now = datetime.now(UTC) if self.now is None else self.now
+        if not found.not_valid_before_utc <= now <= found.not_valid_after_utc:
             raise AkCertificateError(
                 f"the certificate is valid from {found.not_valid_before_utc} to"
                 f" {found.not_valid_after_utc}",
@@ -93,8 +95,10 @@ class AkAuthority:
         return "" if label == NO_LABEL else label
 
 
-def parse_authority(pem: bytes, now: datetime, only: bytes | None = None) -> AkAuthority:
-    """Read an authority's certificate; ``only`` is the TPM name of the one key that is meant.
+def parse_authority(
+    pem: bytes, now: datetime | None = None, only: bytes | None = None
+) -> AkAuthority:
+    """Read an authority's certificate; ``now`` and ``only`` are as in :class:`AkAuthority`.
 
     Raises:
         AkCertificateError: not a PEM certificate, or one that is not an authority's.

@@ -1,6 +1,7 @@
 import contextlib
 import ssl
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from software_key import software_public
 from support import x509_by_hand as by_hand
 
 from cima_runc.tpm.structures import PublicArea, parse_public
+from cima_runc.verifier import ak_certificate
 from cima_runc.verifier.ak_certificate import AkCertificateError, issue, parse_authority
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -81,6 +83,20 @@ def test_not_now() -> None:
     for now in (NOW - timedelta(seconds=1), NOW + timedelta(days=366)):
         with pytest.raises(AkCertificateError, match="valid from"):
             parse_authority(CA, now).check(certificate, public)
+
+
+def test_not_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verifier that lives for years: what was valid when it began is not for ever."""
+    public, known = key_of(), parse_authority(CA)
+    certificate = der(issue(public, CA, KEY, NOW))
+    for days in (0, 364, 366):
+        now = SimpleNamespace(now=lambda _, days=days: NOW + timedelta(days=days))
+        monkeypatch.setattr(ak_certificate, "datetime", now)
+        if days < 365:
+            known.check(certificate, public)
+            continue
+        with pytest.raises(AkCertificateError, match="valid from"):
+            known.check(certificate, public)
 
 
 @pytest.mark.parametrize("certificate", [None, b"", b"no certificate", der(CA)])
