@@ -91,7 +91,9 @@ def _memory(content: Memory, at: int, policy: Policy) -> Finding:
     what = f"{shown} made memory executable that is no measured file ({content.kind})"
     if content.denied:
         what += "; it was denied"
-    key = f"[[memory]] program = {quoted(exactly(program))}, kinds = {array([content.kind])}"
+    # A pattern of no path there is none, but that of any.
+    pattern = exactly(program) or "**"
+    key = f"[[memory]] program = {quoted(pattern)}, kinds = {array([content.kind])}"
     finding = _finding("records.memory", allowed, what, at, key)
     digest = content.program_digest.hex() if content.program_digest is not None else ""
     return finding.model_copy(update={"path": shown, "got": digest})

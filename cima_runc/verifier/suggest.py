@@ -281,6 +281,9 @@ def _memory(records: Sequence[Record], rules: set[str]) -> Iterator[str]:
         content = read(record)
         if isinstance(content, Memory) and not content.denied:
             found.setdefault(content.program_path_hex or b"", set()).add(content.kind)
+    if b"" in found:
+        del found[b""]
+        yield "# Not allowed here: a program without a path made memory executable.\n"
     for number, program in enumerate(sorted(found)):
         why = "# Programs that make memory executable, as those do that compile as they run.\n"
         yield (

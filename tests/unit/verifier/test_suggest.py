@@ -82,6 +82,22 @@ def test_the_run_is_trusted_with_what_is_suggested(reference: ImageReference) ->
     assert [finding.rule for finding in box.failed(text)] == ["file.changed"]
 
 
+@pytest.mark.parametrize("path", [None, ""])
+def test_memory_of_a_program_without_a_path(reference: ImageReference, path: str | None) -> None:
+    """As CRIU's in a container that it restores: what is suggested is a policy all the same."""
+    box = strange(reference)
+    box.missing = ["memory"]
+    memory = {"type": "memory", "mntns": 7, "denied": False, "program_digest": None}
+    box.more.append(memory | {"kind": "execmem", "program_path_hex": path})
+    text = suggest(box.records(), References(reference))
+    assert "Its memory came from a checkpoint" in text
+    (finding,) = box.failed(text)
+    assert finding.rule == "records.memory" and "without a path" in finding.path
+    tolerated = "[[memory]]\nprogram = '**'\nkinds = ['execmem']\n"
+    assert finding.next.endswith("[[memory]] program = '**', kinds = ['execmem']")
+    assert box.failed(text + tolerated) == []
+
+
 BIND = {"type": "bind", "options": ["rbind"]}
 MOUNTS = [
     ({"type": "tmpfs", "source": "tmpfs"}, BIND | {"source": "/home/eve"}),
