@@ -342,12 +342,11 @@ def _status(status: Status, known: Status | None) -> list[ReportEvent]:
     """The status has not gone back in this boot."""
     if known is None:
         return []
-    initial_is_known = known.initial is not None and status.initial is not None
+    is_lost = status.initial is None and status.foreign.count > known.foreign.count
     if (
         status.foreign.count < known.foreign.count
         or status.gaps.count < known.gaps.count
-        or (initial_is_known and status.initial != known.initial)
-        or (known.initial is None and status.initial is not None)
+        or (status.initial != known.initial and not is_lost)
     ):
         raise errors.StatusError(
             "what the host says of this boot's troubles has gone back",

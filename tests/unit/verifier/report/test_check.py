@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cima_runc.cpcr.sparse import SparseTable
+from cima_runc.cpcr.status import Foreign
 from cima_runc.evidence.report import parse_report
 from cima_runc.evidence.report_answer import Accepted, Resync
 from cima_runc.evidence.report_nonce import NonceExpiredError, NonceForgedError, NonceMaker
@@ -275,6 +276,23 @@ def test_what_was_readable_stays_so_and_nothing_goes_back() -> None:
         host.status = host.status.model_copy(update={"initial": b"\1" * 32})
         host.bind()
         send(host, keeper)
+
+
+def test_the_first_value_is_lost_with_a_foreign_extend_alone() -> None:
+    """As `cima verify` has it: a journal that was lost is counted."""
+    host, keeper = pair()
+    host.start("one")
+    host.bind()
+    send(host, keeper)
+    lost = host.status.model_copy(update={"initial": None})
+    host.status = lost
+    host.bind()
+    with pytest.raises(errors.StatusError):
+        send(host, keeper)
+    host.status = lost.with_foreign(Foreign(kind="journal", time="2026-01-01T13:00:00Z"))
+    host.bind()
+    send(host, keeper)
+    assert keeper.known.status is not None and keeper.known.status.initial is None
 
 
 def test_a_run_that_was_let_go_must_be_what_the_run_after_it_says() -> None:
