@@ -289,6 +289,10 @@ FLEET_LOG = 1 << 18
 the host shows it; what host services run by later lines is not proved any more. A host that is up
 for months has some 20,000."""
 
+FLEET_LOG_SHOWN = 64 * MIB
+"""Bytes that the service keeps of what the entries of one boot say, compressed: above 64 for each
+of as many entries as are kept. Of more it has the hashes."""
+
 FLEET_BOOTS = 64
 """Boots of one host of which the service keeps what they proved; above it the oldest goes."""
 

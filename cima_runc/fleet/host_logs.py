@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import zstandard
-from sqlalchemy import Connection, and_, delete, insert, select
+from sqlalchemy import Connection, and_, delete, func, insert, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from cima_runc.base import limits
@@ -76,13 +76,20 @@ def keep(
         connection.execute(delete(_PART).where(_is_of(host, boot_id)))
     kept = entries[: max(0, limits.FLEET_LOG - first)]
     if kept:
+        shown = _packed(first, kept)
+        if shown is not None:
+            before = connection.execute(
+                select(func.sum(func.length(_PART.c.shown))).where(_is_of(host, boot_id))
+            ).scalar()
+            if (before or 0) + len(shown) > limits.FLEET_LOG_SHOWN:
+                shown = None
         connection.execute(
             insert(_PART).values(
                 host=host,
                 boot_id=boot_id,
                 first=first,
                 digests=b"".join(map(extended_with, kept)),
-                shown=_packed(first, kept),
+                shown=shown,
             )
         )
 

@@ -4,7 +4,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, select, update
+from sqlalchemy import (
+    Connection,
+    ScalarSelect,
+    and_,
+    bindparam,
+    delete,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.sql.elements import ColumnElement
 
 from cima_runc.base import limits
@@ -17,6 +27,7 @@ from cima_runc.fleet import host_logs
 from cima_runc.fleet.database import batched, update_all
 from cima_runc.fleet.schema import (
     Appraisal,
+    Audit,
     Container,
     EvidenceRequest,
     Finding,
@@ -64,14 +75,15 @@ class UnknownHostError(Exception):
 def lock(connection: Connection, ak_name: str) -> Mapping[str, Any]:
     """Return a host's row, which nobody else changes until the transaction has ended.
 
-    ``is_asked`` beside its columns: whether a tenant's request waits for it.
+    Beside its columns ``is_asked``: whether a tenant's request waits for it; and ``change``, which
+    is another after each change of what containers are appraised with.
 
     Raises:
         UnknownHostError: there is none.
     """
     row = (
         connection.execute(
-            select(_HOST, _is_asked().label("is_asked"))
+            select(_HOST, _is_asked().label("is_asked"), _change().label("change"))
             .where(_HOST.c.ak_name == ak_name)
             .with_for_update(of=_HOST)
         )
@@ -83,13 +95,22 @@ def lock(connection: Connection, ak_name: str) -> Mapping[str, Any]:
     return dict(row)
 
 
+def _change() -> ScalarSelect[str]:
+    # Each is an entry of the audit log, in its own transaction; a digest is over all before it.
+    entry = table_of(Audit).c
+    return select(entry.digest).order_by(entry.number.desc()).limit(1).scalar_subquery()
+
+
 def _is_asked() -> ColumnElement[bool]:
     asked = table_of(EvidenceRequest)
     return select(asked.c.id).where(asked.c.host == _HOST.c.id, asked.c.answered.is_(None)).exists()
 
 
-def known(connection: Connection, host: Mapping[str, Any], report: Report) -> Known:
-    """Return what a report of a host is to be compared with."""
+def known(
+    connection: Connection, host: Mapping[str, Any], report: Report
+) -> tuple[Known, dict[int, Mapping[str, Any]]]:
+    """Return what a report of a host is to be compared with, and the rows of the containers that it
+    is of, by registration."""
     counters = None
     if host["reset_count"] is not None:
         counters = Counters(host["reset_count"], host["restart_count"], host["clock"])
@@ -103,22 +124,25 @@ def known(connection: Connection, host: Mapping[str, Any], report: Report) -> Kn
             return SparseTable.from_bytes(raw)
 
         table = KnownTable(host["table"], host["slots"], load)
-    log = KnownLog(host["log_lines"], host["log_value"]) if host["log_value"] is not None else None
+    lines = log_lines(host)
+    log = KnownLog(lines, host["log_value"]) if lines else None
     status = host["status"]
-    return Known(
+    registers, rows = _registers(connection, host["id"], wanted(report), report.payload.boot_id)
+    found = Known(
         ak=host["ak_public"],
         counters=counters,
         boot_id=host["boot_id"],
         table=table,
         status=Status.model_validate(as_tuples(status)) if status is not None else None,
         host_log=log,
-        registers=_registers(connection, host["id"], wanted(report), report.payload.boot_id),
+        registers=registers,
     )
+    return found, rows
 
 
 def _registers(
     connection: Connection, host: int, wants: Wanted, boot_id: str
-) -> dict[int, KnownRegister]:
+) -> tuple[dict[int, KnownRegister], dict[int, Mapping[str, Any]]]:
     column = _CONTAINER.c
     conditions: list[ColumnElement[bool]] = []
     if wants.all_of_boot:
@@ -133,18 +157,23 @@ def _registers(
         for some in batched(sorted(wants.slots))
     ]
     found: dict[int, KnownRegister] = {}
+    kept: dict[int, Mapping[str, Any]] = {}
     # A few conditions at a time: SQLite limits how deep an expression is.
     for conditions_ in batched(conditions):
         rows = connection.execute(
             select(_CONTAINER).where(column.host == host, or_(*conditions_))
         ).mappings()
-        ids = {row["id"]: register_of(dict(row)) for row in rows}
+        ids = {}
+        for row in rows:
+            one = dict(row)
+            kept[one["registration"]] = one
+            ids[one["id"]] = register_of(one)
         owners = _owners(connection, list(ids))
         found |= {
             one.registration: replace(one, owners=tuple(owners.get(number, ())))
             for number, one in ids.items()
         }
-    return found
+    return found, kept
 
 
 def _owners(connection: Connection, containers: Sequence[int]) -> dict[int, list[str]]:
@@ -268,9 +297,16 @@ def keep_host(
     return {**host, **values}
 
 
+def log_lines(host: Mapping[str, Any]) -> int:
+    """Return how many entries of the host's log the service has; 0: it is to be sent from its
+    beginning. A process of an earlier version, in an upgrade, confirms entries and keeps none."""
+    lines: int = host["log_lines"]
+    return lines if (host["log"] or {}).get("kept") == lines else 0
+
+
 def _log(before: Mapping[str, Any], proved: Proved, boot_pcrs: Sequence[int]) -> dict[str, Any]:
     """Return what is to be kept of the host's log: its length, and what it says."""
-    lines = 0 if proved.new_boot else before["log_lines"]
+    lines = 0 if proved.new_boot else log_lines(before)
     said = {} if proved.new_boot else before["log"]
     found: dict[str, Any] = {}
     if proved.host_log is not None:
@@ -278,9 +314,10 @@ def _log(before: Mapping[str, Any], proved: Proved, boot_pcrs: Sequence[int]) ->
         if proved.host_entries or is_first or "hidden" in said:
             kept = {"moved": said["moved"]} if "moved" in said else {}
             said = {**host_logs.facts(said, proved.host_entries, is_first=is_first), **kept}
-        said = {**said, "aggregate": host_logs.begins(said, proved.pcrs)}
-        found = {"log_lines": proved.host_log.lines, "log_value": proved.host_log.value}
-    elif lines:
+        now = proved.host_log.lines
+        said = {**said, "aggregate": host_logs.begins(said, proved.pcrs), "kept": now}
+        found = {"log_lines": now, "log_value": proved.host_log.value}
+    elif not proved.new_boot and before["log_lines"]:
         said = {**said, "hidden": True}
     if not proved.new_boot and before["pcrs"]:
         moved = {
@@ -330,13 +367,17 @@ def boot(connection: Connection, host: int, boot_id: str) -> Mapping[str, Any] |
 
 
 def keep_containers(
-    connection: Connection, host: int, changes: Sequence[RegisterChange], now: int
+    connection: Connection,
+    host: int,
+    changes: Sequence[RegisterChange],
+    known: Mapping[int, Mapping[str, Any]],
+    now: int,
 ) -> list[Changed]:
     """Write what a report says of registrations: their rows, and their records, proved or held.
 
-    ``changes`` have earlier runs first, so that their rows come first.
+    ``changes`` have earlier runs first, so that their rows come first; ``known`` are the rows that
+    they have, as they were before the report.
     """
-    known = _containers(connection, host, [one.register.registration for one in changes])
     new = [one for one in changes if one.register.registration not in known]
     numbers = _insert_containers(connection, host, new, now)
     numbers |= {registration: row["id"] for registration, row in known.items()}
@@ -365,18 +406,6 @@ def keep_containers(
             connection.execute(insert(table), rows)
     _keep_lines(connection, host, numbers, [change.register for change in changes])
     return kept
-
-
-def _containers(
-    connection: Connection, host: int, registrations: Sequence[int]
-) -> dict[int, Mapping[str, Any]]:
-    found: dict[int, Mapping[str, Any]] = {}
-    for some in batched(registrations):
-        rows = connection.execute(
-            select(_CONTAINER).where(_CONTAINER.c.host == host, _CONTAINER.c.registration.in_(some))
-        ).mappings()
-        found |= {row["registration"]: dict(row) for row in rows}
-    return found
 
 
 def _insert_containers(

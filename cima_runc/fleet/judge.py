@@ -6,8 +6,11 @@ with hundreds of them. Source: fleet, section 5.
 """
 
 import hashlib
+import threading
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import Connection, Row, and_, bindparam, delete, insert, or_, select, update
@@ -21,7 +24,7 @@ from cima_runc.fleet.findings import Findings
 from cima_runc.fleet.lines import SeenRun, SeenRuns
 from cima_runc.fleet.schema import Appraisal, Container, Line, Record, table_of
 from cima_runc.fleet.schema import Verdict as VerdictRow
-from cima_runc.fleet.values import Choice, Choosing, Mode, ValuesCache
+from cima_runc.fleet.values import Choice, Choosing, Mode, Read, ValuesCache
 from cima_runc.fleet.verdicts import (
     deadline_of,
     effective,
@@ -37,6 +40,8 @@ from cima_runc.verifier.values import Values
 
 _CONTAINER, _RECORD = table_of(Container), table_of(Record)
 _APPRAISAL, _LINE = table_of(Appraisal), table_of(Line)
+_KEPT = 4_096
+"""Host services of which one process remembers what was found of them."""
 _MODES: tuple[Mode, ...] = ("enforce", "observe")
 
 
@@ -53,12 +58,47 @@ class News:
 _NONE = News()
 
 
+class _KnownServices:
+    """What was found of host services, which all containers of a host share and which seldom
+    change; for any number of threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[object, ...], list[Found]] = OrderedDict()
+
+    def get(self, mark: tuple[object, ...]) -> list[Found] | None:
+        """Return what was found of services by some values."""
+        with self._lock:
+            if mark in self._kept:
+                self._kept.move_to_end(mark)
+            return self._kept.get(mark)
+
+    def put(self, mark: tuple[object, ...], found: list[Found]) -> None:
+        """Remember it."""
+        with self._lock:
+            self._kept[mark] = found
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+
+
 class Judge:
     """Appraises containers of hosts whose rows are locked."""
 
     def __init__(self, values: ValuesCache, pcrs: Pcrs) -> None:
         self._values = values
         self._pcrs = pcrs
+        self._read: tuple[str, Read] | None = None
+        self._known = _KnownServices()
+
+    def _read_since(self, change: str | None) -> Read:
+        """Return what was read since the latest change by a person, as the transaction saw it when
+        it locked the host. What is read later may be newer than that, and never older."""
+        if change is None:
+            return Read()
+        kept = self._read
+        if kept is None or kept[0] != change:
+            kept = self._read = (change, Read())
+        return kept[1]
 
     def judge(
         self,
@@ -72,14 +112,25 @@ class Judge:
         write down what is found, the verdicts, and the events where they are others. Return the
         verdicts on ``containers``.
 
-        ``containers`` and ``host`` are their rows as they are now, earlier runs first; ``news`` is
-        by their numbers.
+        ``containers`` and ``host`` are their rows as they are now, earlier runs first, the host's
+        as :func:`cima_runc.fleet.hosts.lock` gives it or alone; ``news`` is by their numbers.
         """
         judged: set[int] = set()
         verdicts: list[Verdict] = []
         while containers:
+            choosing = Choosing(
+                connection, [one["id"] for one in containers], self._read_since(host.get("change"))
+            )
             sitting = _Sitting(
-                connection, self._values, self._pcrs, containers, host, news=news, now=now
+                connection,
+                containers,
+                host,
+                values=self._values,
+                pcrs=self._pcrs,
+                choosing=choosing,
+                known=self._known,
+                news=news,
+                now=now,
             )
             found = [sitting.judge(one, news.get(one["id"], _NONE)) for one in containers]
             sitting.end()
@@ -163,17 +214,88 @@ def _seen_run(container: Mapping[str, Any]) -> SeenRun:
     )
 
 
+class _Services:
+    """The host services that containers rely on; for one transaction."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        boots: _Boots,
+        container: Mapping[str, Any],
+        *,
+        may_be_gone: bool,
+    ) -> None:
+        self._connection = connection
+        self._boots = boots
+        self._boot_id: str = container["boot_id"]
+        column = _CONTAINER.c
+        self._row = connection.execute(
+            select(
+                column.id, column.slot, column.count, column.confirmed, column.held, column.cpcr
+            ).where(
+                column.host == container["host"],
+                column.boot_id == container["boot_id"],
+                column.registration == container["services"],
+                column.kind == "dependencies",
+            )
+        ).first()
+        row = self._row
+        self._is_whole = (
+            row is not None
+            and 0 < row.confirmed == row.count
+            and not row.held
+            and (may_be_gone or row.slot is not None)
+        )
+        facts = boots.facts(self._boot_id)
+        self._is_shown = facts is not None and facts.lines > 0
+
+    @property
+    def mark(self) -> tuple[object, ...]:
+        """What tells these services from others, and from themselves with more records."""
+        row = self._row
+        if row is None:
+            return ()
+        return row.id, bytes(row.cpcr), row.confirmed, self._is_whole, self._is_shown
+
+    @cached_property
+    def proved(self) -> Services:
+        """What is proved of them."""
+        if self._row is None:
+            return Services((), is_whole=False)
+        raw = self._connection.execute(
+            select(_RECORD.c.content)
+            .where(_RECORD.c.container == self._row.id)
+            .order_by(_RECORD.c.number)
+        ).scalars()
+        records = [measured_with_line(each) for each in raw]
+        files = [(one.number, line) for one, line in records if isinstance(one.content, File)]
+        shown = files if self._is_shown else []
+        log = self._boots.proved(self._boot_id) if shown else frozenset()
+        return Services(
+            records=tuple(one for one, _ in records),
+            is_whole=self._is_whole,
+            without_line=tuple(at for at, line in shown if line is None),
+            not_in_log=tuple(
+                at
+                for at, line in shown
+                if line is not None and hashlib.sha256(line).digest() not in log
+            ),
+        )
+
+
 class _Sitting:
     """What goes for containers of one host in one transaction; written by :meth:`end`."""
 
     def __init__(
         self,
         connection: Connection,
-        values: ValuesCache,
-        pcrs: Pcrs,
         containers: Sequence[Mapping[str, Any]],
         host: Mapping[str, Any],
         *,
+        values: ValuesCache,
+        pcrs: Pcrs,
+        choosing: Choosing,
+        known: _KnownServices,
         news: Mapping[int, News],
         now: int,
     ) -> None:
@@ -183,8 +305,7 @@ class _Sitting:
         self._host = host
         self._now = now
         self._boots = _Boots(connection, host)
-        numbers = [one["id"] for one in containers]
-        self._choosing = Choosing(connection, numbers)
+        self._choosing = choosing
         # Of those that no policy was for until now nothing is kept.
         before = [one["id"] for one in containers if one["policy"] or one["observed_policy"]]
         self._findings = Findings(connection, before)
@@ -198,8 +319,8 @@ class _Sitting:
         self._forgetting = self._tell_other_lines(containers)
         self._going_on = sorted(number for number, one in news.items() if one.since > 0)
         self._heads: dict[int, list[tuple[int, bytes]]] | None = None
-        self._services: dict[tuple[str, int, bool], Services] = {}
-        self._of_those: dict[tuple[tuple[str, int, bool] | None, str], list[Found]] = {}
+        self._services: dict[tuple[str, int, bool], _Services] = {}
+        self._known = known
         self._judged: dict[int, Verdict] = {}
         self._appraised: list[dict[str, Any]] = []
         self._appraised_anew: list[dict[str, Any]] = []
@@ -320,15 +441,17 @@ class _Sitting:
 
         def records() -> tuple[Measured, ...]:
             relied_on = self._services_of(container)
-            return relied_on.records if relied_on is not None else ()
+            return relied_on.proved.records if relied_on is not None else ()
 
+        facts = self._boots.facts(boot_id)
         if container["kind"] == "container" and not container["is_sealed"]:
-            yield "services", self._of_services(container, values, identity)
+            # Of a boot of which nothing is kept, what was found stays.
+            if facts is not None:
+                yield "services", self._of_services(container, values, identity)
             yield (
                 "runs",
                 appraisal.runs(self._earlier(container), values.policy, late=container["late"]),
             )
-        facts = self._boots.facts(boot_id)
         if facts is not None:
             yield (
                 "host",
@@ -340,10 +463,18 @@ class _Sitting:
     def _of_services(
         self, container: Mapping[str, Any], values: Values, identity: str
     ) -> list[Found]:
-        key = (self._services_key(container), identity)
-        if key not in self._of_those:
-            self._of_those[key] = appraisal.services(self._services_of(container), values)
-        return self._of_those[key]
+        relied_on = self._services_of(container)
+        if relied_on is None:
+            return appraisal.services(None, values)
+        mark = (*relied_on.mark, identity)
+        found = self._known.get(mark)
+        if found is None:
+            services = relied_on.proved
+            found = appraisal.services(services, values)
+            # A line that is not in the log may be in it later.
+            if not services.not_in_log:
+                self._known.put(mark, found)
+        return found
 
     def _chosen(
         self,
@@ -394,55 +525,18 @@ class _Sitting:
         found = self._heads.get(container, ())
         return tuple(measured_line(raw) for number, raw in found if number < until)
 
-    def _services_key(self, container: Mapping[str, Any]) -> tuple[str, int, bool] | None:
+    def _services_of(self, container: Mapping[str, Any]) -> _Services | None:
         if container["services"] is None:
             return None
-        return container["boot_id"], container["services"], container["has_ended"]
-
-    def _services_of(self, container: Mapping[str, Any]) -> Services | None:
-        key = self._services_key(container)
-        if key is None:
-            return None
-        if key not in self._services:
-            column = _CONTAINER.c
-            row = self._connection.execute(
-                select(column.id, column.slot, column.count, column.confirmed, column.held).where(
-                    column.host == container["host"],
-                    column.boot_id == container["boot_id"],
-                    column.registration == container["services"],
-                    column.kind == "dependencies",
-                )
-            ).first()
-            self._services[key] = self._relied_on(row, container)
-        return self._services[key]
-
-    def _relied_on(self, row: Any | None, container: Mapping[str, Any]) -> Services:
-        if row is None:
-            return Services((), is_whole=False)
+        boot_id = container["boot_id"]
         # Of what has ended the services may have gone since.
-        may_be_gone = container["has_ended"] or container["boot_id"] != self._host["boot_id"]
-        raw = self._connection.execute(
-            select(_RECORD.c.content)
-            .where(_RECORD.c.container == row.id)
-            .order_by(_RECORD.c.number)
-        ).scalars()
-        records = [measured_with_line(each) for each in raw]
-        files = [(one.number, line) for one, line in records if isinstance(one.content, File)]
-        facts = self._boots.facts(container["boot_id"])
-        is_shown = facts is not None and facts.lines > 0
-        proved = self._boots.proved(container["boot_id"]) if is_shown and files else frozenset()
-        return Services(
-            records=tuple(one for one, _ in records),
-            is_whole=0 < row.confirmed == row.count
-            and not row.held
-            and (may_be_gone or row.slot is not None),
-            without_line=tuple(at for at, line in files if is_shown and line is None),
-            not_in_log=tuple(
-                at
-                for at, line in files
-                if is_shown and line is not None and hashlib.sha256(line).digest() not in proved
-            ),
-        )
+        may_be_gone = container["has_ended"] or boot_id != self._host["boot_id"]
+        key = (boot_id, container["services"], may_be_gone)
+        if key not in self._services:
+            self._services[key] = _Services(
+                self._connection, self._boots, container, may_be_gone=may_be_gone
+            )
+        return self._services[key]
 
     def _runs_before(self, containers: Sequence[Mapping[str, Any]]) -> dict[int, Row[Any]]:
         """Return the runs that others say came before them, by registration."""

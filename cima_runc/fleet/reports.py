@@ -108,7 +108,7 @@ class Reports:
             raise NotEnrolledError(
                 "the host is not enrolled", hint="enrol it: cima configure fleet"
             ) from None
-        known = hosts.known(connection, host, report)
+        known, rows = hosts.known(connection, host, report)
         found = check_report(report, known, nonce, self._policy)
         if isinstance(found, NeedsResync):
             confirmed = self._all_of_boot(connection, host, report)
@@ -117,7 +117,7 @@ class Reports:
         if found.counters.clock >= _CLOCK:
             raise ClockError("the TPM's clock is later than any that can be", expected="", found="")
         now = clock.now()
-        after = self._keep(connection, host, found, now)
+        after = self._keep(connection, host, found, rows, now)
         answer = Accepted(
             confirmed=_confirmed(after, found),
             session=self._sessions.make(ak_name, now / 1000),
@@ -130,7 +130,12 @@ class Reports:
     # -- applying ---------------------------------------------------------------------------------
 
     def _keep(
-        self, connection: Connection, host: Mapping[str, Any], found: Proved, now: int
+        self,
+        connection: Connection,
+        host: Mapping[str, Any],
+        found: Proved,
+        rows: Mapping[int, Mapping[str, Any]],
+        now: int,
     ) -> Mapping[str, Any]:
         deadline = round(
             (found.quoted_at + self._settings.overdue * self._settings.interval) * 1000
@@ -151,7 +156,7 @@ class Reports:
         vanished = hosts.let_go(connection, host["id"], found.gone, early)
         # An earlier run first: the one after it is judged by it.
         changes = sorted(found.registers, key=lambda one: one.register.run or 0)
-        changed = hosts.keep_containers(connection, host["id"], changes, now)
+        changed = hosts.keep_containers(connection, host["id"], changes, rows, now)
         self._tell(connection, host, found, vanished, now)
         news = {
             one.id: News(tuple(Measured(r.recnum, r.content) for r in one.records), one.since)
@@ -219,7 +224,8 @@ class Reports:
         pcrs = {str(pcr): host["pcrs"].get(str(pcr)) for pcr in self._settings.boot_pcrs}
         in_full = host["log"].get("disclosure") == "full"
         lines = host["log_lines"] if in_full else host["log_lines"] > 0
-        return host["status"], pcrs, host["log"], lines
+        log = {key: value for key, value in host["log"].items() if key != "kept"}
+        return host["status"], pcrs, log, lines
 
     def _tell(
         self,
@@ -267,7 +273,7 @@ class Reports:
         ).all()
         return Confirmed(
             base=host["table"] if same else None,
-            host_log=host["log_lines"] if same else 0,
+            host_log=hosts.log_lines(host) if same else 0,
             boot_log=same and host["has_boot_log"],
             records={str(row.registration): row.confirmed for row in rows},
             held={str(row.registration): row.held for row in rows if row.held},

@@ -31,6 +31,8 @@ from cima_runc.verifier.reference.file import ImageReference
 from cima_runc.verifier.values import Values, read_values
 
 Mode = Literal["enforce", "observe"]
+_IMAGES = 4_096
+"""Images that one process remembers of whether there are reference values of them."""
 _KEPT = 32
 """Sets of values that one process keeps ready."""
 
@@ -75,20 +77,35 @@ def keys_of(reference: ImageReference) -> set[str]:
     return {layers_key(digests) for digests in (plain, *others)}
 
 
+class Read:
+    """What was read of assignments, policies and references; good until somebody changes one."""
+
+    def __init__(self) -> None:
+        self.assigned: Sequence[Any] | None = None
+        self.images: dict[str, list[Any]] = {}
+        self.latest: dict[str, Any | None] = {}
+        self.policies: dict[str, Any | None] = {}
+
+
 class Choosing:
     """Finds what containers may be compared with; for one transaction. What changes meanwhile is
     seen by the work that each such change leaves behind."""
 
-    def __init__(self, connection: Connection, containers: Iterable[int]) -> None:
-        """Look for what goes for any of ``containers``, by their rows' numbers."""
+    def __init__(
+        self, connection: Connection, containers: Iterable[int], read: Read | None = None
+    ) -> None:
+        """Look for what goes for any of ``containers``, by their rows' numbers.
+
+        ``read``: what was read before, in any transaction, of what is still as it was.
+        """
         self._connection = connection
-        self._assigned = connection.execute(select(table_of(Assignment))).all()
+        self._read = read = read or Read()
+        if read.assigned is None:
+            read.assigned = connection.execute(select(table_of(Assignment))).all()
+        self._assigned = read.assigned
         self._owners: dict[int, set[str]] = {}
         if any("owner" in one.match for one in self._assigned):
             self._owners = _owners(connection, sorted(containers))
-        self._images: dict[str, list[Any]] = {}
-        self._latest: dict[str, Any | None] = {}
-        self._policies: dict[str, Any | None] = {}
 
     def of(
         self, container: Mapping[str, Any], labels: Mapping[str, Any]
@@ -152,7 +169,10 @@ class Choosing:
         layers = container["layers"]
         if layers is None:
             return []
-        if layers not in self._images:
+        images = self._read.images
+        if layers not in images:
+            if len(images) >= _IMAGES:
+                images.clear()
             table, layer = table_of(Reference), table_of(ReferenceLayer).c
             rows = self._connection.execute(
                 select(table.c.id, table.c.name, table.c.version, table.c.image)
@@ -161,31 +181,31 @@ class Choosing:
                 .where(layer.key == layers, table.c.retired.is_(None))
                 .order_by(table.c.name, table.c.version)
             )
-            self._images[layers] = list(rows)
-        found = self._images[layers]
+            images[layers] = list(rows)
+        found = images[layers]
         return [one for one in found if one.image == container["enforced"]] or found
 
     def _newest(self, name: str) -> Any | None:
-        if name not in self._latest:
+        if name not in self._read.latest:
             table = table_of(Reference)
-            self._latest[name] = self._connection.execute(
+            self._read.latest[name] = self._connection.execute(
                 select(table.c.id, table.c.name, table.c.version, table.c.image)
                 .where(table.c.name == name, table.c.retired.is_(None))
                 .order_by(table.c.version.desc())
                 .limit(1)
             ).first()
-        return self._latest[name]
+        return self._read.latest[name]
 
     def _policy(self, name: str) -> Any | None:
-        if name not in self._policies:
+        if name not in self._read.policies:
             table = table_of(Policy)
             newest = select(func.max(table.c.version)).where(table.c.name == name)
-            self._policies[name] = self._connection.execute(
+            self._read.policies[name] = self._connection.execute(
                 select(table.c.id, table.c.name, table.c.version).where(
                     table.c.name == name, table.c.version == newest.scalar_subquery()
                 )
             ).first()
-        return self._policies[name]
+        return self._read.policies[name]
 
 
 def _fits(

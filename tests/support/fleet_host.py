@@ -14,6 +14,7 @@ from typing import Any
 
 from cima_runc.cpcr.bind import NO_ROOT, bind_digest
 from cima_runc.cpcr.inner import EMPTY, inner
+from cima_runc.cpcr.register import ZERO, extend
 from cima_runc.cpcr.status import Status
 from cima_runc.cpcr.table import Table, host_digest
 from cima_runc.evidence.aggregation import aggregate
@@ -24,6 +25,7 @@ from cima_runc.evidence.request import Asker, leaf
 from cima_runc.ima.template import Func, pack_fields
 from cima_runc.ml import contents
 from cima_runc.ml.partition import Partition
+from cima_runc.ml.records import digest_of
 from tests.support.software_tpm import SoftwareTpm
 
 BOOT_PCRS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14)
@@ -420,3 +422,13 @@ class FleetHost:
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+def replayed(one: Container) -> None:
+    """Measure a container's records anew, after one was changed."""
+    value = ZERO
+    for record in one.records:
+        digest = digest_of(record["content_type"], record["content"])
+        record["digests"][0]["digest"] = digest.hex()
+        value = extend(value, digest)
+    one.partition._cpcr = value

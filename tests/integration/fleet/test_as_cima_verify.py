@@ -4,6 +4,7 @@ Both are given the same: what a host reports, and evidence of the same records, 
 """
 
 import hashlib
+import itertools
 import json
 import secrets
 import time
@@ -14,18 +15,18 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import delete, select, update
 
 from cima_runc.base import limits
 from cima_runc.cpcr.status import Status
-from cima_runc.fleet import changes, queries
-from cima_runc.fleet.schema import HostBoot, table_of
+from cima_runc.fleet import appraisal, changes, queries
+from cima_runc.fleet.schema import Host, HostBoot, HostLogPart, table_of
 from cima_runc.verifier.enrolled import parse_enrolled_ak
 from cima_runc.verifier.expectation import Expectation
 from cima_runc.verifier.reference.file import HostReference, ImageReference, format_reference
 from cima_runc.verifier.values import Values, read_values
 from cima_runc.verifier.verify import verify
-from tests.support.fleet_host import FleetHost
+from tests.support.fleet_host import FleetHost, replayed
 from tests.support.fleet_image import POLICY, image, reference_file, start
 from tests.support.served_fleet import ServedFleet, eventually
 from tests.support.twin_evidence import disclosure, twin
@@ -325,6 +326,40 @@ def test_lines_beyond_what_is_kept_prove_nothing(
     assert case.service_says() == "UNKNOWN"
 
 
+def test_what_lines_say_beyond_what_is_kept_is_of_no_known_file(
+    fleet: ServedFleet, reference: ImageReference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "FLEET_LOG_SHOWN", 400)
+    case = begun(fleet, reference)
+    case.host.in_full = True
+    assert both(case)[0] == "TRUSTED"
+    for path in KNOWN[2:]:
+        case.host.host_runs(path)
+        fleet.sync(case.host)
+    assert case.service_says() == "UNTRUSTED"
+
+
+def test_entries_that_an_earlier_version_confirmed_are_asked_for_again(
+    fleet: ServedFleet, reference: ImageReference
+) -> None:
+    case = begun(fleet, reference)
+    assert both(case)[0] == "TRUSTED"
+    # As a process would, in an upgrade, that keeps no entries.
+    case.host.service_runs(case.services, KNOWN[2])
+    fleet.sync(case.host)
+    with fleet.service.database.write() as connection:
+        ours = table_of(Host).c.ak_name == case.host.tpm.ak_name.hex()
+        said = connection.execute(select(table_of(Host).c.log).where(ours)).scalar_one()
+        said.pop("kept")
+        connection.execute(update(table_of(Host)).where(ours).values(log=said))
+        connection.execute(delete(table_of(HostLogPart)).where(table_of(HostLogPart).c.first > 0))
+    case.host.service_runs(case.services, KNOWN[3])
+    case.host.bind()
+    assert fleet.report(case.host).type == "resync"
+    fleet.sync(case.host)
+    assert case.service_says() == "TRUSTED"
+
+
 def test_containers_of_boots_that_are_over_are_appraised_by_what_these_had_proved(
     fleet: ServedFleet, reference: ImageReference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,3 +388,116 @@ def test_containers_of_boots_that_are_over_are_appraised_by_what_these_had_prove
     assert (
         fleet.query(lambda connection: connection.execute(select(table_of(HostBoot))).all()) == []
     )
+
+
+# -- lines that do not go on from where they were -------------------------------------------------
+
+
+def test_a_line_that_goes_on_from_before_a_bad_run_is_not_trusted(
+    fleet: ServedFleet, reference: ImageReference
+) -> None:
+    """A host whose state was put back to before it: by its number, or by skipping it."""
+    for skips in (False, True):
+        case = begun(fleet, reference)
+        assert both(case)[0] == "TRUSTED"
+        first = case.number
+        case.begin()
+        case.host.run(case.number, b"/tmp/strange")
+        fleet.sync(case.host)
+        assert case.service_says() == "UNTRUSTED"
+        bad = case.host.containers.pop(case.number)
+        case.host.containers[first].state = "stopped"
+        case.begin()
+        one = case.host.containers[case.number]
+        if skips:
+            one.run = 3
+            one.records[0]["content"]["run"] = 3
+            replayed(one)
+        case.host.containers[bad.registration] = bad
+        fleet.sync(case.host)
+        assert (case.service_says(), one.run) == ("UNTRUSTED", 3 if skips else 2)
+        # Nor is the one that follows on it, nor it itself because it is followed.
+        del case.host.containers[bad.registration]
+        before = case.number
+        case.begin()
+        case.host.containers[bad.registration] = bad
+        fleet.sync(case.host)
+        assert case.service_says() == "UNTRUSTED"
+        case.number = before
+        assert case.service_says() == "UNTRUSTED"
+
+
+def test_runs_that_came_while_nobody_listened_are_told_of_in_any_order(
+    fleet: ServedFleet, reference: ImageReference
+) -> None:
+    """The latest first, as an agent does: it has the register that proves the others."""
+    for order in itertools.permutations(range(3)):
+        case = begun(fleet, reference)
+        numbers = [case.number]
+        for _ in range(2):
+            case.begin()
+            case.host.forget(numbers[-1])
+            numbers.append(case.number)
+        case.host.bind()
+        there, case.host.containers = case.host.containers, {}
+        services = there.pop(case.services)
+        case.host.containers = {services.registration: services, numbers[2]: there[numbers[2]]}
+        fleet.sync(case.host)
+        for at in order:
+            case.host.containers[numbers[at]] = there[numbers[at]]
+            case.host.changed.add(numbers[at])
+            for _ in range(3):
+                fleet.report(case.host)
+        for _ in range(4):
+            case.host.changed |= set(numbers)
+            fleet.report(case.host)
+        says = []
+        for case.number in numbers:
+            says.append(case.service_says())
+        assert says == ["TRUSTED"] * 3, order
+
+
+def test_services_are_looked_at_once_however_many_containers_rely_on_them(
+    fleet: ServedFleet, reference: ImageReference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = begun(fleet, reference)
+    assert both(case)[0] == "TRUSTED"
+    looks: list[int] = []
+    real = appraisal.services
+
+    def counted(*arguments: Any) -> Any:
+        looks.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(appraisal, "services", counted)
+    for at in range(3):
+        start(case.host, f"{case.name}-{at}", reference, services=case.services)
+        fleet.sync(case.host)
+        assert fleet.container(f"{case.name}-{at}")["verdict"] == "TRUSTED"
+    assert looks == []
+    # What is new of them is looked at.
+    case.host.service_runs(case.services, b"/x")
+    fleet.sync(case.host)
+    assert looks
+    assert case.service_says() == "UNTRUSTED"
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_what_was_found_of_a_boot_stays_when_nothing_of_it_is_kept(
+    fleet: ServedFleet, reference: ImageReference
+) -> None:
+    case = begun(fleet, reference)
+    case.host.service_runs(case.services, KNOWN[3], logged=False)
+    case.host.end(case.number)
+    assert both(case)[0] == "UNKNOWN"
+    case.host.reboot()
+    fleet.sync(case.host)
+    with fleet.service.database.write() as connection:
+        for table in (HostBoot, HostLogPart):
+            connection.execute(table_of(table).delete())
+    # All are appraised anew, by the same values.
+    fleet.write(changes.add_policy, "another", POLICY)
+    while fleet.service.worker.jobs():
+        pass
+    eventually(lambda: fleet.query(queries.backlog)["jobs"] == 0)
+    assert case.service_says() == "UNKNOWN"

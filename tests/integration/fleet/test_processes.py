@@ -207,8 +207,20 @@ def lost(database: Database, confirmed: dict[int, int]) -> list[Any]:
     ]
 
 
+@pytest.fixture
+def running() -> Iterator[list[FleetProcess]]:
+    """Processes that end with the test, however that ends."""
+    made: list[FleetProcess] = []
+    yield made
+    for one in made:
+        one.kill()
+
+
 def test_processes_are_killed_under_load(
-    tmp_path: Path, database: Database, request: pytest.FixtureRequest
+    tmp_path: Path,
+    database: Database,
+    running: list[FleetProcess],
+    request: pytest.FixtureRequest,
 ) -> None:
     # SQLite is for one process and a few hosts.
     most = MANY if request.config.getoption("--everything") else HOSTS
@@ -218,6 +230,7 @@ def test_processes_are_killed_under_load(
     interval, overdue = max(5.0, len(hosts) * 0.04), 2.0
     config = write_settings(tmp_path / "service", url, interval=interval, overdue=overdue)
     processes = [FleetProcess(config) for _ in range(2 if database.is_postgresql else 1)]
+    running += processes
     fleet = Fleet(hosts, processes, reference)
     with Watched(database, fleet) as watched:
         fleet.start()
@@ -226,6 +239,7 @@ def test_processes_are_killed_under_load(
             victim = random.randrange(len(processes))
             processes[victim].kill()
             processes[victim] = FleetProcess(config)
+            running.append(processes[victim])
         if database.is_postgresql:
             time.sleep(1)
             server: PostgreSql = request.getfixturevalue("server")

@@ -17,7 +17,7 @@ from cima_runc.fleet import changes, queries
 from cima_runc.fleet.schema import Verdict, table_of
 from cima_runc.ml import contents
 from cima_runc.verifier.reference.file import ImageReference
-from tests.support.fleet_host import FleetHost
+from tests.support.fleet_host import FleetHost, replayed
 from tests.support.fleet_image import POLICY, image, reference_file, start
 from tests.support.served_fleet import ServedFleet, eventually
 
@@ -482,19 +482,6 @@ def test_what_came_before_an_adopted_run_is_lost(
     fleet.write(changes.add_policy, "default", "allow_restarts = true\n" + POLICY)
     settle(fleet)
     assert fleet.container("old")["verdict"] == "TRUSTED"
-
-
-def replayed(one: object) -> None:
-    """Measure a container's records anew, after one was changed."""
-    from cima_runc.cpcr.register import ZERO, extend
-    from cima_runc.ml.records import digest_of
-
-    value = ZERO
-    for record in one.records:  # type: ignore[attr-defined]
-        digest = digest_of(record["content_type"], record["content"])
-        record["digests"][0]["digest"] = digest.hex()
-        value = extend(value, digest)
-    one.partition._cpcr = value  # type: ignore[attr-defined]
 
 
 def test_a_reboot_makes_old_containers_stale_and_not_trusted(
