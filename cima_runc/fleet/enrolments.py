@@ -5,7 +5,6 @@ approval does without on purpose; then no verdict on the host's containers is of
 host is labelled is said by the token or the approval, never by the host. Source: fleet, section 4.
 """
 
-import hashlib
 import hmac
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +17,7 @@ from cima_runc.evidence.enrolment import EnrolmentAnswer, EnrolmentRequest
 from cima_runc.evidence.host_enrolment import EnrolmentChallenge, EnrolmentState, HostEnrolment
 from cima_runc.fleet import access, audit, clock, events, work
 from cima_runc.fleet.schema import Enrolment, Host, JoinToken, new_uid, table_of
-from cima_runc.tpm.credential import CredentialError
+from cima_runc.tpm.credential import CredentialError, ek_key_digest
 from cima_runc.tpm.structures import parse_public
 from cima_runc.verifier.ek_certificate import EkCertificateError
 from cima_runc.verifier.enrol import EnrolmentError, challenge, vouched
@@ -75,7 +74,7 @@ def begin(
             ak_name=public.name.hex(),
             ak_public=asked.tpm.ak_public,
             tpm=asked.tpm.model_dump_json(exclude_none=True).encode("ascii"),
-            ek_digest=hashlib.sha256(asked.tpm.ek_public).hexdigest(),
+            ek_digest=ek_key_digest(asked.tpm.ek_public).hex(),
             hardware=hardware,
             name=printable(asked.name),
             secret=pending.secret,

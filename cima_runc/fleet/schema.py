@@ -116,7 +116,7 @@ class Host(Base):
     tpm: Mapped[bytes]
     """What its TPM showed when it joined: a ``cima-enrolment``, JSON."""
     ek_digest: Mapped[str] = mapped_column(Text(64), index=True)
-    """SHA-256 of the endorsement key's TPMT_PUBLIC, hexadecimal."""
+    """SHA-256 over the endorsement key itself (SubjectPublicKeyInfo, DER), hexadecimal."""
     hardware: Mapped[str]
     """What vouches for the TPM: the path of its certificates, or empty: not proved."""
     name: Mapped[str]

@@ -76,6 +76,21 @@ def ek_public_pem(public: bytes) -> bytes:
     )
 
 
+def ek_key_digest(public: bytes) -> bytes:
+    """Return SHA-256 over an endorsement key itself (DER of SubjectPublicKeyInfo), 32 bytes.
+
+    Of the rest of its TPMT_PUBLIC, attributes and policy, nothing proves that they are the TPM's:
+    a credential is opened whatever they say.
+
+    Raises:
+        CredentialError: not the public area of an RSA or ECC key.
+    """
+    der = _storage_key(public).key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return hashlib.sha256(der).digest()
+
+
 def make_credential(ek_public: bytes, ak_name: bytes, secret: bytes) -> Credential:
     """Encrypt ``secret`` to the EK, for a TPM that holds a key ``ak_name``.
 

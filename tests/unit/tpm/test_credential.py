@@ -9,7 +9,12 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cima_runc.tpm.credential import CredentialError, ek_public_pem, make_credential
+from cima_runc.tpm.credential import (
+    CredentialError,
+    ek_key_digest,
+    ek_public_pem,
+    make_credential,
+)
 
 AK_NAME = b"\x00\x0b" + bytes(32)
 AES_128_CFB = struct.pack(">HHH", 6, 128, 0x43)
@@ -48,6 +53,22 @@ def test_the_key_as_pem() -> None:
     read = load_pem_public_key(ek_public_pem(area))
     assert isinstance(read, rsa.RSAPublicKey) and read.public_numbers().n == modulus
     assert len(make_credential(area, AK_NAME, b"s").secret) == 256
+
+
+def test_a_key_is_known_by_itself_alone() -> None:
+    """Attributes, policy, the hash of its name: a host can say of them what it likes."""
+    area = ecc(ec.SECP256R1(), 3)
+    point = area[-68:]
+    others = [
+        area[:4] + b"\x00\x03\x00\xb3" + area[8:],
+        area[:10] + bytes([1]) * 32 + area[42:],
+        area[:2] + b"\x00\x0c" + area[4:],
+        area[:8] + sized(b"") + area[42:],
+        area[:42] + struct.pack(">HHH", 6, 256, 0x43) + area[48:],
+    ]
+    assert all(other != area and other[-68:] == point for other in others)
+    assert {ek_key_digest(other) for other in (area, *others)} == {ek_key_digest(area)}
+    assert ek_key_digest(ecc(ec.SECP256R1(), 3)) != ek_key_digest(area)
 
 
 @pytest.mark.parametrize(

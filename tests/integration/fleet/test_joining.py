@@ -1,0 +1,90 @@
+"""Which TPM a host has: by its endorsement key alone."""
+
+import hashlib
+import os
+import struct
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from sqlalchemy import insert, select, text
+
+from cima_runc.evidence.enrolment import EnrolmentAnswer, EnrolmentRequest
+from cima_runc.evidence.host_enrolment import EnrolmentState, HostEnrolment
+from cima_runc.fleet import changes, enrolments, migrate
+from cima_runc.fleet.schema import Enrolment, Host, table_of
+from cima_runc.tpm.credential import ek_key_digest
+from tests.support.fleet_host import FleetHost
+from tests.support.served_fleet import ServedFleet, new_host
+
+AES_128_CFB = struct.pack(">HHH", 6, 128, 0x43)
+NULL = struct.pack(">H", 0x10)
+ATTRIBUTES = 0x300B2
+
+
+def endorsement_key(point: ec.EllipticCurvePublicNumbers, attributes: int, policy: bytes) -> bytes:
+    """A TPMT_PUBLIC (TPM 2.0 Library Part 2, section 12.2.4) of that key."""
+    unique = b"".join(
+        struct.pack(">H", 32) + value.to_bytes(32, "big") for value in (point.x, point.y)
+    )
+    head = struct.pack(">HHIH", 0x23, 0x0B, attributes, len(policy)) + policy
+    return head + AES_128_CFB + NULL + struct.pack(">H", 3) + NULL + unique
+
+
+def new_point() -> ec.EllipticCurvePublicNumbers:
+    return ec.generate_private_key(ec.SECP256R1()).public_key().public_numbers()
+
+
+def join(fleet: ServedFleet, ek: bytes) -> EnrolmentState:
+    """Another attestation key of the TPM with this endorsement key, with a token of its own."""
+    _, token = fleet.write(changes.make_join_token, without_ek_certificate=True)
+    tpm = EnrolmentRequest(ak_public=FleetHost().tpm.ak_public, ek_public=ek)
+    with fleet.service.database.write() as connection:
+        asked = HostEnrolment(name="host", token=token, tpm=tpm)
+        begun = enrolments.begin(connection, asked, None)
+        table = table_of(Enrolment)
+        secret = connection.execute(
+            select(table.c.secret).where(table.c.uid == begun.id)
+        ).scalar_one()
+        return enrolments.answer(connection, begun.id, EnrolmentAnswer(secret=secret))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "policy"),
+    [
+        (ATTRIBUTES, bytes(32)),
+        (ATTRIBUTES ^ 0x40, bytes(32)),
+        (ATTRIBUTES, b""),
+        (0, os.urandom(32)),
+    ],
+)
+def test_a_tpm_is_known_whatever_is_said_beside_its_key(
+    fleet: ServedFleet, attributes: int, policy: bytes
+) -> None:
+    """Kind: an identity over bytes that whoever sends them chooses."""
+    point = new_point()
+    assert join(fleet, endorsement_key(point, ATTRIBUTES, bytes(32))).state == "enrolled"
+    again = join(fleet, endorsement_key(point, attributes, policy))
+    assert again.state == "waiting"
+    assert "its TPM was enrolled before" in (again.what or "")
+    assert join(fleet, endorsement_key(new_point(), attributes, policy)).state == "enrolled"
+
+
+def test_digests_of_before_are_computed_anew(fleet: ServedFleet) -> None:
+    ek = endorsement_key(new_point(), ATTRIBUTES, bytes(32))
+    simulated = FleetHost()
+    tpm = EnrolmentRequest(ak_public=simulated.tpm.ak_public, ek_public=ek)
+    row: dict[str, Any] = new_host(simulated) | {
+        "tpm": tpm.model_dump_json(exclude_none=True).encode("ascii"),
+        "ek_digest": hashlib.sha256(ek).hexdigest(),
+    }
+    host = table_of(Host)
+    with fleet.service.database.write() as connection:
+        connection.execute(insert(host).values(row))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
+    assert migrate.migrate(fleet.service.database)
+    with fleet.service.database.read() as connection:
+        found = connection.execute(
+            select(host.c.ek_digest).where(host.c.ak_name == row["ak_name"])
+        ).scalar_one()
+    assert found == ek_key_digest(ek).hex()
