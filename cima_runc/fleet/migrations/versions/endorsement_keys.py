@@ -25,9 +25,11 @@ def upgrade() -> None:
             sa.column("ek_digest", sa.String()),
         )
         for row in connection.execute(sa.select(table.c.id, table.c.tpm)).all():
-            public = b64decode(json.loads(row.tpm)["ek_public"])
+            shown = json.loads(row.tpm).get("ek_public")
+            if shown is None:
+                continue  # without what its TPM showed, the digest stays what it is known by
             connection.execute(
                 table.update()
                 .where(table.c.id == row.id)
-                .values(ek_digest=ek_key_digest(public).hex())
+                .values(ek_digest=ek_key_digest(b64decode(shown)).hex())
             )
