@@ -21,6 +21,11 @@ from cima_runc.verifier.rules.mounts import (
 )
 from cima_runc.verifier.toml import array, quoted
 
+KERNEL_SETTINGS = "/proc/sys"
+"""The kernel's own settings; its files that are the host's may be written by the host's root, which
+a container's is, with no capability at all: ``kernel/core_pattern`` is a program that the kernel
+starts on the host."""
+
 LOADING = frozenset(
     {
         "AWKLIBPATH",
@@ -156,6 +161,7 @@ class ConfigRule:
                 next_="find out what wrote config.json",
             )
         yield from self._privileged()
+        yield from self._kernel_settings()
         yield from self._namespaces()
         yield from self._capabilities()
         yield from self._mounts()
@@ -208,6 +214,20 @@ class ConfigRule:
             got=", ".join(reasons),
             expected="not privileged",
             next_="start it without --privileged; allow_privileged under [config] in the policy",
+        )
+
+    def _kernel_settings(self) -> Iterator[Finding]:
+        if _protects(self._config, KERNEL_SETTINGS):
+            return
+        # Every engine protects it; a configuration made by hand often says nothing of it.
+        yield self._finding(
+            True,
+            "config.kernel_settings",
+            "as the host's root it may set what the kernel does, and starts, on the host",
+            path="linux.readonlyPaths",
+            got=", ".join(map(printable, self._config.read_only_paths)) or "none",
+            expected=KERNEL_SETTINGS,
+            next_=f"put {KERNEL_SETTINGS} into linux.readonlyPaths, as engines do",
         )
 
     def _namespaces(self) -> Iterator[Finding]:
@@ -512,3 +532,11 @@ def _directory(path: str) -> str:
 
 def _shell(args: tuple[str, ...]) -> str:
     return " ".join(printable(arg) if arg and " " not in arg else repr(arg) for arg in args)
+
+
+def _protects(config: ConfigSummary, path: str) -> bool:
+    """Whether nothing in the container can write below a path of its ``/proc``."""
+    if not any(mount.type == "proc" for mount in config.mounts):
+        return True
+    protected = (*config.masked_paths, *config.read_only_paths)
+    return any(f"{path}/".startswith(f"{posixpath.normpath(one)}/") for one in protected)

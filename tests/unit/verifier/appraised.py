@@ -86,6 +86,7 @@ CONFIG: dict[str, Any] = {
     "linux": {
         "namespaces": [{"type": kind} for kind in ("mount", "network", "pid", "ipc", "uts")],
         "maskedPaths": ["/proc/kcore"],
+        "readonlyPaths": ["/proc/bus", "/proc/sys", "/proc/sysrq-trigger"],
         "resources": {"devices": [{"allow": False, "access": "rwm"}]},
         "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"},
     },

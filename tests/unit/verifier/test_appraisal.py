@@ -663,6 +663,26 @@ def test_hooks_on_the_host_are_named(box: Box, stage: str) -> None:
     assert bool(found) is (stage != "prestart")
 
 
+@pytest.mark.parametrize(
+    ("paths", "masked", "said"),
+    [
+        ([], ["/proc/kcore"], True),
+        (["/proc/bus", "/proc/sysrq-trigger"], ["/proc/kcore"], True),
+        (["/proc/sys/net", "/proc/system"], ["/proc/kcore"], True),
+        (["proc/sys"], ["/proc/kcore"], True),
+        (["/proc/sys"], ["/proc/kcore"], False),
+        (["/proc/sys/"], ["/proc/kcore"], False),
+        (["/proc"], ["/proc/kcore"], False),
+        ([], ["/proc/kcore", "/proc/sys"], False),
+    ],
+)
+def test_settings_of_the_kernel(box: Box, paths: list[str], masked: list[str], said: bool) -> None:
+    """Every engine has them read-only; whoever made the configuration by hand is told."""
+    box.config["linux"] |= {"readonlyPaths": paths, "maskedPaths": masked}
+    found = [one for one in box.appraise().findings if one.rule == "config.kernel_settings"]
+    assert [one.severity for one in found] == ["warn"] * said
+
+
 @pytest.mark.parametrize(("kind", "name"), [("network", "net"), ("mount", "mnt")])
 def test_a_namespace_of_the_hosts_joined_by_any_path(box: Box, kind: str, name: str) -> None:
     """Since Linux 6.18 their numbers tell them, as those of the others always did."""
