@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from tests.vm import guest, images
+from tests.vm.conftest import release
 from tests.vm.cri import Cri, Message
-from tests.vm.test_appraisal import appraise, cima, last_container, reference
+from tests.vm.test_appraisal import appraise, cima, last_container, reference, rootfs
 from tests.vm.test_cri import CONFIG, OF_A_NODE
 from tests.vm.test_rootless_podman import UID, USER, allowed, as_user, set_storage, user
 
@@ -113,6 +114,19 @@ def test_docker(settings: dict[str, object], root: str, tmp_path: Path) -> None:
 
 
 @ON_13
+@pytest.mark.debian()
+@pytest.mark.skipif(release() == "12", reason="Docker 20.10 has no other image store")
+def test_docker_on_containerds_image_store(tmp_path: Path) -> None:
+    store = {"features": {"containerd-snapshotter": True}, "storage-driver": "overlayfs"}
+    with dockerd_with(**store):
+        assert "io.containerd.snapshotter.v1" in guest.ok("docker", "info")
+        text = serves_the_next(with_docker, tmp_path)
+        assert "mounts" not in text
+        found = engine_of(last_container())
+        assert (found["name"], found["roots"]) == ("docker", ["/var/lib/docker"])
+        assert (rootfs()["filesystem"], rootfs()["reason"]) == ("overlay", "")
+
+
 def test_docker_of_a_user(allowed: None, tmp_path: Path) -> None:
     home = Path("/home") / USER
     archive = home / "busybox.tar"
