@@ -255,6 +255,38 @@ def test_wrong_values(at: tuple[Any, ...], new: Any) -> None:
         parse_evidence(json.dumps(value).encode())
 
 
+@pytest.mark.parametrize(
+    ("at", "new"),
+    [
+        (("services", "slot"), 1024),
+        (("services", "slot"), -1),
+        (("services", "path"), [H] * 9),
+        (("runs", 0, "run"), 0),
+        (("runs",), []),
+    ],
+)
+def test_wrong_values_under_the_seal(at: tuple[Any, ...], new: Any) -> None:
+    value = changed(OWNER, at, lambda old: new)
+    with pytest.raises(EvidenceFormatError):
+        parse_owner_part(json.dumps(value).encode())
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_no_number(number: str) -> None:
+    """Also where the quick reading would take it: JSON has none of them (RFC 8259, section 6)."""
+    text = json.dumps(changed(OWNER, ("runs", 0, "records", 0, "a"), lambda old: "here"))
+    raw = text.replace('"here"', number).replace(": ", ":").replace(", ", ",").encode()
+    with pytest.raises(EvidenceFormatError):
+        parse_owner_part(raw)
+
+
+def test_one_line_of_a_redacted_log_is_shown() -> None:
+    lines = json.loads(RAW)["host_log"]["entries"]
+    value = changed(OUTSIDE, ("host_log", "entries"), lambda old: [lines[0], lines[0], H])
+    with pytest.raises(EvidenceFormatError):
+        parse_evidence(json.dumps(value).encode())
+
+
 def test_sealed_or_owner() -> None:
     for raw in (
         {**OUTSIDE, "owner": OWNER},
