@@ -115,10 +115,13 @@ class State:
     vanished: bool
 
 
-def own(head: Sequence[Measured], new: Sequence[Measured], values: Values) -> list[Finding]:
+def own(
+    head: Sequence[Measured], new: Sequence[Measured], values: Values, secret: bytes | None
+) -> list[Finding]:
     """Return what is to be said of a container's ``new`` records, which follow on others.
 
-    ``head`` are its first :data:`HEAD` records, as far as they come before ``new``.
+    ``head`` are its first :data:`HEAD` records, as far as they come before ``new``; ``secret`` is
+    what its environment's values are hidden with.
     """
     found = list(completeness(new, values.policy))
     for _, content in new:
@@ -129,7 +132,7 @@ def own(head: Sequence[Measured], new: Sequence[Measured], values: Values) -> li
     if references is None or references.image is None:
         return found
     first = new[0].number if new else 0
-    compared = compare([*head, *new], references, values.policy, None)
+    compared = compare([*head, *new], references, values.policy, None, secret)
     return found + [one for one in compared if one.record is None or one.record >= first]
 
 

@@ -385,11 +385,12 @@ class _Sitting:
         parts: dict[str, str] = dict(kept["parts"]) if kept is not None else {}
         appraised = container["confirmed"]
         if is_by_same and done == news.since and news.records:
-            found = appraisal.own(self._head(number, news.since), news.records, values)
+            head = self._head(number, news.since)
+            found = appraisal.own(head, news.records, values, container["secret"])
             self._findings.add(number, mode, found, self._now)
         elif not is_by_same or done != container["confirmed"]:
             records = self._all_records(container, news)
-            found = appraisal.own((), records, values) if records else []
+            found = appraisal.own((), records, values, container["secret"]) if records else []
             appraised = len(records)
             self._findings.replace(number, mode, "own", found, now=self._now)
         if not is_by_same:
@@ -489,7 +490,8 @@ class _Sitting:
                 return choice
         records = self._all_records(container, news)
         for choice in choices:
-            found = appraisal.own((), records, self._values.get(self._connection, choice)[0])
+            values = self._values.get(self._connection, choice)[0]
+            found = appraisal.own((), records, values, container["secret"])
             if not any(one.severity == "fail" for one in found):
                 return choice
         return choices[0]

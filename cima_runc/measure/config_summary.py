@@ -5,7 +5,7 @@ type that the specification says counts as absent: no runtime starts such a cont
 Source: OCI runtime specification, config.md and config-linux.md.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -179,6 +179,8 @@ class ConfigSummary(_Model):
     user: User = User()
     env: tuple[str, ...] = ()
     """Names of the environment variables, in their order."""
+    hidden_env: tuple[tuple[str, str], ...] = ()
+    """The same with what stands for their values (see :func:`~.oci_config.hidden_value`)."""
     capabilities: Capabilities = Capabilities()
     host_namespaces: tuple[str, ...] = ()
     """Types of the namespaces that are the host's own."""
@@ -243,6 +245,7 @@ def summarize(
         terminal=process.get("terminal") is True,
         user=_user(_object(process, "user")),
         env=_env(process),
+        hidden_env=tuple(_hidden_env(process)),
         capabilities=_capabilities(_object(process, "capabilities")),
         host_namespaces=tuple(name for name in NAMESPACES if name in host),
         joined_namespaces=tuple(joined),
@@ -432,6 +435,12 @@ def _hooks(hooks: Mapping[str, Any]) -> list[Hook]:
 
 def _env(holder: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(item.partition("=")[0] for item in _strings(holder, "env"))
+
+
+def _hidden_env(process: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, equals, hidden in (item.partition("=") for item in _strings(process, "env")):
+        if equals:
+            yield name, hidden
 
 
 def _resources(resources: Mapping[str, Any]) -> Resources:

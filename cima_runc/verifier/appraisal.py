@@ -105,14 +105,16 @@ def compare(
     references: References,
     policy: Policy,
     dependencies: Sequence[Measured] | None = (),
+    secret: bytes | None = None,
 ) -> Iterator[Finding]:
     """Yield what differs from the reference values in records of one run that were verified.
 
     ``records`` may continue earlier ones, which were found good by the same values; there may be
-    none then. ``dependencies`` is None for a run of which they are not shown. Unlike
-    :func:`appraise` this does not look for what the records themselves say is missing.
+    none then. ``dependencies`` is None for a run of which they are not shown. With the container's
+    ``secret`` the values of its environment are compared. Unlike :func:`appraise` this does not
+    look for what the records themselves say is missing.
     """
-    run = _Run(references, policy)
+    run = _Run(references, policy, secret)
     yield from run.compare(records)
     if dependencies is not None:
         yield from run.check_dependencies(dependencies)
@@ -128,6 +130,7 @@ def compare(
 class _Run:
     references: References
     policy: Policy
+    secret: bytes | None = None
     compared: int = 0
     relies_on: int | None = None
     """Number of the partition of its dependencies, as the ``register`` record says."""
@@ -188,7 +191,14 @@ class _Run:
                 self._config = summarize(content.config, register.namespaces if register else {})
                 made = register.to_json() if register is not None else {}
                 mounts = EngineMounts(made, self._config, files)
-                rule = ConfigRule(self._config, image.config, self.policy.config, number, mounts)
+                rule = ConfigRule(
+                    self._config,
+                    image.config,
+                    self.policy.config,
+                    number,
+                    mounts=mounts,
+                    secret=self.secret,
+                )
                 yield from rule.check()
             case Rootfs():
                 layers = RootfsRule(image, files, self._config, self.policy.rootfs, number)

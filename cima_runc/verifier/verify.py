@@ -40,7 +40,7 @@ class Appraise(Protocol):
 
     ``records`` are those of one run that this evidence shows: all, or, where it continues what is
     remembered, those since then. ``dependencies`` are those of the services that it relies on,
-    None for an earlier run.
+    None for an earlier run. ``secret`` is what the run's environment is hidden with.
     """
 
     def __call__(
@@ -49,6 +49,7 @@ class Appraise(Protocol):
         references: Any,
         policy: Policy,
         dependencies: Sequence[Measured] | None,
+        secret: bytes,
         /,
     ) -> Iterable[Finding]:
         """Return what was noticed; nothing, where all is as the reference values want it."""
@@ -285,7 +286,9 @@ class _Verification:
         services: Sequence[Measured] | None = None
         if run is replayed.last:
             services = replayed.services.measured if replayed.services is not None else ()
-        findings += appraisal.appraise(run.records, appraisal.reference, policy, services)
+        findings += appraisal.appraise(
+            run.records, appraisal.reference, policy, services, run.secret
+        )
         if run is not replayed.last:
             findings = [finding.model_copy(update={"run": run.number}) for finding in findings]
         return findings

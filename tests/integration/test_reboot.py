@@ -17,7 +17,7 @@ from cima_runc.verifier.errors import Verdict
 from cima_runc.verifier.verify import Appraisal, Expectation, verify
 from tests.support.simulated_agent import SimulatedAgent, SimulatedKernel
 
-GOOD = Appraisal(lambda records, reference, policy, dependencies: [], None, b"r" * 32)
+GOOD = Appraisal(lambda *compared: [], None, b"r" * 32)
 
 
 def test_a_new_boot_begins_anew_and_earlier_partitions_stay(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ RECORDED = Path(__file__).resolve().parents[1] / "fixtures/version-1"
 OWNER_KEY = (RECORDED / "owner.key").read_bytes()
 POLICY = b"allow_missing = ['ima', 'sensor']\n"
 """The recorded host had neither."""
-GOOD = Appraisal(lambda records, reference, policy, dependencies: [], None, b"r" * 32)
+GOOD = Appraisal(lambda *compared: [], None, b"r" * 32)
 
 
 class Agent(SimulatedAgent):

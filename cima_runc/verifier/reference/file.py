@@ -89,6 +89,8 @@ class ReferenceConfig(_Model):
     working_dir: str = ""
     env: tuple[str, ...] = ()
     """Names of the environment variables that it sets, sorted."""
+    env_values: dict[str, str] = Field(default_factory=dict)
+    """Their values; empty in files that earlier versions made."""
 
 
 class ImageReference(_Model):

@@ -14,7 +14,7 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -633,6 +633,13 @@ def _within(stream: LayerStream) -> Iterator[Member]:
         yield member
 
 
+def _pairs(env: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield names and values; an entry without a value sets none."""
+    for name, equals, value in (each.partition("=") for each in env):
+        if equals:
+            yield name, value
+
+
 def _reference_config(process: _Process) -> ReferenceConfig:
     return ReferenceConfig(
         entrypoint=process.entrypoint or (),
@@ -640,6 +647,7 @@ def _reference_config(process: _Process) -> ReferenceConfig:
         user=process.user or "",
         working_dir=process.working_dir or "",
         env=tuple(sorted({each.partition("=")[0] for each in process.env or ()})),
+        env_values=dict(sorted(dict(_pairs(process.env or ())).items())),
     )
 
 

@@ -6,6 +6,7 @@ from functools import partial
 
 from cima_runc.base.text import printable
 from cima_runc.measure.config_summary import ConfigSummary, Device, DeviceRule, Hook
+from cima_runc.measure.oci_config import hidden_value
 from cima_runc.verifier.pattern import exactly
 from cima_runc.verifier.policy import DYNAMIC_MAJORS, AllowedDevice, ConfigPolicy, covers
 from cima_runc.verifier.reference.file import ReferenceConfig
@@ -138,13 +139,17 @@ class ConfigRule:
         image: ReferenceConfig,
         policy: ConfigPolicy,
         record: int,
+        *,
         mounts: EngineMounts | None = None,
+        secret: bytes | None = None,
     ) -> None:
-        """``mounts``: those that this container's engine makes; None as for version 1."""
+        """``mounts``: those that this container's engine makes; None as for version 1. ``secret``
+        is what the environment's values are hidden with; None where nobody told it."""
         self._config = config
         self._engine = mounts or EngineMounts({}, config)
         self._image = image
         self._policy = policy
+        self._secret = secret
         self._record = record
         self._finding = partial(Finding.unless, record=record)
 
@@ -380,6 +385,9 @@ class ConfigRule:
             if name in self._policy.env or not makes_load(name):
                 continue
             shown = printable(name)
+            if self._has_value(name):
+                yield from self._value(name)
+                continue
             if name in self._image.env:
                 yield Finding(
                     severity="info",
@@ -397,6 +405,25 @@ class ConfigRule:
                 path="process.env",
                 got=shown,
                 expected="not set, as in the image",
+                next_=f"start it without; [config] env = ['{shown}'] in the policy",
+            )
+
+    def _has_value(self, name: str) -> bool:
+        """Whether a variable's value can be compared with the image's."""
+        return self._secret is not None and name in self._image.env_values
+
+    def _value(self, name: str) -> Iterator[Finding]:
+        assert self._secret is not None
+        value, shown = self._image.env_values[name], printable(name)
+        hidden = hidden_value(self._secret, value)
+        if {found for other, found in self._config.hidden_env if other == name} != {hidden}:
+            yield self._finding(
+                False,
+                "config.env",
+                f"{shown}, which makes programs load code, has not the image's value",
+                path="process.env",
+                got="another value",
+                expected=printable(value),
                 next_=f"start it without; [config] env = ['{shown}'] in the policy",
             )
 

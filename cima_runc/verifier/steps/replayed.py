@@ -58,6 +58,8 @@ class Run:
     """Records that follow its ``exit``."""
     watched: bytes | None
     """The register after as many records as are remembered of it."""
+    secret: bytes
+    """What its environment's values are hidden with, 32 bytes."""
 
     @property
     def as_previous(self) -> Previous:
@@ -307,6 +309,7 @@ def _run_of(
         ended=shown.ended,
         after_exit=shown.after_exit,
         watched=shown.watched,
+        secret=part.secret,
     )
 
 

@@ -14,13 +14,14 @@ from unit.verifier.appraised import BUSYBOX, NAMESPACES, Box, image, upper
 from cima_runc.ima.template import Func
 from cima_runc.measure.config_summary import STEERING_ANNOTATIONS
 from cima_runc.measure.mtree import Entry, Type, digest, format_manifest, whiteout
+from cima_runc.measure.oci_config import hidden_value
 from cima_runc.measure.xattrs import OPAQUE
 from cima_runc.ml.contents import ContentError, measured
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import Record
 from cima_runc.verifier.appraisal import References, appraise, compare
 from cima_runc.verifier.errors import Verdict
-from cima_runc.verifier.policy import Policy
+from cima_runc.verifier.policy import Policy, parse_policy
 from cima_runc.verifier.reference.file import HostReference, ImageReference
 from cima_runc.verifier.suggest import suggest
 
@@ -599,6 +600,47 @@ def test_variables_that_load_code(box: Box, name: str) -> None:
     found = box.appraise().findings
     assert [each.severity for each in found if each.rule == "config.env"] == ["info"]
     assert "config" not in suggest(box.records(), References(box.image))
+
+
+OTHERS = {
+    "another value": ["NODE_OPTIONS={other}"],
+    "no value": ["NODE_OPTIONS={empty}"],
+    "in the clear": ["NODE_OPTIONS=--require=/app/trace.js"],
+    "once more, with another": ["NODE_OPTIONS={same}", "NODE_OPTIONS={other}"],
+    "once more, before": ["NODE_OPTIONS={other}", "NODE_OPTIONS={same}"],
+    "without a value": ["NODE_OPTIONS"],
+}
+
+
+@pytest.mark.parametrize("name", ["the same", *OTHERS])
+def test_a_variable_that_loads_code_has_the_images_value(box: Box, name: str) -> None:
+    """Kind: what the image sets is believed by its name alone."""
+    value, secret = "--require=/app/trace.js", b"s" * 32
+    hidden = {
+        "same": hidden_value(secret, value),
+        "other": hidden_value(secret, "--require=/data/evil.js"),
+        "empty": hidden_value(secret, ""),
+    }
+    env = [one.format(**hidden) for one in OTHERS.get(name, ["NODE_OPTIONS={same}"])]
+    box.config["process"]["env"] += env
+    image = {"env": ("NODE_OPTIONS",), "env_values": {"NODE_OPTIONS": value}}
+    config = box.image.config.model_copy(update=image)
+    box.image = box.image.model_copy(update={"config": config})
+    records = [measured(record) for record in box.records()]
+
+    def found(policy: str = "", *, secret: bytes | None) -> list[tuple[str, str]]:
+        known = References(box.image)
+        compared = compare(records, known, parse_policy(policy.encode()), None, secret)
+        return [(one.severity, one.what) for one in compared if one.rule == "config.env"]
+
+    wrong = [("fail", "NODE_OPTIONS, which makes programs load code, has not the image's value")]
+    assert found(secret=secret) == (wrong if name in OTHERS else [])
+    assert found('[config]\nenv = ["NODE_OPTIONS"]', secret=secret) == []
+    # Another container's secret hides the same value otherwise.
+    assert found(secret=b"t" * 32) == wrong
+    assert found(secret=None) == [
+        ("info", "NODE_OPTIONS is set, as in the image; its value is not compared")
+    ]
 
 
 def test_variables_that_do_not(box: Box) -> None:

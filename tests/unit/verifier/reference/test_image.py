@@ -77,6 +77,7 @@ def test_reference_values(layout: Layout, tmp_path: Path) -> None:
         "user": "1:2",
         "working_dir": "/tmp",
         "env": ("A", "B", "PATH"),
+        "env_values": {"A": "1=2", "B": "", "PATH": "/bin"},
     }
     assert [layer.diff_id for layer in reference.layers] == [sha256(BASE), sha256(TOP)]
     assert [(layer.files, layer.bytes, layer.entries) for layer in reference.layers] == [
