@@ -23,6 +23,7 @@ from cima_runc.evidence.report import claim_digest
 from cima_runc.evidence.report_answer import Accepted, Answer, Confirmed, Resync
 from cima_runc.evidence.request import Asker, leaf
 from cima_runc.ima.template import Func, pack_fields
+from cima_runc.measure.oci_config import hidden_value
 from cima_runc.ml import contents
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import digest_of
@@ -76,6 +77,8 @@ class FleetHost:
     """What PCR 10 was extended with, or (first line) its template data."""
     piece: int = 1_000
     """Records in one report."""
+    env: dict[str, str] = field(default_factory=dict)
+    """What containers that start have in their environment."""
 
     def __post_init__(self) -> None:
         self.root = NO_ROOT
@@ -191,7 +194,8 @@ class FleetHost:
             previous=previous,
         )
         self.add(number, register)
-        self.add(number, contents.Config(config={"process": {"args": ["/bin/sh"], "env": []}}))
+        env = [f"{key}={hidden_value(made.secret, value)}" for key, value in self.env.items()]
+        self.add(number, contents.Config(config={"process": {"args": ["/bin/sh"], "env": env}}))
         return number
 
     def serve(self, *paths: bytes) -> int:

@@ -9,6 +9,8 @@ from support import oci
 from tests.support.fleet_host import FleetHost
 
 SHELL, LIBRARY = b"shell", b"library"
+VARIABLE = ("NODE_OPTIONS", "--require=/bin/tool")
+"""One that the image sets, and that makes programs load code."""
 POLICY = """
 [config]
 allow_privileged = true
@@ -27,7 +29,7 @@ def image(root: Path, *, name: str = "image", layer: bytes = b"one") -> ImageRef
         oci.member("version", layer),
     )
     layout = oci.Layout()
-    layout.image(archive, config={"Cmd": ["/bin/sh"]})
+    layout.image(archive, config={"Cmd": ["/bin/sh"], "Env": [f"{VARIABLE[0]}={VARIABLE[1]}"]})
     return read_image(layout.write_directory(root / name)).reference
 
 

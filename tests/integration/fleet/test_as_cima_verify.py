@@ -27,7 +27,7 @@ from cima_runc.verifier.reference.file import HostReference, ImageReference, for
 from cima_runc.verifier.values import Values, read_values
 from cima_runc.verifier.verify import verify
 from tests.support.fleet_host import FleetHost, replayed
-from tests.support.fleet_image import POLICY, image, reference_file, start
+from tests.support.fleet_image import POLICY, VARIABLE, image, reference_file, start
 from tests.support.served_fleet import ServedFleet, eventually
 from tests.support.twin_evidence import disclosure, twin
 
@@ -256,6 +256,18 @@ def test_whatever_happens_the_service_trusts_no_more_than_cima_verify(
 
 
 # -- what evidence cannot show, and reports can --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"), [(VARIABLE[1], "TRUSTED"), ("--require=/data/x", "UNTRUSTED")]
+)
+def test_a_variable_of_the_image(
+    fleet: ServedFleet, reference: ImageReference, value: str, verdict: str
+) -> None:
+    case = begun(fleet, reference)
+    case.host.env = {VARIABLE[0]: value}
+    case.begin()
+    assert both(case, "nothing") == (verdict, verdict)
 
 
 def test_records_of_services_that_are_withheld_keep_from_trust(

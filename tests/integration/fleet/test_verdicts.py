@@ -116,9 +116,9 @@ def test_only_new_records_are_appraised(
     seen: list[int] = []
     real = appraisal.own
 
-    def own(head, new, values):  # type: ignore[no-untyped-def]
+    def own(head, new, values, secret):  # type: ignore[no-untyped-def]
         seen.append(len(head) + len(new))
-        return real(head, new, values)
+        return real(head, new, values, secret)
 
     ready(fleet, reference, '[[files]]\npath = "/x/*"\n')
     host = one_host(fleet)

@@ -65,8 +65,8 @@ def test_load_loses_nothing_and_leaves_nothing(counts: dict[str, int]) -> None:
     before = entries()
     assert before
     new = (
-        f"i=0; while [ $i -lt {NEW_FILES} ]; do cp /data/script /data/s$i; echo $i >>/data/s$i; "
-        "/data/s$i >/dev/null; rm /data/s$i; i=$((i+1)); done"
+        f"i=0; while [ $i -lt {NEW_FILES} ]; do cp /data/script /data/s$i; "
+        "echo '#' $i >>/data/s$i; /data/s$i >/dev/null; rm /data/s$i; i=$((i+1)); done"
     )
     work = "; ".join(
         f"/bin/spawn {kind} {count} /data/program >/dev/null" for kind, count in counts.items()
