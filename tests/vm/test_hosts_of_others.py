@@ -113,7 +113,6 @@ def test_docker(settings: dict[str, object], root: str, tmp_path: Path) -> None:
         assert found["name"] == "docker" and found["roots"][0].startswith(root), found
 
 
-@ON_13
 @pytest.mark.debian()
 @pytest.mark.skipif(release() == "12", reason="Docker 20.10 has no other image store")
 def test_docker_on_containerds_image_store(tmp_path: Path) -> None:
@@ -127,6 +126,7 @@ def test_docker_on_containerds_image_store(tmp_path: Path) -> None:
         assert (rootfs()["filesystem"], rootfs()["reason"]) == ("overlay", "")
 
 
+@ON_13
 def test_docker_of_a_user(allowed: None, tmp_path: Path) -> None:
     home = Path("/home") / USER
     archive = home / "busybox.tar"
