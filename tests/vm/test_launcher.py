@@ -99,6 +99,8 @@ def neutral(text: str) -> str:
 def test_same_as_the_runtime(
     bundles: dict[str, Path], tmp_path: Path, runtime: str, lines: list[str]
 ) -> None:
+    if runtime == "crun":  # it calls no hooks then, so we refuse it
+        lines = [line for line in lines if not line.startswith("restore")]
     plain = outcomes(runtime, lines, bundles, tmp_path / "tmp")
     with Settings(f'runtimes = ["{runtime}"]\n'):
         ours = outcomes("cima-runc", lines, bundles, tmp_path / "tmp")
