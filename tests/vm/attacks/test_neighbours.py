@@ -20,7 +20,7 @@ def image() -> None:
 
 def test_a_crowd_that_has_files_hashed_loses_nobody_elses_events(image: None) -> None:
     command = ["/bin/attacks", "crowd", str(THREADS), str(MIB), str(SECONDS)]
-    with container.bundle(command, "docker", None) as (directory, name):
+    with container.bundle(command, "docker", container.fresh("tmpfs")) as (directory, name):
         crowd = subprocess.Popen(
             ["cima-runc", "run", "--bundle", directory, name],
             stdin=subprocess.DEVNULL,
