@@ -743,9 +743,13 @@ def test_boot_pcrs_are_said_to_be_unknown_or_compared(watched: Watched) -> None:
 
 def test_measured_is_what_the_rules_are_given(watched: Watched) -> None:
     seen: list[Any] = []
+    secrets: list[bytes] = []
 
-    def keep(records: Any, references: Any, policy: Any, dependencies: Any) -> list[Finding]:
+    def keep(
+        records: Any, references: Any, policy: Any, dependencies: Any, secret: bytes
+    ) -> list[Finding]:
         seen.append((records, dependencies))
+        secrets.append(secret)
         return []
 
     watched.appraisal = Appraisal(keep, References(), b"r" * 32)
@@ -757,3 +761,4 @@ def test_measured_is_what_the_rules_are_given(watched: Watched) -> None:
     assert none is None
     assert services == ()
     assert all(isinstance(record, Measured) for record in first)
+    assert secrets == [run.secret for run in watched.host.runs]
