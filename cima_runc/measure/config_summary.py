@@ -8,7 +8,7 @@ Source: OCI runtime specification, config.md and config-linux.md.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 _DEFAULT = """
 AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW SETFCAP SETGID
@@ -179,8 +179,9 @@ class ConfigSummary(_Model):
     user: User = User()
     env: tuple[str, ...] = ()
     """Names of the environment variables, in their order."""
-    hidden_env: tuple[tuple[str, str], ...] = ()
-    """The same with what stands for their values (see :func:`~.oci_config.hidden_value`)."""
+    hidden_env: tuple[tuple[str, str], ...] = Field(default=(), exclude=True)
+    """The same with what stands for their values (see :func:`~.oci_config.hidden_value`): to be
+    compared, not shown."""
     capabilities: Capabilities = Capabilities()
     host_namespaces: tuple[str, ...] = ()
     """Types of the namespaces that are the host's own."""
