@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, create_model
 
 from cima_runc.cli import fleet_shapes as fleet
 from cima_runc.cli.shape import Shape as _Shape
-from cima_runc.measure.config_summary import ConfigSummary
+from cima_runc.measure.config_summary import NOT_SHOWN, ConfigSummary
 from cima_runc.verifier.result import Finding, Result, Source
 
 VERSION = 1
@@ -216,7 +216,9 @@ class LogRecord(_Shape):
 
 
 _OF_SUMMARY: dict[str, Any] = {
-    name: (field.annotation, field) for name, field in ConfigSummary.model_fields.items()
+    name: (field.annotation, field)
+    for name, field in ConfigSummary.model_fields.items()
+    if name not in NOT_SHOWN
 }
 ShownConfig = create_model(
     "ShownConfig",

@@ -17,7 +17,7 @@ from cima_runc.cli import context, files
 from cima_runc.cli.output import note, print_json
 from cima_runc.cli.records import record_lines
 from cima_runc.config import Settings
-from cima_runc.measure.config_summary import ConfigSummary, Mount, Resources, summarize
+from cima_runc.measure.config_summary import NOT_SHOWN, ConfigSummary, Mount, Resources, summarize
 from cima_runc.measure.oci_config import hidden_value
 from cima_runc.ml.records import IMA_TEMPLATE, Record, parse_line
 from cima_runc.ml.store import Store
@@ -54,7 +54,7 @@ def show(
             "id": register["id"],
             "registration": register["registration"],
             "config": {
-                **summary.model_dump(mode="json"),
+                **summary.model_dump(mode="json", exclude=set(NOT_SHOWN)),
                 "privileged": summary.privileged,
                 "capabilities_beyond_default": summary.capabilities.beyond_default,
             },

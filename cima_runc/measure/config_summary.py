@@ -8,7 +8,7 @@ Source: OCI runtime specification, config.md and config-linux.md.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 _DEFAULT = """
 AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW SETFCAP SETGID
@@ -170,6 +170,10 @@ class Resources(_Model):
     pids: int | None = None
 
 
+NOT_SHOWN = frozenset({"hidden_env"})
+"""What of a summary is compared, and not shown to people."""
+
+
 class ConfigSummary(_Model):
     """What matters of one configuration."""
 
@@ -179,7 +183,7 @@ class ConfigSummary(_Model):
     user: User = User()
     env: tuple[str, ...] = ()
     """Names of the environment variables, in their order."""
-    hidden_env: tuple[tuple[str, str], ...] = Field(default=(), exclude=True)
+    hidden_env: tuple[tuple[str, str], ...] = ()
     """The same with what stands for their values (see :func:`~.oci_config.hidden_value`): to be
     compared, not shown."""
     capabilities: Capabilities = Capabilities()
