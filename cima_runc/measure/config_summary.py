@@ -5,10 +5,12 @@ type that the specification says counts as absent: no runtime starts such a cont
 Source: OCI runtime specification, config.md and config-linux.md.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+
+from cima_runc.measure.oci_config import env_pairs
 
 _DEFAULT = """
 AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW SETFCAP SETGID
@@ -250,7 +252,7 @@ def summarize(
         terminal=process.get("terminal") is True,
         user=_user(_object(process, "user")),
         env=_env(process),
-        hidden_env=tuple(_hidden_env(process)),
+        hidden_env=tuple(env_pairs(_strings(process, "env"))),
         capabilities=_capabilities(_object(process, "capabilities")),
         host_namespaces=tuple(name for name in NAMESPACES if name in host),
         joined_namespaces=tuple(joined),
@@ -440,12 +442,6 @@ def _hooks(hooks: Mapping[str, Any]) -> list[Hook]:
 
 def _env(holder: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(item.partition("=")[0] for item in _strings(holder, "env"))
-
-
-def _hidden_env(process: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for name, equals, hidden in (item.partition("=") for item in _strings(process, "env")):
-        if equals:
-            yield name, hidden
 
 
 def _resources(resources: Mapping[str, Any]) -> Resources:

@@ -5,6 +5,7 @@ Source: design, section 5; OCI runtime specification, config.md; RFC 8785.
 
 import copy
 import hmac
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cima_runc.runtime import oci_hooks
@@ -44,6 +45,13 @@ def measured_config(config: dict[str, Any], *, secret: bytes, hooks_dir: str) ->
 def hidden_value(secret: bytes, value: str) -> str:
     """Return what stands in the ``config`` record for the environment value ``value``."""
     return hmac.digest(secret, value.encode("utf-8"), "sha256").hex()
+
+
+def env_pairs(env: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield the names and values of an environment; an entry without ``=`` sets none."""
+    for name, equals, value in (item.partition("=") for item in env):
+        if equals:
+            yield name, value
 
 
 def _hide_env(holder: dict[str, Any], secret: bytes) -> None:

@@ -14,7 +14,7 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.measure.mtree import Entry, digest, escape, format_manifest, format_mode
+from cima_runc.measure.oci_config import env_pairs
 from cima_runc.validation import first_of
 from cima_runc.verifier.reference import layer as image_layer
 from cima_runc.verifier.reference.blob import (
@@ -633,13 +634,6 @@ def _within(stream: LayerStream) -> Iterator[Member]:
         yield member
 
 
-def _pairs(env: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield names and values; an entry without a value sets none."""
-    for name, equals, value in (each.partition("=") for each in env):
-        if equals:
-            yield name, value
-
-
 def _reference_config(process: _Process) -> ReferenceConfig:
     return ReferenceConfig(
         entrypoint=process.entrypoint or (),
@@ -647,7 +641,7 @@ def _reference_config(process: _Process) -> ReferenceConfig:
         user=process.user or "",
         working_dir=process.working_dir or "",
         env=tuple(sorted({each.partition("=")[0] for each in process.env or ()})),
-        env_values=dict(sorted(dict(_pairs(process.env or ())).items())),
+        env_values=dict(sorted(dict(env_pairs(process.env or ())).items())),
     )
 
 
