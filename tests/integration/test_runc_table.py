@@ -386,12 +386,17 @@ class Bench:
                     subprocess.run(command, capture_output=True, check=False)
 
     def _settle(self, line: Line) -> None:
-        """Wait until what was killed has ended: the signal is sent, not awaited, by either."""
+        """Wait until what was killed has ended: the signal is sent, not awaited, by either.
+
+        Only SIGKILL is certain to end it: process 1 of a container ignores what it does not handle.
+        """
         time.sleep(0.02)
-        deadline = time.monotonic() + 1
-        while "kill" in line.args and time.monotonic() < deadline:
-            if b" running " not in subprocess.check_output([RUNC, "list"]):
+        deadline = time.monotonic() + 60
+        while "kill" in line.args and {"KILL", "9"} & set(line.args):
+            listed = subprocess.check_output([RUNC, "list"])
+            if not any(word in listed for word in (b" running ", b" created ", b" paused ")):
                 break
+            assert time.monotonic() < deadline, f"SIGKILL did not end {ID}: {listed!r}"
             time.sleep(0.02)
 
     def _prepare(self, line: Line, bundle: Path, root: Path | None) -> None:
