@@ -15,16 +15,18 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
-from cima_runc.verifier.ek_chain import (
-    ANY_PURPOSE,
-    KNOWN_CRITICAL,
+from cima_runc.verifier.certificate import (
     Certificate,
     CertificateError,
-    UntrustedChainError,
-    check_chain,
     read_all,
     read_bundle,
     read_certificate,
+)
+from cima_runc.verifier.ek_chain import (
+    ANY_PURPOSE,
+    KNOWN_CRITICAL,
+    UntrustedChainError,
+    check_chain,
 )
 
 _EK_PURPOSE = "2.23.133.8.1"
@@ -113,6 +115,9 @@ def _check_key(leaf: Certificate, ek_pem: bytes) -> None:
 def _subject_key(leaf: Certificate) -> object:
     info = leaf.fields["tbs_certificate"]["subject_public_key_info"]
     try:
+        if leaf.is_for_oaep:
+            numbers = info["public_key"].parsed.native
+            return rsa.RSAPublicNumbers(numbers["public_exponent"], numbers["modulus"])
         key = serialization.load_der_public_key(info.dump())
     except (ValueError, UnsupportedAlgorithm) as error:
         raise CertificateError(f"the certificate's key cannot be read: {error}") from error

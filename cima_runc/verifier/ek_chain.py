@@ -1,27 +1,28 @@
 """Who vouches for an endorsement key: the path from its certificate to a trusted one.
 
-OpenSSL builds and checks the path (signatures, names, validity, basic constraints, path lengths,
-key usages, name constraints). It reads certificates whose DER is not strictly ordered, as some
-manufacturers' are, and checks signatures over the bytes as they are. What the web's rules forbid
-and the TCG's allow is looked at here.
-Source: RFC 5280, section 6; TCG EK Credential Profile 2.5, section 3.
+OpenSSL checks the path (signatures, names, validity, basic constraints, path lengths, key usages,
+name constraints). It reads certificates whose DER is not strictly ordered, as some manufacturers'
+are, and checks signatures over the bytes as they are. It goes one way up only, so each way that
+signatures show is tried (:mod:`.ek_ways`). What the web's rules forbid and the TCG's allow is
+looked at here, and a leaf whose key OpenSSL does not know (RSAES-OAEP).
+Source: RFC 5280, section 6; TCG EK Credential Profile 2.5, section 3; RFC 4055, section 4.1.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import islice
 
-from asn1crypto import pem as pem_armor
-from asn1crypto import x509 as asn1
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from OpenSSL import crypto
 
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
-from cima_runc.tpm.stored_certificate import unwrap
-from cima_runc.verifier.certificate_files import certificates_in
+from cima_runc.verifier.certificate import Certificate, read_certificate
+from cima_runc.verifier.ek_ways import has_signed, ways_up
 
-TCG_KEY_PURPOSES = "2.23.133.8."
-"""Arc of the TCG's extended key usages (TCG OID registry, tcg-kp)."""
+TCG_KEY_PURPOSES = ("2.23.133.8.", "2.23.133.5.4.100.")
+"""Arcs of the TCG's extended key usages (TCG OID registry, tcg-kp and tcg-dice-kp): the second is
+of authorities inside a chip."""
 ANY_PURPOSE = "2.5.29.37.0"
 
 KNOWN_CRITICAL = frozenset(
@@ -43,112 +44,17 @@ KNOWN_CRITICAL = frozenset(
 )
 """Critical extensions that are heeded: by OpenSSL, or because they constrain nothing here."""
 
-_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
-"""What asn1crypto raises for bytes that are not what they should be."""
 _WEAK_HASHES = ("md2", "md4", "md5")
 _RSA_BITS = 2048
 _EC_BITS = 256
+_WAYS = 32
+"""Ways up to one anchor that are tried."""
 _NO_ISSUER = frozenset({2, 20, 21})
 """X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT, its _LOCALLY and UNABLE_TO_VERIFY_LEAF_SIGNATURE."""
 
 
-class CertificateError(CimaError):
-    """Bytes that should be a certificate are none."""
-
-
 class UntrustedChainError(CimaError):
     """Nobody trusted vouches for the certificate."""
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """One certificate, as two readers see it."""
-
-    der: bytes
-    openssl: crypto.X509
-    fields: asn1.Certificate
-
-    @property
-    def subject(self) -> str:
-        """Its subject, for people."""
-        return printable(self.fields.subject.human_friendly) or "a certificate without subject"
-
-    def purposes(self) -> list[str]:
-        """Return the OIDs of its extended key usages, none where it has no such extension."""
-        value = self.fields.extended_key_usage_value
-        return [purpose.dotted for purpose in value] if value is not None else []
-
-    def critical(self) -> set[str]:
-        """Return the OIDs of its critical extensions."""
-        extensions = self.fields["tbs_certificate"]["extensions"] or ()
-        return {one["extn_id"].dotted for one in extensions if one["critical"].native}
-
-
-@dataclass(frozen=True)
-class Certificates:
-    """Certificates of one source, and what could not be read of it."""
-
-    readable: tuple[Certificate, ...]
-    unreadable: tuple[str, ...]
-    """A line for each that was passed over, which says what and why."""
-
-
-def read_certificate(data: bytes, what: str) -> Certificate:
-    """Read one certificate: DER or PEM, perhaps as a TPM's NV memory holds it.
-
-    Raises:
-        CertificateError: it is none; ``what`` names it.
-    """
-    try:
-        if pem_armor.detect(data):
-            _, _, data = pem_armor.unarmor(data)
-        der = unwrap(data)
-        fields = asn1.Certificate.load(der, strict=True)
-        _touch(fields)
-        return Certificate(der, crypto.load_certificate(crypto.FILETYPE_ASN1, der), fields)
-    except (*_UNREADABLE, crypto.Error) as error:
-        reason = printable(str(error).partition("\n")[0])[:200] or "not a certificate"
-        raise CertificateError(f"{what} cannot be read: {reason}") from error
-
-
-def _touch(fields: asn1.Certificate) -> None:
-    """Have the lazy reader read all that is asked later, so that it fails here or nowhere."""
-    tbs = fields["tbs_certificate"]
-    for one in tbs["extensions"] or ():
-        one["extn_id"].dotted, one["critical"].native
-    for value in (
-        fields.basic_constraints_value,
-        fields.key_usage_value,
-        fields.extended_key_usage_value,
-        fields.subject_alt_name_value,
-        fields["signature_algorithm"],
-        tbs["subject_public_key_info"],
-    ):
-        if value is not None:
-            value.native  # noqa: B018
-    for attribute in fields.subject_directory_attributes_value or ():
-        attribute["type"].dotted  # noqa: B018 - of the values nothing is asked
-    fields.subject.human_friendly  # noqa: B018
-
-
-def read_bundle(data: bytes, what: str) -> Certificates:
-    """Read a file of any number of certificates, in any form (:mod:`.certificate_files`).
-
-    One that cannot be read spoils no other: it is named in the result.
-    """
-    found = certificates_in(data)
-    return read_all(found, what if found == [data] else f"{what}: certificate")
-
-
-def read_all(certificates: Iterable[bytes], what: str) -> Certificates:
-    """Read certificates that stand each for itself; ``what`` and its place name an unreadable."""
-    readable, unreadable = [], []
-    for number, one in enumerate(certificates, 1):
-        try:
-            readable.append(read_certificate(one, f"{what} {number}"))
-        except CertificateError as error:
-            unreadable.append(error.what)
-    return Certificates(tuple(readable), tuple(unreadable))
 
 
 def check_chain(
@@ -164,26 +70,78 @@ def check_chain(
     problems: list[str] = []
     # One anchor at a time: of two with the same name OpenSSL would try the first alone.
     for anchor in trusted:
-        store = crypto.X509Store()
-        store.add_cert(anchor.openssl)
-        # Critical extensions are looked at below: OpenSSL knows none of the TCG's.
-        store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
-        store.set_flags(crypto.X509StoreFlags.IGNORE_CRITICAL)
-        context = crypto.X509StoreContext(store, leaf.openssl, [one.openssl for one in between])
-        try:
-            path = context.get_verified_chain()
-        except crypto.X509StoreContextError as error:
-            problem = _problem(error, leaf)
-        else:
-            found = tuple(_again(one) for one in path)
-            problem = next(iter(_faults(found)), "")
-            if not problem:
-                return found
-        if problem and problem not in problems:
-            problems.append(problem)
+        # Where no way leads up, OpenSSL says what is wrong.
+        for way in (*islice(ways_up(leaf, between, anchor), _WAYS), between):
+            try:
+                return _path(leaf, way, anchor)
+            except UntrustedChainError as error:
+                if error.what and error.what not in problems:
+                    problems.append(error.what)
     raise UntrustedChainError(
         problems[0] if problems else f"nobody who is trusted has issued {leaf.subject}"
     )
+
+
+def _path(
+    leaf: Certificate, between: Sequence[Certificate], anchor: Certificate
+) -> tuple[Certificate, ...]:
+    by_hand = leaf.is_for_oaep
+    if by_hand:  # X509_verify_cert takes no leaf whose key it cannot read
+        first = next((one for one in (*between, anchor) if has_signed(one, leaf)), None)
+        if first is None:
+            raise UntrustedChainError("")
+        path = (leaf, *_verified(first, between, anchor))
+    else:
+        path = _verified(leaf, between, anchor)
+    problem = next(iter(_faults_by_hand(path)), "") if by_hand else ""
+    problem = problem or next(iter(_faults(path)), "")
+    if problem:
+        raise UntrustedChainError(problem)
+    return path
+
+
+def _verified(
+    leaf: Certificate, between: Sequence[Certificate], anchor: Certificate
+) -> tuple[Certificate, ...]:
+    """Return the path that OpenSSL takes."""
+    store = crypto.X509Store()
+    store.add_cert(anchor.openssl)
+    # Critical extensions are looked at below: OpenSSL knows none of the TCG's.
+    store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+    store.set_flags(crypto.X509StoreFlags.IGNORE_CRITICAL)
+    context = crypto.X509StoreContext(store, leaf.openssl, [one.openssl for one in between])
+    try:
+        return tuple(_again(one) for one in context.get_verified_chain())
+    except crypto.X509StoreContextError as error:
+        raise UntrustedChainError(_problem(error, leaf)) from error
+
+
+def _faults_by_hand(path: Sequence[Certificate]) -> Iterator[str]:
+    """Yield what OpenSSL would find of a leaf with the rest of its path, which it has taken.
+
+    Who issued the leaf was the leaf to OpenSSL, and no authority yet.
+    """
+    leaf, issuer = path[:2]
+    validity = leaf.fields["tbs_certificate"]["validity"].native
+    now = datetime.now(UTC)
+    if now > validity["not_after"]:
+        yield f"certificate has expired: {leaf.subject}"
+    if now < validity["not_before"]:
+        yield f"certificate is not yet valid: {leaf.subject}"
+    constraints, usage = issuer.fields.basic_constraints_value, issuer.fields.key_usage_value
+    if constraints is None or not constraints["ca"].native:
+        yield f"{issuer.subject} is no certificate of an authority"
+    if usage is not None and "key_cert_sign" not in usage.native:
+        yield f"{issuer.subject} may sign no certificates by its key usage"
+    below = 0
+    for one in path[1:]:
+        value = one.fields.basic_constraints_value
+        most = value["path_len_constraint"].native if value is not None else None
+        if most is not None and below > most:
+            yield f"path length constraint exceeded: {one.subject}"
+        if one.fields.name_constraints_value is not None:
+            yield f"{one.subject} constrains names, which is not looked at for keys of RSAES-OAEP"
+        below += not one.fields.self_issued
 
 
 def _problem(error: crypto.X509StoreContextError, leaf: Certificate) -> str:

@@ -8,9 +8,9 @@ from cima_runc.base.errors import CimaError
 from cima_runc.evidence.enrolment import Challenge, EnrolmentAnswer, EnrolmentRequest, Pending
 from cima_runc.tpm.credential import ek_public_pem, make_credential
 from cima_runc.tpm.structures import PublicArea, StructureError, parse_public
+from cima_runc.verifier.certificate import read_bundle
 from cima_runc.verifier.certificate_files import certificates_in
 from cima_runc.verifier.ek_certificate import VouchedTpm, check_ek_certificate
-from cima_runc.verifier.ek_chain import read_bundle
 
 
 class EnrolmentError(CimaError):

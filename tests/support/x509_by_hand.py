@@ -137,10 +137,14 @@ class Certificate:
     def der(self) -> bytes:
         """Sign it."""
         if isinstance(self.signer, ec.EllipticCurvePrivateKey):
-            number = {"sha1": "1", "sha256": "3.2", "sha384": "3.3"}[self.hash.name]
+            number = {"sha1": "1", "sha256": "3.2", "sha384": "3.3", "sha512": "3.4"}[
+                self.hash.name
+            ]
             algorithm = tlv(0x30, oid(f"1.2.840.10045.4.{number}"))
         else:
-            last = {"md5": "4", "sha1": "5", "sha256": "11"}[self.hash.name]
+            last = {"md5": "4", "sha1": "5", "sha256": "11", "sha384": "12", "sha512": "13"}[
+                self.hash.name
+            ]
             algorithm = tlv(0x30, oid(f"1.2.840.113549.1.1.{last}"), tlv(0x05))
         key = self.key if isinstance(self.key, bytes) else spki(self.key)
         tbs = tlv(

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.x509_by_hand import pem, tlv
 
+from cima_runc.verifier.certificate import read_bundle
 from cima_runc.verifier.certificate_files import certificates_in
-from cima_runc.verifier.ek_chain import read_bundle
 from tests.unit.verifier.test_ek_certificate import CA, LEAF, ROOT, check
 
 ONES = [ROOT.der(), CA.der()]
