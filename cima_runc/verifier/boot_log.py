@@ -1,17 +1,20 @@
 """The firmware's event log, read and replayed.
 
 Source: TCG PC Client Platform Firmware Profile 1.06, section 10 (TCG_PCR_EVENT2, Spec ID Event03,
-StartupLocality); numbers are little-endian.
+StartupLocality, EV_EFI_HCRTM_EVENT); TPM 2.0 Library Part 1, 34.3 (H-CRTM); numbers are
+little-endian.
 """
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 
 _EV_NO_ACTION = 3
+_EV_EFI_HCRTM_EVENT = 0x80000010
+_HCRTM_LOCALITY = 4
 _SHA256 = 0x000B
 _SPEC_ID = b"Spec ID Event03\0"
 _LOCALITY = b"StartupLocality\0"
@@ -47,18 +50,40 @@ def replay(log: bytes) -> dict[int, bytes]:
     """
     if len(log) > limits.EVENT_LOG:
         raise EventLogError(f"the event log has more than {limits.EVENT_LOG} bytes")
+    events = list(_events(_Reader(log)))
     values: dict[int, bytes] = {}
-    for pcr, kind, digest, event in _events(_Reader(log)):
+    if locality := _startup_locality(events):
+        values[0] = bytes(31) + bytes([locality])
+    for pcr, kind, digest, _ in events:
         if kind == _EV_NO_ACTION:
-            if event.startswith(_LOCALITY) and len(event) == len(_LOCALITY) + 1:
-                values[0] = bytes(31) + event[-1:]
             continue
+        if digest is None:
+            raise EventLogError("an event has no SHA-256 digest")
         values[pcr] = hashlib.sha256(values.get(pcr, bytes(32)) + digest).digest()
     return values
 
 
-def _events(reader: _Reader) -> Iterator[tuple[int, int, bytes, bytes]]:
-    """Yield (PCR, type, SHA-256 digest, event data)."""
+_Event = tuple[int, int, bytes | None, bytes]
+"""PCR, type, SHA-256 digest, event data."""
+
+
+def _startup_locality(events: Iterable[_Event]) -> int:
+    """Return what PCR 0 began with, wherever in the log that is said: nothing takes back events.
+
+    Where the hardware itself measured (H-CRTM), it began so whatever locality started the TPM.
+    """
+    said = set()
+    for pcr, kind, _, event in events:
+        if kind == _EV_EFI_HCRTM_EVENT and pcr == 0:
+            return _HCRTM_LOCALITY
+        is_said = kind == _EV_NO_ACTION and event[:-1] == _LOCALITY
+        said |= {event[-1]} if is_said else set()
+    if len(said) > 1:
+        raise EventLogError("the event log says that the TPM was started at several localities")
+    return said.pop() if said else 0
+
+
+def _events(reader: _Reader) -> Iterator[_Event]:
     sizes = _header(reader)
     while reader.at < len(reader.data):
         pcr, kind, count = reader.u32(), reader.u32(), reader.u32()
@@ -71,9 +96,9 @@ def _events(reader: _Reader) -> Iterator[tuple[int, int, bytes, bytes]]:
                 raise EventLogError(f"an event has a digest of the algorithm {algorithm:#x}")
             digests[algorithm] = reader.take(sizes[algorithm])
         event = reader.take(reader.u32())
-        if _SHA256 not in digests:
-            raise EventLogError("an event has no SHA-256 digest")
-        yield pcr, kind, digests[_SHA256], event
+        if not (pcr or kind or count or event) and not any(reader.data[reader.at :]):
+            return  # what is left of the memory that the firmware had for it
+        yield pcr, kind, digests.get(_SHA256), event
 
 
 def _header(reader: _Reader) -> dict[int, int]:

@@ -36,6 +36,42 @@ def test_no_action_is_not_extended_but_sets_the_locality() -> None:
     assert replay(started) == {0: bytes(31) + b"\3"}
 
 
+ZERO = [(4, bytes(20)), (11, bytes(32))]
+ONE = [(4, b"1" * 20), (11, b"2" * 32)]
+STARTED_AT_3 = event(0, 3, ZERO, b"StartupLocality\0\x03")
+STARTED_AT_4 = event(0, 3, ZERO, b"StartupLocality\0\x04")
+MEASURED = event(0, 8, ONE, b"version")
+HCRTM = event(0, 0x80000010, ONE, b"HCRTM")
+
+
+def extended(start: int, times: int) -> bytes:
+    value = bytes(31) + bytes([start])
+    for _ in range(times):
+        value = hashlib.sha256(value + b"2" * 32).digest()
+    return value
+
+
+@pytest.mark.parametrize(
+    ("events", "value"),
+    [
+        ([STARTED_AT_3, MEASURED], extended(3, 1)),
+        # Wherever it stands, it hides no event that was shown.
+        ([MEASURED, STARTED_AT_3, MEASURED], extended(3, 2)),
+        ([STARTED_AT_3, STARTED_AT_3, MEASURED], extended(3, 1)),
+        # The hardware measured: with or without a word on the locality.
+        ([HCRTM, MEASURED], extended(4, 2)),
+        ([STARTED_AT_4, HCRTM, MEASURED], extended(4, 2)),
+        ([STARTED_AT_3, HCRTM], extended(4, 1)),
+        # What is never extended needs no digest of our bank.
+        ([event(0, 3, []), event(0, 3, [(4, bytes(20))]), MEASURED], extended(0, 1)),
+        ([MEASURED, bytes(16)], extended(0, 1)),
+        ([MEASURED, bytes(1000)], extended(0, 1)),
+    ],
+)
+def test_what_pcr_0_began_with(events: list[bytes], value: bytes) -> None:
+    assert replay(header(BOTH) + b"".join(events)) == {0: value}
+
+
 @pytest.mark.parametrize(
     "log",
     [
@@ -43,6 +79,10 @@ def test_no_action_is_not_extended_but_sets_the_locality() -> None:
         LOG[:-1],
         header([(4, 20)]) + event(0, 1, [(4, bytes(20))]),
         LOG + event(0, 1, [(12, bytes(48))]),
+        LOG + event(0, 1, []),
+        LOG + event(0, 1, [(4, bytes(20))]),
+        LOG + bytes(16) + event(0, 1, ONE),
+        LOG + STARTED_AT_3 + STARTED_AT_4,
         LOG + event(0, 1, [(11, bytes(32))] * 3),
         b"\0" * 32 + b"Spec ID Event00\0",
     ],
