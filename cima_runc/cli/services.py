@@ -1,5 +1,6 @@
 """The services that this host's containers rely on, as reference values."""
 
+import glob
 import json
 import os
 from pathlib import Path
@@ -43,7 +44,8 @@ def host_reference() -> HostReference:
             "no container has been measured since this host booted",
             hint="start one with each engine in use, then try again",
         )
-    for name in sorted({source for sources in INIT_PROGRAMS.values() for source in sources}):
+    patterns = {source for sources in INIT_PROGRAMS.values() for source in sources}
+    for name in sorted({name for pattern in patterns for name in glob.glob(pattern)}):
         digest = _digest_of(os.fsencode(name))
         if digest is not None:
             found.setdefault(os.fsencode(name), set()).add(digest)

@@ -2,8 +2,9 @@
 
 Sources: Docker's daemon/initlayer/setup_unix.go, oci_linux.go and container_unix.go; containerd's
 oci/mounts.go and pkg/cri; Podman's libpod/container_internal_linux.go and pkg/specgen/generate;
-CRI-O's server/sandbox_run_linux.go; kubelet's kubelet_pods.go and pkg/volume. Who controls these
-paths: docs/adr/0092-mounts-that-engines-make.md.
+CRI-O's server/sandbox_run_linux.go; kubelet's kubelet_pods.go and pkg/volume; nerdctl's
+pkg/cmd/container/create.go and pkg/dnsutil/hostsstore. Who controls these paths:
+docs/adr/0092-mounts-that-engines-make.md.
 """
 
 # ruff: noqa: S108 - these are names in a container; nothing is written there
@@ -52,6 +53,8 @@ _INITS = (
     "/usr/sbin/docker-init",
     "/usr/local/bin/docker-init",
     "/usr/libexec/docker/docker-init",
+    "/snap/docker/*/bin/docker-init",
+    "/var/lib/snapd/snap/docker/*/bin/docker-init",
 )
 _CATATONIT = (
     "/usr/bin/catatonit",
@@ -65,8 +68,9 @@ INIT_PROGRAMS: dict[str, tuple[str, ...]] = {
     "/sbin/docker-init": _INITS,
     "/run/podman-init": _CATATONIT,
     "/dev/init": _CATATONIT,
+    "/sbin/tini": ("/usr/bin/tini", "/usr/local/bin/tini"),  # nerdctl's
 }
-"""Where an engine mounts its init program (``--init``), and from where on the host."""
+"""Where an engine mounts its init program (``--init``), and patterns of where it is on the host."""
 
 CRI = ("containerd", "cri-o")
 """The engines that Kubernetes has; the paths of a kubelet are known of those only."""
@@ -136,6 +140,19 @@ MOUNTS: tuple[EngineMount, ...] = (
     *(
         EngineMount("bind", (f"/etc/{name}",), _in(_USERDATA[1:], name), ("cri-o",))
         for name in ("passwd", "group")
+    ),
+    # nerdctl is no daemon, and its directory is not measured: that of root's is this one.
+    EngineMount(
+        "bind", ("/etc/hosts",), ("/var/lib/nerdctl/*/etchosts/*/{id}/hosts",), ("containerd",)
+    ),
+    *(
+        EngineMount(
+            "bind",
+            (f"/etc/{name}",),
+            (f"/var/lib/nerdctl/*/containers/*/{{id}}/{name}",),
+            ("containerd",),
+        )
+        for name in ("hostname", "resolv.conf")
     ),
     EngineMount("bind", ("/etc/hosts",), (f"{_POD}/etc-hosts",), CRI),
     EngineMount("bind", ("/dev/termination-log",), (f"{_POD}/containers/{{container}}/*",), CRI),

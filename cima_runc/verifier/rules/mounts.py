@@ -118,7 +118,8 @@ class EngineMounts:
         """Return a pattern of a mount's source that holds for the next container of its kind.
 
         Ids of this container, its pod and those that it shares namespaces with become ``*``, as
-        does what engines name at random: the 64 hex digits of a volume without a name.
+        does what engines name at random: the 64 hex digits of a volume without a name, the volume
+        that a claim made (``pvc-`` and its uid).
         """
         directories = [
             directory
@@ -230,6 +231,7 @@ _RANDOM = (
     re.compile(r"[0-9a-f]{64}"),
     re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
     re.compile(r"kube-api-access-[a-z0-9]{5}"),
+    re.compile(r"pvc-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
 )
 
 
@@ -274,7 +276,8 @@ def kind(mount: Mount) -> str:
 
 def is_engines_init(mount: Mount, path: str) -> bool:
     """Return whether ``path`` is an engine's init program, which this mount puts there."""
-    return mount.destination == path and mount.source in engines.INIT_PROGRAMS.get(path, ())
+    sources = engines.INIT_PROGRAMS.get(path, ())
+    return mount.destination == path and matches_any(sources, mount.source)
 
 
 def allows(allowed: AllowedMount, mount: Mount) -> bool:

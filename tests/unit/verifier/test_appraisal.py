@@ -159,6 +159,26 @@ def test_docker_init_is_allowed_and_said_not_to_be_compared(box: Box) -> None:
     assert "file.init" in {finding.rule for finding in appraised.findings}
 
 
+@pytest.mark.parametrize(
+    ("at", "source"),
+    [
+        ("/sbin/docker-init", "/snap/docker/2932/bin/docker-init"),
+        ("/run/podman-init", "/usr/bin/catatonit"),
+        ("/dev/init", "/usr/libexec/podman/catatonit"),
+        ("/sbin/tini", "/usr/bin/tini"),
+        ("/sbin/tini", "/usr/local/bin/tini"),
+    ],
+)
+def test_init_programs_of_all_engines(box: Box, at: str, source: str) -> None:
+    mount = INIT | {"destination": at, "source": source}
+    box.config["mounts"].append(mount)
+    box.config["process"]["args"] = [at, "--", "/app/script", "now"]
+    box.files.append((at.encode(), OTHER, Func.BPRM_CHECK))
+    assert box.failed() == []
+    mount["source"] = f"/home/eve{source}"
+    assert "config.mount" in {finding.rule for finding in box.failed()}
+
+
 def test_only_what_ran_first_is_the_engines_init(box: Box) -> None:
     """Under a chroot, another program can have the same path."""
     box = with_init(box)

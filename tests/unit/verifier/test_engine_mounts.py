@@ -27,6 +27,7 @@ from cima_runc.verifier.suggest import suggest
 ID = "c" * 64
 OTHER = "d" * 64
 SANDBOX = "e" * 64
+CLAIM = "pvc-44444444-2222-3333-4444-555555555555"
 POD = "11111111-2222-3333-4444-555555555555"
 CONTAINERD = {
     "io.kubernetes.cri.container-type": "container",
@@ -109,6 +110,15 @@ def crio(state: str, kubelet: str) -> list[dict[str, Any]]:
     ]
 
 
+def nerdctl() -> list[dict[str, Any]]:
+    own = f"/var/lib/nerdctl/1935db59/containers/default/{ID}"
+    return [
+        bind("/etc/hosts", f"/var/lib/nerdctl/1935db59/etchosts/default/{ID}/hosts"),
+        bind("/etc/hostname", f"{own}/hostname"),
+        bind("/etc/resolv.conf", f"{own}/resolv.conf"),
+    ]
+
+
 @dataclass(frozen=True)
 class Host:
     """An engine as it is set up, and what it mounts into each container."""
@@ -162,6 +172,11 @@ HOSTS = {
         "/home/user/.local/share/containers/storage", "/run/user/1000/containers"
     ),
     "cri-o": of_crio("/run/containers/storage", "/var/lib/kubelet"),
+    "nerdctl": Host(
+        Engine(name="containerd", roots=("/var/lib/containerd",), states=("/run/containerd",)),
+        nerdctl(),
+        {},
+    ),
 }
 
 
@@ -203,6 +218,8 @@ def test_the_same_paths_on_a_host_that_keeps_its_things_elsewhere(
     for other in HOSTS.values():
         where = {*other.engine.roots, *other.engine.states, *other.engine.kubelets}
         stranger = Host(other.engine, host.mounts, host.annotations)
+        if other.engine.name == "containerd":
+            where.add("/var/lib/nerdctl")
         shown = {
             each["destination"]
             for each in host.mounts
@@ -272,7 +289,12 @@ def test_no_other_place_for_an_engines_file(host: Host, reference: ImageReferenc
             assert place in refused(found), (place, mount["source"])
 
 
-@ALL
+@pytest.mark.parametrize(
+    "host",
+    # nerdctl's have a name of their host's and of a namespace in them, which are not measured.
+    (named := {key: host for key, host in HOSTS.items() if key != "nerdctl"}).values(),
+    ids=named,
+)
 @given(data=st.data())
 def test_any_other_source_is_refused(host: Host, data: st.DataObject) -> None:
     """Parts of the engine's own paths in another order are no path of the engine's."""
@@ -342,6 +364,7 @@ def the_next(text: str) -> str:
         .replace(POD, "99999999-2222-3333-4444-555555555555")
         .replace("0a1b2c3d", "99aabbcc")
         .replace("abcde", "vwxyz")
+        .replace(CLAIM, CLAIM.replace("4", "7"))
     )
 
 
@@ -354,6 +377,8 @@ EXTRA = {
     "kubernetes": [
         bind("/cache", f"/var/lib/kubelet/pods/{POD}/volumes/kubernetes.io~empty-dir/cache"),
         bind("/usr/end", f"/var/lib/kubelet/pods/{POD}/containers/app/0a1b2c3d"),
+        bind("/db", f"/var/lib/kubelet/pods/{POD}/volumes/kubernetes.io~csi/{CLAIM}/mount"),
+        bind("/sub", f"/var/lib/kubelet/pods/{POD}/volume-subpaths/{CLAIM}/app/0"),
         bind(
             "/opt/token",
             f"/var/lib/kubelet/pods/{POD}/volumes/kubernetes.io~projected/kube-api-access-abcde",
@@ -369,7 +394,7 @@ def test_a_policy_serves_the_next_container_too(name: str, reference: ImageRefer
     assert len(refused(box)) == len(EXTRA[name])
     text = suggest(box.records(), References(reference))
     hints = " ".join(each.next for each in box.failed())
-    for unique in (ID, SANDBOX, POD, "a" * 64, "b" * 64, "abcde'", "0a1b2c3d"):
+    for unique in (ID, SANDBOX, POD, CLAIM, "a" * 64, "b" * 64, "abcde'", "0a1b2c3d"):
         assert unique not in text, text
         assert unique not in hints, hints
     assert box.failed(text) == []
