@@ -42,7 +42,6 @@ LOADING = frozenset(
         "DOTNET_SHARED_STORE",
         "DOTNET_STARTUP_HOOKS",
         "ELIXIR_ERL_OPTIONS",
-        "ENV",
         "ERL_AFLAGS",
         "ERL_FLAGS",
         "ERL_LIBS",
@@ -118,7 +117,9 @@ LOADING = frozenset(
     }
 )
 """Environment variables that make a program load other code, beside :data:`_LOADING_PREFIXES`.
-Sources: sudo's initial_badenv_table (env.c), and the manuals of the languages."""
+Sources: sudo's initial_badenv_table (env.c), and the manuals of the languages. ``ENV`` is none: a
+shell reads the file that it names only where a person types (POSIX.1-2017, sh), who may type what
+the file would do, and many programs have a variable of this name for something else."""
 _LOADING_PREFIXES = (
     "BASH_FUNC_",  # functions that bash defines when it starts
     "CORECLR_PROFILER",
