@@ -9,13 +9,16 @@ whole; from 3 on sections are merged key by key. So:
 - where an imported file has it too, our handler comes into a file of our own beside, which is the
   last: those others are often generated (NVIDIA's). Up to version 2 that file holds all of the
   section that is in effect;
-- where no file has it, and a directory of drop-ins is imported, it comes into a file of our own.
+- where no file has it, and a directory of drop-ins is imported, it comes into a file of our own;
+- where there is no main file, and files stand where containerd 2.2 and later import from without
+  one, the main file that is made imports them on.
 
 A file that names any runtime replaces the list of those that are built in: then ``runc``, the
 default one, must be named too. A relative pattern of imports is relative to the file, as since
 containerd 1.7. k3s and RKE2 make their configuration from a template, which ``--file`` names.
 Source: containerd, docs/man/containerd-config.toml.5.md, docs/cri/config.md and
-cmd/containerd/server/config (mergeConfig); k3s, pkg/agent/templates.
+cmd/containerd/server/config (mergeConfig), defaults (DefaultConfigIncludePattern); k3s,
+pkg/agent/templates.
 """
 
 import re
@@ -42,6 +45,7 @@ _PLUGINS = {
 }
 _MERGED_SINCE = 3
 _BEGIN, _END = "# cima configure containerd: begin", "# cima configure containerd: end"
+_BUILT_IN = "etc/containerd/conf.d/*.toml"
 _BASE = '{{ template "base" . }}'
 
 
@@ -90,6 +94,12 @@ def _file_of(owner: str, directory: Path) -> Path:
     made = directory / "config.toml"
     version = _version(toml_text.read(made)) if made.is_file() else _MERGED_SINCE
     return directory / ("config-v3.toml.tmpl" if version >= _MERGED_SINCE else "config.toml.tmpl")
+
+
+def _built_in(root: Path) -> list[Path]:
+    """Return the files that containerd imports though no main file says so; it has none then."""
+    main = root / _FILE
+    return [] if main != _main(root) or main.exists() else sorted(root.glob(_BUILT_IN))
 
 
 def _find_file(root: Path) -> Path:
@@ -208,10 +218,13 @@ def _add(text: str | None, wish: Wish, root: Path, what: str) -> str:
     path = wish.file or Path(what)  # where it was configured before, whatever came since
     is_own = path.name == _DROP_IN
     if text is None or not text.strip() or is_own:
+        imported = [] if is_own or wish.file is not None else _built_in(root)
         version = _version(main_values) if main_values else _version_of_new(path)
+        version = max([version, *(_version(toml_text.read(each)) for each in imported)])
         kept = _default_of(text, what) if is_own else False
         wish = Wish(wish.runtime, wish.default or kept, file=wish.file)
         text = ("" if is_own else text or "") + (f"version = {version}\n" if version > 1 else "")
+        text += f'imports = ["/{_BUILT_IN}"]\n' if imported else ""
     values = toml_text.parse(text, what)
     plugin = _plugin(values)
     if plugin is None:
@@ -221,7 +234,8 @@ def _add(text: str | None, wish: Wish, root: Path, what: str) -> str:
         )
     _refuse_switched_off(main_values or values, plugin, str(main) if main_values else what)
     section = ["plugins", plugin]
-    effect = _in_effect(root, _DROP_IN) if wish.file is None else {}
+    whole = {} if main.is_file() else {path.resolve(): text}
+    effect = _in_effect(root, _DROP_IN, whole) if wish.file is None else {}
     if is_own and effect and _version(values) < _MERGED_SINCE:
         text = toml_text.put(text, section, effect, what)
     effect = _merged(effect, toml_text.at(values, section) or {})

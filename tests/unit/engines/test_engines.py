@@ -339,6 +339,35 @@ def test_a_drop_in_of_version_2_hides_nothing(root: Path, changes: Changes) -> N
     assert set(snapshot(root)) == set(before)
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_drop_ins_that_containerd_reads_without_a_main_file(
+    root: Path, changes: Changes, version: int
+) -> None:
+    """Since containerd 2.2. A main file that does not import them would switch them off."""
+    plugin = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}[version]
+    files = {
+        "conf.d/10-root.toml": f'version = {version}\nroot = "/srv/containerd"\n',
+        "conf.d/99-note": "not TOML",
+    }
+    if version == 3:  # sections are merged since then
+        files["conf.d/50-nvidia.toml"] = (
+            f'version = 3\n[plugins."{plugin}".containerd]\ndefault_runtime_name = "nvidia"\n'
+            f'[plugins."{plugin}".containerd.runtimes.nvidia.options]\nSystemdCgroup = true\n'
+        )
+    write(root, "containerd", files)
+    before = snapshot(root)
+    assert configure(changes, CONTAINERD)
+    made = tomllib.loads((root / "etc/containerd/config.toml").read_text())
+    assert made["version"] == version
+    assert made["imports"] == ["/etc/containerd/conf.d/*.toml"]
+    runtime = made["plugins"][plugin]["containerd"]["runtimes"]["cima-runc"]
+    assert runtime["options"].get("SystemdCgroup", False) is (version == 3)
+    assert not configure(changes, CONTAINERD)
+    assert CONTAINERD.named(root) == {RUNTIME}
+    assert remove(changes, CONTAINERD)
+    assert snapshot(root) == before
+
+
 def test_containerds_version_4(root: Path, changes: Changes) -> None:
     write(root, "containerd", case("containerd-v4"))
     before = snapshot(root)
