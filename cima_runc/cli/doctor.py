@@ -23,6 +23,7 @@ from cima_runc.cli.output import CANNOT, print_json, print_table
 from cima_runc.config import Settings
 from cima_runc.doctor import clock, disk, ima_policy, own_files
 from cima_runc.doctor.finding import UnfitError
+from cima_runc.engines.containerd import of_others
 from cima_runc.runtime import installation, oci_hooks
 from cima_runc.runtime.agent_socket import call_agent
 
@@ -84,7 +85,7 @@ def examine(settings: Settings) -> list[Diagnosis]:
     found += [
         _diagnose(name, lambda name=name: _engine(name), False)  # type: ignore[misc]
         for name, program in _PROGRAMS.items()
-        if shutil.which(program)
+        if shutil.which(program) or (name == "containerd" and of_others(Path("/")) is not None)
     ]
     _progress("")
     return found

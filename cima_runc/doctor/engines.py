@@ -22,7 +22,7 @@ from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.doctor.finding import UnfitError
 from cima_runc.engines import toml_text
-from cima_runc.engines.containerd import dump_command
+from cima_runc.engines.containerd import dump_command, of_others
 from cima_runc.engines.crio import config_command
 from cima_runc.engines.docker import program_of
 from cima_runc.engines.engine import RUNTIME_NAME, Engine, EngineError
@@ -124,20 +124,33 @@ def _podman_info(*options: str) -> dict[str, Any]:
 
 
 def _containerd(engine: Engine, path: str) -> Running | None:
-    return _by_file(engine, b"containerd", path, _containerd_settings)
+    others = of_others(Path("/"))
+    if others is None:
+        return _by_file(engine.find_file, b"containerd", path, _dumped_settings)
+    found = _by_file(lambda _: others.file, b"containerd", path, lambda: _settings_in(others.made))
+    if found is not None and found.path is None:
+        raise UnfitError(
+            f"{printable(str(others.file))} names {path}, but {others.owner} as it runs has not"
+            " read it",
+            hint=f"restart {others.owner}",
+        )
+    return found
 
 
 def _crio(engine: Engine, path: str) -> Running | None:
-    return _by_file(engine, b"crio", path, _crio_settings)
+    return _by_file(engine.find_file, b"crio", path, _crio_settings)
 
 
 def _by_file(
-    engine: Engine, program: bytes, path: str, settings: Callable[[], tuple[bool, str]]
+    find: Callable[[Path], Path],
+    program: bytes,
+    path: str,
+    settings: Callable[[], tuple[bool, str]],
 ) -> Running | None:
     started = [process.create_time() for process in _daemons(program)]
     if not started:
         return None
-    file = engine.find_file(Path("/"))
+    file = find(Path("/"))
     # The daemon's start is told in hundredths of a second.
     if file.exists() and file.stat().st_mtime > min(started) + 0.01:
         return Running(path=None, default=False, cgroups="")
@@ -145,10 +158,19 @@ def _by_file(
     return Running(path=path, default=default, cgroups=cgroups)
 
 
-def _containerd_settings() -> tuple[bool, str]:
-    """Return whether we are CRI's default, and how our handler makes cgroups."""
+def _dumped_settings() -> tuple[bool, str]:
     ran = _run(*dump_command(Path("/")))
-    values = {} if ran.returncode else _parsed(ran.stdout, "containerd config dump")
+    return _cri_settings({} if ran.returncode else _parsed(ran.stdout, "containerd config dump"))
+
+
+def _settings_in(file: Path) -> tuple[bool, str]:
+    with suppress(OSError), file.open("rb") as opened:
+        return _cri_settings(_parsed(opened.read(_SHOWN).decode("utf-8", "replace"), str(file)))
+    return False, ""
+
+
+def _cri_settings(values: dict[str, Any]) -> tuple[bool, str]:
+    """Return whether we are CRI's default, and how our handler makes cgroups."""
     for plugin in (values.get("plugins") or {}).values():
         containerd = plugin.get("containerd") if isinstance(plugin, dict) else None
         if not isinstance(containerd, dict) or "runtimes" not in containerd:

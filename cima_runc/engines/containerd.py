@@ -23,10 +23,12 @@ pkg/agent/templates.
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from cima_runc.base import limits
 from cima_runc.engines import toml_text
 from cima_runc.engines.engine import RUNTIME_NAME, Engine, EngineError, Wish
 from cima_runc.engines.unit import command_of, flags_of
@@ -65,6 +67,17 @@ def dump_command(root: Path) -> list[str]:
     return ["containerd", *(["--config", named] if named else []), "config", "dump"]
 
 
+@dataclass(frozen=True)
+class OfOthers:
+    """A containerd that another program starts, and makes the settings of."""
+
+    owner: str
+    file: Path
+    """What a person writes to have something in its settings."""
+    made: Path
+    """The settings that its containerd reads, made when the owner starts."""
+
+
 _MADE_BY_OTHERS = {
     "var/lib/rancher/k3s/agent/etc/containerd": "k3s",
     "var/lib/rancher/rke2/agent/etc/containerd": "RKE2",
@@ -74,26 +87,37 @@ _MADE_BY_OTHERS = {
 """Directories of those that start a containerd of their own and make its settings."""
 
 
-def _refuse_unread(root: Path, main: Path) -> None:
-    """Refuse to begin a file that nobody would read: containerd is another's here."""
-    if main.exists() or command_of(_UNIT, root).argv:
-        return
+def of_others(root: Path) -> OfOthers | None:
+    """Return whose containerd the host's is; None where it is started by its own unit, or its own
+    settings are there."""
+    if _main(root).exists() or command_of(_UNIT, root).argv:
+        return None
     for directory, owner in _MADE_BY_OTHERS.items():
         if (found := root / directory).is_dir():
-            raise EngineError(
-                f"containerd is {owner}'s own here, which does not read {main}",
-                hint=f"cima configure containerd --file {_file_of(owner, found)}",
-            )
+            return _of(owner, found, root)
+    return None
 
 
-def _file_of(owner: str, directory: Path) -> Path:
+def _of(owner: str, directory: Path, root: Path) -> OfOthers:
     if owner == "microk8s":
-        return directory / "containerd-template.toml"
+        template = directory / "containerd-template.toml"
+        return OfOthers(owner, template, directory / "containerd.toml")
     if owner == "k0s":
-        return directory / "containerd.d" / _DROP_IN
+        own = directory / "containerd.d" / _DROP_IN
+        return OfOthers(owner, own, root / "run/k0s/containerd-cri.toml")
     made = directory / "config.toml"
     version = _version(toml_text.read(made)) if made.is_file() else _MERGED_SINCE
-    return directory / ("config-v3.toml.tmpl" if version >= _MERGED_SINCE else "config.toml.tmpl")
+    name = "config-v3.toml.tmpl" if version >= _MERGED_SINCE else "config.toml.tmpl"
+    return OfOthers(owner, directory / name, made)
+
+
+def _refuse_unread(root: Path, main: Path) -> None:
+    """Refuse to begin a file that nobody would read: containerd is another's here."""
+    if (others := of_others(root)) is not None:
+        raise EngineError(
+            f"containerd is {others.owner}'s own here, which does not read {main}",
+            hint=f"cima configure containerd --file {others.file}",
+        )
 
 
 def _built_in(root: Path) -> list[Path]:
@@ -338,7 +362,32 @@ def _without_block(text: str) -> str:
 
 
 def _named(root: Path) -> set[str]:
-    entry = toml_text.at(_in_effect(root), ["containerd", "runtimes", RUNTIME_NAME, "options"])
+    others = of_others(root)
+    if others is None:
+        return _program_in(_in_effect(root))
+    found: set[str] = set()
+    for file in (others.file, others.made):
+        if file.is_file():
+            found |= _named_in(file)
+    return found
+
+
+def _named_in(file: Path) -> set[str]:
+    """Return what a file of others takes us to be; of a template our own block is read."""
+    text = file.read_bytes()[: limits.ENGINE_SETTINGS].decode("utf-8", "replace")
+    if file.suffix == ".tmpl":
+        block = text.partition(_BEGIN)[2].partition(_END)[0]
+        text = block.replace("{{ .SystemdCgroup }}", "false")
+    try:
+        values = toml_text.parse(text, str(file))
+    except EngineError:
+        return set()
+    sections = (toml_text.at(values, ["plugins", plugin]) for plugin in _PLUGINS.values())
+    return {path for each in sections for path in _program_in(each)}
+
+
+def _program_in(section: Any) -> set[str]:
+    entry = toml_text.at(section or {}, ["containerd", "runtimes", RUNTIME_NAME, "options"])
     path = entry.get("BinaryName") if isinstance(entry, dict) else None
     return {path} if isinstance(path, str) else set()
 

@@ -12,6 +12,7 @@ import pytest
 from cima_runc.cli.configure import ENGINES
 from cima_runc.doctor import engines
 from cima_runc.doctor.finding import UnfitError
+from cima_runc.engines.containerd import OfOthers
 from cima_runc.engines.engine import Engine
 
 LAUNCHER = Path("/usr/lib/cima-runc/bin/cima-runc")
@@ -118,6 +119,27 @@ def test_containerd(host: SimpleNamespace, tmp_path: Path) -> None:
     for printed in ((1, "", "no such command"), (0, "no TOML [", "")):
         host.printed[dump] = printed
         assert "calls" in engines.look(engine("containerd", {str(LAUNCHER)}, file), LAUNCHER)
+
+
+def test_a_containerd_that_others_start(
+    host: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """k3s and its kin: what they have made is read, and it is they who must start anew."""
+    others = OfOthers("k3s", tmp_path / "config-v3.toml.tmpl", tmp_path / "config.toml")
+    monkeypatch.setattr(engines, "of_others", lambda _: others)
+    containerd = engine("containerd", {str(LAUNCHER)})
+    assert "once it runs" in engines.look(containerd, LAUNCHER)
+    host.started["containerd"] = [time.time() + 5]
+    others.file.write_text('{{ template "base" . }}')
+    assert engines.look(containerd, LAUNCHER) == f"calls {LAUNCHER} for pods that ask for it"
+    runtime = 'plugins."io.containerd.cri.v1.runtime".containerd.runtimes.cima-runc'
+    others.made.write_text(f"[{runtime}.options]\nSystemdCgroup = true\n")
+    told = engines.look(containerd, LAUNCHER)
+    assert told == f"calls {LAUNCHER} for pods that ask for it; cgroup driver systemd"
+    host.started["containerd"] = [time.time() - 3600]
+    with pytest.raises(UnfitError, match="k3s as it runs has not read it") as raised:
+        engines.look(containerd, LAUNCHER)
+    assert raised.value.hint == "restart k3s"
 
 
 INFO = ("podman", "--runtime", "cima-runc", "info", "--format", "json")

@@ -575,9 +575,12 @@ def test_a_containerd_of_others(
         configure(changes, CONTAINERD)
     assert caught.value.hint == f"cima configure containerd --file {root / directory / file}"
     named = Wish(RUNTIME, False, file=root / directory / file)
+    assert CONTAINERD.named(root) == set()
     changes.make(CONTAINERD, changes.adding(CONTAINERD, named))
     assert RUNTIME in (root / directory / file).read_text()
+    assert CONTAINERD.named(root) == {RUNTIME}
     remove(changes, CONTAINERD)
+    assert CONTAINERD.named(root) == set()
     # Beside one of the distribution's that is the one to configure.
     write(root, "containerd", {"config.toml": "version = 2\n"})
     assert configure(changes, CONTAINERD)
