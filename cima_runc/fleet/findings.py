@@ -7,7 +7,8 @@ it before. Source: fleet, section 5.
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, delete, insert, select
+from sqlalchemy import Connection, Select, and_, delete, insert, or_, select
+from sqlalchemy.sql.elements import ColumnElement
 
 from cima_runc.fleet.appraisal import Part
 from cima_runc.fleet.database import batched
@@ -18,6 +19,35 @@ from cima_runc.verifier.result import Finding as Found
 _FINDING, _CONTAINER = table_of(Finding), table_of(Container)
 FINDINGS = 1_000
 """Findings of one part that are kept; all decide the verdict as they come."""
+_FOR_ALL = frozenset(
+    {
+        "boot_aggregate.differs",
+        "boot_aggregate.no_tpm",
+        "boot_aggregate.not_comparable",
+        "host.foreign",
+        "host.gaps",
+        "host.log_hidden",
+        "host.pcr",
+        "host.pcr_changed",
+        "host.pcr_selection",
+        "host.pcrs_unknown",
+        "host.reference",
+    }
+)
+"""Rules of what evidence shows of a host to each of its tenants alike. All else that is found of a
+host is by its log, which in full has what every container of it ran."""
+OPERATORS = "what the host's log shows is not as it should be: its operator sees what"
+"""What is said in the place of that."""
+
+
+def is_for_all(part: str, rule: str) -> bool:
+    """Whether what a finding says may be read by whoever has a container on the host."""
+    return part != "host" or rule in _FOR_ALL
+
+
+def are_for_all() -> ColumnElement[bool]:
+    """Return the condition on ``finding`` that is as :func:`is_for_all`."""
+    return or_(_FINDING.c.part != "host", _FINDING.c.rule.in_(_FOR_ALL))
 
 
 def waiting_for_log(host: int) -> Select[tuple[int]]:
@@ -149,10 +179,11 @@ class Findings:
             )
 
     def first_failure(self, container: int) -> str:
-        """Return the first of what a container is UNTRUSTED for."""
+        """Return the first of what a container is UNTRUSTED for, as all may read it who see the
+        container: it becomes part of its history and of events."""
         column = _FINDING.c
         found = self._connection.execute(
-            select(column.what)
+            select(column.part, column.rule, column.what)
             .where(
                 column.container == container,
                 column.mode == "enforce",
@@ -160,15 +191,17 @@ class Findings:
             )
             .order_by(column.id)
             .limit(1)
-        ).scalar()
-        if found is not None:
-            return str(found)
+        ).first()
         rows = (
-            row["what"]
+            (row["part"], row["rule"], row["what"])
             for row in self._rows
             if (row["container"], row["mode"], row["severity"]) == (container, "enforce", "fail")
         )
-        return next(rows, "")
+        first = found or next(rows, None)
+        if first is None:
+            return ""
+        part, rule, what = first
+        return str(what) if is_for_all(part, rule) else OPERATORS
 
     def flush(self) -> None:
         """Write what was found."""

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, case, func, literal, select
+from sqlalchemy import Connection, Select, and_, case, func, literal, not_, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.fleet import audit as chain
 from cima_runc.fleet import clock, verdicts
+from cima_runc.fleet.findings import OPERATORS, are_for_all
 from cima_runc.fleet.schema import (
     ApiToken,
     Appraisal,
@@ -48,6 +49,9 @@ _KEY, _RECORD, _FINDING = table_of(TenantKey), table_of(Record), table_of(Findin
 _EVENT, _VERDICT = table_of(Event), table_of(Verdict)
 MOST = 1_000
 """Rows of one answer at most."""
+_SHOWN = "severity rule what record run path got expected next part".split()
+"""What is shown of a finding, beside its time."""
+_RANK = {"fail": 0, "warn": 1}
 Row = dict[str, Any]
 
 
@@ -315,22 +319,9 @@ def container(connection: Connection, uid: str, tenant: int | None = None) -> Ro
     if tenant is not None:
         owned = owned.join(_KEY, _KEY.c.key == _OWNER.c.key).where(_KEY.c.tenant == tenant)
     made["owners"] = list(connection.execute(owned).scalars())
-    found = connection.execute(
-        select(_FINDING)
-        .where(_FINDING.c.container == number)
-        .order_by(
-            case((_FINDING.c.severity == "fail", 0), (_FINDING.c.severity == "warn", 1), else_=2),
-            _FINDING.c.id,
-        )
-        .limit(MOST)
-    ).mappings()
     made["findings"], made["observed_findings"] = [], []
-    for one in found:
-        shown = {
-            key: one[key]
-            for key in ("severity", "rule", "what", "record", "run", "path", "got", "expected")
-        }
-        shown |= {"next": one["next"], "part": one["part"], "time": when(one["time"])}
+    for one in _findings(connection, number, tenant):
+        shown = {key: one[key] for key in _SHOWN} | {"time": when(one["time"])}
         made["findings" if one["mode"] == "enforce" else "observed_findings"].append(shown)
     made["verdicts"] = [
         {
@@ -350,6 +341,34 @@ def container(connection: Connection, uid: str, tenant: int | None = None) -> Ro
     ]
     made["why"] = made["verdicts"][0]["why"] if made["verdicts"] else ""
     return made
+
+
+def _findings(connection: Connection, container: int, tenant: int | None) -> list[Row]:
+    """Return what was found of a container, what fails first; for a tenant without what the host's
+    log says of others."""
+    column = _FINDING.c
+    is_its = column.container == container
+    query = select(_FINDING).where(is_its)
+    if tenant is not None:
+        query = query.where(are_for_all())
+    rank = case((column.severity == "fail", 0), (column.severity == "warn", 1), else_=2)
+    rows = connection.execute(query.order_by(rank, column.id).limit(MOST)).mappings()
+    found = [dict(row) for row in rows]
+    if tenant is None:
+        return found
+    nothing = dict.fromkeys(_SHOWN, "") | {"record": None, "run": None}
+    others = connection.execute(
+        select(column.mode, column.severity, column.rule, column.part, func.max(column.time))
+        .where(is_its, not_(are_for_all()))
+        .group_by(column.mode, column.severity, column.rule, column.part)
+        .order_by(column.rule)
+    )
+    said = [
+        {**nothing, "mode": mode, "severity": severity, "rule": rule, "what": OPERATORS}
+        | {"part": part, "time": time}
+        for mode, severity, rule, part, time in others
+    ]
+    return sorted([*found, *said], key=lambda one: _RANK.get(one["severity"], 2))
 
 
 def records(

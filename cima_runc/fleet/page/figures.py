@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, literal, select
 
 from cima_runc.base.text import printable
 from cima_runc.fleet import clock
+from cima_runc.fleet.findings import are_for_all
 from cima_runc.fleet.queries import Row, is_tenants, when
 from cima_runc.fleet.schema import Container, Finding, Verdict, table_of
 
@@ -47,6 +48,7 @@ def latest_findings(connection: Connection, tenant: int | None, limit: int = 10)
             _FINDING.c.mode == "enforce",
             _CONTAINER.c.kind == "container",
             is_tenants(tenant),
+            literal(True) if tenant is None else are_for_all(),
         )
         .order_by(_FINDING.c.id.desc())
         .limit(limit)

@@ -1,17 +1,23 @@
 """Tenants are kept apart: by trying, through every view, and in the database itself."""
 
+import hashlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select, text
+from starlette.testclient import TestClient
 
 from cima_runc.evidence.owner import generate, public_text
 from cima_runc.fleet import changes
 from cima_runc.fleet.access import Role
+from cima_runc.fleet.findings import OPERATORS
 from cima_runc.fleet.schema import Base
+from cima_runc.verifier.reference.file import HostReference, format_reference
 from tests.support.fleet_host import FleetHost
+from tests.support.fleet_image import image, reference_file
 from tests.support.served_fleet import ServedFleet
 
 Start = Callable[..., ServedFleet]
@@ -68,6 +74,50 @@ def test_no_view_shows_anything_of_another(tenants: Tenants) -> None:
         assert "hosts" not in fleet.get("/v1/overview", tenants.tokens[own])
         rows = fleet.get("/v1/containers", tenants.tokens[own])
         assert {row["container"].split("-")[0] for row in rows} == {own}
+
+
+def test_what_a_host_s_log_shows_in_full_is_for_its_operator(
+    fleet: ServedFleet, tmp_path: Path
+) -> None:
+    """That log has what every container of the host ran, and each container is judged by it."""
+    reference = image(tmp_path)
+    fleet.write(changes.add_reference, "app", reference_file(reference))
+    known = HostReference(files={"/usr/bin/dockerd": ("11" * 32,)})
+    fleet.write(changes.add_reference, "hosts", format_reference(known))
+    fleet.write(changes.add_policy, "strict", "[host]\nallow_violations = false\n")
+    for mode in ("enforce", "observe"):
+        named = {"mode": mode, "image_reference": "app", "host_reference": "hosts"}
+        fleet.write(changes.assign, "strict", {"label": {"zone": "a"}}, **named)
+    keys = {name: public_text(generate()[1]) for name in NAMES}
+    for name, key in keys.items():
+        fleet.write(changes.add_tenant, name, [key])
+    host = FleetHost(in_full=True)
+    fleet.enrol(host, zone="a")
+    for name, key in keys.items():
+        host.start(f"{name}-container", (key,))
+        host.host_runs(f"/bin/planted-by-{name}".encode())
+        host.host_runs(f"/data/planted-by-{name}".encode(), violation=True)
+    fleet.sync(host)
+    digests = [hashlib.sha256(f"/bin/planted-by-{name}".encode()).hexdigest() for name in NAMES]
+    (uid,) = (row["uid"] for row in fleet.get("/v1/containers", name="ares"))
+    operators = fleet.ask("GET", f"/v1/containers/{uid}").text
+    assert all(f"planted-by-{name}" in operators for name in NAMES), operators
+    token = fleet.token(Role.TENANT, "ares")
+    found = fleet.get(f"/v1/containers/{uid}", token)
+    for kind in ("findings", "observed_findings"):
+        told = [(one["severity"], one["rule"]) for one in found[kind] if one["part"] == "host"]
+        # How many there are would count what others run.
+        assert told.count(("fail", "host.added")) == 1 == told.count(("warn", "host.violation"))
+    assert (found["verdict"], found["why"]) == ("UNTRUSTED", OPERATORS)
+    page = TestClient(fleet.client.app, "https://fleet.example", follow_redirects=True)
+    page.post("/sign-in", data={"token": token, "next": "/"})
+    shown = [page.get(path).text for path in ("/", "/events", "/hosts", f"/containers/{uid}")]
+    assert all("ares" in text or "Hosts" in text for text in shown)
+    for path in (*paths(fleet), f"/v1/containers/{uid}", f"/v1/hosts/{host.tpm.ak_name.hex()}"):
+        shown.append(fleet.ask("GET", path, token, params={"path": "/bin/planted-by-boreas"}).text)
+    for text_ in shown:
+        assert "planted-by" not in text_
+        assert not any(digest in text_ for digest in digests)
 
 
 def test_what_is_another_s_is_not_there_by_name(tenants: Tenants) -> None:
