@@ -40,6 +40,10 @@ class AccessError(CimaError):
     """Somebody may not do what was asked."""
 
 
+class LimitedError(CimaError):
+    """Somebody asks too often."""
+
+
 class NotSignedInError(AccessError):
     """It is not known who asks."""
 

@@ -27,7 +27,7 @@ from cima_runc.fleet import (
     reports,
     tenants_api,
 )
-from cima_runc.fleet.access import ForbiddenError, NotSignedInError
+from cima_runc.fleet.access import ForbiddenError, LimitedError, NotSignedInError
 from cima_runc.fleet.database import DatabaseError
 from cima_runc.fleet.guard import Asgi, Guard
 from cima_runc.fleet.page import routes as page
@@ -40,7 +40,7 @@ _STATUS: tuple[tuple[type[CimaError], int], ...] = (
     (ForbiddenError, 403),
     (hosts_api.EnrolmentClosedError, 403),
     (enrolments.TokenRefusedError, 403),
-    (hosts_api.LimitedError, 429),
+    (LimitedError, 429),
     (passed_on.BusyError, 429),
     (passed_on.NotAnsweredError, 504),
     (passed_on.NotHereError, 404),
@@ -60,7 +60,7 @@ def application(service: Service) -> Asgi:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.worker.start()
-        waking = asyncio.create_task(service.wake_hosts())
+        waking = asyncio.create_task(service.wake_waiting())
         try:
             yield
         finally:

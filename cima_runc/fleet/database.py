@@ -22,7 +22,8 @@ from cima_runc.base.errors import CimaError
 SERVICE = "service"
 """The scope that sees all."""
 _BUSY_SECONDS = 30
-_CONNECTIONS = 12
+_CONNECTIONS = 16
+"""As many as threads use: of requests, and in the background."""
 _Value = TypeVar("_Value")
 _BATCH = 500
 """Values in one statement: SQLite limits how many."""

@@ -1,6 +1,7 @@
 """HTTP for hosts: nonces, reports, answers, enrolment. Source: fleet, sections 3 and 4."""
 
 import asyncio
+import contextlib
 import time
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from cima_runc.evidence.host_enrolment import parse as parse_host
 from cima_runc.evidence.report_answer import LONG_POLL, Accepted, Invitation, Refused, Resync
 from cima_runc.evidence.report_nonce import NonceRefusedError
 from cima_runc.fleet import clock, enrolments, passed_on
+from cima_runc.fleet.access import LimitedError
 from cima_runc.fleet.database import DatabaseError
 from cima_runc.fleet.reports import NotEnrolledError, Outcome, refusal
 from cima_runc.fleet.service import Service
@@ -30,10 +32,6 @@ _RETRY = {"Retry-After": "5"}
 
 class EnrolmentClosedError(CimaError):
     """Nobody can join now."""
-
-
-class LimitedError(CimaError):
-    """Too many requests."""
 
 
 def address_of(request: Request) -> str:
@@ -57,23 +55,19 @@ class Frequent:
         """Answer with a nonce; to a host that is proved after ``wait`` seconds at most.
 
         Raises:
-            LimitedError: this address asks too often.
+            LimitedError: this host, or who is not proved from this address, asks too often.
         """
         service, rates = self._service, self._service.rates
         proved = self.session_is_good(request.headers.get("authorization"), ak)
-        if not proved and not rates.nonces.allows(address_of(request), time.monotonic()):
+        rate, who = (rates.polls, ak) if proved else (rates.nonces, address_of(request))
+        if not rate.allows(who, time.monotonic()):
             raise LimitedError("too many nonces", hint="ask again in a minute")
         if wait and proved and not service.is_ending():
-            event = service.waiting.add(ak)
-            try:
+            with service.polls.on(ak) as event, contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await event.wait()
-            except TimeoutError:
-                pass
-            finally:
-                service.waiting.remove(ak, event)
         if proved:
-            return _answer(200, await service.run(self._invite, ak))
+            return _answer(200, await service.run_for_host(self._invite, ak))
         # Nothing is looked up for somebody who is not proved.
         made = Invitation(
             nonce=service.nonces.issue(bytes.fromhex(ak), clock.now() / 1000),
@@ -90,9 +84,12 @@ class Frequent:
     async def report(self, request: Request, ak: str) -> Response:
         """Take a report; answer what became of it."""
         service, rates, metrics = self._service, self._service.rates, self._service.metrics
-        address, now = address_of(request), time.monotonic()
-        # Neither somebody who sends rubbish, nor a host that reports all the time, slows others.
-        if not rates.refused.has_room(address, now) or not rates.reports.has_room(ak, now):
+        now = time.monotonic()
+        # Neither somebody who sends rubbish, nor a host that reports all the time, slows others:
+        # nor those behind the same address, where they have reported before.
+        proved = self.session_is_good(request.headers.get("authorization"), ak)
+        who = ak if proved else address_of(request)
+        if not rates.refused.has_room(who, now) or not rates.reports.has_room(ak, now):
             metrics.reports.labels("limited").inc()
             limited = LimitedError("too many reports", hint="report again in a minute")
             return _answer(429, refusal(limited), _RETRY)
@@ -103,14 +100,14 @@ class Frequent:
 
         began = time.perf_counter()
         try:
-            outcome: Outcome = await service.run(take)
+            outcome: Outcome = await service.run_for_host(take)
         except DatabaseError as error:
             metrics.reports.labels("failed").inc()
             return _answer(503, refusal(error), _RETRY)
         except CimaError as error:
             metrics.reports.labels("refused").inc()
             metrics.refusals.labels(type(error).__name__).inc()
-            rates.refused.allows(address, now)
+            rates.refused.allows(who, now)
             return _answer(_status(error), refusal(error))
         finally:
             metrics.seconds.observe(time.perf_counter() - began)
@@ -171,15 +168,20 @@ def routes(service: Service, frequent: Frequent) -> APIRouter:
         """Take a host's answer to a tenant's request."""
         if not frequent.session_is_good(authorization, ak):
             raise NotEnrolledError("the session is not this host's, or has ended")
+        if not rates.answers.allows(ak, time.monotonic()):
+            raise LimitedError("too many answers", hint="answer again in a minute")
         body = await request.body()
         status = 200 if (content_type or "").startswith(_JSON) else 502
 
         def keep() -> bool:
+            with service.database.read() as connection:
+                if not passed_on.is_wanted(connection, ak, name):
+                    return False
             raw = decompressed(body, content_encoding, limits.EVIDENCE)
             with service.database.write() as connection:
                 return passed_on.answer(connection, ak, name, status, raw)
 
-        if not await service.run(keep):
+        if not await service.run_for_host(keep):
             raise passed_on.NotHereError("nobody waits for this answer any more")
         return Response(status_code=204)
 

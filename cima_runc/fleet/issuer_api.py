@@ -13,9 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
 from cima_runc.fleet import clock, issuer, issuing, queries
-from cima_runc.fleet.access import ForbiddenError, Person, Role
+from cima_runc.fleet.access import ForbiddenError, LimitedError, Person, Role
 from cima_runc.fleet.claims import Profile
-from cima_runc.fleet.hosts_api import LimitedError
 from cima_runc.fleet.people_api import ERRORS, Name, Uid, recognised
 from cima_runc.fleet.service import Service
 

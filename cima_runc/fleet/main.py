@@ -21,6 +21,7 @@ from cima_runc.base.text import printable
 from cima_runc.fleet import changes, issuer, migrate, setup
 from cima_runc.fleet import check as checks
 from cima_runc.fleet.app import application
+from cima_runc.fleet.connections import Http, take_descriptors
 from cima_runc.fleet.database import Database, DatabaseError
 from cima_runc.fleet.service import Service
 from cima_runc.fleet.settings import FILE, Settings, read_settings
@@ -71,6 +72,7 @@ def serve(
     logging.getLogger("alembic").setLevel(logging.WARNING)
     setup.prepare(settings)
     certificate, key = setup.certificate(settings)
+    take_descriptors()
     listening = _listen(settings)
     settings = settings.model_copy(update={"port": int(listening.getsockname()[1])})
     service = Service(settings)
@@ -79,6 +81,8 @@ def serve(
             application(service),
             ssl_certfile=certificate,
             ssl_keyfile=key,
+            http=Http,
+            forwarded_allow_ips=list(settings.proxies),
             lifespan="on",
             ws="none",
             log_config=None,

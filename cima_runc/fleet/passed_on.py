@@ -6,9 +6,11 @@ and 4.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy.sql.elements import ColumnElement
 
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
@@ -16,6 +18,7 @@ from cima_runc.evidence.enrolment import Challenge, parse
 from cima_runc.evidence.report_answer import TenantChallenge, TenantRequest
 from cima_runc.evidence.request import parse_request
 from cima_runc.fleet import clock
+from cima_runc.fleet.database import batched
 from cima_runc.fleet.schema import (
     Container,
     EvidenceRequest,
@@ -172,20 +175,30 @@ def hosts_waited_for(connection: Connection) -> set[str]:
     return set(rows.scalars())
 
 
+def is_wanted(connection: Connection, ak_name: str, uid: str) -> bool:
+    """Whether somebody waits for this answer of this host."""
+    found = connection.execute(select(_REQUEST.c.id).where(_is_waiting(ak_name, uid)))
+    return found.first() is not None
+
+
 def answer(connection: Connection, ak_name: str, uid: str, status: int, body: bytes) -> bool:
     """Take a host's answer; False where nobody waits for it any more."""
-    host = select(_HOST.c.id).where(_HOST.c.ak_name == ak_name).scalar_subquery()
     done = connection.execute(
         update(_REQUEST)
-        .where(
-            _REQUEST.c.uid == uid,
-            _REQUEST.c.host == host,
-            _REQUEST.c.answered.is_(None),
-            _REQUEST.c.expires > clock.now(),
-        )
+        .where(_is_waiting(ak_name, uid))
         .values(answered=clock.now(), status=status, answer=body)
     )
     return bool(done.rowcount)
+
+
+def _is_waiting(ak_name: str, uid: str) -> ColumnElement[bool]:
+    host = select(_HOST.c.id).where(_HOST.c.ak_name == ak_name).scalar_subquery()
+    return and_(
+        _REQUEST.c.uid == uid,
+        _REQUEST.c.host == host,
+        _REQUEST.c.answered.is_(None),
+        _REQUEST.c.expires > clock.now(),
+    )
 
 
 def collect(connection: Connection, uid: str) -> tuple[int, bytes] | None:
@@ -207,10 +220,13 @@ def error_body(what: str, hint: str = "") -> bytes:
     return json.dumps(body).encode("ascii")
 
 
-def is_answered(connection: Connection, uid: str) -> bool:
-    """Whether a request's answer is there."""
-    found = connection.execute(select(_REQUEST.c.answered).where(_REQUEST.c.uid == uid)).scalar()
-    return found is not None
+def answered(connection: Connection, uids: Sequence[str]) -> set[str]:
+    """Return those of these requests whose answers are there."""
+    found: set[str] = set()
+    for some in batched(uids):
+        is_there = _REQUEST.c.uid.in_(some) & _REQUEST.c.answered.is_not(None)
+        found |= set(connection.execute(select(_REQUEST.c.uid).where(is_there)).scalars())
+    return found
 
 
 def keys_of(connection: Connection, ak_name: str) -> bytes:

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
 from cima_runc.fleet import access, changes, enrolments, metrics, queries
-from cima_runc.fleet.access import ForbiddenError, NotSignedInError, Person, Role
+from cima_runc.fleet.access import ForbiddenError, LimitedError, NotSignedInError, Person, Role
 from cima_runc.fleet.difference import difference
-from cima_runc.fleet.hosts_api import AkName, LimitedError, address_of
+from cima_runc.fleet.hosts_api import AkName, address_of
 from cima_runc.fleet.service import Service
 
 _Any = TypeVar("_Any")
@@ -114,6 +114,7 @@ def recognised(service: Service) -> Callable[..., Any]:
         except NotSignedInError:
             service.rates.refused.allows(address, now)
             raise
+        service.admit(found)
         return found
 
     return person
@@ -152,6 +153,8 @@ def routes(service: Service) -> APIRouter:
 
         if role is not None:
             person.must_be(role)
+        else:
+            service.admit(person, changes=True)
         made: _Any = await service.run(write)
         return made
 

@@ -49,7 +49,7 @@ _KEY, _RECORD, _FINDING = table_of(TenantKey), table_of(Record), table_of(Findin
 _EVENT, _VERDICT = table_of(Event), table_of(Verdict)
 MOST = 1_000
 """Rows of one answer at most."""
-_SHOWN = "severity rule what record run path got expected next part".split()
+_SHOWN = ["severity", "rule", "what", "record", "run", "path", "got", "expected", "next", "part"]
 """What is shown of a finding, beside its time."""
 _RANK = {"fail": 0, "warn": 1}
 Row = dict[str, Any]

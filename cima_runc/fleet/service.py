@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from cima_runc.base.errors import CimaError
 from cima_runc.base.rate import RateLimit
 from cima_runc.evidence.report_nonce import NonceMaker
 from cima_runc.fleet import keys, migrate, passed_on
+from cima_runc.fleet.access import LimitedError, Person
 from cima_runc.fleet.appraisal import Pcrs
 from cima_runc.fleet.database import Database, DatabaseError
 from cima_runc.fleet.judge import Judge
@@ -21,10 +23,12 @@ from cima_runc.fleet.settings import Settings
 from cima_runc.fleet.values import ValuesCache
 from cima_runc.fleet.work import Worker
 
-_THREADS = 8
-"""Requests of one process that use the database at a time."""
+_HOSTS_THREADS, _OTHER_THREADS = 8, 4
+"""Requests of one process that use the database at a time: hosts' reports, and all others, which
+these do not wait for."""
 _POLL = 0.25
-"""Seconds between looks for requests that hosts in a long poll should be woken for."""
+"""Seconds between looks for requests that hosts in a long poll should be woken for, and for answers
+that tenants wait for."""
 
 
 @dataclass
@@ -34,37 +38,47 @@ class Rates:
     reports: RateLimit
     """By attestation key: reports that were accepted."""
     refused: RateLimit
-    """By address: reports that were refused, and tokens that nobody has."""
+    """Reports that were refused: by attestation key where it has reported before, else by address;
+    by address, tokens that nobody has."""
     nonces: RateLimit
     """By address: nonces without a session."""
+    polls: RateLimit
+    """By attestation key: nonces with a session."""
+    answers: RateLimit
+    """By attestation key: answers to tenants."""
     enrolments: RateLimit
     tenants: RateLimit
     tokens: RateLimit
     """By tenant."""
+    people: RateLimit
+    """By tenant: what it looks at."""
+    changes: RateLimit
+    """By tenant: what it changes, each an entry of the audit log that stays."""
 
 
 @dataclass
 class Waiting:
-    """Hosts in a long poll, by attestation key's name."""
+    """Requests that wait until something is there: hosts in a long poll, by attestation key's name;
+    tenants, by the name of what they asked for."""
 
     events: dict[str, set[asyncio.Event]] = field(default_factory=dict)
 
-    def add(self, ak_name: str) -> asyncio.Event:
-        """Return an event that is set when something waits for this host."""
+    @contextlib.contextmanager
+    def on(self, name: str) -> Iterator[asyncio.Event]:
+        """Give an event that is set when something is there for ``name``, while this lasts."""
         event = asyncio.Event()
-        self.events.setdefault(ak_name, set()).add(event)
-        return event
+        self.events.setdefault(name, set()).add(event)
+        try:
+            yield event
+        finally:
+            found = self.events[name]
+            found.discard(event)
+            if not found:
+                del self.events[name]
 
-    def remove(self, ak_name: str, event: asyncio.Event) -> None:
-        """Wait no more."""
-        found = self.events.get(ak_name, set())
-        found.discard(event)
-        if not found:
-            self.events.pop(ak_name, None)
-
-    def wake(self, ak_names: set[str]) -> None:
-        """Wake those that something waits for."""
-        for name in ak_names & self.events.keys():
+    def wake(self, names: set[str]) -> None:
+        """Wake those that something is there for."""
+        for name in names & self.events.keys():
             for event in self.events[name]:
                 event.set()
 
@@ -95,42 +109,70 @@ class Service:
         self.source = f"urn:cima-verifier:{settings.address}:{settings.port}"
         self.worker = Worker(self.database, settings, self.judge, self.source)
         self.metrics = Metrics()
-        self.waiting = Waiting()
+        self.polls, self.answers = Waiting(), Waiting()
         each = settings.reports_per_minute
         self.rates = Rates(
             reports=RateLimit(each),
             refused=RateLimit(60),
             nonces=RateLimit(each * 10),
+            polls=RateLimit(each * 2),
+            answers=RateLimit(each * 10),
             enrolments=RateLimit(settings.enrolments_per_minute),
             tenants=RateLimit(settings.tenants_per_minute),
             tokens=RateLimit(settings.tokens_per_minute),
+            people=RateLimit(settings.tenant_views_per_minute),
+            changes=RateLimit(settings.tenant_changes_per_minute),
         )
-        self._threads = ThreadPoolExecutor(_THREADS, "request")
+        self._hosts_threads = ThreadPoolExecutor(_HOSTS_THREADS, "hosts")
+        self._threads = ThreadPoolExecutor(_OTHER_THREADS, "request")
         self.is_ending: Callable[[], bool] = lambda: False
         """Whether the process is to end: nobody is kept waiting any more."""
+
+    def admit(self, person: Person, *, changes: bool = False) -> None:
+        """See that a tenant leaves room for others.
+
+        Raises:
+            LimitedError: it looks at, or ``changes``, too much.
+        """
+        rate = self.rates.changes if changes else self.rates.people
+        if person.tenant is not None and not rate.allows(str(person.tenant), time.monotonic()):
+            raise LimitedError("too many requests of this tenant", hint="ask again in a minute")
 
     async def run(self, do: Any, *arguments: Any) -> Any:
         """Run what uses the database in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, do, *arguments)
 
-    async def wake_hosts(self) -> None:
-        """Wake hosts in a long poll when something waits for them, until cancelled."""
+    async def run_for_host(self, do: Any, *arguments: Any) -> Any:
+        """Run it in a thread of those that serve hosts' reports."""
+        return await asyncio.get_running_loop().run_in_executor(self._hosts_threads, do, *arguments)
+
+    async def wake_waiting(self) -> None:
+        """Wake hosts in a long poll when something waits for them, and tenants when their answers
+        are there, until cancelled."""
         while True:
             await asyncio.sleep(_POLL)
             if self.is_ending():
-                self.waiting.wake(set(self.waiting.events))
-            elif self.waiting.events:
-                with contextlib.suppress(DatabaseError):
-                    self.waiting.wake(await self.run(self._waited_for))
+                self.polls.wake(set(self.polls.events))
+            with contextlib.suppress(DatabaseError):
+                if self.polls.events and not self.is_ending():
+                    self.polls.wake(await self.run_for_host(self._waited_for))
+                if self.answers.events:
+                    asked = list(self.answers.events)
+                    self.answers.wake(await self.run_for_host(self._answered, asked))
 
     def _waited_for(self) -> set[str]:
         with self.database.read() as connection:
             return passed_on.hosts_waited_for(connection)
 
+    def _answered(self, asked: list[str]) -> set[str]:
+        with self.database.read() as connection:
+            return passed_on.answered(connection, asked)
+
     def close(self) -> None:
         """End the work in the background, and let go of the database."""
         self.worker.stop()
-        self._threads.shutdown(cancel_futures=True)
+        for threads in (self._hosts_threads, self._threads):
+            threads.shutdown(cancel_futures=True)
         self.database.close()
 
 

@@ -101,6 +101,13 @@ class Settings(BaseModel):
     """How long after a container's quote the tokens end that are issued by it."""
     tokens_per_minute: Annotated[int, Field(ge=1)] = 600
     """Tokens of one tenant, or of the operator."""
+    tenant_views_per_minute: Annotated[int, Field(ge=1)] = 600
+    """What one tenant may look at, by API and page."""
+    tenant_changes_per_minute: Annotated[int, Field(ge=1)] = 10
+    """Webhooks that one tenant may add or remove."""
+    proxies: tuple[str, ...] = ("127.0.0.1",)
+    """Addresses, or networks, of proxies before this service whose ``X-Forwarded-For`` is believed:
+    limits that go by address are for each host then, and not for all behind the proxy together."""
     keep_days: Annotated[int, Field(ge=1)] = 90
     """Days that ended containers' records, events and requests are kept."""
     boot_pcrs: tuple[_Pcr, ...] = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14)

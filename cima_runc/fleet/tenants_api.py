@@ -5,6 +5,7 @@ that id, and against ``…/hosts/<attestation key's name>`` for that host. Sourc
 """
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
@@ -15,11 +16,10 @@ from cima_runc.evidence.enrolment import Challenge, EnrolmentRequest, parse
 from cima_runc.evidence.models import Evidence
 from cima_runc.evidence.request import parse_request
 from cima_runc.fleet import passed_on
-from cima_runc.fleet.hosts_api import AkName, LimitedError, address_of
+from cima_runc.fleet.access import LimitedError
+from cima_runc.fleet.hosts_api import AkName, address_of
 from cima_runc.fleet.service import Service
 
-_LOOK = 0.1
-"""Seconds between looks whether the answer is there."""
 _REFUSED: dict[int | str, dict[str, Any]] = {400: {}, 404: {}, 429: {}, 504: {}}
 _EVIDENCE: dict[int | str, dict[str, Any]] = {200: {"model": Evidence}, **_REFUSED}
 
@@ -44,19 +44,16 @@ def routes(service: Service) -> APIRouter:
                 return passed_on.ask(connection, host, kind, body, source)
 
         def collect(name: str) -> tuple[int, bytes] | None:
-            with service.database.read() as connection:
-                if not passed_on.is_answered(connection, name):
-                    return None
             with service.database.write() as connection:
                 return passed_on.collect(connection, name)
 
         name = await service.run(ask)
-        until = time.monotonic() + passed_on.WAIT / 1000
-        while time.monotonic() < until:
-            found = await service.run(collect, name)
-            if found is not None:
-                return Response(found[1], found[0], media_type="application/json")
-            await asyncio.sleep(_LOOK)
+        with service.answers.on(name) as event, contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(passed_on.WAIT / 1000):
+                await event.wait()
+        found = await service.run(collect, name)
+        if found is not None:
+            return Response(found[1], found[0], media_type="application/json")
         raise passed_on.NotAnsweredError(
             "the host does not answer", hint="see whether it reports: cima fleet hosts"
         )

@@ -89,10 +89,8 @@ class ServedFleet:
         return self.invitation(host).nonce
 
     def invitation(self, host: FleetHost, wait: float = 0.0) -> Invitation:
-        headers = {"Authorization": f"Bearer {host.session}"} if host.session else {}
-        answer = self.client.get(
-            f"/v1/hosts/{host.tpm.ak_name.hex()}/nonce", params={"wait": wait}, headers=headers
-        )
+        route = f"/v1/hosts/{host.tpm.ak_name.hex()}/nonce"
+        answer = self.client.get(route, params={"wait": wait}, headers=self._proved(host))
         assert answer.status_code == 200, answer.text
         found = parse_answer(answer.content)
         assert isinstance(found, Invitation)
@@ -103,8 +101,11 @@ class ServedFleet:
         return self.client.post(
             f"/v1/hosts/{ak or host.tpm.ak_name.hex()}/reports",
             content=compressed(body),
-            headers={"Content-Encoding": ENCODING},
+            headers={"Content-Encoding": ENCODING, **self._proved(host)},
         )
+
+    def _proved(self, host: FleetHost) -> dict[str, str]:
+        return {"Authorization": f"Bearer {host.session}"} if host.session else {}
 
     def report(self, host: FleetHost, **lies: Any) -> Answer:
         """Have a host report, and heed what it is answered."""

@@ -285,7 +285,8 @@ class Reporter:
         snapshot, line, quoted, place = self._quoted(note, nonce)
         note.sent(snapshot.bound.table, snapshot.mark)
         body = report_body(line, self._proof(note, quoted, place))
-        answer = self._clients[0].ask("POST", f"hosts/{self._ak.hex()}/reports", body, packed=True)
+        route = f"hosts/{self._ak.hex()}/reports"
+        answer = self._clients[0].ask("POST", route, body, session=self._session, packed=True)
         if isinstance(answer, Resync):
             _log.info(
                 "the service goes on from what it has: %d records", sum(note.records.values())
@@ -337,7 +338,8 @@ class Reporter:
         with self._lock:
             kept, self._invitation = self._invitation, None
         if kept is None or time.monotonic() - kept[1] > _NONCE_SECONDS:
-            answer = self._clients[0].ask("GET", f"hosts/{self._ak.hex()}/nonce")
+            route = f"hosts/{self._ak.hex()}/nonce"
+            answer = self._clients[0].ask("GET", route, session=self._session)
             if not isinstance(answer, Invitation):
                 raise ServiceError("the service gives no nonce")
             return answer.nonce

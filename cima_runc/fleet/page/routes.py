@@ -21,9 +21,16 @@ from sqlalchemy import Connection
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.fleet import changes, enrolments, keys, oidc, queries
-from cima_runc.fleet.access import AccessError, ForbiddenError, NotSignedInError, Person, Role
+from cima_runc.fleet.access import (
+    AccessError,
+    ForbiddenError,
+    LimitedError,
+    NotSignedInError,
+    Person,
+    Role,
+)
 from cima_runc.fleet.database import DatabaseError
-from cima_runc.fleet.hosts_api import AkName, LimitedError, address_of
+from cima_runc.fleet.hosts_api import AkName, address_of
 from cima_runc.fleet.oidc import OidcError, Provider
 from cima_runc.fleet.page import figures
 from cima_runc.fleet.page.sessions import COOKIE, LIFETIME, PageSessions
@@ -76,6 +83,7 @@ def routes(service: Service) -> APIRouter:
                 return sessions.person(connection, cookie)
 
         found: Person = await service.run(read)
+        service.admit(found)
         return found
 
     async def read(person: Person, view: Callable[[Connection, int | None], Any]) -> Any:

@@ -7,7 +7,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
+import zstandard
 
 from cima_runc.evidence.report_nonce import NonceMaker
 from cima_runc.evidence.request import Asker
@@ -232,23 +234,71 @@ def test_records_of_another_container(fleet: ServedFleet, host: FleetHost) -> No
     assert error in {"ForeignRecordError", "ListedError"}
 
 
-def test_one_who_floods_slows_nobody(fleet: ServedFleet, host: FleetHost) -> None:
-    fleet.service.rates.refused._per_minute = 20
-    fleet.service.rates.reports._per_minute = 30
-    for _ in range(35):
-        answer = fleet.send(host, host.report(fleet.nonce(host)))
+FEW = 3
+"""Requests a minute: however slow the machine is, fewer than are made."""
+
+
+def until_limited(ask: Callable[[], httpx.Response]) -> list[int]:
+    """Ask until it is too often; return the statuses before that."""
+    statuses: list[int] = []
+    for _ in range(1_000):
+        answer = ask()
         if answer.status_code == 429:
-            break
-    assert answer.status_code == 429
-    assert answer.headers["retry-after"]
+            assert answer.headers["retry-after"]
+            return statuses
+        statuses.append(answer.status_code)
+    raise AssertionError("nothing is too often")
+
+
+def test_one_who_floods_slows_nobody(fleet: ServedFleet, host: FleetHost) -> None:
+    fleet.service.rates.refused._per_minute = FEW
+    fleet.service.rates.reports._per_minute = FEW
+    until_limited(lambda: fleet.send(host, host.report(fleet.nonce(host))))
     other = FleetHost()
     fleet.enrol(other)
     assert fleet.send(other, other.report(fleet.nonce(other))).status_code == 200
-    for _ in range(25):
-        answer = fleet.client.post(
-            f"/v1/hosts/{other.tpm.ak_name.hex()}/reports", content=b"rubbish"
+    route = f"/v1/hosts/{other.tpm.ak_name.hex()}/reports"
+    until_limited(lambda: fleet.client.post(route, content=b"rubbish"))
+
+
+def test_who_floods_behind_the_same_address_slows_no_host_that_has_reported(
+    fleet: ServedFleet, host: FleetHost
+) -> None:
+    """Many hosts have one address, behind NAT or a proxy: theirs is not one share."""
+    rates = fleet.service.rates
+    rates.refused._per_minute = rates.nonces._per_minute = FEW
+    route = f"/v1/hosts/{host.tpm.ak_name.hex()}"
+    until_limited(lambda: fleet.client.post(f"{route}/reports", content=b"rubbish"))
+    until_limited(lambda: fleet.client.get(f"{route}/nonce"))
+    fleet.sync(host)
+    assert fleet.report(host).type == "accepted"
+    # Nor does one that lies, and is known, cost the others their share of the address.
+    until_limited(lambda: fleet.send(host, b"rubbish"))
+    other = FleetHost()
+    fleet.enrol(other)
+    rates.refused._buckets.pop("testclient"), rates.nonces._buckets.pop("testclient")
+    fleet.sync(other)
+
+
+def test_a_host_that_asks_all_the_time_is_made_to_wait(fleet: ServedFleet, host: FleetHost) -> None:
+    fleet.sync(host)
+    rates = fleet.service.rates
+    rates.polls._per_minute = rates.answers._per_minute = FEW
+    proved = {"Authorization": f"Bearer {host.session}"}
+    route = f"/v1/hosts/{host.tpm.ak_name.hex()}"
+    bomb = zstandard.ZstdCompressor().compress(bytes(300 << 20))
+    headers = {**proved, "Content-Encoding": "zstd"}
+    asked = (("GET", "nonce", b"", 200), ("POST", "answers/" + "0" * 24, bomb, 404))
+    for method, path, body, status in asked:
+        found = until_limited(
+            lambda: fleet.client.request(method, f"{route}/{path}", headers=headers, content=body)  # noqa: B023
         )
-    assert answer.status_code == 429
+        # What nobody has asked for is not even unpacked.
+        assert set(found) == {status}
+    other = FleetHost()
+    fleet.enrol(other)
+    fleet.sync(other)
+    fleet.sync(other)
 
 
 def test_hibernation_has_a_name(fleet: ServedFleet, host: FleetHost) -> None:

@@ -162,6 +162,29 @@ def test_a_tenant_changes_nothing_but_webhooks_of_his_own(tenants: Tenants) -> N
     assert len(fleet.get("/v1/webhooks")) == 2
 
 
+def test_one_tenant_leaves_room_for_others(tenants: Tenants) -> None:
+    fleet = tenants.fleet
+    rates = fleet.service.rates
+    rates.people._per_minute = rates.changes._per_minute = 2
+    ares, boreas = tenants.tokens["ares"], tenants.tokens["boreas"]
+    hook = {"url": "http://127.0.0.1:9/mine"}
+    for rate, (method, path, first) in (
+        ("changes", ("POST", "/v1/webhooks", 201)),
+        ("people", ("GET", "/v1/containers", 200)),
+    ):
+        rates.people._buckets.clear()
+        rates.people._per_minute = 2 if rate == "people" else 10_000
+        statuses = [fleet.ask(method, path, ares, json=hook).status_code for _ in range(2)]
+        assert statuses == [first] * 2
+        for _ in range(1_000):
+            if fleet.ask(method, path, ares, json=hook).status_code == 429:
+                break
+        else:
+            raise AssertionError("nothing is too often")
+        assert fleet.ask(method, path, boreas, json=hook).status_code == first
+        assert fleet.ask(method, path, json=hook).status_code == first
+
+
 def test_roles(tenants: Tenants) -> None:
     fleet = tenants.fleet
     viewer, operator = fleet.token(Role.VIEWER), fleet.token(Role.OPERATOR)
