@@ -326,6 +326,9 @@ REPORT_WINDOW = 8 * MIB
 FLEET_NOTE = 64 * MIB
 """Bytes of the file that holds what the fleet's service has confirmed: 30 for each container."""
 
+WEBHOOKS = 32
+"""Webhooks of one tenant, and of the operator."""
+
 FLEET_REFERENCE = 256 * MIB
 """Bytes of a file of reference values that is sent to a fleet's service."""
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import zstandard
 from sqlalchemy import Connection, func, insert, select, update
 
+from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.evidence.owner import parse_public
 from cima_runc.fleet import access, audit, clock, events, webhooks, work
@@ -360,7 +361,7 @@ def add_webhook(
 
     Raises:
         WebhookError: the address is not one.
-        ChangeError: there is no such kind of event.
+        ChangeError: there is no such kind of event, or too many webhooks.
     """
     webhooks.check_url(url, allow_private=allow_private)
     known = {kind.value for kind in events.Kind}
@@ -368,9 +369,15 @@ def add_webhook(
         raise ChangeError(
             f"there is no event {strange[0][:60]}", hint="kinds are " + ", ".join(sorted(known))
         )
+    hook = table_of(Webhook)
+    is_whose = hook.c.tenant.is_(None) if tenant is None else hook.c.tenant == tenant
+    if _count(connection, hook, is_whose & hook.c.removed.is_(None)) >= limits.WEBHOOKS:
+        raise ChangeError(
+            f"there are {limits.WEBHOOKS} webhooks, and no more can be", hint="remove one first"
+        )
     uid, secret = new_uid(), webhooks.new_secret()
     connection.execute(
-        insert(table_of(Webhook)).values(
+        insert(hook).values(
             uid=uid,
             tenant=tenant,
             url=url,

@@ -15,22 +15,27 @@ import hmac
 import http.client
 import ipaddress
 import json
+import logging
 import secrets
 import socket
 import ssl
+import threading
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 
 from cima_runc.base.errors import CimaError
 from cima_runc.base.peer import PeerConnection, whole_within
 from cima_runc.base.text import printable
 from cima_runc.fleet import clock
-from cima_runc.fleet.database import Database
+from cima_runc.fleet.database import Database, DatabaseError
 from cima_runc.fleet.schema import (
     Container,
     Delivery,
@@ -40,13 +45,20 @@ from cima_runc.fleet.schema import (
     table_of,
 )
 
+_log = logging.getLogger(__name__)
 _PREFIX = "whsec_"
 _SECRET_BYTES = 32
 _SECONDS = 10.0
 """How long a receiver may take."""
 _LEASE = 60_000
 """Milliseconds after which a delivery that was begun, and not ended, is anybody's again."""
-_BATCH = 32
+_IN_A_ROW = 16
+"""Deliveries that one receiver gets before others have their turn."""
+_TURN_SECONDS = 30.0
+"""How long a turn goes on: what was taken for it stays its own for :data:`_LEASE`."""
+_LANES, _LANES_EACH = 16, 4
+"""Receivers that are sent to at a time, and those of one tenant: one that is slow delays nobody
+else's."""
 _FIRST_WAIT, _LONGEST_WAIT = 1_000, 3_600_000
 _ATTEMPTS = 48
 """About a day and a half; after that a person has to look."""
@@ -57,9 +69,15 @@ class WebhookError(CimaError):
     """A webhook's address cannot be used."""
 
 
+class _AwayError(CimaError):
+    """The receiver was not reached, or did not answer: what else is for it waits with this."""
+
+
 @dataclass(frozen=True)
 class _Parcel:
     delivery: int
+    webhook: int
+    tenant: int | None
     attempts: int
     url: str
     secret: str
@@ -99,35 +117,107 @@ def sign(secret: str, id_: str, timestamp: int, body: bytes) -> str:
     return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode("ascii")
 
 
-def deliver_due(database: Database, source: str, *, allow_private: bool) -> int:
-    """Send what is due; return how much was tried.
+class Outbox:
+    """Sends what is due, to each receiver one after the other, to several at a time.
 
-    ``source`` is the service's own address, as CloudEvents name it. Any number of processes may do
-    this at a time: each takes other deliveries.
+    Any number of processes may do this at a time: each takes other deliveries.
+    """
+
+    def __init__(self, database: Database, source: str, *, allow_private: bool) -> None:
+        """``source`` is the service's own address, as CloudEvents name it."""
+        self._database = database
+        self._source = source
+        self._allow_private = allow_private
+        self._lanes = ThreadPoolExecutor(_LANES, "webhook")
+        self._lock = threading.Lock()
+        self._busy: dict[int, int | None] = {}
+        """Webhooks that are sent to now, and whose they are."""
+        self._stopping = False
+
+    def begin_due(self) -> int:
+        """Begin to send what is due, to receivers for which there is room; return how much.
+
+        Raises:
+            DatabaseError: the database is away.
+        """
+        with self._lock:
+            busy = dict(self._busy)
+        with self._database.write() as connection:
+            parcels = _take(connection, self._source, busy)
+        turns: dict[int, list[_Parcel]] = {}
+        for parcel in parcels:
+            turns.setdefault(parcel.webhook, []).append(parcel)
+        for webhook, turn in turns.items():
+            with self._lock:
+                self._busy[webhook] = turn[0].tenant
+            self._lanes.submit(self._send_turn, webhook, turn)
+        return len(parcels)
+
+    def close(self) -> None:
+        """Wait until what was begun is sent."""
+        self._lanes.shutdown(wait=True)
+
+    def stop(self) -> None:
+        """End after what is being sent; the rest is due."""
+        self._stopping = True
+        self.close()
+
+    def _send_turn(self, webhook: int, turn: Sequence[_Parcel]) -> None:
+        try:
+            self._send_in_order(turn)
+        except DatabaseError as error:
+            _log.warning("what was sent is sent again: %s", error)
+        except Exception:
+            _log.exception("sending to a webhook failed")
+        finally:
+            with self._lock:
+                self._busy.pop(webhook, None)
+
+    def _send_in_order(self, turn: Sequence[_Parcel]) -> None:
+        until = time.monotonic() + _TURN_SECONDS
+        for at, parcel in enumerate(turn):
+            is_away, error = False, None
+            try:
+                error = _send(parcel, allow_private=self._allow_private)
+            except _AwayError as away:
+                is_away, error = True, away.what
+            is_over = is_away or self._stopping or time.monotonic() > until
+            with self._database.write() as connection:
+                _note(connection, parcel, error)
+                if is_over:
+                    _put_back(connection, turn[at + 1 :], is_away=is_away)
+            if is_over:
+                return
+
+
+def deliver_due(database: Database, source: str, *, allow_private: bool) -> int:
+    """Send what is due, once, and wait for it; return how much was tried.
 
     Raises:
         DatabaseError: the database is away.
     """
-    with database.write() as connection:
-        parcels = _take(connection, source)
-    for parcel in parcels:
-        error = _send(parcel, allow_private=allow_private)
-        with database.write() as connection:
-            _note(connection, parcel, error)
-    return len(parcels)
+    outbox = Outbox(database, source, allow_private=allow_private)
+    try:
+        return outbox.begin_due()
+    finally:
+        outbox.close()
 
 
-def _take(connection: Connection, source: str) -> list[_Parcel]:
-    row, hook, event = table_of(Delivery).c, table_of(Webhook).c, table_of(Event).c
-    now = clock.now()
-    found = connection.execute(
-        select(row.id)
-        .where(row.due <= now)
-        .order_by(row.due, row.id)
-        .limit(_BATCH)
-        .with_for_update(skip_locked=True)
-    ).scalars()
-    taken = list(found)
+def _take(
+    connection: Connection, source: str, busy: Mapping[int, int | None] | None = None
+) -> list[_Parcel]:
+    """Take what is due for receivers that are not ``busy``, some for each."""
+    row, now = table_of(Delivery).c, clock.now()
+    taken: list[int] = []
+    for webhook in _next_receivers(connection, busy or {}, now):
+        found = connection.execute(
+            select(row.id)
+            .where(row.webhook == webhook, row.due <= now)
+            .order_by(row.due, row.id)
+            .limit(_IN_A_ROW)
+            .with_for_update(skip_locked=True)
+        ).scalars()
+        taken += found
     if not taken:
         return []
     connection.execute(
@@ -135,10 +225,39 @@ def _take(connection: Connection, source: str) -> list[_Parcel]:
         .where(row.id.in_(taken))
         .values(due=now + _LEASE, attempts=row.attempts + 1)
     )
+    return _parcels(connection, taken, source)
+
+
+def _next_receivers(connection: Connection, busy: Mapping[int, int | None], now: int) -> list[int]:
+    """Return the webhooks that have waited longest, as many as there is room for."""
+    row, hook = table_of(Delivery).c, table_of(Webhook).c
+    rows = connection.execute(
+        select(row.webhook, hook.tenant)
+        .join(table_of(Webhook), hook.id == row.webhook)
+        .where(row.due <= now)
+        .group_by(row.webhook, hook.tenant)
+        .order_by(func.min(row.due))
+    ).all()
+    found: list[int] = []
+    each = Counter(tenant for tenant in busy.values() if tenant is not None)
+    for webhook, tenant in rows:
+        if len(busy) + len(found) >= _LANES:
+            break
+        if webhook in busy or (tenant is not None and each[tenant] >= _LANES_EACH):
+            continue
+        each[tenant] += 1
+        found.append(webhook)
+    return found
+
+
+def _parcels(connection: Connection, taken: Sequence[int], source: str) -> list[_Parcel]:
+    row, hook, event = table_of(Delivery).c, table_of(Webhook).c, table_of(Event).c
     rows = connection.execute(
         select(
             row.id,
+            row.webhook,
             row.attempts,
+            hook.tenant,
             hook.url,
             hook.secret,
             hook.removed,
@@ -167,7 +286,18 @@ def _take(connection: Connection, source: str) -> list[_Parcel]:
             )
             continue
         body = json.dumps(cloud_event(one, source)).encode("ascii")
-        parcels.append(_Parcel(one.id, one.attempts, one.url, one.secret, one.uid, body))
+        parcels.append(
+            _Parcel(
+                delivery=one.id,
+                webhook=one.webhook,
+                tenant=one.tenant,
+                attempts=one.attempts,
+                url=one.url,
+                secret=one.secret,
+                id=one.uid,
+                body=body,
+            )
+        )
     return parcels
 
 
@@ -201,8 +331,23 @@ def _note(connection: Connection, parcel: _Parcel, error: str | None) -> None:
     )
 
 
+def _put_back(connection: Connection, parcels: Sequence[_Parcel], *, is_away: bool) -> None:
+    """Leave parcels that were taken and not tried for a later turn."""
+    row = table_of(Delivery).c
+    due = clock.now() + (_FIRST_WAIT * _IN_A_ROW if is_away else 0)
+    connection.execute(
+        update(table_of(Delivery))
+        .where(row.id.in_([one.delivery for one in parcels]))
+        .values(due=due, attempts=row.attempts - 1)
+    )
+
+
 def _send(parcel: _Parcel, *, allow_private: bool) -> str | None:
-    """Send once; return what went wrong, None where the receiver has taken it."""
+    """Send once; return what went wrong, None where the receiver has taken it.
+
+    Raises:
+        _AwayError: it was not reached, or did not answer in time.
+    """
     timestamp = int(time.time())
     headers = {
         "Content-Type": "application/cloudevents+json",
@@ -222,7 +367,7 @@ def _send(parcel: _Parcel, *, allow_private: bool) -> str | None:
         finally:
             connection.close()
     except (OSError, http.client.HTTPException, CimaError, ValueError) as error:
-        return printable(str(error) or type(error).__name__)
+        raise _AwayError(printable(str(error) or type(error).__name__)) from error
     return None if 200 <= status < 300 else f"the receiver answers with status {status}"
 
 

@@ -60,7 +60,9 @@ class Worker:
         self._database = database
         self._settings = settings
         self._judge = judge
-        self._source = source
+        self._outbox = webhooks.Outbox(
+            database, source, allow_private=settings.allow_private_webhooks
+        )
         self._ended = threading.Event()
         self._threads = [
             threading.Thread(target=self._loop, args=(each,), daemon=True, name=each.__name__)
@@ -78,6 +80,7 @@ class Worker:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(15)
+        self._outbox.stop()
 
     def _loop(self, do: Callable[[], int]) -> None:
         while not self._ended.is_set():
@@ -187,10 +190,8 @@ class Worker:
     # -- webhooks, retention ----------------------------------------------------------------------
 
     def deliveries(self) -> int:
-        """Send what is due to webhooks; return how much."""
-        return webhooks.deliver_due(
-            self._database, self._source, allow_private=self._settings.allow_private_webhooks
-        )
+        """Begin to send what is due to webhooks; return how much."""
+        return self._outbox.begin_due()
 
     def retention(self) -> int:
         """Remove what is older than it is kept; audit entries and verdicts stay."""

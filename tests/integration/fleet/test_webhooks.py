@@ -4,16 +4,19 @@ import base64
 import hashlib
 import hmac
 import json
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
+from cima_runc.base import limits
 from cima_runc.evidence.owner import generate, public_text
-from cima_runc.fleet import changes, queries, webhooks
+from cima_runc.fleet import changes, events, queries, webhooks
 from cima_runc.fleet.access import Role
 from cima_runc.fleet.webhooks import WebhookError
 from tests.support.fleet_host import FleetHost
@@ -99,8 +102,6 @@ def test_what_is_not_taken_is_sent_again_until_it_is(
     receiver.status = 500
     hook(fleet, receiver.url, "host.enrolled", "host.refused")
     with fleet.service.database.write() as connection:
-        from cima_runc.fleet import events
-
         events.tell(connection, events.Kind.HOST_ENROLLED, {"name": "x"})
     eventually(lambda: len(receiver.got) == 1)
     waiting = eventually(lambda: [row for row in fleet.get("/v1/deliveries") if row["error"]])
@@ -121,8 +122,6 @@ def test_a_delivery_that_somebody_began_and_did_not_end_is_anybody_s_again(
     fleet.service.worker.stop()
     hook(fleet, receiver.url)
     with fleet.service.database.write() as connection:
-        from cima_runc.fleet import events
-
         events.tell(connection, events.Kind.HOST_ENROLLED, {})
     with fleet.service.database.write() as connection:
         assert len(webhooks._take(connection, "x")) == 1  # and this process dies
@@ -151,6 +150,91 @@ def test_a_tenant_s_webhook_gets_what_is_his(fleet: ServedFleet, receiver: Recei
     eventually(lambda: fleet.query(queries.backlog)["deliveries"] == 0)
     assert [one["data"]["container"] for one in receiver.events] == ["ares-1"]
     assert "named-by-the-operator" not in str(receiver.got)
+
+
+class Silent:
+    """Takes connections, and says nothing until it is let go."""
+
+    def __init__(self) -> None:
+        self._server = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}/"
+        self.asked: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                self.asked.append(self._server.accept()[0])
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)  # close(2) alone would leave accept(2) waiting
+        self._thread.join(60)
+        self._server.close()
+        for one in self.asked:
+            one.close()
+
+
+@pytest.fixture
+def silent() -> Iterator[Silent]:
+    made = Silent()
+    yield made
+    made.close()
+
+
+def test_a_receiver_that_does_not_answer_delays_nobody_else_s(
+    fleet: ServedFleet, receiver: Receiver, silent: Silent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As long as the test is: nothing of this may be waited for.
+    monkeypatch.setattr(webhooks, "_SECONDS", 3600.0)
+    key = public_text(generate()[1])
+    fleet.write(changes.add_tenant, "slow", [key])
+    with fleet.service.database.read() as connection:
+        tenant = changes.tenant_number(connection, "slow")
+    for _ in range(webhooks._LANES):
+        hook(fleet, silent.url, tenant=tenant)
+    host = FleetHost()
+    fleet.enrol(host)
+    for number in range(20):
+        host.start(f"theirs-{number}", (key,))
+    fleet.sync(host)
+    eventually(lambda: len(silent.asked) == webhooks._LANES_EACH)
+    hook(fleet, receiver.url)
+    for _ in range(webhooks._IN_A_ROW + 4):
+        with fleet.service.database.write() as connection:
+            events.tell(connection, events.Kind.HOST_ENROLLED, {})
+    eventually(lambda: len(receiver.got) == webhooks._IN_A_ROW + 4)
+    assert len(silent.asked) == webhooks._LANES_EACH
+    silent.close()
+
+
+def test_what_one_receiver_was_to_get_waits_with_the_first_that_did_not_reach_it(
+    fleet: ServedFleet,
+) -> None:
+    fleet.service.worker.stop()
+    hook(fleet, "http://127.0.0.1:1/")
+    for _ in range(5):
+        with fleet.service.database.write() as connection:
+            events.tell(connection, events.Kind.HOST_ENROLLED, {})
+    assert webhooks.deliver_due(fleet.service.database, "x", allow_private=True) == 5
+    with fleet.service.database.read() as connection:
+        rows = connection.execute(text("SELECT attempts FROM delivery ORDER BY id")).scalars()
+        assert list(rows) == [1, 0, 0, 0, 0]
+    assert webhooks.deliver_due(fleet.service.database, "x", allow_private=True) == 0
+
+
+def test_there_is_an_end_to_how_many_there_are(fleet: ServedFleet) -> None:
+    fleet.write(changes.add_tenant, "ares", [])
+    with fleet.service.database.read() as connection:
+        number = changes.tenant_number(connection, "ares")
+    for tenant in (None, number):
+        for _ in range(limits.WEBHOOKS):
+            uid, _ = hook(fleet, "https://example.org/", tenant=tenant)
+        with pytest.raises(changes.ChangeError):
+            hook(fleet, "https://example.org/", tenant=tenant)
+        fleet.write(changes.remove_webhook, uid)
+        hook(fleet, "https://example.org/", tenant=tenant)
 
 
 @pytest.mark.parametrize(
@@ -194,9 +278,9 @@ def test_addresses_inside_are_not_reached(address: str) -> None:
     assert not webhooks._is_public(address)
     if address != "rubbish":
         host = f"[{address}]" if ":" in address else address
-        parcel = webhooks._Parcel(1, 1, f"https://{host}/", "whsec_AAAA", "id", b"{}")
-        error = webhooks._send(parcel, allow_private=False)
-        assert error is not None and "not public" in error
+        parcel = webhooks._Parcel(1, 1, None, 1, f"https://{host}/", "whsec_AAAA", "id", b"{}")
+        with pytest.raises(webhooks._AwayError, match="not public"):
+            webhooks._send(parcel, allow_private=False)
 
 
 def test_addresses_outside_are() -> None:
