@@ -5,6 +5,7 @@ Reads processes and files and touches no register, so that several can be looked
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ class Candidate:
     missing: tuple[str, ...] = ()
     """What cannot be relied on: ``bundle``, where others may write that; ``memory``, where it came
     from a checkpoint."""
+    waits: Callable[[], bool] = lambda: True
+    """Whether it waits still: who is told nothing in time may start it, or has ended it."""
 
     def close(self) -> None:
         """Let go of the process and of files."""

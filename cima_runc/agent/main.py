@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from cima_runc.agent.metrics import Metrics, MetricsError
 from cima_runc.agent.request import (
     REQUEST_SECONDS,
     Body,
+    Caller,
     peer_uid,
     read_request,
     refusal,
@@ -483,7 +485,8 @@ class Agent:
             if verb == "reload":
                 return "ok", _json((await self.reload()).shown())
             if verb == "prestart":
-                await self._register(body)
+                with Caller(writer.get_extra_info("socket")) as caller:
+                    await self._register(body, caller)
                 return "ok", b""
             if verb == "window":
                 return "ok", self._open_window(body)
@@ -501,10 +504,11 @@ class Agent:
             return refusal(verb, error)
         return "ok", answer
 
-    async def _register(self, body: bytes) -> None:
+    async def _register(self, body: bytes, caller: Caller) -> None:
         candidate = await self._loop.run_in_executor(
             self._lookers, self._lobby.looker.look_at, body
         )
+        candidate = replace(candidate, waits=caller.waits)
         registered: Future[None] = Future()
         self._registering.append((candidate, registered))
         self._start(self._writer.submit(self._register_all, Turn.FIRST))

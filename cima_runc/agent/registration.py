@@ -47,6 +47,16 @@ class RegistrationError(CimaError):
     """The container cannot be registered."""
 
 
+class LateError(RegistrationError):
+    """Nobody waits for the container to be registered any more."""
+
+    def __init__(self, container_id: str) -> None:
+        super().__init__(
+            f"the hook of container {container_id} waits no more: what runs now began unmeasured",
+            hint="hook_timeout_seconds gives it more time",
+        )
+
+
 class Registration:
     """Registers containers; for the writer's thread."""
 
@@ -147,6 +157,8 @@ class Registration:
         self, candidate: Candidate, owners: tuple[str, ...], line: bytes, undo: ExitStack
     ) -> ContainerNote:
         """Return a container's note, its first records durable; ``undo`` takes it all back."""
+        if not candidate.waits():
+            raise LateError(candidate.state.id)
         self._check_share(candidate.uid)
         self._lifecycle.take_notices()
         self._end_predecessors(candidate, line)
@@ -297,6 +309,9 @@ class Registration:
                     deny_memory=self._settings.value.enforcement.memory == "deny",
                 )
                 self._sensor.watch(process.mntns, number, process.cgroup_id, handle, rights)
+            # Watched from here on; whoever waited until now has not let it start before.
+            if not candidate.waits():
+                raise LateError(state.id)
             unmake.pop_all()
         undo.callback(self._writer.end, number, "refused")
         undo.callback(self._events.unwatch, number)

@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import os
+import select
 import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
@@ -60,11 +62,37 @@ class StoredBody:
 Body = bytes | StoredBody
 
 
+class _HasFileno(Protocol):
+    def fileno(self) -> int: ...
+
+
 def peer_uid(channel: socket.socket) -> int:
     """Return the effective uid of who connected, as the agent's user namespace has it."""
     credentials = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     _, uid, _ = struct.unpack("iII", credentials)
     return int(uid)
+
+
+class Caller:
+    """Who asked, and whether an answer is still waited for; may be asked in any thread."""
+
+    def __init__(self, channel: _HasFileno) -> None:
+        # A descriptor of its own: asyncio closes the other when the client goes, at any time.
+        self._channel = socket.socket(fileno=os.dup(channel.fileno()))
+
+    def waits(self) -> bool:
+        """Whether the other end is open."""
+        if self._channel.fileno() < 0:
+            return False
+        poll = select.poll()
+        poll.register(self._channel, select.POLLRDHUP)
+        return not poll.poll(0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
 
 
 async def read_request(

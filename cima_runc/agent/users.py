@@ -11,13 +11,14 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.door import share_of_descriptors
 from cima_runc.agent.private_socket import bind_private
 from cima_runc.agent.questions import stored_log
-from cima_runc.agent.request import Body, peer_uid, read_request, refusal, send_answer
+from cima_runc.agent.request import Body, Caller, peer_uid, read_request, refusal, send_answer
 from cima_runc.agent.rooms import Rooms, Submit
 from cima_runc.agent.rootless import Looks
 from cima_runc.base import limits
@@ -104,7 +105,8 @@ class UserServer:
             verb, body = await read_request(reader, limit=limits.USER_REQUEST)
             what = f"{verb} of user {uid}"
             if verb not in _QUESTIONS:
-                await self._do(verb, body, uid)
+                with Caller(writer.get_extra_info("socket")) as caller:
+                    await self._do(verb, body, uid, caller)
                 await send_answer(writer, "ok", b"")
                 return
             turn = self._answers.setdefault(uid, asyncio.Semaphore(limits.USER_ANSWERS))
@@ -125,10 +127,11 @@ class UserServer:
                 loop = asyncio.get_running_loop()
                 return await loop.run_in_executor(None, stored_log, self._store, body, uid)
 
-    async def _do(self, verb: str, body: bytes, uid: int) -> None:
+    async def _do(self, verb: str, body: bytes, uid: int, caller: Caller) -> None:
         match verb:
             case "prestart":
-                candidate = await self._looks.look_at(body, uid)
+                found = await self._looks.look_at(body, uid)
+                candidate = replace(found, waits=caller.waits)
                 await self._submit(lambda rooms: rooms.registration.register(candidate))
             case "settled":
                 again = await self._looks.look_at(body, uid)

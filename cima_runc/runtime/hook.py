@@ -6,6 +6,7 @@ Standard library only, and little of it. Its settings come in its environment, w
 import os
 import sys
 import time
+from contextlib import suppress
 
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
@@ -14,6 +15,9 @@ from cima_runc.runtime.agent_socket import AgentRefusedError, AgentUnavailableEr
 
 UNMEASURED_DIR = "unmeasured"
 """Directory below the state directory: one file for each container that started unmeasured."""
+
+_NOTED_WITHIN_NS = 3600 * 10**9
+"""How long before its last hook a start may have been noted; hooks have minutes."""
 
 
 def main(stage: str) -> int:
@@ -33,8 +37,7 @@ def main(stage: str) -> int:
             print(f"cima-runc: {printable(str(error))}", file=sys.stderr)
             return 1
         if stage == "settled":
-            _log(f"{stage}: {error}")
-            return 0  # an unmeasured start is noted already
+            return _go_on_unmeasured(state, str(error))
         return _start_unmeasured(state, str(error))
     except AgentRefusedError as error:
         print(f"cima-runc: the agent refuses: {printable(error.what)}", file=sys.stderr)
@@ -54,7 +57,7 @@ def _with_config(state: bytes) -> bytes:
 
 def _start_unmeasured(state: bytes, reason: str) -> int:
     """Let the container start, after a note that it is not measured has become durable."""
-    directory = f"{os.environ.get('CIMA_STATE_DIR', '/var/lib/cima')}/{UNMEASURED_DIR}"
+    directory = _unmeasured_dir()
     note = f"{directory}/{time.time_ns()}-{os.getpid()}.json"
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -72,6 +75,54 @@ def _start_unmeasured(state: bytes, reason: str) -> int:
         return 1
     _log(f"container started unmeasured, noted in {note}: {reason}")
     return 0
+
+
+def _go_on_unmeasured(state: bytes, reason: str) -> int:
+    """Let a container start that is noted as unmeasured; any other one was registered, and its
+    record would hold a root filesystem that others' hooks have changed since."""
+    if _is_noted(state):
+        _log(f"settled: {reason}")
+        return 0
+    print(
+        f"cima-runc: {printable(reason)}; and the container is registered already: it cannot start"
+        " unmeasured",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _is_noted(state: bytes) -> bool:
+    """Whether this very start is noted: the same container's first process, not long ago."""
+    wanted = _identity(state)
+    directory = _unmeasured_dir()
+    since = time.time_ns() - _NOTED_WITHIN_NS
+    try:
+        names = sorted(os.listdir(directory), reverse=True)
+    except OSError:
+        return False
+    for name in names:
+        when = name.partition("-")[0]
+        if not when.isdigit() or int(when) < since:
+            continue
+        with suppress(OSError), open(f"{directory}/{name}", "rb") as file:
+            if wanted is not None and _identity(file.read(limits.HOOK_STATE + 1)) == wanted:
+                return True
+    return False
+
+
+def _identity(state: bytes) -> tuple[object, object] | None:
+    """Return id and first process of a state; None where it is none."""
+    from cima_runc.base.jsonio import load_object
+
+    try:
+        value = load_object(state, what="the hook's state", limit=limits.HOOK_STATE)
+    except CimaError:
+        return None
+    return value.get("id"), value.get("pid")
+
+
+def _unmeasured_dir() -> str:
+    return f"{os.environ.get('CIMA_STATE_DIR', '/var/lib/cima')}/{UNMEASURED_DIR}"
 
 
 def _log(line: str) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -18,6 +19,7 @@ import pytest
 from native_host import Host
 
 from cima_runc.base import limits
+from cima_runc.runtime.agent_socket import frame
 from cima_runc.runtime.shim_settings import COMPANION_FILE, SETTINGS_FILE, identity_of
 
 ID = f"shim-{os.getpid()}"
@@ -684,6 +686,65 @@ def test_unmeasured_only_where_that_is_allowed_and_noted(
     assert json.loads(note.read_bytes())["id"] == ID
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_who_waits_no_more_is_not_registered(host: Host, tmp_path: Path, waits: bool) -> None:
+    """A hook whose time is spent may have let the container start, unmeasured; that is no start
+    to be registered when the agent comes to it."""
+    name = f"{ID}-{waits}"
+    bundle = native_host.make_bundle(tmp_path / "b", "/bin/true")
+    # As crun makes a container, in the cgroup that it was called in.
+    script = "unshare --mount --propagation private sleep 1000 & echo $!; wait"
+    runtime = subprocess.Popen(
+        ["/bin/sh", "-c", script, "crun", "--cgroup-manager=disabled"],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        assert runtime.stdout is not None
+        pid = int(runtime.stdout.readline())
+        until(lambda: native_host.read(f"/proc/{pid}/comm") == "sleep\n")
+        state = json.dumps({"id": name, "pid": pid, "bundle": str(bundle)}).encode()
+        with socket.socket(socket.AF_UNIX) as channel:
+            channel.connect(str(native_host.SOCKET))
+            channel.sendall(frame("prestart", state))
+            if waits:
+                channel.settimeout(60)
+                assert channel.recv(100) == b"ok 0\n", host.agent.log.read_text()[-2000:]
+        if not waits:
+            said = f"the hook of container {name} waits no more"
+            until(lambda: said in host.agent.log.read_text())
+        rows = json.loads(native_host.ask(host.prefix, "ps"))
+        assert [row["id"] for row in rows if row["id"] == name] == [name] * waits
+    finally:
+        os.killpg(runtime.pid, signal.SIGKILL)
+        runtime.wait()
+
+
+def until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_others_hooks_go_on_without_the_agent_only_where_the_start_is_noted(
+    host: Host, tmp_path: Path
+) -> None:
+    """A container that was registered would run with a record of the files as they were before."""
+    env = {
+        "CIMA_SOCKET": str(tmp_path / "none"),
+        "CIMA_ON_AGENT_UNAVAILABLE": "allow",
+        "CIMA_STATE_DIR": str(tmp_path / "state"),
+    }
+    other = STATE.replace(b'"pid": 1', b'"pid": 2')
+    assert hook(host, "settled", STATE, **env).returncode == 1
+    assert hook(host, "prestart", other, **env).returncode == 0
+    done = hook(host, "settled", STATE, **env)
+    assert done.returncode == 1
+    assert b"registered already" in done.stderr
+    assert hook(host, "settled", other, **env).returncode == 0
+
+
 def hook(host: Host, stage: str, state: bytes, **env: str) -> subprocess.CompletedProcess[bytes]:
     command = [host.hooks / stage]
     return subprocess.run(
@@ -719,7 +780,6 @@ def test_the_hook_escapes_what_it_tells(host: Host) -> None:
     ids=lambda answer: repr(answer[:20]),
 )
 def test_the_hook_believes_no_broken_answer(host: Host, tmp_path: Path, answer: bytes) -> None:
-    import socket
     import threading
 
     path = str(tmp_path / "s")
@@ -742,7 +802,6 @@ def test_the_hook_believes_no_broken_answer(host: Host, tmp_path: Path, answer: 
 
 def test_the_hook_waits_for_an_agent_that_was_killed(host: Host, tmp_path: Path) -> None:
     """Killed with the request, gone for a while, back again."""
-    import socket
     import threading
 
     path = tmp_path / "s"
@@ -775,8 +834,6 @@ def test_the_hook_waits_for_an_agent_that_was_killed(host: Host, tmp_path: Path)
 def test_a_silent_agent_is_not_waited_for_longer_than_the_runtime_waits(
     host: Host, tmp_path: Path
 ) -> None:
-    import socket
-
     path = str(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -796,8 +853,6 @@ def test_a_silent_agent_is_not_waited_for_longer_than_the_runtime_waits(
 def test_a_deletion_waits_only_for_what_is_held(
     host: Host, tmp_path: Path, shown: list[str] | None, waits: bool
 ) -> None:
-    import socket
-
     path = str(tmp_path / "s")
     if shown is not None:
         (tmp_path / "s.held").mkdir()

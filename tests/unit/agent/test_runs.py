@@ -11,7 +11,7 @@ import pytest
 from cima_runc.agent.candidate import Candidate
 from cima_runc.agent.dependencies import Look
 from cima_runc.agent.index import Container
-from cima_runc.agent.registration import FIRST_RECORDS
+from cima_runc.agent.registration import FIRST_RECORDS, LateError
 from cima_runc.agent.runs import LineInUseError
 from cima_runc.base import durable
 from cima_runc.ml import contents
@@ -136,6 +136,18 @@ def test_two_of_a_line_that_come_together_are_two_one_after_the_other(host: Host
     one = host.writer.latest("one")
     assert one is not None
     assert "exit" not in host.types(one.number)
+
+
+@pytest.mark.parametrize("looks", [0, 1])
+def test_who_waits_no_more_is_not_registered(host: Host, looks: int) -> None:
+    """What it waited with may run by now, unmeasured: before it is watched, or when it just was."""
+    answers = iter([True] * looks + [False] * 2)
+    late = replace(host.candidate("box"), waits=lambda: next(answers))
+    with pytest.raises(LateError, match="box"):
+        host.rooms.registration.register(late)
+    assert host.store.registrations() == []
+    assert not host.kernel.rows
+    assert host.first(host.start("box")).run == 1
 
 
 def test_a_start_that_was_refused_skips_a_number(host: Host) -> None:
