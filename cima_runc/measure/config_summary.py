@@ -5,6 +5,7 @@ type that the specification says counts as absent: no runtime starts such a cont
 Source: OCI runtime specification, config.md and config-linux.md.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -118,6 +119,22 @@ class Mount(_Model):
             if said:
                 return said[-1] == readable
         return False
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The directories that an overlay is made of, lower ones and upper one."""
+        found: list[str] = []
+        for option in self.options:
+            name, equals, value = option.partition("=")
+            if equals and name in _LAYERS:
+                # Several of lowerdir stand between colons, two before those with data alone.
+                found += re.split(r"(?<!\\):+", value) if name == "lowerdir" else [value]
+        return tuple(one for one in found if one)
+
+
+_LAYERS = frozenset({"lowerdir", "lowerdir+", "datadir+", "upperdir"})
+"""Options of overlayfs that name directories with files (Documentation/filesystems/overlayfs.rst
+of Linux)."""
 
 
 class Device(_Model):

@@ -2,7 +2,9 @@ r"""Path patterns of a policy.
 
 ``*`` stands for any bytes but ``/``, ``**`` for any bytes. ``\xNN`` is the byte NN, and ``\*`` and
 ``\\`` are the character itself, so that every path can be written, as findings print it. Everything
-else stands for itself, in UTF-8. A pattern is of a whole path and begins with ``/`` or ``**``.
+else stands for itself, in UTF-8. A pattern is of a whole path and begins with ``/`` or ``**``; one
+of a name that is no absolute path (IMA's ``kexec-cmdline``, ``(unreachable)/bin/sh``) begins with
+``\xNN``, since without a slash most are mistakes.
 """
 
 import re
@@ -27,7 +29,7 @@ def compile_pattern(pattern: str) -> re.Pattern[bytes]:
     Raises:
         PatternError: it begins with something else, has another backslash, or too many wildcards.
     """
-    if not pattern.startswith(("/", "**")):
+    if not pattern.startswith(("/", "**", "\\x")):
         raise PatternError(f"the pattern {printable(pattern)} does not begin with / or **")
     parts: list[bytes] = []
     wildcards = 0
@@ -58,4 +60,11 @@ def matches(pattern: str, path: bytes) -> bool:
 
 def exactly(path: bytes) -> str:
     """Return the pattern that matches ``path`` and nothing else, one line of printable text."""
-    return printable(path).replace("*", "\\*")
+    if path.startswith(b"/"):
+        return literal(path)
+    return f"\\x{path[:1].hex()}{literal(path[1:])}" if path else ""
+
+
+def literal(part: bytes) -> str:
+    """Return what stands for a part of a path in a pattern."""
+    return printable(part).replace("*", "\\*")

@@ -139,6 +139,8 @@ class AllowedMount(Model):
     type: str | None = None
     """Type of the filesystem, ``bind`` for a directory or file of the host. None: ``bind`` where
     there is a source, which says nothing of an overlay's layers, and else any."""
+    layers: _Patterns | None = None
+    """Of an overlay: which directories it may be made of, lower ones and upper one. None: any."""
     read_only: bool = False
     """Whether it must be mounted read-only."""
 

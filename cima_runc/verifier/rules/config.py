@@ -25,7 +25,7 @@ from cima_runc.verifier.toml import array, quoted
 KERNEL_SETTINGS = "/proc/sys"
 """The kernel's own settings; its files that are the host's may be written by the host's root, which
 a container's is, with no capability at all: ``kernel/core_pattern`` is a program that the kernel
-starts on the host."""
+starts on the host. So is ``kernel/uevent_helper`` of sysfs."""
 
 LOADING = frozenset(
     {
@@ -223,18 +223,29 @@ class ConfigRule:
         )
 
     def _kernel_settings(self) -> Iterator[Finding]:
-        if _protects(self._config, KERNEL_SETTINGS):
-            return
-        # Every engine protects it; a configuration made by hand often says nothing of it.
-        yield self._finding(
-            True,
-            "config.kernel_settings",
-            "as the host's root it may set what the kernel does, and starts, on the host",
-            path="linux.readonlyPaths",
-            got=", ".join(map(printable, self._config.read_only_paths)) or "none",
-            expected=KERNEL_SETTINGS,
-            next_=f"put {KERNEL_SETTINGS} into linux.readonlyPaths, as engines do",
-        )
+        # Every engine protects them; a configuration made by hand often says nothing of it.
+        if not _protects(self._config, KERNEL_SETTINGS):
+            yield self._finding(
+                True,
+                "config.kernel_settings",
+                "as the host's root it may set what the kernel does, and starts, on the host",
+                path="linux.readonlyPaths",
+                got=", ".join(map(printable, self._config.read_only_paths)) or "none",
+                expected=KERNEL_SETTINGS,
+                next_=f"put {KERNEL_SETTINGS} into linux.readonlyPaths, as engines do",
+            )
+        for mount in self._config.mounts:
+            is_safe = mount.read_only or _is_hidden(self._config, mount.destination)
+            if mount.type == "sysfs" and not is_safe:
+                yield self._finding(
+                    True,
+                    "config.kernel_settings",
+                    "as the host's root it may set what the kernel starts on the host, and devices",
+                    path=printable(mount.destination),
+                    got=f"{printable(mount.destination)} (sysfs, writable)",
+                    expected="read-only",
+                    next_="mount it with the option ro, as engines do",
+                )
 
     def _namespaces(self) -> Iterator[Finding]:
         joined = {each.type: each.path for each in self._config.joined_namespaces}
@@ -383,7 +394,7 @@ class ConfigRule:
 
     def _env(self) -> Iterator[Finding]:
         for name in dict.fromkeys(self._config.env):
-            if name in self._policy.env or not makes_load(name):
+            if self._may_have(name) or not makes_load(name):
                 continue
             shown = printable(name)
             if self._has_value(name):
@@ -408,6 +419,10 @@ class ConfigRule:
                 expected="not set, as in the image",
                 next_=f"start it without; [config] env = ['{shown}'] in the policy",
             )
+
+    def _may_have(self, name: str) -> bool:
+        """Whether the policy has a variable, by its name as it is or as findings print it."""
+        return not {name, printable(name)}.isdisjoint(self._policy.env)
 
     def _has_value(self, name: str) -> bool:
         """Whether a variable's value can be compared with the image's."""
@@ -454,7 +469,7 @@ class ConfigRule:
             )
             # The policy names its path and arguments; these decide what that runs.
             for name in dict.fromkeys(hook.env):
-                if name in self._policy.env or not makes_load(name):
+                if self._may_have(name) or not makes_load(name):
                     continue
                 shown = printable(name)
                 yield self._finding(
@@ -547,10 +562,16 @@ def command_of(config: ConfigSummary) -> tuple[str, ...]:
 
 def _is_user(wanted: str, config: ConfigSummary) -> bool:
     user, _, group = wanted.partition(":")
-    numbers = {"root": "0"}
-    if numbers.get(user, user) != str(config.user.uid):
+    if _number(user or "0") != str(config.user.uid):
         return False
-    return not group or numbers.get(group, group) == str(config.user.gid)
+    return not group or _number(group) == str(config.user.gid)
+
+
+def _number(name: str) -> str:
+    """Return the number of a user or group as engines read it: 01000 is 1000 to them."""
+    if name.isascii() and name.isdecimal():
+        return name.lstrip("0") or "0"
+    return {"root": "0"}.get(name, name)
 
 
 def _directory(path: str) -> str:
@@ -564,7 +585,11 @@ def _shell(args: tuple[str, ...]) -> str:
 
 def _protects(config: ConfigSummary, path: str) -> bool:
     """Whether nothing in the container can write below a path of its ``/proc``."""
-    if not any(mount.type == "proc" for mount in config.mounts):
-        return True
+    is_there = any(mount.type == "proc" for mount in config.mounts)
+    return not is_there or _is_hidden(config, path)
+
+
+def _is_hidden(config: ConfigSummary, path: str) -> bool:
+    """Whether a path is masked or read-only."""
     protected = (*config.masked_paths, *config.read_only_paths)
     return any(f"{path}/".startswith(f"{posixpath.normpath(one)}/") for one in protected)

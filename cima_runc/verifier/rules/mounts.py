@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from cima_runc.measure.config_summary import ConfigSummary, Mount
 from cima_runc.measure.mtree import escape
 from cima_runc.ml.contents import Engine
-from cima_runc.verifier.pattern import exactly, matches
+from cima_runc.verifier.pattern import exactly, literal, matches
 from cima_runc.verifier.policy import AllowedMount
 from cima_runc.verifier.rules import engines
 from cima_runc.verifier.rules.image_files import ImageFiles
-from cima_runc.verifier.toml import quoted
+from cima_runc.verifier.toml import array, quoted
 
 _NAME = re.compile(r"\{([a-z]+)\}")
 _BEFORE_VERSION_2 = {
@@ -102,7 +102,7 @@ class EngineMounts:
         self._engines = (_read(found),) if is_known else tuple(_BEFORE_VERSION_2.values())
         # A user's container is registered as UID/ID.
         own = str(register.get("id", "*")).rpartition("/")[2]
-        self._own = exactly(own.encode("utf-8", "surrogatepass")) if is_known else "*"
+        self._own = literal(own.encode("utf-8", "surrogatepass")) if is_known else "*"
 
     def makes(self, mount: Mount) -> bool:
         """Return whether it is one of them."""
@@ -121,6 +121,8 @@ class EngineMounts:
         does what engines name at random: the 64 hex digits of a volume without a name, the volume
         that a claim made (``pvc-`` and its uid).
         """
+        if not source.startswith("/"):
+            return exactly(_raw(source))
         directories = [
             directory
             for engine in self._engines
@@ -144,6 +146,8 @@ class EngineMounts:
             parts.append(f"source = {quoted(self.for_the_next(mount.source))}")
         if not (mount.from_host and has_source):
             parts.append(f"type = {quoted(kind(mount))}")
+        if kind(mount) == "overlay" and mount.layers:
+            parts.append(f"layers = {array([self.for_the_next(one) for one in mount.layers])}")
         if mount.read_only:
             parts.append("read_only = true")
         return "{" + ", ".join(parts) + "}"
@@ -153,7 +157,7 @@ class EngineMounts:
         known = (each for each in self._ids if inside or _GIVEN_BY_ENGINE.fullmatch(each))
         ids = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
         pieces = re.split(ids, part) if ids else [part]
-        return "*".join(exactly(_raw(piece)) for piece in pieces)
+        return "*".join(literal(_raw(piece)) for piece in pieces)
 
     @cached_property
     def _ids(self) -> frozenset[str]:
@@ -231,6 +235,7 @@ _RANDOM = (
     re.compile(r"[0-9a-f]{64}"),
     re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
     re.compile(r"kube-api-access-[a-z0-9]{5}"),
+    re.compile(r"[0-9]{8,10}"),  # Podman's directories for the upper layers of volumes
     re.compile(r"pvc-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
 )
 
@@ -251,7 +256,7 @@ def _filled(source: str, known: Mapping[str, tuple[str, ...]]) -> Iterable[str]:
 
 
 def _exact(paths: Iterable[str]) -> tuple[str, ...]:
-    return tuple(exactly(_raw(path)) for path in paths)
+    return tuple(literal(_raw(path)) for path in paths)
 
 
 def _raw(path: str) -> bytes:
@@ -282,13 +287,21 @@ def is_engines_init(mount: Mount, path: str) -> bool:
 
 def allows(allowed: AllowedMount, mount: Mount) -> bool:
     """Return whether this part of the policy allows the mount."""
-    wanted = allowed.type or (None if allowed.source is None else "bind")
+    wanted = allowed.type
+    if wanted is None and allowed.source is not None:
+        wanted = "bind"
     return (
         matches_any((allowed.destination,), mount.destination)
         and wanted in {None, kind(mount)}
         and (allowed.source is None or matches_any((allowed.source,), mount.source))
+        and (allowed.layers is None or _is_of(allowed.layers, mount))
         and (mount.read_only or not allowed.read_only)
     )
+
+
+def _is_of(layers: tuple[str, ...], mount: Mount) -> bool:
+    own = mount.layers
+    return bool(own) and all(matches_any(layers, one) for one in own)
 
 
 def matches_any(patterns: Iterable[str], path: str) -> bool:

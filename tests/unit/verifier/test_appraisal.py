@@ -567,6 +567,12 @@ def run_as(box: Box, uid: int, gid: int, of_image: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("user", "uid", "gid", "fits"),
     [
+        ("01000", 1000, 0, True),
+        ("01000:0007", 1000, 7, True),
+        ("01000", 0, 0, False),
+        (":7", 0, 7, True),
+        (":7", 0, 0, False),
+        ("00", 0, 0, True),
         ("", 0, 0, True),
         ("root", 0, 5, True),
         ("1000", 1000, 5, True),
@@ -744,6 +750,26 @@ def test_settings_of_the_kernel(box: Box, paths: list[str], masked: list[str], s
     box.config["linux"] |= {"readonlyPaths": paths, "maskedPaths": masked}
     found = [one for one in box.appraise().findings if one.rule == "config.kernel_settings"]
     assert [one.severity for one in found] == ["warn"] * said
+
+
+@pytest.mark.parametrize(
+    ("options", "paths", "said"),
+    [
+        (["nosuid", "ro"], [], False),
+        (["ro", "rw"], [], True),
+        ([], [], True),
+        ([], ["/sys"], False),
+        ([], ["/sys/firmware"], True),
+    ],
+)
+def test_devices_of_the_kernel(box: Box, options: list[str], paths: list[str], said: bool) -> None:
+    box.config["linux"]["readonlyPaths"] += paths
+    box.config["mounts"].append(
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": options}
+    )
+    assert box.failed() == []
+    found = [one for one in box.appraise().findings if one.rule == "config.kernel_settings"]
+    assert [one.path for one in found] == ["/sys"] * said
 
 
 @pytest.mark.parametrize(("kind", "name"), [("network", "net"), ("mount", "mnt")])

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from cima_runc.verifier.pattern import PatternError, compile_pattern, exactly, matches
 
-paths = st.binary(max_size=40).map(lambda raw: b"/" + raw)
+paths = st.binary(max_size=40).map(lambda raw: b"/" + raw) | st.binary(min_size=1, max_size=40)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,9 @@ paths = st.binary(max_size=40).map(lambda raw: b"/" + raw)
         ("/é", "/é".encode(), True),
         ("/a.[b]?+", b"/a.[b]?+", True),
         ("/a.b", b"/axb", False),
+        (r"\x6bexec-cmdline", b"kexec-cmdline", True),
+        (r"\x28unreachable)/bin/*", b"(unreachable)/bin/sh", True),
+        (r"\x2fbin/sh", b"/bin/sh", True),
     ],
 )
 def test_matches(pattern: str, path: bytes, does: bool) -> None:

@@ -30,6 +30,71 @@ def test_nothing_is_suggested_for_an_honest_run(reference: ImageReference) -> No
     assert all(not line or line.startswith("#") for line in text.splitlines())
 
 
+NAMES = ["kexec-cmdline", "(unreachable)/bin/sh", "*\x1b'", "\\x", "é", "data", "/a/*\n"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_are_no_absolute_paths(reference: ImageReference, name: str) -> None:
+    """Kind: what is suggested cannot be read as a policy, and allows nothing then."""
+    box = Box.honest(reference)
+    box.files.append((name.encode(), b"\x11" * 32, Func.BPRM_CHECK))
+    box.config["mounts"] += [
+        {"destination": name, "type": "tmpfs", "source": "tmpfs"},
+        {"destination": f"{name}2", "type": "", "source": "none"},
+    ]
+    box.config["linux"]["devices"] = [{"path": name, "type": "c", "major": 10, "minor": 7}]
+    box.config["process"]["env"].append(f"BASH_FUNC_{name}%%=00")
+    assert len(box.failed()) == 5
+    text = suggest(box.records(), References(reference))
+    assert box.failed(text) == []
+    box.files.append((f"{name}/x".encode(), b"\x11" * 32, Func.BPRM_CHECK))
+    (found,) = box.failed(text)
+    assert found.rule in {"file.added", "file.mounted"}
+
+
+def overlay(*options: str) -> dict[str, Any]:
+    made = {"destination": "/models", "type": "overlay", "source": "overlay"}
+    return made | {"options": list(options)}
+
+
+KEPT = f"/srv/containers/overlay-containers/{'c' * 64}/userdata/overlay/"
+
+
+def test_what_an_overlay_is_made_of(reference: ImageReference) -> None:
+    """Kind: a mount is allowed by its name, and what is in it is another's."""
+    box = Box.honest(reference)
+    podman = Engine(name="podman", roots=("/srv/containers",))
+    box.register = {"id": "c" * 64, "engine": podman.model_dump(mode="json")}
+    upper_of = f"upperdir={KEPT}2938475610/upper"
+    mounts = box.config["mounts"] = box.config["mounts"][:2]
+    mounts.append(overlay("lowerdir=/srv/a:/srv/b", upper_of, f"workdir={KEPT}2938475610/work"))
+    text = suggest(box.records(), References(reference))
+    assert box.failed(text) == []
+    assert "c" * 64 not in text
+    (found,) = box.failed()
+    assert box.failed(f"[config]\n{found.next.partition('[config] ')[2]}") == []
+    for good in (
+        ["lowerdir=/srv/b:/srv/a", upper_of.replace("2938475610", "1029384756")],
+        ["lowerdir+=/srv/a", "lowerdir+=/srv/b", upper_of],
+        ["lowerdir=/srv/a"],
+    ):
+        mounts[-1] = overlay(*good)
+        assert box.failed(text) == []
+    for bad in (
+        ["lowerdir=/srv/evil"],
+        ["lowerdir=/srv/a:/srv/evil"],
+        ["lowerdir=/srv/a::/srv/evil"],
+        ["lowerdir=/srv/a", "lowerdir+=/srv/evil"],
+        ["lowerdir=/srv/a", "datadir+=/srv/evil"],
+        ["lowerdir=/srv/a", "upperdir=/srv/evil"],
+        ["lowerdir=/srv/a/../evil"],
+        ["ro"],
+        [],
+    ):
+        mounts[-1] = overlay(*bad)
+        assert [each.rule for each in box.failed(text)] == ["config.mount"], bad
+
+
 def strange(reference: ImageReference) -> Box:
     """A container that breaks every rule that a policy can allow."""
     box = Box.honest(reference)
