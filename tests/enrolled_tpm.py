@@ -53,7 +53,7 @@ def manufactured_tpm(root: Path, *options: str) -> Iterator[ManufacturedTpm]:
 
 
 def _open(tcti: str) -> Tpm:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         try:
             return Tpm.open(tcti)

@@ -131,7 +131,7 @@ class Service:
         state = EnrolmentState(state="enrolled" if self.approves else "waiting")
         return 200, state.model_dump_json().encode()
 
-    def until(self, condition: Any, seconds: float = 20.0) -> None:
+    def until(self, condition: Any, seconds: float = 120.0) -> None:
         """Wait until ``condition()`` is true."""
         with self.changed:
             assert self.changed.wait_for(condition, seconds), (self.refusals, len(self.reports))

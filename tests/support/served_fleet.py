@@ -137,7 +137,7 @@ class ServedFleet:
         return found
 
 
-def eventually(check: Callable[[], Any], seconds: float = 20.0) -> Any:
+def eventually(check: Callable[[], Any], seconds: float = 120.0) -> Any:
     """Wait until ``check`` gives something true."""
     until = time.monotonic() + seconds
     while not (found := check()):

