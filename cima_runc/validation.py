@@ -42,7 +42,9 @@ def first_of(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     if first["type"] in _OF_ALL:
         return _OF_ALL[first["type"]]
-    place = ".".join(str(part) for part in first["loc"]) or "the whole"
+    # Where there are several forms, pydantic names the one that it tried by its own function.
+    parts = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
+    place = ".".join(parts) or "the whole"
     what = _WORDS.get(first["type"])
     if what is None:
         what = _with_limits(first["type"], first.get("ctx", {})) or _said(first["msg"])

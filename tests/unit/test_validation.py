@@ -5,7 +5,15 @@ from typing import Annotated, Any, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 
 from cima_runc.validation import first_of
 
@@ -16,6 +24,7 @@ class Of(BaseModel):
     number: Annotated[int, Field(ge=1, lt=5)] = 1
     names: Annotated[tuple[str, ...], Field(max_length=2, strict=False)] = ()
     text: Annotated[str, Field(pattern="^x+$", max_length=3)] = "x"
+    forms: tuple[Annotated[str, AfterValidator(str.strip)] | Literal[2], ...] = ()
 
     @field_validator("text")
     @classmethod
@@ -43,6 +52,7 @@ def told(value: Any) -> str:
         ({"text": "y"}, "text has not the form that it should have"),
         ({"text": "xxxx"}, "text is too long"),
         ({"text": "xx"}, "text is not allowed: two of them are one too many"),
+        ({"forms": ("a", 3)}, "forms.1 is not a text"),
         ({"more": 1}, "more is not known"),
         ([], "the whole is not an object with keys"),
     ],
