@@ -63,7 +63,7 @@ def test_an_answer_that_does_not_end(peer: Peer, said: list[bytes]) -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError):
         peer.ask()
-    assert time.monotonic() - began < SECONDS * 2.5
+    assert time.monotonic() - began < SECONDS + 20
 
 
 def test_a_peer_that_does_not_greet(peer: Peer) -> None:
@@ -71,7 +71,7 @@ def test_a_peer_that_does_not_greet(peer: Peer) -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError):
         peer.ask()
-    assert time.monotonic() - began < SECONDS * 2.5
+    assert time.monotonic() - began < SECONDS + 20
 
 
 def test_a_redirect_is_an_answer(peer: Peer) -> None:

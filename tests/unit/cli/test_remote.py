@@ -56,7 +56,7 @@ def test_a_peer_that_drips(peer: Peer, ask: Ask, said: list[bytes]) -> None:
     began = time.monotonic()
     with pytest.raises((AgentUnavailableError, FleetUnavailableError), match="no whole answer"):
         ask(peer)
-    assert time.monotonic() - began < SECONDS * 2.5
+    assert time.monotonic() - began < SECONDS + 20
 
 
 def test_a_peer_that_greets_nobody(peer: Peer, ask: Ask) -> None:

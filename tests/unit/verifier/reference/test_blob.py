@@ -82,10 +82,10 @@ def test_a_zstd_frame_that_wants_too_much_memory() -> None:
 def test_a_bomb(compression: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "IMAGE_RATIO_FROM", 8 * limits.MIB)
     blob = COMPRESS[compression](bytes(64 * limits.MIB))
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(BlobError, match="become more than"):
         unpack(blob, sha256(b""), limits.MIB)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_what_is_packed_well_is_no_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
