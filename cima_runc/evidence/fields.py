@@ -39,7 +39,9 @@ def decode_base64(text: str) -> bytes:
         value = binascii.a2b_base64(text, strict_mode=True)
     except ValueError as error:
         raise ValueError("base64 is expected") from error
-    if binascii.b2a_base64(value, newline=False) != text.encode("ascii"):
+    # Only the last characters may have bits that no byte has; evidence may have 100 MB of others.
+    end = binascii.b2a_base64(value[(len(value) - 1) // 3 * 3 :], newline=False)
+    if value and end != text[-4:].encode("ascii"):
         raise ValueError("base64 in its one form is expected")
     return value
 

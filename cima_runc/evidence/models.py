@@ -317,6 +317,9 @@ def _quickly(raw: bytes) -> dict[str, Any] | None:
     return None
 
 
+_HOLDERS = frozenset({dict, list})
+
+
 def _count_keys(value: dict[str, Any], levels: int) -> int:
     """Return how many keys the objects hold, a number too large where they go too deep."""
     objects: list[dict[str, Any]] = [value]
@@ -325,9 +328,10 @@ def _count_keys(value: dict[str, Any], levels: int) -> int:
     # One level after the other: a call for each of a million values would be most of the work.
     for _ in range(levels):
         count += sum(map(len, objects))
-        items = [*chain.from_iterable(map(dict.values, objects)), *chain.from_iterable(arrays)]
-        objects = [item for item in items if type(item) is dict]
-        arrays = [item for item in items if type(item) is list]
+        items = chain(chain.from_iterable(map(dict.values, objects)), chain.from_iterable(arrays))
+        holders = [item for item in items if type(item) in _HOLDERS]
+        objects = [item for item in holders if type(item) is dict]
+        arrays = [item for item in holders if type(item) is list]
         if not objects and not arrays:
             return count
     return 1 << 64

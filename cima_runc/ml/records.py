@@ -5,7 +5,6 @@ Source: design, section 5; TCG Canonical Event Log Format 1.0, section 4 (JSON e
 """
 
 import base64
-import binascii
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,7 @@ from cima_runc.base.errors import CimaError
 from cima_runc.base.jsonio import JsonError, load_object
 from cima_runc.base.text import printable
 from cima_runc.cpcr import register
+from cima_runc.evidence.fields import decode_base64
 from cima_runc.ima import template
 
 IMA_TEMPLATE = "ima_template"
@@ -33,7 +33,8 @@ class RecordError(CimaError):
 
 _SHOWN = 200
 """Characters of unknown keys, at most."""
-_FIELDS = frozenset({"recnum", "cpcr", "digests", "content_type", "content", "meta"})
+FIELDS = frozenset({"recnum", "cpcr", "digests", "content_type", "content", "meta"})
+"""What a record has, and nothing else."""
 
 
 class Record(NamedTuple):
@@ -90,12 +91,9 @@ def template_data(content: Mapping[str, Any]) -> bytes:
     if type(encoded) is not str or len(content) != 2:
         raise RecordError("a file measurement has template_name and template_data, and no more")
     try:
-        data = binascii.a2b_base64(encoded, strict_mode=True)
+        return decode_base64(encoded)
     except ValueError as error:
-        raise RecordError("template_data is not base64") from error
-    if binascii.b2a_base64(data, newline=False) != encoded.encode("ascii"):
-        raise RecordError("template_data is not base64 in its one form")
-    return data
+        raise RecordError(f"template_data: {error}") from error
 
 
 def digest_of(content_type: str, content: Mapping[str, Any]) -> bytes:
@@ -141,9 +139,9 @@ def parse_fields(value: Any) -> Record:
     """
     if not isinstance(value, dict):
         raise RecordError("a record is not an object")
-    if value.keys() != _FIELDS:
-        lacking = ", ".join(sorted(_FIELDS - value.keys()))
-        more = printable(", ".join(sorted(value.keys() - _FIELDS))[:_SHOWN])
+    if value.keys() != FIELDS:
+        lacking = ", ".join(sorted(FIELDS - value.keys()))
+        more = printable(", ".join(sorted(value.keys() - FIELDS))[:_SHOWN])
         told = [f"lacks {lacking}"] * bool(lacking) + [f"has {more}"] * bool(more)
         raise RecordError(f"it is no record: it {', and '.join(told)}")
     recnum, cpcr, digests = value["recnum"], value["cpcr"], value["digests"]

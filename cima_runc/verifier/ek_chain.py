@@ -30,6 +30,7 @@ KNOWN_CRITICAL = frozenset(
         "2.5.29.14",  # subjectKeyIdentifier
         "2.5.29.15",  # keyUsage
         "2.5.29.17",  # subjectAltName
+        "2.5.29.18",  # issuerAltName
         "2.5.29.19",  # basicConstraints
         "2.5.29.30",  # nameConstraints
         "2.5.29.31",  # cRLDistributionPoints
@@ -38,6 +39,7 @@ KNOWN_CRITICAL = frozenset(
         "2.5.29.35",  # authorityKeyIdentifier
         "2.5.29.36",  # policyConstraints
         "2.5.29.37",  # extKeyUsage
+        "2.5.29.46",  # freshestCRL
         "2.5.29.54",  # inhibitAnyPolicy
         "1.3.6.1.5.5.7.1.1",  # authorityInfoAccess
     }

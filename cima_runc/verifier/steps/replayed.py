@@ -14,7 +14,9 @@ from cima_runc.cpcr.status import Status
 from cima_runc.evidence.models import Evidence, RunPart, ServicesPart
 from cima_runc.ml.contents import (
     Adopted,
+    AnyContent,
     Exit,
+    File,
     Measured,
     Previous,
     Register,
@@ -22,7 +24,7 @@ from cima_runc.ml.contents import (
     ServicesRegister,
 )
 from cima_runc.verifier import errors
-from cima_runc.verifier.checked_record import content_of, read_record
+from cima_runc.verifier.checked_record import content_of, file_at_once, read_record
 from cima_runc.verifier.kernel_line import check_line, take_line
 from cima_runc.verifier.state import Remembered, RememberedHost
 from cima_runc.verifier.steps.bound import check_path
@@ -266,18 +268,18 @@ def _run(recalled: Recalled, part: RunPart, *, is_first: bool) -> Run:
     if remembered is not None and part.registration == remembered.registration:
         watch = remembered.count
     records, value, watched = _records(part.records, part.since, part.id, start, watch)
-    ends = [at for at, one in enumerate(records) if isinstance(one.content, Exit)]
-    ended = None
-    if ends:
-        content = records[ends[0]].content
-        assert isinstance(content, Exit)
-        ended = content.reason
+    told = tuple(one for one in records if type(one.content) is not File)
     count = part.since + len(records)
-    shown = _Shown(records, count, value, ended, len(records) - ends[0] - 1 if ends else 0, watched)
+    ended, after_exit = None, 0
+    for number, content in told:
+        if isinstance(content, Exit):
+            ended, after_exit = content.reason, count - number - 1
+            break
+    shown = _Shown(records, told, count, value, ended, after_exit, watched)
     if continued is not None:
         if continued.ended:
             shown = shown._replace(ended=continued.ended, after_exit=len(records))
-        if any(isinstance(one.content, RegisterV1 | Adopted) for one in records):
+        if any(isinstance(one.content, RegisterV1 | Adopted) for one in told):
             raise errors.RunError("a run is registered twice", hint=REPORT)
         return _run_of(part, shown, continued.boot_id, continued.dependencies, None)
     return _registered(recalled, part, shown)
@@ -285,6 +287,8 @@ def _run(recalled: Recalled, part: RunPart, *, is_first: bool) -> Run:
 
 class _Shown(NamedTuple):
     records: tuple[Measured, ...]
+    told: tuple[Measured, ...]
+    """Those that are of no file."""
     until: int
     cpcr: bytes
     ended: str | None
@@ -344,7 +348,7 @@ def _registered(recalled: Recalled, part: RunPart, shown: _Shown) -> Run:
     """Return a run that is shown from its first record on, which says whose it is."""
     first = shown.records[0].content if shown.records else None
     line, number, previous = None, None, None
-    adoptions = [one.content for one in shown.records if isinstance(one.content, Adopted)]
+    adoptions = [one.content for one in shown.told if isinstance(one.content, Adopted)]
     if isinstance(first, Register):
         line, number, previous = first.line, first.run, first.previous
         if adoptions:
@@ -352,7 +356,7 @@ def _registered(recalled: Recalled, part: RunPart, shown: _Shown) -> Run:
     elif isinstance(first, RegisterV1) and len(adoptions) == 1:
         (adopted,) = adoptions
         line, number, previous = adopted.line, adopted.run, adopted.previous
-    registers = [one for one in shown.records if isinstance(one.content, RegisterV1)]
+    registers = [one for one in shown.told if isinstance(one.content, RegisterV1)]
     if not isinstance(first, RegisterV1) or line is None or number is None or len(registers) != 1:
         raise errors.RunError(
             "the first record of a run is not its registration",
@@ -470,26 +474,39 @@ def _records(
     ``watch`` the count after which the register's value is wanted too.
     """
     found: list[Measured] = []
+    content: AnyContent
     value, expected = start, since
     watched = value if watch == since else None
     sha256 = hashlib.sha256
     for raw in values:
-        record = read_record(raw)
-        if record.recnum != expected:
-            raise _disorder(values, since, expected, record.recnum)
-        if record.cpcr != name:
-            raise errors.ForeignRecordError(
-                f"record {expected} is of another container",
-                expected=printable(name),
-                found=printable(record.cpcr),
-                hint=REPORT,
-            )
-        found.append(Measured(expected, content_of(record)))
-        value = sha256(value + record.digest).digest()
+        usual = file_at_once(raw, expected, name)
+        if usual is not None:
+            content, digest = usual
+        else:
+            content, digest = _content(values, since, expected, name)
+        found.append(Measured(expected, content))
+        value = sha256(value + digest).digest()
         expected += 1
         if expected == watch:
             watched = value
     return tuple(found), value, watched
+
+
+def _content(
+    values: Sequence[Any], since: int, expected: int, name: str
+) -> tuple[AnyContent, bytes]:
+    """Return the content and the digest of a record, or say what is wrong with it."""
+    record = read_record(values[expected - since])
+    if record.recnum != expected:
+        raise _disorder(values, since, expected, record.recnum)
+    if record.cpcr != name:
+        raise errors.ForeignRecordError(
+            f"record {expected} is of another container",
+            expected=printable(name),
+            found=printable(record.cpcr),
+            hint=REPORT,
+        )
+    return content_of(record), record.digest
 
 
 def _disorder(
