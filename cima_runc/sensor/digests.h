@@ -28,11 +28,13 @@ struct {
 	__type(value, struct known);
 } digests SEC(".maps");
 
+enum { FORGOTTEN = -1 };
+
 /* Of an inode that holds data which was hashed. */
 struct writes {
 	u64 count;
 	u64 lent;    /* 1: pages of it were lent to the kernel, which may write to them at any time */
-	u64 mapped;  /* the container that mapped it shared and writable first (mapped.h); 0: none */
+	u64 mapped;  /* the container that mapped it shared and writable first (mapped.h); 0: none; FORGOTTEN */
 	s64 awaited; /* interpreters that were started for it, and have not opened it yet */
 	u64 user[USERS_MAX];
 	u64 more_users;
@@ -165,15 +167,6 @@ __noinline u64 real_of(u64 seen)
 	return (u64)real.inode;
 }
 
-/* 1: there was no room to remember a file whose pages were lent to the kernel. */
-static __always_inline int lent_unknown(void)
-{
-	u32 zero = 0;
-	struct totals *total = bpf_map_lookup_elem(&totals, &zero);
-
-	return !total || total->lent_unknown;
-}
-
 /* What is known of a file's digest, and of the file. */
 struct judged {
 	struct known known;
@@ -184,10 +177,10 @@ struct judged {
 };
 
 /* How pages of it can be written to that nobody has open for writing, or mapped. */
-static __always_inline u32 writable_pages(const struct writes *written)
+static __always_inline u32 writable_pages(u64 real, const struct writes *written)
 {
 	if (!written)
-		return STABLE;
+		return was_forgotten(real) ? WAS_MAPPED : STABLE;
 	if (written->lent)
 		return PINNED_MEMORY;
 	return written->mapped ? WAS_MAPPED : STABLE;
@@ -215,7 +208,7 @@ __noinline u32 judge(u64 seen, struct judged *judged)
 	why = writer_of(real.inode);
 	written = bpf_map_lookup_elem(&writes, &real_key);
 	if (!why)
-		why = writable_pages(written);
+		why = writable_pages(real_key, written);
 	judged->writable = why;
 	known = bpf_map_lookup_elem(&digests, &seen);
 	if (!known)
@@ -234,7 +227,7 @@ __noinline u32 judge(u64 seen, struct judged *judged)
 		return MOVED;
 	if (!judged->known.clean)
 		return WRITTEN_WHILE_HASHED;
-	if (!written || lent_unknown())
+	if (!written)
 		return MAP_FULL;
 	return *(volatile u64 *)&written->count == judged->known.writes ? STABLE : WRITTEN_SINCE;
 }
@@ -308,17 +301,23 @@ static __always_inline void count_full(void)
 		__sync_fetch_and_add(&total->full, 1);
 }
 
-/* The writes of an inode that holds data, counted from now on; 0: there is no room. */
+/*
+ * The writes of an inode that holds data, counted from now on; 0: there is no room. One that may have been
+ * forgotten is so from its first moment; and who forgets it just now looks for it after that.
+ */
 static __always_inline struct writes *writes_of(u64 key)
 {
 	struct writes none = {}, *written = bpf_map_lookup_elem(&writes, &key);
 
 	if (written)
 		return written;
+	none.mapped = was_forgotten(key) ? FORGOTTEN : 0;
 	bpf_map_update_elem(&writes, &key, &none, BPF_NOEXIST);
 	written = bpf_map_lookup_elem(&writes, &key);
 	if (!written)
 		count_full();
+	else if (was_forgotten(key))
+		__sync_val_compare_and_swap(&written->mapped, 0, FORGOTTEN);
 	return written;
 }
 

@@ -356,6 +356,29 @@ static __always_inline int is_of_no_device(u64 magic)
 	return 0;
 }
 
+/*
+ * The program that control groups of version 1 have run when one is empty is an option of their file system, too:
+ * of mount(2), new or again, and of fsconfig(2).
+ */
+SEC("lsm/fs_context_parse_param")
+int BPF_PROG(cima_mount_option, struct fs_context *fc, struct fs_parameter *param)
+{
+	struct name name = {}, key = {};
+	struct mark *mark;
+	int denied;
+
+	bpf_probe_read_kernel_str(&name, sizeof(name), BPF_CORE_READ(fc, fs_type, name));
+	bpf_probe_read_kernel_str(&key, sizeof(key), BPF_CORE_READ(param, key));
+	if (!IS(name, "cgroup") || !IS(key, "release_agent"))
+		return 0;
+	mark = mark_of_current();
+	if (!mark)
+		return 0;
+	denied = is_enforced(mark->registration);
+	note(mark->registration, ABOUT(HELPER, HELPER_SET, NONE, denied), 0, 0);
+	return refuse(denied, -EPERM);
+}
+
 /* File systems that a container mounts: what it can write below them is seen by nobody. */
 SEC("lsm/sb_kern_mount")
 int BPF_PROG(cima_mount, struct super_block *sb)

@@ -48,6 +48,7 @@ _KINDS: Final = {
     "cima_unlink": "bpf_lsm_inode_unlink",
     "cima_rename": "bpf_lsm_inode_rename",
     "cima_umount": "bpf_lsm_sb_umount",
+    "cima_mount_option": "bpf_lsm_fs_context_parse_param",
     "cima_load_data": "bpf_lsm_kernel_load_data",
     "cima_read_file": "bpf_lsm_kernel_read_file",
     "cima_free_inum": "proc_free_inum",

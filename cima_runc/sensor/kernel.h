@@ -146,6 +146,7 @@ struct path {
 	struct dentry *dentry;
 } KERNEL;
 struct file_system_type {
+	const char *name;
 	int fs_flags;
 } KERNEL;
 struct super_block {
@@ -243,6 +244,14 @@ struct integrity_iint_cache {
 struct ima_iint_cache {
 	unsigned long flags;
 	struct ima_digest_data *ima_hash;
+} KERNEL;
+
+/* An option of a file system that is mounted, or mounted again. */
+struct fs_context {
+	struct file_system_type *fs_type;
+} KERNEL;
+struct fs_parameter {
+	const char *key;
 } KERNEL;
 
 /* What the kernel is given to run in itself; include/linux/kernel_read_file.h numbers anew with releases. */

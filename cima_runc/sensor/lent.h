@@ -36,14 +36,12 @@ static __always_inline u64 folio_of(u64 page)
 
 __noinline int lend(u64 inode)
 {
-	struct writes *written = writes_of(inode);
-	u32 zero = 0;
-	struct totals *total = bpf_map_lookup_elem(&totals, &zero);
+	struct writes *written;
 
+	remember(inode);
+	written = bpf_map_lookup_elem(&writes, &inode);
 	if (written)
 		written->lent = 1;
-	else if (total)
-		total->lent_unknown = 1;
 	/* Who mapped it meanwhile saw no writer. */
 	written_to((struct inode *)inode, 0, PINNED_MEMORY);
 	return 0;

@@ -6,29 +6,28 @@
  * (O_DIRECT), or a copy from another process, lands when it is ready. For as long as such a file's inode
  * lives no digest of it is believed.
  *
- * One that is not remembered would be believed: where there is no room the mapping is refused.
+ * A container has room for its share of them, and for those that the sensor knows of for another reason. Those
+ * beyond it are forgotten (forgotten.h).
  */
 #ifndef CIMA_MAPPED_H
 #define CIMA_MAPPED_H
 
-__noinline int remember_mapping(u64 seen)
+/* The current task may write this file unseen from now on. */
+__noinline int remember(u64 real)
 {
+	struct writes *written = bpf_map_lookup_elem(&writes, &real);
 	struct mark *mark = mark_of_current();
-	u64 key = real_of(seen);
-	struct writes *written = bpf_map_lookup_elem(&writes, &key);
-	struct registration *owner;
+	struct registration *owner = mark ? registered(mark->registration) : 0;
 
-	if (!mark || (written && written->mapped))
+	if (written && written->mapped)
 		return 0;
-	owner = registered(mark->registration);
-	if (!owner)
-		return 0;
-	if (owner->mapped >= (s64)settings.share)
-		return 1;
-	written = writes_of(key);
-	if (!written)
-		return 1;
-	if (__sync_val_compare_and_swap(&written->mapped, 0, mark->registration) == 0)
+	if (!written && (!owner || owner->mapped < (s64)settings.share))
+		written = writes_of(real);
+	if (!written) {
+		forget(real);
+		written = bpf_map_lookup_elem(&writes, &real);
+	}
+	if (written && owner && __sync_val_compare_and_swap(&written->mapped, 0, mark->registration) == 0)
 		__sync_fetch_and_add(&owner->mapped, 1);
 	return 0;
 }

@@ -84,9 +84,8 @@ int BPF_PROG(cima_mmap_file, struct file *file, unsigned long reqprot, unsigned 
 	int is_private = (flags & MAP_TYPE) != MAP_SHARED && (flags & MAP_TYPE) != MAP_SHARED_VALIDATE;
 
 	bpf_probe_read_kernel(&raw, sizeof(raw), ctx);
-	if (raw && is_way_to_write((struct file *)raw, flags) &&
-	    remember_mapping((u64)BPF_CORE_READ((struct file *)raw, f_inode)))
-		return -ENOMEM;
+	if (raw && is_way_to_write((struct file *)raw, flags) && mark_of_current())
+		remember(real_of((u64)BPF_CORE_READ((struct file *)raw, f_inode)));
 	prot |= reqprot;
 	if (!(prot & PROT_EXEC))
 		return 0;

@@ -13,7 +13,7 @@
 static __always_inline void come_to(struct linux_binprm *bprm)
 {
 	struct mark *mark = bpf_task_storage_get(&marks, bpf_get_current_task_btf(), 0, 0);
-	struct writes none = {}, *written;
+	struct writes *written;
 	u64 real = real_of(address(bprm->file->f_inode)), script;
 
 	if (!mark)
@@ -25,8 +25,7 @@ static __always_inline void come_to(struct linux_binprm *bprm)
 	written = bpf_map_lookup_elem(&writes, &script);
 	if (!written) {
 		/* Of a lower layer, and hashed before the sensor was loaded. */
-		if (bpf_map_update_elem(&writes, &script, &none, BPF_ANY))
-			count_full();
+		writes_of(script);
 		add_user(script, mark->registration);
 		written = bpf_map_lookup_elem(&writes, &script);
 	}

@@ -7,6 +7,7 @@
  *
  *	lineage.h	whose a task is
  *	namespaces.h	mount namespaces that containers make
+ *	forgotten.h	files that there was no room for
  *	digests.h	which digest is believed
  *	report.h	events, and the ring
  *	allowed.h	enforcement
@@ -22,6 +23,7 @@
 #include "sensor.h"
 
 #include "lineage.h"
+#include "forgotten.h"
 #include "digests.h"
 #include "report.h"
 #include "allowed.h"

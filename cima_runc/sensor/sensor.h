@@ -19,6 +19,7 @@
 #define SEEN_MAX 65536		/* (file, path, digest) already reported; the oldest give way */
 #define DIGESTS_MAX 262144	/* inodes whose digest is known */
 #define WRITES_MAX 524288	/* inodes whose writes are counted: those, and what was mapped writable */
+#define FORGOTTEN_WORDS 524288	/* of 64 bits, 4 MiB: of 135,000 files it takes one other in 15 million for one of them */
 #define PENDING_MAX 4096	/* uses of files that IMA is hashing at this moment */
 #define PENDING_SHARE 256	/* of them, of one container */
 #define MOUNTED_MAX 4096	/* file systems that containers mounted and that live now */
@@ -66,7 +67,7 @@ struct registration {
 	u64 pid;	/* of its first process, in the initial pid namespace; 0: whichever is first */
 	s64 digests;	/* entries of the map `digests` for files that it had hashed */
 	u64 crowded;	/* CROWDED: what `totals.unattributed` was then */
-	s64 mapped;	/* files that it mapped shared and writable, and that live now */
+	s64 mapped;	/* files that it mapped shared and writable, that live now and are remembered */
 	s64 waiting;	/* uses whose digest is waited for: those that are left in the end are lost */
 };
 _Static_assert(sizeof(struct watched) == WATCHED_SIZE &&
@@ -95,7 +96,7 @@ struct settings {
 	u64 patterns;	      /* how many of the following are used */
 	struct name_pattern pattern[NAME_PATTERNS_MAX];
 	u64 largest;	     /* bytes of a file that may be hashed */
-	u64 share;	     /* files that one container may have hashed; and mapped shared and writable */
+	u64 share;	     /* files that one container may have hashed; and that of those it can write unseen are remembered */
 	u64 late;	     /* 1: a digest that IMA is about to take is waited for */
 	u64 hooks_missing;   /* 1: this kernel cannot tell whether a file was written */
 };
@@ -106,7 +107,6 @@ struct totals {
 	u64 dropped;
 	u64 unattributed; /* changes to files in use by more containers than are kept */
 	u64 full;	  /* digests for which there was no room */
-	u64 lent_unknown; /* 1: nor was there for a file whose pages were lent to the kernel (lent.h) */
 	u64 switched;	  /* how often somebody reached for the switch that detaches all programs */
 };
 

@@ -13,10 +13,10 @@ from typing import Final, NamedTuple
 from cima_runc.sensor.libbpf import BPF_ANY, BPF_NOEXIST, Libbpf
 from cima_runc.sensor.pins import Handles
 
-LAYOUT: Final = 5
+LAYOUT: Final = 6
 """Number of sensor.h's layout: what one agent writes, another one of this number reads."""
 
-SHARED: Final = ("digests", "writes", "marks", "mounted", "roots")
+SHARED: Final = ("digests", "writes", "forgotten", "marks", "mounted", "roots")
 """The maps that a newer sensor goes on with: what is known of files and tasks."""
 MAPS: Final = ("allowed", "events", "registrations", "totals", "watched", *SHARED)
 """The maps that are pinned."""
@@ -135,7 +135,7 @@ class Tables:
             for name, handle in self._programs.items()
             if name not in _HARMLESS_WHEN_MISSED
         )
-        return skipped + int.from_bytes(self._totals[32:40], sys.byteorder)
+        return skipped + int.from_bytes(self._totals[24:32], sys.byteorder)
 
     def rows(self) -> Iterator[tuple[int, Row]]:
         """Yield the registration number and the row of each container that is watched."""

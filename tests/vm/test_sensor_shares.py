@@ -3,7 +3,10 @@
 Needs root and the BPF LSM; digests need IMA.
 """
 
+import hashlib
 import mmap
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from cima_runc.sensor.events import Kind, Why
 from cima_runc.sensor.loader import Sensor
 from cima_runc.sensor.options import Options
 from tests.vm.test_sensor import Watched, drain, install, map_executable, program, uses
+from tests.vm.test_sensor_options import Enforced, is_denied
 
 USERS_MAX = 4
 """Of sensor.h: containers that are told of a change to a file in use."""
@@ -45,33 +49,85 @@ def test_a_container_has_its_share_of_digests_and_no_more(tmp_path: Path) -> Non
             one.close()
 
 
-def test_what_a_container_maps_writable_beyond_its_share_is_refused(tmp_path: Path) -> None:
-    """One that is not remembered would be believed, and one that is gone leaves its room."""
-    share = 3
-    files = [tmp_path / f"file{number}" for number in range(share + 1)]
+def map_writable(file: Path) -> None:
+    with file.open("r+b") as opened:
+        mmap.mmap(opened.fileno(), 0).close()
+
+
+SHARE = 3
+
+
+@pytest.fixture(params=["programs", "scripts"])
+def beyond(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[tuple[Sensor, Watched, Path]]:
+    """A sensor that remembers few files, a container that mapped more than those writable, and the
+    first that was one too many: it can still be written, and is in no map."""
+    files = [tmp_path / f"file{number}" for number in range(SHARE + 1)]
+    install(tmp_path / "interpreter", program(b"interpreter"))
     for file in files:
-        install(file, b"content")
+        script = f"#!{tmp_path}/interpreter {file.name}\n".encode()
+        install(file, script if request.param == "scripts" else program(file.name.encode()))
+    with Sensor.load(Options(digests_share=SHARE)) as sensor:
+        greedy = Watched(sensor)
+        for file in files * 2:
+            greedy.call(partial(map_writable, file))
+        yield sensor, greedy, files[SHARE]
+        greedy.close()
+        assert sensor.lost() == {}
 
-    def map_it(file: Path) -> None:
-        with file.open("r+b") as opened:
-            mmap.mmap(opened.fileno(), 0).close()
 
-    with Sensor.load(Options(digests_share=share)) as sensor:
-        greedy, other = Watched(sensor), Watched(sensor)
-        for file in files[:share] * 2:
-            greedy.call(lambda file=file: map_it(file))
+@pytest.mark.parametrize("by", ["itself", "another"])
+def test_what_a_container_maps_writable_beyond_its_share_is_not_believed(
+    beyond: tuple[Sensor, Watched, Path], by: str
+) -> None:
+    sensor, greedy, file = beyond
+    user = greedy if by == "itself" else Watched(sensor)
+    for _ in range(2):
+        user.run(file)
+    found = [event.why for event in uses(drain(sensor)) if event.path == bytes(file)]
+    assert set(found) == {Why.WAS_MAPPED}
+    if user is not greedy:
+        user.close()
 
-        def is_refused() -> None:
-            with pytest.raises(OSError, match="Cannot allocate memory"):
-                map_it(files[share])
 
-        greedy.call(is_refused)
-        other.call(lambda: map_it(files[share]))
-        files[0].unlink()
-        install(tmp_path / "new", b"content")
-        greedy.call(lambda: map_it(tmp_path / "new"))
-        for one in (greedy, other):
-            one.close()
+def test_nothing_that_was_mapped_writable_beyond_a_share_runs_where_that_is_enforced(
+    beyond: tuple[Sensor, Watched, Path], tmp_path: Path
+) -> None:
+    sensor, _, file = beyond
+    other = tmp_path / "other"
+    digests = [hashlib.sha256(file.read_bytes()).digest(), install(other, program(b"other"))]
+    enforced = Enforced(sensor, *digests)
+    enforced.run(other)
+    enforced.call(lambda: is_denied(lambda: map_executable(file)))
+    found = [(event.path, event.why, event.denied) for event in uses(drain(sensor))]
+    assert found == [(bytes(other), Why.STABLE, False), (bytes(file), Why.WAS_MAPPED, True)]
+    enforced.close()
+
+
+def test_a_share_that_is_used_up_is_nobody_elses_loss(
+    beyond: tuple[Sensor, Watched, Path], tmp_path: Path
+) -> None:
+    """Not even of other files of its own; and one that is gone leaves its room."""
+    sensor, greedy, file = beyond
+    known, later = tmp_path / "known", tmp_path / "later"
+    for path in (known, later):
+        install(path, program(path.name.encode()))
+    other = Watched(sensor)
+    other.run(known)
+    greedy.run(known)
+    # Its inode is looked up, and found: there is room for the mark.
+    greedy.call(lambda: map_writable(known))
+    other.run(known)
+    other.run(later)
+    found = {(event.path, event.why) for event in uses(drain(sensor))}
+    assert found == {
+        (bytes(known), Why.STABLE),
+        (bytes(known), Why.WAS_MAPPED),
+        (bytes(later), Why.STABLE),
+    }
+    file.unlink()
+    other.close()
 
 
 def test_a_change_to_a_file_of_many_is_a_loss_of_who_uses_it_alone(

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Rights = Literal["docker", "ctr", "privileged"]
-"""Docker's defaults; the same without a seccomp filter, as ctr has it; `--privileged`."""
+Rights = Literal["docker", "ctr", "privileged", "privileged, cgroupns=host"]
+"""Docker's defaults; the same without a seccomp filter, as ctr has it; `--privileged`, and the same
+in the host's namespace of control groups."""
 
 Place = Literal["overlay", "ext4", "xfs", "btrfs", "tmpfs"]
 """What /data is: a directory of the image, or a volume on a file system of this kind."""
@@ -73,6 +74,9 @@ def _stale() -> list[Attack]:
         Attack("own_overlay", "the lower file of its own overlay", CHANGED, "privileged"),
         *_places(ALL, "alias hard_link", "changed by its other name", *changed),
         *_places(ALL, "past_the_end", "code behind the file's end, in its last page", "unstable"),
+        *_places(
+            ("overlay",), "past_the_end beyond_share", "the same, beyond 65,536 files", "unstable"
+        ),
         *_places(("overlay", *DISKS), "read_in_flight", "a read from a disk lands in it", *changed),
         Attack("lower_by_handle", "a layer's file, opened by its handle", CHANGED, "privileged"),
         Attack("pinned_pages code", "read into registered buffers", CHANGED, "ctr", "tmpfs"),
@@ -200,6 +204,14 @@ def _elsewhere() -> list[Attack]:
         Attack("run_by_kernel core", "core_pattern", helper, "privileged"),
         Attack("run_by_kernel modprobe", "modprobe", helper, "privileged"),
         Attack("run_by_kernel binfmt", "binfmt_misc", helper, "privileged"),
+        *(
+            Attack(f"run_by_kernel {mode}", what, helper, "privileged, cgroupns=host")
+            for mode, what in (
+                ("release_agent", "release_agent of control groups"),
+                ("release_option", "the same, by mount(2)"),
+                ("release_remount", "the same, by a remount"),
+            )
+        ),
         *(
             Attack(f"kernel_code {mode}", f"code for the kernel: {mode}", guard, "privileged")
             for mode in ("module", "module_file", "kexec")

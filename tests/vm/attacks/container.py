@@ -158,11 +158,14 @@ def bundle(command: list[str], rights: Rights, data: Path | None) -> Iterator[tu
         part.mkdir(parents=True)
     options = f"lowerdir={layer()},upperdir={layers['upper']},workdir={layers['work']}"
     guest.ok("mount", "-t", "overlay", "overlay", "-o", options, layers["rootfs"])
-    config: dict[str, Any] = json.loads(dockers_config(rights == "privileged"))
+    config: dict[str, Any] = json.loads(dockers_config(rights.startswith("privileged")))
     config["root"]["path"] = str(layers["rootfs"])
     config["process"] |= {"args": command, "terminal": False, "cwd": "/"}
     if rights == "ctr":
         config["linux"].pop("seccomp", None)
+    if rights.endswith("cgroupns=host"):
+        spaces = config["linux"]["namespaces"]
+        config["linux"]["namespaces"] = [each for each in spaces if each["type"] != "cgroup"]
     if data:
         config["mounts"].append(
             {"destination": "/data", "type": "bind", "source": str(data), "options": ["bind", "rw"]}

