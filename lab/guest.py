@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from acceleration import acceleration
+from acceleration import EMULATED, acceleration
 from machine import CPU, LAB, GuestError, Machine
 from qmp import Monitor
 
@@ -28,6 +28,12 @@ class Storage:
     kept: bool = False
     memory: Path | None = None
     memory_kept: bool = False
+
+
+def _processor(machine: Machine, image: Path) -> list[str]:
+    if machine.instructions:
+        return ["-accel", EMULATED, "-icount", "shift=0", "-smp", "1"]
+    return ["-accel", acceleration(image), "-smp", "2"]
 
 
 class Guest:
@@ -61,7 +67,7 @@ class Guest:
         command = [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
             "-machine", "pc" + (",memory-backend=memory" if storage.memory else ""),
-            "-accel", acceleration(image), "-cpu", CPU, "-smp", "2", "-m", str(machine.memory),
+            *_processor(machine, image), "-cpu", CPU, "-m", str(machine.memory),
             "-kernel", f"{image}/vmlinuz", "-initrd", f"{image}/initramfs",
             "-append", machine.kernel_arguments, "-serial", f"file:{self.console}",
             "-drive", f"file={job},readonly=on,format=raw,if=none,id=job",

@@ -24,7 +24,9 @@ class Machine:
     With `packages` nothing of cima-runc is installed: /root/packages holds what installs it. With
     `reboots`, and with `packages`, the guest may restart.
     `kernel` is `release` for the release's own, or `backports` for the newest that there is for it.
-    `more` are names of Debian packages that other guests are without.
+    `more` are names of Debian packages that other guests are without. With `instructions` its one
+    processor is emulated, and its clock goes on by a nanosecond with each instruction: what it
+    measures does not depend on what else the host does.
     """
 
     release: str
@@ -37,6 +39,7 @@ class Machine:
     packages: bool = False
     reboots: bool = False
     more: tuple[str, ...] = ()
+    instructions: bool = False
 
     @property
     def is_default(self) -> bool:

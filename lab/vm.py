@@ -66,6 +66,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         help="a guest that has this package of Debian's too")  # fmt: skip
     add("--append", default="", metavar="ARGS", help="more kernel arguments")
     add("--memory", type=int, default=3072, metavar="MIB", help="memory (default: 3072)")
+    add("--instructions", action="store_true", help="a guest whose clock counts its instructions, "
+        "one a nanosecond")  # fmt: skip
     add("--fresh", action="store_true", help="boot a guest, also where one could be thawed")
     add("--frozen", action="store_true", help="freeze a guest first where there is none to thaw")
     add("--timeout", type=float, metavar="SECONDS", help="kill the script after that")
@@ -95,6 +97,7 @@ def machine_of(options: argparse.Namespace) -> Machine:
         packages=options.packages,
         reboots=options.reboots,
         more=tuple(sorted(options.more)),
+        instructions=options.instructions,
     )
 
 

@@ -8,7 +8,7 @@ to a list of 10,000 digests, in turns (A B C D A B C D). "known" executes one fi
 that nobody has executed before: they are hashed, and reported; "map" maps a known library
 executable, "open" opens a file to read it, "write" one to write to it, "fork" makes a process. A
 guest is emulated: what counts are ratios, and, of what is too short for a clock, the kernel's own
-statistics of the sensor's programs.
+statistics of the sensor's programs, from one round more.
 
 Events: on this machine, as many a second as asked for are put into a buffer of the sensor's size,
 and the agent's own service makes records of them, on disk, with registers. No kernel is needed.
@@ -60,17 +60,20 @@ def executions(release: str, rounds: int, count: int) -> None:
         subprocess.run(["musl-gcc", "-O2", "-static", "-o", spawner, source], check=True)
         command = [
             *(CHECKOUT / "lab/vm.py", "--debian", release, "--no-policy", "--no-agent"),
+            *("--no-tpm", "--instructions"),
             *("--put", f"{spawner}:/root/spawn"),
             *("--put", f"{CHECKOUT / 'examples/ima-policy'}:/root/ima-policy"),
             *(Path(__file__).with_name("_sensor_in_guest.py"), str(rounds), str(count)),
         ]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     rates: dict[tuple[str, str], list[float]] = {}
-    shares: dict[tuple[str, str], list[float]] = {}
+    in_programs: dict[tuple[str, str], float] = {}
     for line in done.stdout.splitlines():
-        kind, state, rate, in_programs = line.split("\t")
-        rates.setdefault((kind, state), []).append(float(rate))
-        shares.setdefault((kind, state), []).append(float(in_programs) / 1e9 * float(rate))
+        kind, state, what, found = line.split("\t")
+        if what == "rate":
+            rates.setdefault((kind, state), []).append(float(found))
+        else:
+            in_programs[kind, state] = float(found) / 1e9
     print(f"Debian {release}, {rounds} rounds of {count}; load {os.getloadavg()[0]:.1f}")
     print(f"  {'':28}" + "".join(f"{kind:>28}" for kind in KINDS))
     for state in STATES:
@@ -79,10 +82,9 @@ def executions(release: str, rounds: int, count: int) -> None:
             found = rates[kind, state]
             # Paired with the kernel alone, in the same round; IMA off was before them all.
             times = [a / b for a, b in zip(rates[kind, STATES[1]], found, strict=True)]
-            share = f"{statistics.median(shares[kind, state]):5.1%} in it"
-            cells.append(
-                f"{statistics.median(found):7.0f}/s x{statistics.median(times):.3f} {share}"
-            )
+            rate = statistics.median(found)
+            share = f"{in_programs.get((kind, state), 0) * rate:5.1%} in it"
+            cells.append(f"{rate:7.0f}/s x{statistics.median(times):.3f} {share}")
         print(f"  {state:28}" + "".join(f"{cell:>28}" for cell in cells))
     print(f"  x: time beside IMA alone, median of the rounds; goal for the sensor: x{GOAL:.2f}")
 
@@ -198,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", nargs="?", default="all", choices=["all", "executions", "events"])
     parser.add_argument("--seconds", type=float, default=10, help="for each rate of events")
-    parser.add_argument("--debian", default="12", choices=["12", "13"])
+    parser.add_argument("--debian", default="12", choices=["12", "13", "forky"])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--count", type=int, default=300, help="executions in each measurement")
     options = parser.parse_args()
