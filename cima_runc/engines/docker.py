@@ -1,4 +1,5 @@
-"""Docker: ``/etc/docker/daemon.json``, or the file that dockerd's ``--config-file`` names.
+"""Docker: ``/etc/docker/daemon.json``, or the file that dockerd's ``--config-file`` names; of the
+snap the one in its own directory, which is the only one that it reads.
 
 dockerd does not start where a directive is a flag and in the file too, so the flags of its unit
 count. It reads a file with a byte order mark since version 23.
@@ -18,6 +19,7 @@ from cima_runc.measure.procfs import flag_value, flag_values
 
 _FILE = "etc/docker/daemon.json"
 _UNIT = "docker.service"
+_OF_SNAP = "var/snap/docker/current/config"
 _BOM = "\ufeff"
 _RUNC_SHIM = "io.containerd.runc.v2"
 
@@ -28,7 +30,11 @@ def _flags(root: Path) -> tuple[str, ...]:
 
 def _find_file(root: Path) -> Path:
     named = flag_value(_flags(root), "config-file")
-    return root / (named.lstrip("/") if named else _FILE)
+    if named:
+        return root / named.lstrip("/")
+    others = (root / _FILE).exists() or command_of(_UNIT, root).argv
+    is_snap = not others and (root / _OF_SNAP).is_dir()
+    return root / (f"{_OF_SNAP}/daemon.json" if is_snap else _FILE)
 
 
 def _refuse_flags(wish: Wish, root: Path) -> None:
@@ -144,6 +150,7 @@ DOCKER = Engine(
     "default runtime; DOCKER_BUILDKIT=0 docker build is measured",
     add=_add,
     remove=_remove,
-    apply_hint="systemctl reload docker (systemctl restart docker for a new default runtime)",
+    apply_hint="systemctl reload docker (systemctl restart docker for a new default runtime; snap "
+    "restart docker for the snap's)",
     try_hint=f"docker run --runtime {RUNTIME_NAME} IMAGE",
 )

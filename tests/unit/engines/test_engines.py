@@ -768,6 +768,25 @@ def test_no_runtimes_in_dockers_file(root: Path, changes: Changes, text: str) ->
     assert (root / "etc/docker/daemon.json").read_text() == text
 
 
+def test_dockers_snap(root: Path, changes: Changes) -> None:
+    """Kind: a file that nobody reads is written, without a word."""
+    own = root / "var/snap/docker/current/config/daemon.json"
+    own.parent.mkdir(parents=True)
+    assert configure(changes, DOCKER)
+    assert RUNTIME in own.read_text()
+    assert not (root / "etc").exists()
+    assert DOCKER.named(root) == {RUNTIME}
+    assert not configure(changes, DOCKER)
+    assert remove(changes, DOCKER)
+    assert not own.exists()
+    # Beside one of the distribution's that is the one to configure.
+    unit = "[Service]\nExecStart=/usr/bin/dockerd -H fd://\n"
+    write(root, "..", {"lib/systemd/system/docker.service": unit})
+    assert configure(changes, DOCKER)
+    assert RUNTIME in (root / "etc/docker/daemon.json").read_text()
+    assert not own.exists()
+
+
 def test_dockerds_own_file(root: Path, changes: Changes) -> None:
     unit = _DEBIANS_UNIT.replace("-H fd://", "--config-file /srv/daemon.json")
     write(root, "..", {"lib/systemd/system/docker.service": unit})

@@ -145,6 +145,15 @@ TAKEN: dict[str, tuple[Certificate, Certificate]] = {
     ),
     "no basic constraints": (replace(LEAF, extensions=PROFILE[::2]), CA),
     "subject directory attributes, critical": (extended(LEAF, SDA_PROFILE), CA),
+    "other names of a directory, critical": (
+        extended(
+            LEAF,
+            by_hand.extension(
+                "2.5.29.18", by_hand.tlv(0x30, by_hand.tlv(0x82, b"x")), critical=True
+            ),
+        ),
+        CA,
+    ),
     "policies, critical": (
         extended(LEAF, by_hand.policies("1.2.3")),
         extended(CA, by_hand.policies("2.5.29.32.0")),
