@@ -326,6 +326,10 @@ REPORT_WINDOW = 8 * MIB
 FLEET_NOTE = 64 * MIB
 """Bytes of the file that holds what the fleet's service has confirmed: 30 for each container."""
 
+ENROLMENTS_WAITING = 1_000
+"""Hosts without a join token that try to join a fleet, or wait for a person: as many as are shown.
+"""
+
 WEBHOOKS = 32
 """Webhooks of one tenant, and of the operator."""
 

@@ -9,8 +9,9 @@ import hmac
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
+from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.evidence.enrolment import EnrolmentAnswer, EnrolmentRequest
@@ -66,6 +67,11 @@ def begin(
     made, pending = challenge(asked.tpm, None)
     public = parse_public(asked.tpm.ak_public)
     token = _token(connection, asked.token, now) if asked.token is not None else None
+    if token is None and _open(connection, now) >= limits.ENROLMENTS_WAITING:
+        raise JoinRefusedError(
+            "too many hosts wait for approval",
+            hint="use a join token: cima fleet join-tokens; or refuse those that are not yours",
+        )
     hardware, reason = hardware_of(asked.tpm, manufacturers)
     uid = new_uid() + access.new_secret().removeprefix(access.PREFIX)[:24]
     connection.execute(
@@ -244,6 +250,21 @@ def _enrol(
         number = int(made[0])
     data = {"name": row["name"], "labels": labels, "by": by, "hardware": row["hardware"]}
     events.tell(connection, events.Kind.HOST_ENROLLED, data, host=number)
+
+
+def forget(connection: Connection, before: int) -> None:
+    """Remove enrolments that were over before a time."""
+    connection.execute(delete(_ENROLMENT).where(_ENROLMENT.c.expires < before))
+
+
+def _open(connection: Connection, now: int) -> int:
+    """Return how many hosts without a token try to join, or wait for a person."""
+    column = _ENROLMENT.c
+    is_open = column.state.in_(("challenged", "waiting")) & (column.expires > now)
+    found = connection.execute(
+        select(func.count()).where(is_open, column.token.is_(None))
+    ).scalar_one()
+    return int(found)
 
 
 def _why_wait(

@@ -11,6 +11,7 @@ from sqlalchemy import (
     bindparam,
     delete,
     insert,
+    not_,
     or_,
     select,
     update,
@@ -146,7 +147,8 @@ def _registers(
     column = _CONTAINER.c
     conditions: list[ColumnElement[bool]] = []
     if wants.all_of_boot:
-        conditions.append(column.boot_id == boot_id)
+        # Of the boot's others, of which there is no end, those that are listed are looked for.
+        conditions.append(and_(column.boot_id == boot_id, column.slot.is_not(None)))
     for name, numbers in (
         (column.registration, sorted(wants.registrations)),
         (column.previous_registration, sorted(wants.followed)),
@@ -674,27 +676,38 @@ def tenants_containers(
     ]
 
 
-def forget_containers(connection: Connection, before: int) -> None:
+def forget_containers(connection: Connection, before: int) -> bool:
     """Remove the records and findings of containers that ended, or whose boot did, before a time;
-    that they were there, and the verdicts that they had, stays."""
-    current = select(_HOST.c.boot_id).where(_HOST.c.id == _CONTAINER.c.host).scalar_subquery()
-    over = or_(_CONTAINER.c.has_ended.is_(True), _CONTAINER.c.boot_id != current)
+    that they were there, and the verdicts that they had, stays. Returns whether there may be more.
+    """
+    column = _CONTAINER.c
+    current = select(_HOST.c.boot_id).where(_HOST.c.id == column.host).scalar_subquery()
+    recently = (
+        select(_BOOT.c.host)
+        .where(_BOOT.c.host == column.host, _BOOT.c.boot_id == column.boot_id)
+        .where(_BOOT.c.ended >= before)
+        .exists()
+    )
+    # What runs when its host reboots never gives its slot up.
+    over = or_(
+        and_(column.has_ended.is_(True), column.slot.is_(None)),
+        and_(column.boot_id != current, not_(recently)),
+    )
     found = connection.execute(
-        select(_CONTAINER.c.id)
-        .where(
-            _CONTAINER.c.last_change < before,
-            _CONTAINER.c.slot.is_(None),
-            _CONTAINER.c.forgotten.is_(False),
-            over,
-        )
+        select(column.id)
+        .where(column.last_change < before, column.forgotten.is_(False), over)
         .limit(_BATCH)
     )
     old = list(found.scalars())
     for table in (_RECORD, _HELD, table_of(Finding), table_of(Appraisal)):
         connection.execute(delete(table).where(table.c.container.in_(old)))
-    connection.execute(update(_CONTAINER).where(_CONTAINER.c.id.in_(old)).values(forgotten=True))
-    boots = connection.execute(
+    connection.execute(
+        update(_CONTAINER).where(column.id.in_(old)).values(forgotten=True, slot=None)
+    )
+    found_boots = connection.execute(
         select(_BOOT.c.host, _BOOT.c.boot_id).where(_BOOT.c.ended < before).limit(_BATCH)
-    ).all()
+    )
+    boots = found_boots.all()
     for host, boot_id in boots:
         _forget_boots(connection, host, [boot_id])
+    return _BATCH in {len(old), len(boots)}

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import zstandard
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Table, func, select
+from sqlalchemy.sql.elements import ColumnElement
 
 from cima_runc.base import limits
 from cima_runc.fleet.database import batched
@@ -50,6 +51,9 @@ class Choice:
     reference_name: str | None = None
     image: str | None = None
     host_reference: int | None = None
+    digests: tuple[str, ...] = ()
+    """SHA-256 of the policy and of these reference values, as they were given: what stays of them
+    in memory goes by it, for the numbers of rows are others after a database was put back."""
     names: frozenset[str] = frozenset()
     """What the assignment goes by: ``image``, ``owner``, ``namespace``, ``label``."""
 
@@ -148,7 +152,8 @@ class Choosing:
         if assigned.image_reference is not None:
             names |= {"image"}
         if not images:
-            return [Choice(mode, policy.id, name, names=names)]
+            return [Choice(mode, policy.id, name, digests=(policy.sha256,), names=names)]
+        of_host = () if host is None else (host.sha256,)
         return [
             Choice(
                 mode,
@@ -158,6 +163,7 @@ class Choosing:
                 reference_name=f"{image.name}@{image.version}",
                 image=image.image,
                 host_reference=host.id if host is not None else None,
+                digests=(policy.sha256, image.sha256, *of_host),
                 names=names,
             )
             for image in images
@@ -175,7 +181,7 @@ class Choosing:
                 images.clear()
             table, layer = table_of(Reference), table_of(ReferenceLayer).c
             rows = self._connection.execute(
-                select(table.c.id, table.c.name, table.c.version, table.c.image)
+                select(*_of_reference(table))
                 .select_from(table)
                 .join(table_of(ReferenceLayer), layer.reference == table.c.id)
                 .where(layer.key == layers, table.c.retired.is_(None))
@@ -189,7 +195,7 @@ class Choosing:
         if name not in self._read.latest:
             table = table_of(Reference)
             self._read.latest[name] = self._connection.execute(
-                select(table.c.id, table.c.name, table.c.version, table.c.image)
+                select(*_of_reference(table))
                 .where(table.c.name == name, table.c.retired.is_(None))
                 .order_by(table.c.version.desc())
                 .limit(1)
@@ -201,11 +207,16 @@ class Choosing:
             table = table_of(Policy)
             newest = select(func.max(table.c.version)).where(table.c.name == name)
             self._read.policies[name] = self._connection.execute(
-                select(table.c.id, table.c.name, table.c.version).where(
+                select(table.c.id, table.c.name, table.c.version, table.c.sha256).where(
                     table.c.name == name, table.c.version == newest.scalar_subquery()
                 )
             ).first()
         return self._read.policies[name]
+
+
+def _of_reference(table: Table) -> tuple[ColumnElement[Any], ...]:
+    column = table.c
+    return column.id, column.name, column.version, column.image, column.sha256
 
 
 def _fits(
@@ -245,14 +256,11 @@ class ValuesCache:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[int, int | None, int | None], tuple[Values, str]] = (
-            OrderedDict()
-        )
+        self._kept: OrderedDict[tuple[str, ...], tuple[Values, str]] = OrderedDict()
 
     def get(self, connection: Connection, choice: Choice) -> tuple[Values, str]:
         """Return the values of a choice, and what identifies them, hexadecimal."""
-        # A policy's or reference's row never changes: its number stands for its content.
-        key = (choice.policy, choice.reference, choice.host_reference)
+        key = choice.digests
         with self._lock:
             found = self._kept.get(key)
             if found is not None:

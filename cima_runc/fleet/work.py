@@ -8,10 +8,10 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, and_, delete, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from cima_runc.fleet import clock, events, hosts, issuer, verdicts, webhooks
+from cima_runc.fleet import clock, enrolments, events, hosts, issuer, verdicts, webhooks
 from cima_runc.fleet.database import Database, DatabaseError, update_all
 from cima_runc.fleet.events import Told
 from cima_runc.fleet.judge import Judge
@@ -36,6 +36,8 @@ _EVERY = 0.5
 """Seconds between looks for work."""
 _DAY = 86_400_000
 _HOSTS = 500
+CONTAINERS = 200
+"""Containers of a host that are appraised anew in one transaction."""
 
 
 def later(connection: Connection, kind: str, subject: str) -> None:
@@ -160,28 +162,46 @@ class Worker:
             self._done(connection, job, attempts)
 
     def _reappraise(self, job: int, attempts: int, host: int) -> None:
-        """Appraise a host's containers anew, earlier runs first."""
-        with self._database.write() as connection:
-            row = (
-                connection.execute(select(_HOST).where(_HOST.c.id == host).with_for_update())
-                .mappings()
-                .first()
+        """Appraise a host's containers anew, earlier runs first; some at a time, so that its
+        reports do not wait for all that ever ran on it."""
+        after: tuple[int, int] | None = (-1, -1)
+        while after is not None:
+            with self._database.write() as connection:
+                # Where it was asked for again meanwhile, it is due anew, from the beginning.
+                mine = update(_JOB).where(_JOB.c.id == job, _JOB.c.attempts == attempts)
+                if not connection.execute(mine.values(taken_until=clock.now() + _LEASE)).rowcount:
+                    return
+                after = self._reappraise_some(connection, host, after)
+                if after is None:
+                    self._done(connection, job, attempts)
+
+    def _reappraise_some(
+        self, connection: Connection, host: int, after: tuple[int, int]
+    ) -> tuple[int, int] | None:
+        """Appraise the next containers of a host; return where to go on, None at their end."""
+        found = connection.execute(select(_HOST).where(_HOST.c.id == host).with_for_update())
+        row = found.mappings().first()
+        # After a restore nothing is judged before the host reports, which asks for this anew.
+        if row is None or hosts.awaits_resync(dict(row)):
+            return None
+        column = _CONTAINER.c
+        run = func.coalesce(column.run, 0)
+        rows = connection.execute(
+            select(_CONTAINER)
+            .where(
+                column.host == host,
+                column.kind == "container",
+                column.forgotten.is_(False),
+                or_(run > after[0], and_(run == after[0], column.id > after[1])),
             )
-            # After a restore nothing is judged before the host reports, which asks for this anew.
-            if row is not None and not hosts.awaits_resync(dict(row)):
-                now = clock.now()
-                containers = (
-                    connection.execute(
-                        select(_CONTAINER)
-                        .where(_CONTAINER.c.host == host, _CONTAINER.c.kind == "container")
-                        .order_by(_CONTAINER.c.run, _CONTAINER.c.id)
-                    )
-                    .mappings()
-                    .all()
-                )
-                rows = [dict(container) for container in containers]
-                self._judge.judge(connection, rows, dict(row), {}, now)
-            self._done(connection, job, attempts)
+            .order_by(run, column.id)
+            .limit(CONTAINERS)
+        ).mappings()
+        containers = [dict(container) for container in rows]
+        self._judge.judge(connection, containers, dict(row), {}, clock.now())
+        if len(containers) < CONTAINERS:
+            return None
+        return containers[-1]["run"] or 0, containers[-1]["id"]
 
     def _done(self, connection: Connection, job: int, attempts: int) -> None:
         # Not where it was asked for again meanwhile.
@@ -194,14 +214,20 @@ class Worker:
         return self._outbox.begin_due()
 
     def retention(self) -> int:
-        """Remove what is older than it is kept; audit entries and verdicts stay."""
-        before = clock.now() - self._settings.keep_days * _DAY
+        """Remove some of what is older than it is kept; audit entries and verdicts stay. Returns
+        whether there may be more."""
+        now = clock.now()
+        before = now - self._settings.keep_days * _DAY
         delivery, event, request = table_of(Delivery), table_of(Event), table_of(EvidenceRequest)
         with self._database.write() as connection:
-            connection.execute(delete(request).where(request.c.expires < clock.now() - _DAY))
-            old = select(event.c.id).where(event.c.time < before)
+            connection.execute(delete(request).where(request.c.expires < now - _DAY))
+            enrolments.forget(connection, now - _DAY)
+            issuer.forget(connection, now)
+            found = connection.execute(
+                select(event.c.id).where(event.c.time < before).order_by(event.c.time).limit(_HOSTS)
+            )
+            old = list(found.scalars())
             connection.execute(delete(delivery).where(delivery.c.event.in_(old)))
-            connection.execute(delete(event).where(event.c.time < before))
-            hosts.forget_containers(connection, before)
-            issuer.forget(connection, clock.now())
-        return 0
+            connection.execute(delete(event).where(event.c.id.in_(old)))
+            more = hosts.forget_containers(connection, before)
+        return int(more or len(old) == _HOSTS)

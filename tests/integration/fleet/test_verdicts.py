@@ -1,5 +1,6 @@
 """Verdicts of a service: from what hosts report, by policies and references, and by the time."""
 
+import hashlib
 import random
 import threading
 import time
@@ -9,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event, select, text
+from sqlalchemy import event, func, select, text
 
 from cima_runc.base import limits
 from cima_runc.evidence.owner import generate, public_text
-from cima_runc.fleet import changes, queries
-from cima_runc.fleet.schema import Verdict, table_of
+from cima_runc.fleet import audit, changes, queries, work
+from cima_runc.fleet.schema import Policy, Verdict, table_of
 from cima_runc.ml import contents
 from cima_runc.verifier.reference.file import ImageReference
 from tests.support.fleet_host import FleetHost, replayed
@@ -623,6 +624,95 @@ def test_a_retired_container_is_not_judged_by_what_is_left_of_it(
     assert fleet.container("web")["verdict"] == "UNTRUSTED"
     with fleet.service.database.read() as connection:
         assert connection.execute(select(table_of(Verdict).c.verdict)).scalars().all()
+
+
+def test_containers_are_appraised_anew_some_at_a_time_and_reports_come_between(
+    fleet: ServedFleet, reference: ImageReference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready(fleet, reference)
+    host = one_host(fleet)
+    for name in ("web", "batch"):
+        host.run(start(host, name, reference), b"/tmp/miner")
+        for _ in range(3):
+            start(host, name, reference)
+    for number in range(4):
+        start(host, f"other-{number}", reference)
+    fleet.sync(host)
+
+    def verdicts() -> dict[tuple[str, int], str]:
+        rows = fleet.get("/v1/containers", None, everything=True)
+        return {(row["container"], row["run"]): row["verdict"] for row in rows}
+
+    strict = verdicts()
+    assert sorted(strict.values()).count("UNTRUSTED") == 8, strict
+    fleet.service.worker.stop()
+    monkeypatch.setattr(work, "CONTAINERS", 3)
+    some = fleet.service.worker._reappraise_some
+    turns: list[Any] = []
+
+    def counted(connection: Any, *arguments: Any) -> Any:
+        turns.append(arguments)
+        return some(connection, *arguments)
+
+    monkeypatch.setattr(fleet.service.worker, "_reappraise_some", counted)
+    allows = '[[files]]\npath = "/tmp/miner"\n'
+    for policy, wanted in ((allows, dict.fromkeys(strict, "TRUSTED")), ("", strict)):
+        turns.clear()
+        fleet.write(changes.add_policy, "default", POLICY + policy)
+        while fleet.service.worker.jobs():
+            fleet.report(host)
+        assert verdicts() == wanted
+        assert len(turns) == 12 // 3 + 1
+
+
+def test_what_is_asked_for_again_meanwhile_is_done_from_its_beginning(
+    fleet: ServedFleet, reference: ImageReference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready(fleet, reference)
+    host = one_host(fleet)
+    for number in range(6):
+        host.run(start(host, f"web-{number}", reference), b"/tmp/miner")
+    fleet.sync(host)
+    fleet.service.worker.stop()
+    monkeypatch.setattr(work, "CONTAINERS", 2)
+    some = fleet.service.worker._reappraise_some
+    allows = POLICY + '[[files]]\npath = "/tmp/miner"\n'
+    changed: list[str] = []
+
+    def changed_after_the_first(connection: Any, *arguments: Any) -> Any:
+        found = some(connection, *arguments)
+        if not changed:
+            changed.append(changes.add_policy(connection, "tester", "default", allows))
+            number = connection.execute(text("SELECT id FROM host")).scalar()
+            work.later(connection, work.REAPPRAISE, str(number))
+        return found
+
+    monkeypatch.setattr(fleet.service.worker, "_reappraise_some", changed_after_the_first)
+    fleet.write(changes.add_policy, "default", POLICY)
+    settle(fleet)
+    for row in fleet.get("/v1/containers"):
+        assert (row["verdict"], row["policy"]) == ("TRUSTED", "default@4")
+
+
+def test_what_a_process_remembers_of_a_policy_goes_by_what_the_policy_says(
+    fleet: ServedFleet, reference: ImageReference
+) -> None:
+    """A database that was put back under a process gives the same numbers to other rows."""
+    ready(fleet, reference, '[[files]]\npath = "/tmp/miner"\n')
+    host = one_host(fleet)
+    host.run(start(host, "web", reference), b"/tmp/miner")
+    fleet.sync(host)
+    assert fleet.container("web")["verdict"] == "TRUSTED"
+    with fleet.service.database.write() as connection:
+        row = {"content": POLICY, "sha256": hashlib.sha256(POLICY.encode()).hexdigest()}
+        last = select(func.max(table_of(Policy).c.id)).scalar_subquery()
+        is_last = table_of(Policy).c.id == last
+        connection.execute(table_of(Policy).update().where(is_last).values(**row))
+        audit.note(connection, "tester", "database.restored", "", {})
+        connection.execute(text("DELETE FROM appraisal"))
+    host.run(start(host, "web-2", reference), b"/tmp/miner")
+    fleet.sync(host)
+    assert fleet.container("web-2")["verdict"] == "UNTRUSTED"
 
 
 def test_nothing_becomes_trusted_by_an_old_database(

@@ -1,0 +1,117 @@
+"""What is kept has an end: by its time, and in number, whatever peers do."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy import func, insert, select, text
+
+from cima_runc.base import limits
+from cima_runc.evidence.enrolment import EnrolmentRequest
+from cima_runc.evidence.host_enrolment import HostEnrolment
+from cima_runc.fleet import changes, clock, enrolments
+from cima_runc.fleet.schema import Delivery, Enrolment, Event, Record, new_uid, table_of
+from tests.integration.fleet.test_joining import ATTRIBUTES, endorsement_key, new_point
+from tests.support.fleet_host import FleetHost
+from tests.support.served_fleet import ServedFleet
+
+
+def count(fleet: ServedFleet, kind: Any) -> int:
+    with fleet.service.database.read() as connection:
+        found = connection.execute(select(func.count()).select_from(table_of(kind)))
+        return int(found.scalar_one())
+
+
+def clean_up(fleet: ServedFleet) -> int:
+    """Remove what is to go; return in how many turns."""
+    turns = 1
+    while fleet.service.worker.retention():
+        turns += 1
+    return turns
+
+
+def do(fleet: ServedFleet, statement: str) -> None:
+    with fleet.service.database.write() as connection:
+        connection.execute(text(statement))
+
+
+def test_what_ran_when_its_host_rebooted_goes_when_its_boot_does(fleet: ServedFleet) -> None:
+    """Nobody gives its slot up, and nobody may tell of its end."""
+    fleet.service.worker.stop()
+    host = FleetHost()
+    fleet.enrol(host)
+    host.start("web")
+    fleet.sync(host)
+    before = fleet.container("web")
+    host.reboot()
+    host.start("other")
+    fleet.sync(host)
+    # It ran for long without anything new; its boot has ended now.
+    do(fleet, "UPDATE container SET last_change = 0")
+    clean_up(fleet)
+    records = count(fleet, Record)
+    assert fleet.get(f"/v1/containers/{before['uid']}/records")
+    do(fleet, "UPDATE host_boot SET ended = 0")
+    clean_up(fleet)
+    assert fleet.get(f"/v1/containers/{before['uid']}/records") == []
+    assert count(fleet, Record) == records - before["proved"]
+    after = fleet.container("web")
+    assert (after["verdict"], after["why"]) == ("STALE", before["why"])
+    assert fleet.container("other")["proved"] == 2
+    fleet.sync(host)
+
+
+@pytest.mark.parametrize("number", [3, 1_200])
+def test_events_go_in_parts_and_all_of_them(fleet: ServedFleet, number: int) -> None:
+    fleet.service.worker.stop()
+    with fleet.service.database.read() as connection:
+        before = connection.execute(select(func.count()).select_from(table_of(Event))).scalar_one()
+    fleet.write(
+        changes.add_webhook, "http://127.0.0.1:9/", kinds=[], tenant=None, allow_private=True
+    )
+    with fleet.service.database.write() as connection:
+        hook = connection.execute(text("SELECT id FROM webhook")).scalar_one()
+        row = {"kind": "host.booted", "data": {}}
+        rows = [row | {"uid": new_uid(), "time": at} for at in range(number)]
+        connection.execute(insert(table_of(Event)), rows)
+        olds = connection.execute(text(f"SELECT id FROM event WHERE time < {number}")).scalars()
+        sent = [{"webhook": hook, "event": at, "attempts": 0, "due": None} for at in olds]
+        connection.execute(insert(table_of(Delivery)), sent)
+    turns = clean_up(fleet)
+    assert (turns > 1) == (number > 1_000)
+    assert (count(fleet, Event), count(fleet, Delivery)) == (before, 0)
+
+
+def ask_to_join(fleet: ServedFleet, token: str | None = None) -> None:
+    ek = endorsement_key(new_point(), ATTRIBUTES, bytes(32))
+    tpm = EnrolmentRequest(ak_public=FleetHost().tpm.ak_public, ek_public=ek)
+    with fleet.service.database.write() as connection:
+        enrolments.begin(connection, HostEnrolment(name="host", token=token, tpm=tpm), None)
+
+
+def test_who_asks_to_join_is_forgotten_when_it_is_over(fleet: ServedFleet) -> None:
+    fleet.service.worker.stop()
+    for _ in range(3):
+        ask_to_join(fleet)
+    clean_up(fleet)
+    assert count(fleet, Enrolment) == 3
+    do(
+        fleet,
+        f"UPDATE enrolment SET expires = {clock.now() - 90_000_000} WHERE id IN "
+        "(SELECT id FROM enrolment ORDER BY id LIMIT 2)",
+    )
+    clean_up(fleet)
+    assert count(fleet, Enrolment) == 1
+
+
+def test_strangers_do_not_fill_the_list_of_hosts_that_wait(
+    fleet: ServedFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "ENROLMENTS_WAITING", 3)
+    for _ in range(3):
+        ask_to_join(fleet)
+    with pytest.raises(enrolments.JoinRefusedError, match="too many"):
+        ask_to_join(fleet)
+    # Who has a token waits for nobody.
+    ask_to_join(fleet, fleet.write(changes.make_join_token)[1])
+    do(fleet, "UPDATE enrolment SET expires = 0")
+    ask_to_join(fleet)
