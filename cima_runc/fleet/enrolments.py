@@ -9,7 +9,7 @@ import hmac
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, text, update
 
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
@@ -29,6 +29,7 @@ _ANSWER_WITHIN = 600_000
 _WAIT = 7 * 86_400_000
 """Milliseconds that an enrolment waits for a person."""
 _SERVICE = "service"
+_LOCK = 0x6A6F696E
 
 
 class JoinRefusedError(CimaError):
@@ -103,6 +104,7 @@ def answer(connection: Connection, uid: str, given: EnrolmentAnswer) -> Enrolmen
         TokenRefusedError: somebody else has used the token meanwhile.
     """
     now = clock.now()
+    _alone(connection)
     row = _row(connection, uid)
     if row["state"] != "challenged":
         return _state(row, connection)
@@ -170,6 +172,7 @@ def approve(
         NoSuchEnrolmentError: there is no such host waiting.
         JoinRefusedError: what is to be done without was not said.
     """
+    _alone(connection)
     row = _waiting(connection, uid)
     if not row["hardware"] and not without_ek_certificate:
         raise JoinRefusedError(
@@ -255,6 +258,13 @@ def _enrol(
 def forget(connection: Connection, before: int) -> None:
     """Remove enrolments that were over before a time."""
     connection.execute(delete(_ENROLMENT).where(_ENROLMENT.c.expires < before))
+
+
+def _alone(connection: Connection) -> None:
+    """Let one host join after the other, until this transaction has ended: of a TPM that is not
+    known yet there is no row that could be held."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
 
 
 def _open(connection: Connection, now: int) -> int:

@@ -26,7 +26,7 @@ from cima_runc.fleet.sessions import Sessions
 from cima_runc.fleet.settings import Settings
 from cima_runc.ml.contents import Measured
 from cima_runc.verifier.errors import ClockError, VerificationError
-from cima_runc.verifier.report.check import Proved, ReportPolicy, check_report
+from cima_runc.verifier.report.check import Proved, ReportPolicy, check_report, is_of_host
 from cima_runc.verifier.report.resync import NeedsResync
 
 _HOST, _CONTAINER = table_of(Host), table_of(Container)
@@ -88,15 +88,12 @@ class Reports:
             DatabaseError: nothing was applied.
         """
         report = parse_report(body)
+        nonce = self._nonces.check(report.payload.nonce, bytes.fromhex(ak_name), clock.now() / 1000)
         try:
-            nonce = self._nonces.check(
-                report.payload.nonce, bytes.fromhex(ak_name), clock.now() / 1000
-            )
             with self._database.write() as connection:
                 return self._apply(connection, ak_name, report, nonce)
-        except (VerificationError, CimaError) as error:
-            if isinstance(error, VerificationError):
-                self._note_refusal(ak_name, error)
+        except VerificationError as error:
+            self._note_refusal(ak_name, report, nonce, error)
             raise
 
     def _apply(
@@ -279,14 +276,24 @@ class Reports:
             held={str(row.registration): row.held for row in rows if row.held},
         )
 
-    def _note_refusal(self, ak_name: str, error: VerificationError) -> None:
-        """Remember why the host's latest report was refused; tell of it once for each reason."""
+    def _note_refusal(
+        self, ak_name: str, report: Report, nonce: IssuedNonce, error: VerificationError
+    ) -> None:
+        """Remember why the host's latest report was refused; tell of it once for each reason.
+
+        Anybody can send a report that is not the host's: of those the first is told of, until one
+        is accepted, so that strangers cannot fill what people look at, nor hide what the host does.
+        """
         name = type(error).__name__
         with self._database.write() as connection:
             row = connection.execute(
-                select(_HOST.c.id, _HOST.c.refused).where(_HOST.c.ak_name == ak_name)
+                select(_HOST.c.id, _HOST.c.refused, _HOST.c.ak_public).where(
+                    _HOST.c.ak_name == ak_name
+                )
             ).first()
             if row is None or row.refused == name:
+                return
+            if row.refused and not is_of_host(report, row.ak_public, nonce):
                 return
             connection.execute(
                 update(_HOST)

@@ -6,7 +6,8 @@ again. In PostgreSQL and SQLite it is the same code. Source: fleet, section 5.
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import Connection, and_, delete, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -157,7 +158,8 @@ class Worker:
         with self._database.write() as connection:
             # All of them: a report that still chose by what was before may not be committed yet,
             # with a host's first containers; the job waits for its host's row.
-            for host in connection.execute(select(_HOST.c.id)).scalars().all():
+            found = connection.execute(select(_HOST.c.id).order_by(_HOST.c.id)).scalars()
+            for host in found.all():
                 later(connection, REAPPRAISE, str(host))
             self._done(connection, job, attempts)
 
@@ -167,29 +169,31 @@ class Worker:
         after: tuple[int, int] | None = (-1, -1)
         while after is not None:
             with self._database.write() as connection:
+                # The host's row first, and then the job's, as those do who ask for one.
+                of_host = select(_HOST).where(_HOST.c.id == host).with_for_update()
+                row = connection.execute(of_host).mappings().first()
                 # Where it was asked for again meanwhile, it is due anew, from the beginning.
                 mine = update(_JOB).where(_JOB.c.id == job, _JOB.c.attempts == attempts)
                 if not connection.execute(mine.values(taken_until=clock.now() + _LEASE)).rowcount:
                     return
-                after = self._reappraise_some(connection, host, after)
+                after = self._reappraise_some(connection, dict(row) if row else None, after)
                 if after is None:
                     self._done(connection, job, attempts)
 
     def _reappraise_some(
-        self, connection: Connection, host: int, after: tuple[int, int]
+        self, connection: Connection, host: Mapping[str, Any] | None, after: tuple[int, int]
     ) -> tuple[int, int] | None:
-        """Appraise the next containers of a host; return where to go on, None at their end."""
-        found = connection.execute(select(_HOST).where(_HOST.c.id == host).with_for_update())
-        row = found.mappings().first()
+        """Appraise the next containers of a host, whose row is locked; return where to go on, None
+        at their end."""
         # After a restore nothing is judged before the host reports, which asks for this anew.
-        if row is None or hosts.awaits_resync(dict(row)):
+        if host is None or hosts.awaits_resync(host):
             return None
         column = _CONTAINER.c
         run = func.coalesce(column.run, 0)
         rows = connection.execute(
             select(_CONTAINER)
             .where(
-                column.host == host,
+                column.host == host["id"],
                 column.kind == "container",
                 column.forgotten.is_(False),
                 or_(run > after[0], and_(run == after[0], column.id > after[1])),
@@ -198,7 +202,7 @@ class Worker:
             .limit(CONTAINERS)
         ).mappings()
         containers = [dict(container) for container in rows]
-        self._judge.judge(connection, containers, dict(row), {}, clock.now())
+        self._judge.judge(connection, containers, host, {}, clock.now())
         if len(containers) < CONTAINERS:
             return None
         return containers[-1]["run"] or 0, containers[-1]["id"]

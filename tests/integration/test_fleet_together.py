@@ -46,7 +46,7 @@ def joining(service: VerifierProcess, tmp_path: Path) -> dict[str, Any]:
     return {"join_token_file": str(path)}
 
 
-def until(check: Callable[[], Any], seconds: float = 40.0) -> Any:
+def until(check: Callable[[], Any], seconds: float = 120.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := check()):
         assert time.monotonic() < deadline, found

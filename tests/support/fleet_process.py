@@ -89,12 +89,14 @@ class FleetProcess:
     def report(self, host: FleetHost) -> Answer:
         """Have a simulated host report, and heed the answer."""
         ak = host.tpm.ak_name.hex()
-        invitation = parse_answer(self.client.get(f"/v1/hosts/{ak}/nonce").content)
+        proved = {"Authorization": f"Bearer {host.session}"} if host.session else {}
+        asked = self.client.get(f"/v1/hosts/{ak}/nonce", headers=proved)
+        invitation = parse_answer(asked.content)
         assert isinstance(invitation, Invitation)
         answer = self.client.post(
             f"/v1/hosts/{ak}/reports",
             content=compressed(host.report(invitation.nonce)),
-            headers={"Content-Encoding": ENCODING},
+            headers={"Content-Encoding": ENCODING, **proved},
         )
         if answer.status_code in {429, 503}:
             raise httpx.TransportError("the service cannot answer now")
@@ -112,7 +114,7 @@ class FleetProcess:
         self.client.close()
         self._process.terminate()
         try:
-            self._process.wait(30)
+            self._process.wait(120)
         except subprocess.TimeoutExpired:
             self.kill()
             raise

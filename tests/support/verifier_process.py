@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-_READY_SECONDS = 60.0
+_READY_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class VerifierProcess:
             **named,
             headers={"Authorization": f"Bearer {token}"},
             verify=ssl.create_default_context(cafile=self.certificate),
-            timeout=30,
+            timeout=120,
         )
         assert answer.status_code == 200, answer.text
         return answer.json()
@@ -100,7 +100,7 @@ def verifier_process(root: Path, port: int = 0, **settings: Any) -> Iterator[Ver
         yield VerifierProcess(url, root, process)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
 
 
 def _wait_for(url: str, root: Path, process: "subprocess.Popen[str]") -> None:

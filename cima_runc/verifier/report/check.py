@@ -23,6 +23,7 @@ from cima_runc.evidence.report_nonce import IssuedNonce
 from cima_runc.evidence.request import Asker, leaf
 from cima_runc.tpm.structures import PublicArea, QuoteBody, parse_public
 from cima_runc.verifier import boot_log, errors
+from cima_runc.verifier.errors import VerificationError
 from cima_runc.verifier.host_log import extended_with
 from cima_runc.verifier.report import errors as refused
 from cima_runc.verifier.report.known import Counters, Known, KnownLog, KnownRegister
@@ -176,6 +177,22 @@ def check_report(
     )
 
 
+def is_of_host(report: Report, ak: bytes, nonce: IssuedNonce) -> bool:
+    """Whether the host with this key (TPMT_PUBLIC) has signed this report, whatever it says."""
+    try:
+        body = _signed(report, Known(ak=ak))
+    except VerificationError:
+        return False
+    payload = report.payload
+    is_asked = (payload.nonce, payload.ak) == (nonce.value, nonce.ak)
+    return is_asked and _root(report) == body.extra_data
+
+
+def _root(report: Report) -> bytes:
+    place = report.proof.aggregation
+    return root_from_path(leaf(Asker.HOST, report.claim()), place.index, place.path)
+
+
 # -- whose it is ----------------------------------------------------------------------------------
 
 
@@ -215,8 +232,7 @@ def _quoted(
             found=f"quoted {_numbers(body.pcrs)}, {len(proof.quote.pcrs)} values",
             hint="the agent's settings name other PCRs than the service's",
         )
-    place = proof.aggregation
-    root = root_from_path(leaf(Asker.HOST, report.claim()), place.index, place.path)
+    root = _root(report)
     if root != body.extra_data:
         raise errors.QualifyingDataError(
             "the quote was not made for this report",

@@ -129,16 +129,14 @@ def test_a_host_waits_for_approval(
         assert fleet("reject", refused["uid"]).exit_code == 0
         assert service.get("/v1/audit")[0]["action"] == "host.refuse"
         # It asks again; this time somebody has compared the key's name.
-        (waiting,) = eventually(
-            lambda: [one for one in waits() if one["uid"] != refused["uid"]], 40
-        )
+        (waiting,) = eventually(lambda: [one for one in waits() if one["uid"] != refused["uid"]])
         done = fleet("approve", waiting["uid"], "--label", "zone=b")
         assert done.exception is not None, "no manufacturer vouches for it"
         assert "--without-ek-certificate" in str(done.exception)
         assert service.get("/v1/hosts") == []
         approved = ("approve", waiting["uid"], "--label", "zone=b", "--without-ek-certificate")
         assert fleet(*approved).exit_code == 0
-        eventually(lambda: one(service, "web"), 40)
+        eventually(lambda: one(service, "web"))
         assert service.get("/v1/hosts")[0]["labels"] == {"zone": "b"}
         assert service.get("/v1/audit")[0]["action"] == "host.approve"
 

@@ -1,11 +1,12 @@
 """Which TPM a host has: by its endorsement key alone."""
 
 import hashlib
-import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import insert, select, text
 
 from cima_runc.evidence.enrolment import EnrolmentAnswer, EnrolmentRequest
@@ -13,25 +14,9 @@ from cima_runc.evidence.host_enrolment import EnrolmentState, HostEnrolment
 from cima_runc.fleet import changes, enrolments, migrate
 from cima_runc.fleet.schema import Enrolment, Host, table_of
 from cima_runc.tpm.credential import ek_key_digest
+from tests.support.endorsement_key import ATTRIBUTES, endorsement_key, new_point
 from tests.support.fleet_host import FleetHost
 from tests.support.served_fleet import ServedFleet, new_host
-
-AES_128_CFB = struct.pack(">HHH", 6, 128, 0x43)
-NULL = struct.pack(">H", 0x10)
-ATTRIBUTES = 0x300B2
-
-
-def endorsement_key(point: ec.EllipticCurvePublicNumbers, attributes: int, policy: bytes) -> bytes:
-    """A TPMT_PUBLIC (TPM 2.0 Library Part 2, section 12.2.4) of that key."""
-    unique = b"".join(
-        struct.pack(">H", 32) + value.to_bytes(32, "big") for value in (point.x, point.y)
-    )
-    head = struct.pack(">HHIH", 0x23, 0x0B, attributes, len(policy)) + policy
-    return head + AES_128_CFB + NULL + struct.pack(">H", 3) + NULL + unique
-
-
-def new_point() -> ec.EllipticCurvePublicNumbers:
-    return ec.generate_private_key(ec.SECP256R1()).public_key().public_numbers()
 
 
 def join(fleet: ServedFleet, ek: bytes) -> EnrolmentState:
@@ -67,6 +52,25 @@ def test_a_tpm_is_known_whatever_is_said_beside_its_key(
     assert again.state == "waiting"
     assert "its TPM was enrolled before" in (again.what or "")
     assert join(fleet, endorsement_key(new_point(), attributes, policy)).state == "enrolled"
+
+
+def test_one_tpm_does_not_join_twice_at_the_same_time(
+    fleet: ServedFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kind: a row that nobody can hold, since it is not there yet."""
+    ek = endorsement_key(new_point(), ATTRIBUTES, bytes(32))
+    both, looked = threading.Barrier(2), enrolments._of_tpm
+
+    def looks_together(*arguments: Any) -> Any:
+        found = looked(*arguments)
+        with suppress(threading.BrokenBarrierError):
+            both.wait(2)  # as it should be, the other does not come as far as this
+        return found
+
+    monkeypatch.setattr(enrolments, "_of_tpm", looks_together)
+    with ThreadPoolExecutor(2) as threads:
+        states = list(threads.map(lambda _: join(fleet, ek).state, range(2)))
+    assert sorted(states) == ["enrolled", "waiting"]
 
 
 def test_digests_of_before_are_computed_anew(fleet: ServedFleet) -> None:

@@ -102,6 +102,38 @@ def test_quotes_that_are_not_for_it(fleet: ServedFleet, host: FleetHost) -> None
     assert refused(fleet, host, host.report(nonce, lie_after=another)) == "SignatureError"
 
 
+def test_what_strangers_send_fills_nothing_and_hides_nothing(
+    fleet: ServedFleet, host: FleetHost
+) -> None:
+    """Anybody can ask for a nonce, and send a report for a host whose key's name he knows."""
+
+    def told() -> list[str]:
+        return [one["data"]["error"] for one in fleet.query(queries.events, kind="host.refused")]
+
+    def of_another(proof: dict[str, Any]) -> None:
+        proof["quote"]["signature"] = json.loads(
+            FleetHost().report(fleet.nonce(host)).split(b"\n")[1]
+        )["quote"]["signature"]
+
+    def by_another_key(proof: dict[str, Any]) -> None:
+        proof["ak"]["public"] = base64.b64encode(FleetHost().tpm.ak_public).decode()
+
+    strangers = (of_another, by_another_key)
+    for _ in range(3):
+        for lie in strangers:
+            refused(fleet, host, host.report(fleet.nonce(host), lie_after=lie))
+    assert told() == ["SignatureError"]
+    # What the host itself does is told of all the same, and stays.
+    wrong = host.report(fleet.nonce(host), lie=set_("root", "11" * 32))
+    assert refused(fleet, host, wrong) == "BindingError"
+    for lie in strangers:
+        refused(fleet, host, host.report(fleet.nonce(host), lie_after=lie))
+    assert told() == ["BindingError", "SignatureError"]
+    assert fleet.get("/v1/hosts")[0]["refused"] == "BindingError"
+    fleet.sync(host)
+    assert fleet.get("/v1/hosts")[0]["refused"] is None
+
+
 def test_old_reports_and_nonces(fleet: ServedFleet, host: FleetHost) -> None:
     nonce = fleet.nonce(host)
     body = host.report(nonce)

@@ -10,7 +10,7 @@ from cima_runc.evidence.enrolment import EnrolmentRequest
 from cima_runc.evidence.host_enrolment import HostEnrolment
 from cima_runc.fleet import changes, clock, enrolments
 from cima_runc.fleet.schema import Delivery, Enrolment, Event, Record, new_uid, table_of
-from tests.integration.fleet.test_joining import ATTRIBUTES, endorsement_key, new_point
+from tests.support.endorsement_key import ATTRIBUTES, endorsement_key, new_point
 from tests.support.fleet_host import FleetHost
 from tests.support.served_fleet import ServedFleet
 

@@ -267,9 +267,13 @@ def _says_it_is_too_much(request: Any) -> None:
     request.end_headers()
 
 
+LONG = 100.0
+"""Seconds: far more than a busy machine needs, and less than :func:`_too_slowly` takes."""
+
+
 def _too_slowly(request: Any) -> None:
     with suppress(OSError):
-        for byte in b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100:
+        for byte in b"HTTP/1.1 200 OK\r\nX: " + b"x" * 1_800:
             request.wfile.write(bytes([byte]))
             time.sleep(0.1)
 
@@ -307,7 +311,7 @@ def test_a_provider_that_answers_otherwise(
     began = time.monotonic()
     with pytest.raises(oidc.OidcError):
         oidc.Provider(settings, b"k" * 32).begin("/")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < LONG
     for path in ("/keys", "/token"):
         provider.says = {}
         url, cookie = sign_on.begin()
@@ -317,7 +321,7 @@ def test_a_provider_that_answers_otherwise(
         answer = sign_on.arrive(back, cookie)
         assert answer.status_code in {502, 403}, answer.text
         assert COOKIE not in answer.headers.get("set-cookie", "")
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < LONG
 
 
 def test_without_a_provider_there_is_no_such_way(fleet: ServedFleet) -> None:

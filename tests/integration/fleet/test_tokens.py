@@ -122,14 +122,14 @@ def test_what_a_token_says(issuing_: Issuing) -> None:
 
 
 def test_it_ends_with_the_quote(issuing_: Issuing, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = clock.now()
     quoted = int(issuing_.read(issuing_.given()).claims["submods"]["container"]["cima"]["quoted"])
-    monkeypatch.setattr(clock, "now", lambda: real + 90_000)
+    at = quoted * 1000
+    monkeypatch.setattr(clock, "now", lambda: at + 90_000)
     claims = issuing_.read(issuing_.given(seconds=3600)).claims
     assert claims["exp"] == quoted + 300
-    monkeypatch.setattr(clock, "now", lambda: real + 121_000)
+    monkeypatch.setattr(clock, "now", lambda: at + 121_000)
     assert issuing_.ask().json()["error"] == "the container is STALE"
-    monkeypatch.setattr(clock, "now", lambda: real - 90_000)
+    monkeypatch.setattr(clock, "now", lambda: at - 90_000)
     assert issuing_.ask().json()["error"] == "the container is STALE"
 
 
