@@ -342,7 +342,11 @@ class Reporter:
             answer = self._clients[0].ask("GET", route, session=self._session)
             if not isinstance(answer, Invitation):
                 raise ServiceError("the service gives no nonce")
-            return answer.nonce
+            # Tenants' requests may have come with it.
+            self._invite(answer)
+            with self._lock:
+                kept, self._invitation = self._invitation, None
+            assert kept is not None
         return kept[0].nonce
 
     def _invite(self, invitation: Invitation) -> None:
