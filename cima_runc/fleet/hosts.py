@@ -8,7 +8,6 @@ from sqlalchemy import (
     Connection,
     ScalarSelect,
     and_,
-    bindparam,
     delete,
     insert,
     not_,
@@ -16,6 +15,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.elements import ColumnElement
 
 from cima_runc.base import limits
@@ -406,7 +406,15 @@ def keep_containers(
     for table, rows in ((_RECORD, records), (_HELD, held)):
         if rows:
             connection.execute(insert(table), rows)
-    _keep_lines(connection, host, numbers, [change.register for change in changes])
+    # Of what was proved before with its line, the line is known.
+    begun = [
+        one.register
+        for one in changes
+        if (before := known.get(one.register.registration)) is None
+        or not before["confirmed"]
+        or before["line"] is None
+    ]
+    _keep_lines(connection, host, numbers, begun)
     return kept
 
 
@@ -589,27 +597,20 @@ def _keep_lines(
             line, run = one.line.hex(), one.run
             if line not in latest or run > latest[line][0]:
                 latest[line] = (run, numbers[one.registration])
-    known: dict[str, int] = {}
-    for some in batched(sorted(latest)):
-        rows = connection.execute(
-            select(_LINE.c.line, _LINE.c.run).where(_LINE.c.host == host, _LINE.c.line.in_(some))
-        )
-        known |= {row.line: row.run for row in rows}
-    new = [
+    rows = [
         {"host": host, "line": line, "run": run, "container": container}
         for line, (run, container) in latest.items()
-        if line not in known
     ]
-    if new:
-        connection.execute(insert(_LINE), new)
-    later = [
-        {"of_host": host, "of_line": line, "run": run, "container": container}
-        for line, (run, container) in latest.items()
-        if line in known and run > known[line]
-    ]
-    if later:
-        is_it = and_(_LINE.c.host == bindparam("of_host"), _LINE.c.line == bindparam("of_line"))
-        connection.execute(update(_LINE).where(is_it), later)
+    if rows:
+        upsert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        new = upsert(_LINE)
+        later = {"run": new.excluded.run, "container": new.excluded.container}
+        connection.execute(
+            new.on_conflict_do_update(
+                index_elements=["host", "line"], set_=later, where=_LINE.c.run < new.excluded.run
+            ),
+            rows,
+        )
 
 
 def awaits_resync(host: Mapping[str, Any]) -> bool:

@@ -91,6 +91,8 @@ class FleetProcess:
         ak = host.tpm.ak_name.hex()
         proved = {"Authorization": f"Bearer {host.session}"} if host.session else {}
         asked = self.client.get(f"/v1/hosts/{ak}/nonce", headers=proved)
+        if asked.status_code in {429, 503}:
+            raise httpx.TransportError("the service cannot answer now")
         invitation = parse_answer(asked.content)
         assert isinstance(invitation, Invitation)
         answer = self.client.post(
