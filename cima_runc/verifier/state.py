@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
 
@@ -206,14 +206,19 @@ class StateDirectory:
         """Return what to ask for of a container; None where nothing, or not one thing alone, is
         remembered of it: then all must be asked for.
 
+        A file of another line, or of no line, that cannot be read spoils nothing: of this line
+        :meth:`recall` says so.
+
         Raises:
-            StateError: a file cannot be read.
+            StateVersionError: what is remembered of the container is of version 1.
         """
         self._refuse_version_1(container)
-        paths = sorted(self._root.glob("*.json")) if self._root.is_dir() else []
-        known = [self._read(path, Remembered) for path in paths]
-        found = [one for one in known if one is not None and one.container == container]
-        return found[0].since if len(found) == 1 else None
+        found = []
+        for path in sorted(self._root.glob("*.json")) if self._root.is_dir() else []:
+            with suppress(StateError):
+                known = self._read(path, Remembered)
+                found += [known.since] if known and known.container == container else []
+        return found[0] if len(found) == 1 else None
 
     def _refuse_version_1(self, container: str) -> None:
         name = hashlib.sha256(container.encode("utf-8", "surrogatepass")).hexdigest()

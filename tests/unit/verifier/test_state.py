@@ -116,6 +116,15 @@ def test_state_of_version_1_is_refused_by_name(tmp_path: Path) -> None:
     assert directory.recall(AK, LINE, "another") is None
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1}', '{"version": 3}', "\x00"])
+def test_a_file_that_is_none_of_ours_spoils_no_other(tmp_path: Path, text: str) -> None:
+    directory = StateDirectory(tmp_path)
+    directory.remember(SEEN)
+    (tmp_path / "result.json").write_text(text)
+    assert directory.since_of(SEEN.container) == SEEN.since
+    assert directory.recall(AK, LINE, SEEN.container) == SEEN
+
+
 def test_a_file_of_another_line_is_none(tmp_path: Path) -> None:
     directory = StateDirectory(tmp_path)
     directory.remember(SEEN)
