@@ -308,6 +308,7 @@ inheritable permitted ambient noNewPrivileges apparmorProfile selinuxLabel root 
 destination source type options hooks linux namespaces uidMappings seccomp defaultAction syscalls
 devices major minor allow access resources memory limit cpu quota period shares cpus pids sysctl
 maskedPaths readonlyPaths prestart createRuntime createContainer startContainer poststart poststop
+action annotations
 """
 _KEYS = {key.casefold(): key for key in _KNOWN.split()}
 _FREE_KEYS = frozenset({"annotations", "sysctl"})

@@ -193,6 +193,8 @@ def test_the_hosts_namespace_joined_by_a_path() -> None:
         ("linux.maskedpaths", "maskedpaths"),
         ("process.ENV", "ENV"),
         ("hooks.createcontainer", "createcontainer"),
+        ("Annotations", "Annotations"),
+        ("linux.seccomp.Action", "Action"),
         ("process\0", "process\0"),
         ("process.args\0x", "args\0x"),
     ],
