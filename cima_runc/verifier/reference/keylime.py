@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import Field, ValidationError
 
@@ -24,6 +27,7 @@ from cima_runc.base.text import printable
 from cima_runc.measure.mtree import escape, unescape
 from cima_runc.validation import first_of
 from cima_runc.verifier.reference.dsse import (
+    DsseError,
     PublicKey,
     is_envelope,
     load_public_key,
@@ -91,7 +95,16 @@ def from_keylime(policy: bytes, keys: Sequence[PublicKey] = ()) -> Converted:
 
 
 def load_key(pem: bytes) -> PublicKey:
-    """Return a key that signs policies: Keylime makes them of P-521. Raises :class:`DsseError`."""
+    """Return a key that signs policies: Keylime makes them of P-521, or names them by a certificate
+    (``--backend x509``). Raises :class:`DsseError`."""
+    if b"-----BEGIN CERTIFICATE-----" in pem[: limits.KEY_FILE]:
+        try:
+            key = x509.load_pem_x509_certificate(pem[: limits.KEY_FILE]).public_key()
+        except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+            raise DsseError("not a certificate in PEM form") from error
+        pem = key.public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
     return load_public_key(pem, (ec.SECP384R1, ec.SECP521R1))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from support import x509_by_hand as by_hand
 
 from cima_runc.verifier.reference.dsse import DsseError, pae
 from cima_runc.verifier.reference.file import (
@@ -136,6 +137,26 @@ def test_a_signature_is_checked(curve: ec.EllipticCurve) -> None:
     other = json.dumps(text | {"payloadType": "text/plain"}).encode()
     with pytest.raises(DsseError, match="but text/plain"):
         from_keylime(other)
+
+
+def test_a_policy_that_a_certificate_is_given_for() -> None:
+    """`keylime-policy sign --backend x509` writes no key, but a certificate of it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    ca = by_hand.Certificate(
+        by_hand.common_name("dsse_lib"), by_hand.common_name("dsse_lib"), key, key
+    )
+    payload = json.dumps(POLICY).encode()
+    signature = key.sign(pae(b"application/vnd.keylime+json", payload), ec.ECDSA(hashes.SHA256()))
+    text = {
+        "payload": base64.b64encode(payload).decode(),
+        "payloadType": "application/vnd.keylime+json",
+        "signatures": [{"keyid": "certificate", "sig": base64.b64encode(signature).decode()}],
+    }
+    pem = by_hand.pem(ca.der())
+    assert from_keylime(json.dumps(text).encode(), [load_key(pem)]).reference.files
+    for damaged in (pem[:90], pem.replace(b"MII", b"AAA"), b"-----BEGIN CERTIFICATE-----"):
+        with pytest.raises(DsseError):
+            load_key(damaged)
 
 
 def policy_of(algorithm: str) -> bytes:
