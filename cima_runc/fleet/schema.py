@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -89,6 +90,11 @@ def _id() -> Mapped[int]:
 
 def _uid() -> Mapped[str]:
     return mapped_column(Text(2 * UID_BYTES), unique=True, default=new_uid)
+
+
+def _partial(name: str, *columns: str, where: str) -> Index:
+    """Return an index of the rows that a condition (SQL) is true of."""
+    return Index(name, *columns, postgresql_where=text(where), sqlite_where=text(where))
 
 
 class ServiceKey(Base):
@@ -309,6 +315,7 @@ class Container(Base):
     __table_args__ = (
         UniqueConstraint("host", "registration", name="uq_container_registration"),
         Index("ix_container_previous", "host", "previous_registration"),
+        _partial("ix_container_present", "host", where="slot IS NOT NULL"),
     )
 
 
@@ -472,6 +479,8 @@ class Finding(Base):
     next: Mapped[str]
     time: Mapped[int]
 
+    __table_args__ = (_partial("ix_finding_failed", "id", where="severity = 'fail'"),)
+
 
 class Verdict(Base):
     """A verdict that a container had, from a time on."""
@@ -479,7 +488,7 @@ class Verdict(Base):
     __tablename__ = "verdict"
     id: Mapped[int] = _id()
     container: Mapped[int] = mapped_column(ForeignKey("container.id"), index=True)
-    time: Mapped[int]
+    time: Mapped[int] = mapped_column(index=True)
     verdict: Mapped[str]
     before: Mapped[str | None]
     policy: Mapped[str | None]

@@ -35,6 +35,9 @@ REAPPRAISE = "reappraise"
 _LEASE = 60_000
 _EVERY = 0.5
 """Seconds between looks for work."""
+_RETENTION_EVERY = 600.0
+"""Seconds between looks for what is too old, where there was nothing more: each reads whole
+tables."""
 _DAY = 86_400_000
 _HOSTS = 500
 CONTAINERS = 200
@@ -96,7 +99,7 @@ class Worker:
                 _log.exception("work in the background failed")
                 more = 0
             if not more:
-                self._ended.wait(60 if do == self.retention else _EVERY)
+                self._ended.wait(_RETENTION_EVERY if do == self.retention else _EVERY)
 
     # -- deadlines --------------------------------------------------------------------------------
 

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import insert, select, text
 from starlette.testclient import TestClient
 
 from cima_runc.evidence.owner import generate, public_text
-from cima_runc.fleet import changes
+from cima_runc.fleet import changes, migrate
 from cima_runc.fleet.access import Role
 from cima_runc.fleet.findings import OPERATORS
-from cima_runc.fleet.schema import Base
+from cima_runc.fleet.schema import Base, Event, Verdict, new_uid, table_of
+from cima_runc.verifier.kernel_line import HostFile
+from cima_runc.verifier.policy import Policy
 from cima_runc.verifier.reference.file import HostReference, format_reference
+from cima_runc.verifier.rules.host_log import check_files
 from tests.support.fleet_host import FleetHost
 from tests.support.fleet_image import image, reference_file
 from tests.support.served_fleet import ServedFleet
@@ -118,6 +121,38 @@ def test_what_a_host_s_log_shows_in_full_is_for_its_operator(
     for text_ in shown:
         assert "planted-by" not in text_
         assert not any(digest in text_ for digest in digests)
+
+
+def test_reasons_of_before_name_nothing_of_others_either(fleet: ServedFleet) -> None:
+    key = public_text(generate()[1])
+    fleet.write(changes.add_tenant, "ares", [key])
+    host = FleetHost()
+    fleet.enrol(host)
+    host.start("web", (key,))
+    fleet.sync(host)
+    strange = HostFile("sha256", bytes(32), b"/bin/planted-new")
+    (found,) = check_files([None, strange], HostReference(files={}), Policy())
+    mine = "/bin/planted-mine is not in the image"
+    with fleet.service.database.write() as connection:
+        row = connection.execute(select(table_of(Event))).mappings().all()[-1]
+        for why in (found.what, mine):
+            data = {**row["data"], "why": why}
+            values = {"kind": row["kind"], "container": row["container"], "time": row["time"]}
+            connection.execute(
+                insert(table_of(Event)).values(uid=new_uid(), host=row["host"], data=data, **values)
+            )
+            connection.execute(
+                insert(table_of(Verdict)).values(
+                    container=row["container"], time=row["time"], verdict="UNTRUSTED", why=why
+                )
+            )
+        connection.execute(text("UPDATE alembic_version SET version_num = '0004'"))
+    assert migrate.migrate(fleet.service.database)
+    token = fleet.token(Role.TENANT, "ares")
+    shown = json.dumps([fleet.get("/v1/events", token), fleet.container("web", token)])
+    assert "planted-new" not in shown
+    assert shown.count(OPERATORS) == 2
+    assert shown.count(mine) == 3  # and as what is so now
 
 
 def test_what_is_another_s_is_not_there_by_name(tenants: Tenants) -> None:
