@@ -1,7 +1,7 @@
 """Lifecycle: from a container's registration to its end, as hooks and the kernel tell of it."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from cima_runc.agent.events import Events
 from cima_runc.agent.held import Held
@@ -103,15 +103,15 @@ class Lifecycle:
         if not process.cgroup_populated():
             self._release(container)
 
-    def process_ended(self, registration: int) -> bool:
+    def process_ended(self, registration: int, in_use: Collection[int] | None = None) -> bool:
         """A container's first process has ended: record its end, unless others live on in it.
 
-        Returns whether the end is recorded.
+        ``in_use`` is as for :meth:`ContainerProcess.survived`. Returns whether the end is recorded.
         """
         container = self._writer.get(registration)
         if container is None or container.note.state == "stopped":
             return True
-        if not self.is_empty(container):
+        if not self.is_empty(container, in_use):
             return False
         self.end(container, "its first process ended")
         return True
@@ -123,10 +123,13 @@ class Lifecycle:
         process = self._processes.get(container.number)
         return process is not None and process.alive()
 
-    def is_empty(self, container: Container) -> bool:
-        """Whether no process of the container is left, its first one having ended."""
+    def is_empty(self, container: Container, in_use: Collection[int] | None = None) -> bool:
+        """Whether no process of the container is left, its first one having ended.
+
+        ``in_use`` is as for :meth:`ContainerProcess.survived`.
+        """
         process = self._processes.get(container.number)
-        return process is None or not (process.alive() or process.survived())
+        return process is None or not (process.alive() or process.survived(in_use))
 
     def hold(self, note: ContainerNote, process: ContainerProcess) -> None:
         """Hold the first process of a container that was registered or taken over."""

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -29,6 +29,7 @@ from cima_runc.agent.journald import about
 from cima_runc.agent.listener import Listener
 from cima_runc.agent.metrics import ADDRESS as METRICS_ADDRESS
 from cima_runc.agent.metrics import Metrics, MetricsError
+from cima_runc.agent.process import namespaces_in_use
 from cima_runc.agent.request import (
     REQUEST_SECONDS,
     Body,
@@ -378,8 +379,20 @@ class Agent:
             await self._writer.submit(lambda rooms: rooms.events.keep_up())
             # The writer has worked since the last time; one that hangs is not told of.
             _notify("WATCHDOG=1")
-            for registration in list(self._dying):
-                await self._process_ended(registration)
+            await self._look_for_ends()
+
+    async def _look_for_ends(self) -> None:
+        """Record the ends of containers that outlived their first processes, once they come.
+
+        Who leaves many behind has all processes looked through once, not for each.
+        """
+        if not self._dying:
+            return
+        dying = list(self._dying)
+        in_use = await self._loop.run_in_executor(self._lookers, namespaces_in_use)
+        for registration in dying:
+            await self._process_ended(registration, in_use)
+            _notify("WATCHDOG=1")
 
     def _works(self) -> tuple[Coroutine[Any, Any, None], ...]:
         return self._tick(), self._probe(), self._refresh(), self._tidy()
@@ -443,9 +456,14 @@ class Agent:
         except CimaError as error:
             _log.error("a container is let go of later: %s", error)
 
-    async def _process_ended(self, registration: int) -> None:
+    async def _process_ended(
+        self, registration: int, in_use: Collection[int] | None = None
+    ) -> None:
+        def end(rooms: Rooms) -> bool:
+            return rooms.lifecycle.process_ended(registration, in_use)
+
         try:
-            if await self._writer.submit(lambda rooms: rooms.lifecycle.process_ended(registration)):
+            if await self._writer.submit(end):
                 self._dying.discard(registration)
         except (CimaError, OSError) as error:
             _log.error("the end of a container waits, the next second tries again: %s", error)

@@ -5,7 +5,7 @@ The kernel's own view in /proc and in the cgroup file systems, not what the hook
 
 import os
 import select
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,8 @@ from cima_runc.base.errors import CimaError
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
+_CATCHING_UP = 1000
+"""How often processes are looked at that began while others were: each time there are few."""
 
 
 class ProcessError(CimaError):
@@ -61,17 +63,18 @@ class ContainerProcess:
                 return bool((directory / "cgroup.procs").read_text().strip())
         return False
 
-    def survived(self) -> bool:
+    def survived(self, in_use: Collection[int] | None = None) -> bool:
         """Whether others of the container live, this process having ended.
 
         Those that it left in its cgroup or, where it has none of its own, in its mount namespace.
+        ``in_use``: what :func:`namespaces_in_use` said a moment ago; None: it is looked now.
         """
         if self.cgroup_populated():
             return True
-        # What was in its own pid namespace the kernel has killed with it.
-        return not self.is_init and self._is_namespace_used()
-
-    def _is_namespace_used(self) -> bool:
+        if self.is_init:
+            return False  # what was in its own pid namespace the kernel has killed with it
+        if in_use is not None:
+            return self.mntns in in_use
         return next(_in_namespace(self.mntns), None) is not None
 
     def close(self) -> None:
@@ -155,13 +158,41 @@ def examine_survivor(
     return None
 
 
+def namespaces_in_use() -> frozenset[int]:
+    """Return the mount namespaces of all processes: one look, however many are asked for."""
+    return frozenset(namespace for _, namespace in _processes())
+
+
 def _in_namespace(mntns: int) -> Iterator[int]:
     """Yield the processes in a mount namespace."""
-    for name in os.listdir(PROC):
-        if name.isdigit():
+    return (pid for pid, namespace in _processes() if namespace == mntns)
+
+
+def _processes() -> Iterator[tuple[int, int]]:
+    """Yield each process with the number of its mount namespace.
+
+    Those that begin meanwhile too: one that forks and ends all the while would else be in no list.
+    """
+    last = _last_pid()
+    pids: Iterable[int] = _listed()
+    for _ in range(_CATCHING_UP):
+        for pid in pids:
             with suppress(OSError):
-                if _namespace(int(name)) == mntns:
-                    yield int(name)
+                yield pid, _namespace(pid)
+        now = _last_pid()
+        if now == last:
+            return
+        pids = range(last + 1, now + 1) if now > last else _listed()
+        last = now
+
+
+def _listed() -> list[int]:
+    return [int(name) for name in os.listdir(PROC) if name.isdigit()]
+
+
+def _last_pid() -> int:
+    """Return the number that was given to a process last (proc(5), loadavg)."""
+    return int((PROC / "loadavg").read_bytes().split()[-1])
 
 
 def cgroup_belongs(cgroup: str, container_id: str, cgroups_path: str | None) -> bool:

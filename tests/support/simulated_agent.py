@@ -6,7 +6,7 @@ The kernel is in the test's process; the service runs in one of its own, so that
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -209,7 +209,7 @@ class SimulatedProcess(ContainerProcess):
     def cgroup_populated(self) -> bool:
         return False
 
-    def survived(self) -> bool:
+    def survived(self, in_use: Collection[int] | None = None) -> bool:
         return False
 
 

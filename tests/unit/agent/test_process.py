@@ -1,15 +1,19 @@
 import os
 import signal
 import subprocess
+import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from cima_runc.agent.process import (
+    ContainerProcess,
     ProcessError,
     cgroup_belongs,
     examine,
     examine_survivor,
+    namespaces_in_use,
     start_ticks,
 )
 
@@ -101,13 +105,64 @@ def test_what_outlives_the_first_process_is_seen_where_it_has_no_cgroup_of_its_o
         first.stdin.close()
         first.wait()
         assert not found.alive() and found.survived()
+        assert found.survived(namespaces_in_use()) and not found.survived(frozenset())
         os.kill(other, signal.SIGKILL)
         for _ in range(1000):
             if not found.survived():
                 break
             time.sleep(0.01)
-        assert not found.survived()
+        assert not found.survived() and not found.survived(namespaces_in_use())
         found.close()
+
+
+def test_in_a_pid_namespace_of_its_own_nothing_survives_the_first_process() -> None:
+    found = examine_own()
+    assert not replace(found, is_init=True).survived({found.mntns})
+    assert replace(found, is_init=False).survived({found.mntns})
+    found.close()
+
+
+def examine_own() -> ContainerProcess:
+    """This very process, as if it were a container's first."""
+    return ContainerProcess(
+        pid=os.getpid(),
+        pidfd=os.pidfd_open(os.getpid()),
+        mntns_fd=os.open("/proc/self/ns/mnt", os.O_RDONLY),
+        namespaces={"mnt": os.stat("/proc/self/ns/mnt").st_ino},
+        cgroup="",
+        cgroup_id=0,
+        start_ticks=start_ticks(os.getpid()),
+        is_init=True,
+    )
+
+
+_CHAIN = """
+import os, sys
+print(os.getpid(), flush=True)
+sys.stdin.read()
+while True:
+    if os.fork():
+        os._exit(0)
+"""
+"""Each process lives until it has made the next."""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+def test_who_forks_and_ends_all_the_while_is_seen() -> None:
+    command = ["unshare", "--mount", sys.executable, "-I", "-S", "-c", _CHAIN]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as first:
+        assert first.stdout is not None and first.stdin is not None
+        first.stdout.readline()
+        found = examine(first.pid, "box", None, needs_cgroup=False)
+        first.stdin.close()
+        first.wait()
+        seen = [found.survived() for _ in range(10)]
+        seen += [found.survived(namespaces_in_use()) for _ in range(10)]
+        os.killpg(first.pid, signal.SIGKILL)
+    assert all(seen)
+    found.close()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
