@@ -235,6 +235,7 @@ _RANDOM = (
     re.compile(r"[0-9a-f]{64}"),
     re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
     re.compile(r"kube-api-access-[a-z0-9]{5}"),
+    re.compile(r"\.\.[0-9]{4}(?:_[0-9]{2}){5}\.[0-9]+"),  # kubelet's, of a volume it writes at once
     re.compile(r"[0-9]{8,10}"),  # Podman's directories for the upper layers of volumes
     re.compile(r"pvc-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
 )

@@ -364,10 +364,13 @@ def the_next(text: str) -> str:
         .replace(POD, "99999999-2222-3333-4444-555555555555")
         .replace("0a1b2c3d", "99aabbcc")
         .replace("abcde", "vwxyz")
+        .replace(WRITTEN, WRITTEN.replace("2024", "2025"))
         .replace(CLAIM, CLAIM.replace("4", "7"))
     )
 
 
+VOLUMES = f"/var/lib/kubelet/pods/{POD}/volumes"
+WRITTEN = "..2024_01_31_10_20_30.1234567890"
 EXTRA = {
     "docker": [
         bind("/data", f"/var/lib/docker/volumes/{'a' * 64}/_data"),
@@ -378,6 +381,7 @@ EXTRA = {
         bind("/cache", f"/var/lib/kubelet/pods/{POD}/volumes/kubernetes.io~empty-dir/cache"),
         bind("/usr/end", f"/var/lib/kubelet/pods/{POD}/containers/app/0a1b2c3d"),
         bind("/db", f"/var/lib/kubelet/pods/{POD}/volumes/kubernetes.io~csi/{CLAIM}/mount"),
+        bind("/etc/app.conf", f"{VOLUMES}/kubernetes.io~configmap/conf/{WRITTEN}/app.conf"),
         bind("/sub", f"/var/lib/kubelet/pods/{POD}/volume-subpaths/{CLAIM}/app/0"),
         bind(
             "/opt/token",
@@ -394,7 +398,7 @@ def test_a_policy_serves_the_next_container_too(name: str, reference: ImageRefer
     assert len(refused(box)) == len(EXTRA[name])
     text = suggest(box.records(), References(reference))
     hints = " ".join(each.next for each in box.failed())
-    for unique in (ID, SANDBOX, POD, CLAIM, "a" * 64, "b" * 64, "abcde'", "0a1b2c3d"):
+    for unique in (ID, SANDBOX, POD, CLAIM, WRITTEN, "a" * 64, "b" * 64, "abcde'", "0a1b2c3d"):
         assert unique not in text, text
         assert unique not in hints, hints
     assert box.failed(text) == []
