@@ -106,13 +106,12 @@ def recognised(service: Service) -> Callable[..., Any]:
             raise NotSignedInError(
                 "a token is wanted: Authorization: Bearer", hint="cima fleet tokens"
             )
-        address, now = address_of(request), time.monotonic()
-        if not service.rates.refused.has_room(address, now):
-            raise LimitedError("too many requests", hint="ask again in a minute")
         try:
             found: Person = await service.run(who, secret)
         except NotSignedInError:
-            service.rates.refused.allows(address, now)
+            # Whose token is good is never limited by others behind the same address.
+            if not service.rates.refused.allows(address_of(request), time.monotonic()):
+                raise LimitedError("too many requests", hint="ask again in a minute") from None
             raise
         service.admit(found)
         return found

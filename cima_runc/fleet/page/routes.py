@@ -176,9 +176,6 @@ def routes(service: Service) -> APIRouter:
         body = (await request.body()).decode("ascii", "replace")
         fields = dict(parse_qsl(body, max_num_fields=8))
         where = _own(fields.get("next"))
-        address, now = address_of(request), time.monotonic()
-        if not service.rates.refused.has_room(address, now):
-            raise LimitedError("too many attempts", hint="try again in a minute")
 
         def work() -> str:
             with service.database.read() as connection:
@@ -187,7 +184,8 @@ def routes(service: Service) -> APIRouter:
         try:
             cookie = await service.run(work)
         except NotSignedInError:
-            service.rates.refused.allows(address, now)
+            if not service.rates.refused.allows(address_of(request), time.monotonic()):
+                raise LimitedError("too many attempts", hint="try again in a minute") from None
             return shown(
                 request,
                 None,

@@ -14,15 +14,19 @@ from cima_runc.evidence.host_enrolment import EnrolmentState, HostEnrolment
 from cima_runc.fleet import changes, enrolments, migrate
 from cima_runc.fleet.schema import Enrolment, Host, table_of
 from cima_runc.tpm.credential import ek_key_digest
+from cima_runc.tpm.structures import parse_public
 from tests.support.endorsement_key import ATTRIBUTES, endorsement_key, new_point
 from tests.support.fleet_host import FleetHost
 from tests.support.served_fleet import ServedFleet, new_host
 
 
-def join(fleet: ServedFleet, ek: bytes) -> EnrolmentState:
-    """Another attestation key of the TPM with this endorsement key, with a token of its own."""
-    _, token = fleet.write(changes.make_join_token, without_ek_certificate=True)
-    tpm = EnrolmentRequest(ak_public=FleetHost().tpm.ak_public, ek_public=ek)
+def join(
+    fleet: ServedFleet, ek: bytes, *, token: str | None = None, ak: bytes | None = None
+) -> EnrolmentState:
+    """An attestation key, another one unless it is given, of the TPM with this endorsement key
+    joins, with a token of its own unless one is given."""
+    token = token or fleet.write(changes.make_join_token, without_ek_certificate=True)[1]
+    tpm = EnrolmentRequest(ak_public=ak or FleetHost().tpm.ak_public, ek_public=ek)
     with fleet.service.database.write() as connection:
         asked = HostEnrolment(name="host", token=token, tpm=tpm)
         begun = enrolments.begin(connection, asked, None)
@@ -52,6 +56,28 @@ def test_a_tpm_is_known_whatever_is_said_beside_its_key(
     assert again.state == "waiting"
     assert "its TPM was enrolled before" in (again.what or "")
     assert join(fleet, endorsement_key(new_point(), attributes, policy)).state == "enrolled"
+
+
+def test_a_host_that_has_forgotten_that_it_joined_joins_by_the_same_token(
+    fleet: ServedFleet,
+) -> None:
+    """Its settings still name the token, which is good once: for this host, and no other."""
+    ek = endorsement_key(new_point(), ATTRIBUTES, bytes(32))
+    ak = FleetHost().tpm.ak_public
+    _, token = fleet.write(changes.make_join_token, without_ek_certificate=True)
+    assert join(fleet, ek, token=token, ak=ak).state == "enrolled"
+    again = join(fleet, ek, token=token, ak=ak)
+    assert again.state == "enrolled"
+    with pytest.raises(enrolments.TokenRefusedError, match="was used"):
+        join(fleet, ek, token=token)
+    with pytest.raises(enrolments.TokenRefusedError, match="was used"):
+        join(fleet, endorsement_key(new_point(), ATTRIBUTES, bytes(32)), token=token)
+    # Who makes up an endorsement key for the same attestation key is not that host.
+    other = join(fleet, endorsement_key(new_point(), ATTRIBUTES, bytes(32)), token=token, ak=ak)
+    assert other.state == "refused"
+    fleet.write(changes.remove_host, parse_public(ak).name.hex())
+    with pytest.raises(enrolments.TokenRefusedError, match="was used"):
+        join(fleet, ek, token=token, ak=ak)
 
 
 def test_one_tpm_does_not_join_twice_at_the_same_time(

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import zstandard
+from starlette.testclient import TestClient
 
 from cima_runc.evidence.report_nonce import NonceMaker
 from cima_runc.evidence.request import Asker
@@ -310,6 +311,19 @@ def test_who_floods_behind_the_same_address_slows_no_host_that_has_reported(
     fleet.enrol(other)
     rates.refused._buckets.pop("testclient"), rates.nonces._buckets.pop("testclient")
     fleet.sync(other)
+
+
+def test_who_guesses_tokens_locks_out_nobody_behind_the_same_address(fleet: ServedFleet) -> None:
+    fleet.service.rates.refused._per_minute = FEW
+    assert set(until_limited(lambda: fleet.ask("GET", "/v1/hosts", "cima_guess"))) <= {401}
+    assert fleet.ask("GET", "/v1/hosts").status_code == 200
+    page = TestClient(fleet.client.app, "https://fleet.example", follow_redirects=False)
+
+    def sign_in(token: str) -> int:
+        return page.post("/sign-in", data={"token": token, "next": "/"}).status_code
+
+    assert sign_in("cima_guess") == 429
+    assert sign_in(fleet.admin) == 303
 
 
 def test_a_host_that_asks_all_the_time_is_made_to_wait(fleet: ServedFleet, host: FleetHost) -> None:
