@@ -128,7 +128,8 @@ class EngineMounts:
             for engine in self._engines
             for directory in (*engine.roots, *engine.states, *engine.kubelets)
         ]
-        inside = any(source.startswith(each + "/") for each in directories)
+        # cri-dockerd's pods are Docker's, which knows of no kubelet.
+        inside = any(source.startswith(each + "/") for each in (*directories, _USUAL_KUBELET))
         parts = []
         for part in source.split("/"):
             is_random = inside and any(each.fullmatch(part) for each in _RANDOM)
@@ -228,6 +229,7 @@ class EngineMounts:
         )
 
 
+_USUAL_KUBELET = "/var/lib/kubelet"
 _GIVEN_BY_ENGINE = re.compile(r"[0-9a-f]{64}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _ID_LENGTH = 8
 """Shorter ids are names that a person gave, and may be a part of any path."""

@@ -375,6 +375,9 @@ EXTRA = {
     "docker": [
         bind("/data", f"/var/lib/docker/volumes/{'a' * 64}/_data"),
         bind("/usr/share", f"/var/lib/docker/containers/{ID}/mounts/secrets/x"),
+        # A pod of cri-dockerd's.
+        bind("/opt/token", f"{VOLUMES}/kubernetes.io~projected/kube-api-access-abcde"),
+        bind("/dev/termination-log", f"/var/lib/kubelet/pods/{POD}/containers/app/0a1b2c3d"),
     ],
     "podman elsewhere": [bind("/data", f"/srv/containers/volumes/{'b' * 64}/_data")],
     "kubernetes": [
