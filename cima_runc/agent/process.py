@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cima_runc.base.errors import CimaError
+from cima_runc.measure.config_summary import INITIAL_NETWORK
 
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 PROC = Path("/proc")
@@ -33,7 +34,9 @@ class ContainerProcess:
     mntns_fd: int
     """Holds the mount namespace, so that its number is not used again."""
     namespaces: dict[str, int]
-    """Inode number of each of its namespaces."""
+    """Inode number of each of its namespaces. Of the host's own network namespace it is the one
+    that it has on every host since Linux 6.18 (:data:`INITIAL_NETWORK`): before, it is any, and
+    nobody else could tell that a namespace which is joined by some path is the host's."""
     cgroup: str
     """Path of its cgroup, from the root of the hierarchy; empty where it has none of its own."""
     cgroup_id: int
@@ -225,11 +228,11 @@ def _is_init(pid: int) -> bool:
     return len(numbers.split()) > 2 and numbers.split()[-1] == b"1"
 
 
-def _host_namespaces() -> set[int]:
-    found = {_namespace(os.getpid())}
+def _host_namespaces(name: str = "mnt") -> set[int]:
+    found = {_namespace(os.getpid(), name)}
     # Some hosts are containers themselves, whose process 1 even root may not look at.
     with suppress(PermissionError):
-        found.add(_namespace(1))
+        found.add(_namespace(1, name))
     return found
 
 
@@ -238,6 +241,8 @@ def _namespaces(pid: int) -> dict[str, int]:
     for name in _NAMESPACES:
         with suppress(FileNotFoundError):
             numbers[name] = _namespace(pid, name)
+    if "net" in numbers and numbers["net"] in _host_namespaces("net"):
+        numbers["net"] = INITIAL_NETWORK
     return numbers
 
 

@@ -36,13 +36,16 @@ NAMESPACES = ("cgroup", "ipc", "mount", "network", "pid", "user", "uts")
 _RECORD_NAMES = {"mount": "mnt", "network": "net"}
 """Where ``register`` calls a type of namespace otherwise, as /proc/PID/ns does."""
 
+INITIAL_NETWORK = 0xEFFFFFF9
+"""Inode number of the host's network namespace, since Linux 6.18; as the agent writes it before."""
+
 _INITIAL_NAMESPACES = {
     "ipc": 0xEFFFFFFF,
     "uts": 0xEFFFFFFE,
     "user": 0xEFFFFFFD,
     "pid": 0xEFFFFFFC,
     "cgroup": 0xEFFFFFFB,
-    "network": 0xEFFFFFF9,
+    "network": INITIAL_NETWORK,
     "mount": 0xEFFFFFF8,
 }
 """Inode numbers of the host's namespaces, the same on every host (include/linux/proc_ns.h; the

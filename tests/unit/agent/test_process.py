@@ -78,6 +78,20 @@ def test_refusing_leaks_no_descriptor() -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+@pytest.mark.parametrize("option", ["--net", "--uts"])
+def test_the_hosts_network_namespace_has_the_number_that_it_has_everywhere(option: str) -> None:
+    """By whatever path it is joined: nobody else knows the host's numbers before Linux 6.18."""
+    command = ["unshare", "--mount", option, "sh", "-c", "echo up; exec sleep 60"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        found = examine(process.pid, "box", None, needs_cgroup=False)
+        own = os.stat(f"/proc/{process.pid}/ns/net").st_ino
+        assert found.namespaces["net"] == (own if option == "--net" else 0xEFFFFFF9)
+        found.close()
+        process.kill()
+
+
 def test_without_a_cgroup_of_its_own_none_is_left_populated() -> None:
     if os.geteuid() != 0:
         pytest.skip("takes root")
