@@ -24,6 +24,15 @@ class RateLimit:
             self._buckets.popitem(last=False)
         return allowed
 
+    def spend(self, address: str, now: float, cost: float) -> None:
+        """Take for what has cost so much, though it was more than there is: then nothing is allowed
+        until that is made up for."""
+        key, tokens = self._tokens(address, now)
+        self._buckets.pop(key, None)
+        self._buckets[key] = (tokens - cost, now)
+        while len(self._buckets) > _KEPT:
+            self._buckets.popitem(last=False)
+
     def has_room(self, address: str, now: float) -> bool:
         """Whether :meth:`allows` would say so; takes nothing."""
         return self._tokens(address, now)[1] >= 1

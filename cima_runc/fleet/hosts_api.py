@@ -89,18 +89,24 @@ class Frequent:
         # nor those behind the same address, where they have reported before.
         proved = self.session_is_good(request.headers.get("authorization"), ak)
         who = ak if proved else address_of(request)
-        if not rates.refused.has_room(who, now) or not rates.reports.has_room(ak, now):
+        has_room = (
+            rates.refused.has_room(who, now)
+            and rates.reports.has_room(ak, now)
+            and rates.volume.has_room(ak, now)
+        )
+        if not has_room:
             metrics.reports.labels("limited").inc()
             limited = LimitedError("too many reports", hint="report again in a minute")
             return _answer(429, refusal(limited), _RETRY)
         body, encoding = await request.body(), request.headers.get("content-encoding")
 
-        def take() -> Outcome:
-            return service.reports.take(ak, decompressed(body, encoding))
+        def take() -> tuple[Outcome, int]:
+            raw = decompressed(body, encoding)
+            return service.reports.take(ak, raw), len(raw)
 
         began = time.perf_counter()
         try:
-            outcome: Outcome = await service.run_for_host(take)
+            outcome, size = await service.run_for_host(take)
         except DatabaseError as error:
             metrics.reports.labels("failed").inc()
             return _answer(503, refusal(error), _RETRY)
@@ -112,6 +118,7 @@ class Frequent:
         finally:
             metrics.seconds.observe(time.perf_counter() - began)
         rates.reports.allows(ak, now)
+        rates.volume.spend(ak, now, size / limits.MIB)
         metrics.reports.labels("accepted" if outcome.is_accepted else "resync").inc()
         return _answer(200 if outcome.is_accepted else 409, outcome.answer)
 

@@ -37,6 +37,8 @@ class Rates:
 
     reports: RateLimit
     """By attestation key: reports that were accepted."""
+    volume: RateLimit
+    """By attestation key: MiB of reports that were accepted."""
     refused: RateLimit
     """Reports that were refused: by attestation key where it has reported before, else by address;
     by address, tokens that nobody has."""
@@ -113,6 +115,7 @@ class Service:
         each = settings.reports_per_minute
         self.rates = Rates(
             reports=RateLimit(each),
+            volume=RateLimit(settings.report_mib_per_minute),
             refused=RateLimit(60),
             nonces=RateLimit(each * 10),
             polls=RateLimit(each * 2),

@@ -86,6 +86,8 @@ class Settings(BaseModel):
     """Whether hosts may ask to be enrolled, with a join token or for approval."""
     reports_per_minute: Annotated[int, Field(ge=1)] = 120
     """Reports of one host."""
+    report_mib_per_minute: Annotated[int, Field(ge=1)] = 64
+    """MiB of one host's reports, as they are without compression; what more it has comes later."""
     enrolments_per_minute: Annotated[int, Field(ge=1)] = 20
     """Attempts to enrol, from one address."""
     tenants_per_minute: Annotated[int, Field(ge=1)] = 60

@@ -313,6 +313,27 @@ def test_who_floods_behind_the_same_address_slows_no_host_that_has_reported(
     fleet.sync(other)
 
 
+def test_a_host_that_fills_the_database_is_made_to_wait(
+    fleet: ServedFleet, host: FleetHost
+) -> None:
+    """However much one report holds, and however well it is compressed."""
+    fleet.service.rates.volume._per_minute = 1
+    number = host.start("large")
+    for at in range(2_500):
+        host.run(number, b"/bin/%d" % at + b"x" * 200)
+    host.piece = 10_000
+    host.bind()
+    assert len(host.report(fleet.nonce(host))) > 1 << 20
+    assert fleet.report(host).type == "accepted"
+    limited = fleet.send(host, host.report(fleet.nonce(host)))
+    assert (limited.status_code, limited.json()["error"]) == (429, "LimitedError")
+    other = FleetHost()
+    fleet.enrol(other)
+    fleet.sync(other)
+    fleet.service.rates.volume._buckets.clear()
+    fleet.sync(host)
+
+
 def test_who_guesses_tokens_locks_out_nobody_behind_the_same_address(fleet: ServedFleet) -> None:
     fleet.service.rates.refused._per_minute = FEW
     assert set(until_limited(lambda: fleet.ask("GET", "/v1/hosts", "cima_guess"))) <= {401}
