@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, "/opt/cima-test")
 
-from cima_runc.sensor.loader import Sensor
+from cima_runc.sensor.loader import Rights, Sensor
 from tests.vm.test_sensor import drain, program
 
 PROGRAM = "known"
@@ -88,8 +88,12 @@ class Container:
 class Watch:
     """Watches one container after the other, and may hold it to a list of digests."""
 
-    def __init__(self, sensor: Sensor, digests: Callable[[], list[bytes]] | None = None) -> None:
+    def __init__(
+        self, sensor: Sensor, root: Path, digests: Callable[[], list[bytes]] | None = None
+    ) -> None:
         self._sensor = sensor
+        device = root.stat().st_dev
+        self._rights = Rights(root_device=os.major(device) << 20 | os.minor(device))
         self._digests = digests
         self._watched: int | None = None
 
@@ -98,7 +102,8 @@ class Watch:
             # The kernel gives the number of its mount namespace to the next one.
             self._sensor.unwatch(self._watched)
         allowlist = None if self._digests is None else self._sensor.allowlist(self._digests())
-        self._sensor.watch(os.stat(f"/proc/{pid}/ns/mnt").st_ino, pid, 1, allowlist)
+        mntns = os.stat(f"/proc/{pid}/ns/mnt").st_ino
+        self._sensor.watch(mntns, pid, 1, allowlist, self._rights)
         self._watched = pid
         if allowlist is not None:
             os.close(allowlist)
@@ -156,10 +161,10 @@ def measure_all(rounds: int, count: int) -> None:
             STATISTICS.write_text("1")
         with Sensor.load() as sensor:
             measure("IMA and sensor, unwatched", nobody)
-            measure("IMA and sensor", Watch(sensor))
+            measure("IMA and sensor", Watch(sensor, container.root))
             check_events(sensor, count)
         with Sensor.load() as sensor:
-            measure("IMA and sensor, enforcing", Watch(sensor, container.digests))
+            measure("IMA and sensor, enforcing", Watch(sensor, container.root, container.digests))
             check_events(sensor, count)
 
 
