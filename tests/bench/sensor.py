@@ -6,9 +6,10 @@ without an IMA policy, then with one, the kernel alone, with the sensor loaded a
 (as it is for all tasks that are in no container), with this container watched, and with it held
 to a list of 10,000 digests, in turns (A B C D A B C D). "known" executes one file, "new" files
 that nobody has executed before: they are hashed, and reported; "map" maps a known library
-executable, "open" opens a file to read it, "write" one to write to it, "fork" makes a process. A
-guest is emulated: what counts are ratios, and, of what is too short for a clock, the kernel's own
-statistics of the sensor's programs, from one round more.
+executable, "open" opens a file to read it, "write" one to write to it, "fork" makes a process. The
+guest's clock counts its instructions, one a nanosecond, so what else this machine does is no part of
+the figures; nor are caches, nor a TPM, which IMA extends for each new file. Beside them are the
+kernel's own statistics of the sensor's programs, from one round more.
 
 Events: on this machine, as many a second as asked for are put into a buffer of the sensor's size,
 and the agent's own service makes records of them, on disk, with registers. No kernel is needed.
@@ -81,8 +82,8 @@ def executions(release: str, rounds: int, count: int) -> None:
         for kind in KINDS:
             found = rates[kind, state]
             # Paired with the kernel alone, in the same round; IMA off was before them all.
-            times = [a / b for a, b in zip(rates[kind, STATES[1]], found, strict=True)]
-            rate = statistics.median(found)
+            times = [a / b for a, b in zip(rates[kind, STATES[1]], found[-rounds:], strict=True)]
+            rate = statistics.median(found[-rounds:])
             share = f"{in_programs.get((kind, state), 0) * rate:5.1%} in it"
             cells.append(f"{rate:7.0f}/s x{statistics.median(times):.3f} {share}")
         print(f"  {state:28}" + "".join(f"{cell:>28}" for cell in cells))
