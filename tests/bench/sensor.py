@@ -7,8 +7,8 @@ without an IMA policy, then with one, the kernel alone, with the sensor loaded a
 to a list of 10,000 digests, in turns (A B C D A B C D). "known" executes one file, "new" files
 that nobody has executed before: they are hashed, and reported; "map" maps a known library
 executable, "open" opens a file to read it, "write" one to write to it, "fork" makes a process. The
-guest's clock counts its instructions, one a nanosecond, so what else this machine does is no part of
-the figures; nor are caches, nor a TPM, which IMA extends for each new file. Beside them are the
+guest's clock counts its instructions, one a nanosecond, so what else this machine does is no part
+of the figures; nor are caches, nor a TPM, which IMA extends for each new file. Beside them are the
 kernel's own statistics of the sensor's programs, from one round more.
 
 Events: on this machine, as many a second as asked for are put into a buffer of the sensor's size,
