@@ -374,7 +374,7 @@ int BPF_PROG(cima_collect_begins, void *iint, struct file *file)
 		return 0;
 	}
 	find_real(seen, &real);
-	key = (u64)real.inode;
+	key = address(real.inode);
 	written = writes_of(key);
 	begins->writes = written ? *(volatile u64 *)&written->count : 0;
 	begins->owner = owner;
