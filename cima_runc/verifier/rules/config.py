@@ -507,7 +507,9 @@ def shared_with_host(config: ConfigSummary) -> dict[str, str]:
     """Return the types of the namespaces that are the host's, and how that is seen."""
     joined = {each.type: each.path for each in config.joined_namespaces}
     return dict.fromkeys(config.host_namespaces, "the host's") | {
-        name: path for name, path in joined.items() if path.startswith("/proc/1/ns/")
+        name: path
+        for name, path in joined.items()
+        if path.startswith("/proc/1/ns/") or path in engines.HOST_NAMESPACES
     }
 
 

@@ -206,6 +206,11 @@ NAMESPACES = (
 )
 """Where engines keep a container's network namespace, which they make before the container."""
 
+HOST_NAMESPACES = ("/run/docker/netns/default", "/var/run/docker/netns/default")
+"""Where Docker keeps the host's own network namespace, which older versions (20.10) join by it for
+``--network host``; those that it makes have random names. Source: moby, daemon/oci_linux.go
+(WithNamespaces), libnetwork/sandbox.go (GenerateKey)."""
+
 DIRECTORIES = ("/dev", "/dev/pts", "/dev/shm", "/etc", "/proc", "/run", "/sbin", "/sys")
 """Directories that engines make in a container's own layer where the image has none."""
 

@@ -782,6 +782,16 @@ def test_a_namespace_of_the_hosts_joined_by_any_path(box: Box, kind: str, name: 
     assert [each.rule for each in box.failed()] == ["config.namespace"]
 
 
+@pytest.mark.parametrize("at", ["/run", "/var/run"])
+def test_the_hosts_network_as_docker_keeps_it(box: Box, at: str) -> None:
+    """Debian 12's Docker joins it by this path, among those of its containers."""
+    path = f"{at}/docker/netns/default"
+    box.config["linux"]["namespaces"] = [*without("network"), {"type": "network", "path": path}]
+    assert [each.rule for each in box.failed()] == ["config.namespace"]
+    box.config["linux"]["namespaces"][-1]["path"] = f"{at}/docker/netns/0a1b2c3d4e5f"
+    assert box.appraise().findings == Box.honest(box.image).appraise().findings
+
+
 def allow(kind: str, **numbers: int) -> dict[str, Any]:
     return {"allow": True, "type": kind, "access": "rwm", **numbers}
 
