@@ -37,12 +37,17 @@ def program(directory: Path, name: str) -> Path:
 
 @contextmanager
 def running(path: Path, script: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run ``script`` in a shell that was copied to ``path``, until the end of the block."""
-    command = [path, "-c", f"{script}\n:", path.name, *arguments]
+    """Run ``script`` in a shell that was copied to ``path``, until the end of the block.
+
+    It has its arguments and its libraries by then: a process that executes has neither for a moment.
+    """
+    command = [path, "-c", f"echo up\n{script}\n:", path.name, *arguments]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0
     ) as process:
         try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"up\n"
             yield process
         finally:
             os.killpg(process.pid, 9)
