@@ -16,7 +16,7 @@ def test_walkthrough() -> None:
         [sys.executable, native_host.TOP / "tests/attest_natively.py"],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

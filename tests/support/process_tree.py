@@ -39,7 +39,7 @@ def program(directory: Path, name: str) -> Path:
 def running(path: Path, script: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run ``script`` in a shell that was copied to ``path``, until the end of the block.
 
-    It has its arguments and its libraries by then: a process that executes has neither for a moment.
+    It has its arguments and libraries by then: a process that executes has neither for a moment.
     """
     command = [path, "-c", f"echo up\n{script}\n:", path.name, *arguments]
     with subprocess.Popen(
