@@ -289,7 +289,8 @@ __noinline int is_beyond_reach(u64 seen, u64 real, u64 is_lower, u64 root_dev)
 		return 1;
 	inode = (struct inode *)real;
 	sb = (u64)BPF_CORE_READ(inode, i_sb);
-	return BPF_CORE_READ(inode, i_sb, s_flags) & SB_RDONLY && !bpf_map_lookup_elem(&mounted, &sb);
+	return BPF_CORE_READ(inode, i_sb, s_flags) & SB_RDONLY && !bpf_map_lookup_elem(&mounted, &sb) &&
+	       !was_forgotten(sb);
 }
 
 static __always_inline void count_full(void)

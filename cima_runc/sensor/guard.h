@@ -395,7 +395,10 @@ int BPF_PROG(cima_mount, struct super_block *sb)
 	return bpf_map_update_elem(&mounted, &key, &mark->registration, BPF_ANY) ? -ENOMEM : 0;
 }
 
-/* One that is read-only now may have been written before, whoever changes that. */
+/*
+ * One that is read-only now may have been written before, whoever changes that. The host is refused
+ * nothing, however many file systems a container mounted.
+ */
 SEC("lsm/sb_remount")
 int BPF_PROG(cima_remount, struct super_block *sb)
 {
@@ -404,7 +407,12 @@ int BPF_PROG(cima_remount, struct super_block *sb)
 
 	if (!owner && bpf_map_lookup_elem(&mounted, &key))
 		return 0;
-	return bpf_map_update_elem(&mounted, &key, &owner, BPF_ANY) ? -ENOMEM : 0;
+	if (!bpf_map_update_elem(&mounted, &key, &owner, BPF_ANY))
+		return 0;
+	if (mark)
+		return -ENOMEM;
+	forget(address(sb));
+	return 0;
 }
 
 SEC("lsm/sb_free_security")

@@ -176,6 +176,7 @@ struct inode {
 	unsigned int i_flags;
 	unsigned int i_rdev;
 	unsigned long i_ino;
+	u32 i_generation;
 	s64 i_size;
 	struct super_block *i_sb;
 	atomic_t i_writecount;

@@ -13,6 +13,7 @@ import mmap
 import os
 import platform
 import secrets
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,10 @@ _BTF: Final = Path("/sys/kernel/btf/vmlinux")
 _CAP_SYS_ADMIN: Final = 21
 _CAP_PERFMON: Final = 38
 _CAP_BPF: Final = 39
+
+_FINISH_SECONDS: Final = 10.0
+"""How long a sensor that is taken over may take for files that are being hashed: 4 GiB, about."""
+_FINISH_PAUSE_SECONDS: Final = 0.005
 
 _SYS_FSOPEN: Final = 430
 """x86-64's number of fsopen(2)."""
@@ -186,7 +191,7 @@ class Sensor:
         self._ring = RingReader(handles.maps["events"], self._ring_bytes)
         self._containers = {row.mntns: number for number, row in self._tables.rows()}
         self._lost: dict[int, int] = {}
-        self._lost_at = (0, 0, 0)
+        self._lost_at: tuple[int, int, int] | None = None
         self._closed = False
 
     @classmethod
@@ -259,6 +264,7 @@ class Sensor:
             # and only its last events are still wanted.
             if pins.whole(one.name):
                 sensor._take_over(one)
+                sensor._let_finish(one)
                 pins.detach(one.name)
                 one.stop()
         return sensor
@@ -502,6 +508,20 @@ class Sensor:
             found = self._tables.row(number)
             if found is not None and found.nested != nested[number]:
                 self._tables.put_row(number, found._replace(nested=nested[number]), new=False)
+
+    def _let_finish(self, older: "_Older") -> None:
+        """Wait until an older sensor has sent each use that waited for its digest when this one
+        began to watch: nobody else will. What it has not in time counts as lost."""
+        until = time.monotonic() + _FINISH_SECONDS
+        waiting = {number: row.waiting for number, row in older.tables.rows() if row.waiting > 0}
+        while waiting and time.monotonic() < until:
+            time.sleep(_FINISH_PAUSE_SECONDS)
+            rows = ((number, older.tables.row(number)) for number in waiting)
+            waiting = {number: row.waiting for number, row in rows if row and row.waiting > 0}
+        for number, count in waiting.items():
+            row = self._tables.row(number)
+            if row is not None:
+                self._tables.put_row(number, row._replace(dropped=row.dropped + count), new=False)
 
     def _take_over_allowlist(self, older: "_Older", registration: int) -> None:
         allowlist = older.tables.open_allowlist(registration)

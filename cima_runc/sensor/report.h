@@ -25,6 +25,10 @@ struct seen_key {
 /* An event and its path, in a row. */
 struct report {
 	u64 seen; /* the inode whose digest is waited for */
+	u64 real; /* what holds its data, and what tells that from the next at the same address */
+	u64 real_ino;
+	u64 real_generation;
+	u64 writes; /* of it, when the use began */
 	u64 path_hash;
 	struct judged judged; /* for complete(): the stack has no room */
 	struct event event;

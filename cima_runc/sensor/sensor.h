@@ -22,7 +22,7 @@
 #define FORGOTTEN_WORDS 524288	/* of 64 bits, 4 MiB: of 135,000 files it takes one other in 15 million for one of them */
 #define PENDING_MAX 4096	/* uses of files that IMA is hashing at this moment */
 #define PENDING_SHARE 256	/* of them, of one container */
-#define MOUNTED_MAX 4096	/* file systems that containers mounted and that live now */
+#define MOUNTED_MAX 65536	/* file systems that containers mounted and that live now */
 #define SCRATCH_SLOTS 8		/* per CPU; see claim_scratch */
 #define USERS_MAX 4		/* containers that are told of a change to a file in use */
 

@@ -35,14 +35,39 @@ static __always_inline void give_room_back(void)
 	bpf_map_delete_elem(&pending, &task);
 }
 
+/*
+ * Whether what was judged is what the use began with. The task may have let go of that long ago, where
+ * the kernel skipped the program that should have sent the use: the file may have been written to and
+ * hashed again since, or be gone and another one be at its address.
+ */
+static __always_inline int is_of_use(const struct report *r)
+{
+	u64 real = real_of(r->seen);
+	struct inode *inode = (struct inode *)real;
+
+	return r->judged.known.writes <= r->writes && real == r->real &&
+	       BPF_CORE_READ(inode, i_ino) == r->real_ino &&
+	       BPF_CORE_READ(inode, i_generation) == r->real_generation;
+}
+
 /* What is waited for is in that room. */
 static __always_inline void begin_to_wait(struct registration *owner, struct scratch *s, struct inode *inode)
 {
 	u64 task = bpf_get_current_pid_tgid();
 	struct mark *mark = bpf_task_storage_get(&marks, bpf_get_current_task_btf(), 0, 0);
 	struct report *r = bpf_map_lookup_elem(&pending, &task);
+	struct inode *holder;
+	struct writes *written;
+	u64 real;
 
-	s->report.seen = (u64)inode;
+	s->report.seen = address(inode);
+	real = real_of(s->report.seen);
+	holder = (struct inode *)real;
+	s->report.real = real;
+	s->report.real_ino = BPF_CORE_READ(holder, i_ino);
+	s->report.real_generation = BPF_CORE_READ(holder, i_generation);
+	written = bpf_map_lookup_elem(&writes, &real);
+	s->report.writes = written ? *(volatile u64 *)&written->count : 0;
 	if (!owner || !r || bpf_probe_read_kernel(r, sizeof(*r), &s->report)) {
 		count_dropped(s->report.event.registration);
 		give_room_back();
@@ -73,9 +98,11 @@ __noinline int complete(void)
 	}
 	__builtin_memset(&r->judged, 0, sizeof(r->judged));
 	/* First: who opens it for writing after that has told this container, who did before is seen. */
-	add_user(real_of(r->seen), r->event.registration);
+	add_user(r->real, r->event.registration);
 	why = judge(r->seen, &r->judged);
-	if (why != NO_DIGEST_KEPT) {
+	if (why != NO_DIGEST_KEPT && !is_of_use(r)) {
+		why = WRITTEN_SINCE;
+	} else if (why != NO_DIGEST_KEPT) {
 		r->event.hash = r->judged.known.hash;
 		__builtin_memcpy(r->event.digest, r->judged.known.digest, DIGEST_SIZE);
 	}

@@ -1,5 +1,6 @@
 import errno
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ from cima_runc.sensor.loader import (
     SwitchedOffError,
 )
 from cima_runc.sensor.options import Options
+from cima_runc.sensor.tables import Row
 
 
 @pytest.mark.parametrize("size", [0, 1, 2048, 4097, 3 * 4096, -4096])
@@ -106,3 +108,42 @@ def test_a_rejection_without_a_log_repeats_libbpf() -> None:
     error = loader._rejected(OSError(errno.EPERM, ""), messages)
     assert "libbpf: prog 'cima_bprm_check': failed; " in str(error)
     assert "lockdown" in error.hint
+
+
+class _Rows:
+    """The rows of a sensor; of those of ``going`` one use less waits each time one looks."""
+
+    def __init__(self, waiting: dict[int, int], going: tuple[int, ...] = ()) -> None:
+        self.found = {number: Row(1, 0, 0, 0, 0, waiting=some) for number, some in waiting.items()}
+        self.going = going
+
+    def rows(self) -> list[tuple[int, Row]]:
+        return list(self.found.items())
+
+    def row(self, number: int) -> Row | None:
+        row = self.found.get(number)
+        if row is not None and number in self.going:
+            row = self.found[number] = row._replace(waiting=max(row.waiting - 1, 0))
+        return row
+
+    def put_row(self, number: int, row: Row, *, new: bool) -> None:
+        assert not new
+        self.found[number] = row
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_what_an_older_sensor_does_not_send_in_time_is_lost(
+    monkeypatch: pytest.MonkeyPatch, in_time: bool
+) -> None:
+    """1 has nothing that waits, 2 has; 3 has ended here, and 4 there."""
+    monkeypatch.setattr(loader, "_FINISH_SECONDS", 300.0 if in_time else 0.0)
+    older = _Rows({1: 0, 2: 3, 3: 1}, going=(2, 3))
+    newer = _Rows({1: 0, 2: 0, 4: 0})
+    sensor = Sensor.__new__(Sensor)
+    sensor._tables = newer  # type: ignore[assignment]
+    sensor._let_finish(SimpleNamespace(tables=older))  # type: ignore[arg-type]
+    assert {number: row.dropped for number, row in newer.rows()} == {
+        1: 0,
+        2: 0 if in_time else 3,
+        4: 0,
+    }
