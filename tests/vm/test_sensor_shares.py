@@ -57,7 +57,7 @@ def map_writable(file: Path) -> None:
 SHARE = 3
 
 
-@pytest.fixture(params=["programs", "scripts"])
+@pytest.fixture(params=["programs", pytest.param("scripts", marks=pytest.mark.debian("13"))])
 def beyond(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[tuple[Sensor, Watched, Path]]:
@@ -91,6 +91,7 @@ def test_what_a_container_maps_writable_beyond_its_share_is_not_believed(
         user.close()
 
 
+@pytest.mark.debian("13")
 def test_nothing_that_was_mapped_writable_beyond_a_share_runs_where_that_is_enforced(
     beyond: tuple[Sensor, Watched, Path], tmp_path: Path
 ) -> None:
@@ -105,6 +106,7 @@ def test_nothing_that_was_mapped_writable_beyond_a_share_runs_where_that_is_enfo
     enforced.close()
 
 
+@pytest.mark.debian("13")
 def test_a_share_that_is_used_up_is_nobody_elses_loss(
     beyond: tuple[Sensor, Watched, Path], tmp_path: Path
 ) -> None:
