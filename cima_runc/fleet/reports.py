@@ -64,7 +64,10 @@ class Reports:
         self._nonces = nonces
         self._sessions = sessions
         self._policy = ReportPolicy(
-            pcr=settings.binding_pcr, host_pcr=settings.host_pcr, boot_pcrs=settings.boot_pcrs
+            pcr=settings.binding_pcr,
+            host_pcr=settings.host_pcr,
+            boot_pcrs=settings.boot_pcrs,
+            require_safe_clock=settings.require_safe_clock,
         )
 
     def invitation(self, ak_name: str, *, proved: bool, connection: Connection) -> Invitation:

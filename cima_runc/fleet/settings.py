@@ -118,6 +118,9 @@ class Settings(BaseModel):
     """PCR that hosts bind their registers into."""
     host_pcr: _Pcr = 10
     """PCR of the kernel's own log."""
+    require_safe_clock: bool = True
+    """Whether a host is refused while its TPM does not vouch for its clock: after a power cut, for
+    some seventy minutes at most. Without, a host whose power is cut can be put back by as much."""
 
     @property
     def database_url(self) -> str:

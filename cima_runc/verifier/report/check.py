@@ -254,7 +254,8 @@ def _quoted(
             "the TPM does not vouch for its clock",
             expected="safe",
             found="not safe: the host lost power without a shutdown",
-            hint="it is safe again within an hour, or set require_safe_clock = false",
+            hint="it is safe again within some seventy minutes; the service's require_safe_clock "
+            "says whether that is waited for",
         )
     return values
 

@@ -135,6 +135,22 @@ def test_what_strangers_send_fills_nothing_and_hides_nothing(
     assert fleet.get("/v1/hosts")[0]["refused"] is None
 
 
+def test_a_clock_that_the_tpm_does_not_vouch_for(
+    start_service: Callable[..., ServedFleet],
+) -> None:
+    for required in (True, False):
+        fleet = start_service(require_safe_clock=required)
+        host = FleetHost()
+        fleet.enrol(host, f"host-{required}")
+        host.tpm.safe = False
+        report = host.report(fleet.nonce(host))
+        if required:
+            assert refused(fleet, host, report) == "ClockUnsafeError"
+            host.tpm.safe = True
+            report = host.report(fleet.nonce(host))
+        assert fleet.send(host, report).status_code == 200
+
+
 def test_old_reports_and_nonces(fleet: ServedFleet, host: FleetHost) -> None:
     nonce = fleet.nonce(host)
     body = host.report(nonce)
