@@ -14,7 +14,7 @@ from cima_runc.measure.own_code import module_files, own_files
 @pytest.fixture
 def module(tmp_path: Path) -> Iterator[Path]:
     """The source of a module that can be imported; its byte code is a second older than now."""
-    source = tmp_path / "cima_own_code_test.py"
+    source = tmp_path / "own_code_of_cima.py"
     source.write_text("x = 1\n")
     compileall.compile_file(str(source), quiet=1)
     sys.path.insert(0, str(tmp_path))
