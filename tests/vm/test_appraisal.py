@@ -352,12 +352,10 @@ def test_a_namespace_of_the_host(tmp_path: Path) -> None:
 @pytest.mark.debian("12")
 def test_the_hosts_network_by_the_name_that_docker_has_for_it(tmp_path: Path) -> None:
     reference("busybox")
-    ran = with_docker("busybox", options=("--network=host",))
+    options = ("--rm", "--runtime=cima-runc", "--network=host")
+    ran = guest.run("docker", "run", *options, "busybox")
     assert ran.code == 0, ran
     assert "config.namespace" in untrusted(ran, "busybox", tmp_path)
-    ran = with_docker("busybox", options=("--network=none",))
-    assert ran.code == 0, ran
-    trusted("busybox", tmp_path)
 
 
 @pytest.mark.debian("13")
