@@ -29,6 +29,8 @@ _UNREADABLE = (
     x509.UnsupportedGeneralNameType,
 )
 """What the library raises for a certificate that is not one, when it is read or asked."""
+_COMMON_NAME = 64
+"""Characters of a common name at most (RFC 5280, ub-common-name)."""
 NO_LABEL = "cima attestation key"
 """The common name of a certificate that says nothing of the host."""
 
@@ -137,6 +139,11 @@ def issue(
         raise AkCertificateError("the authority's key is neither EC nor RSA")
     if signer.public_key() != issuer.public_key():
         raise AkCertificateError("the authority's key is not that of its certificate")
+    if len(label) > _COMMON_NAME:
+        raise AkCertificateError(
+            f"the label has {len(label)} characters, and a certificate takes {_COMMON_NAME}",
+            hint="give a shorter --label",
+        )
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, label or NO_LABEL)])
     builder = (
         x509.CertificateBuilder()

@@ -11,6 +11,7 @@ from cima_runc.ml.contents import (
     RegisterV1,
     ServicesRegister,
     Violation,
+    ViolationKind,
     ViolationV1,
 )
 from cima_runc.verifier.pattern import exactly
@@ -54,10 +55,15 @@ def completeness(records: Iterable[Measured], policy: Policy) -> Iterator[Findin
                     yield _finding("records.missing", allowed, what, at, key)
 
 
+def violation_rule(kind: ViolationKind) -> str:
+    """Return the name of the rule that a violation of this kind breaks."""
+    return "records.violation" if kind == "unnamed" else f"records.{kind}"
+
+
 def _violation(content: ViolationV1, at: int, policy: Policy) -> Iterator[Finding]:
     path = printable(content.path_hex) if content.path_hex is not None else ""
     digest = content.digest.hex() if content.digest is not None else ""
-    kind = content.kind if isinstance(content, Violation) else "unnamed"
+    kind: ViolationKind = content.kind if isinstance(content, Violation) else "unnamed"
     if kind in {"denied", "unnamed"} and content.denied:
         # Nothing of it ran: the kernel refused it.
         yield Finding(
@@ -76,10 +82,10 @@ def _violation(content: ViolationV1, at: int, policy: Policy) -> Iterator[Findin
         what += f" ({printable(content.why)})"
     if content.denied:
         what += "; it was denied"
-    rule = "records.violation" if kind == "unnamed" else f"records.{kind}"
+    rule = violation_rule(kind)
     named = unstable_file(content)
-    key = "allow_violations = true"
-    allowed = policy.allow_violations or (content.denied and kind == "unstable")
+    key = f"allow_violations = {array([kind])}"
+    allowed = policy.allows_violation(kind) or (content.denied and kind == "unstable")
     if named is not None:
         key = f"[[unstable]] path = {quoted(exactly(named.path))}, why = {array([named.why])}"
         allowed = allowed or any(one.allows(named.path, named.why) for one in policy.unstable)

@@ -18,7 +18,7 @@ from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.evidence.errors import first_of
 from cima_runc.evidence.fields import Digest, Model, PcrNumber
-from cima_runc.ml.contents import MemoryKind
+from cima_runc.ml.contents import MemoryKind, ViolationKind
 from cima_runc.verifier.pattern import PatternError, compile_pattern, matches
 
 
@@ -148,7 +148,7 @@ class AllowedMount(Model):
 _Mounts = Annotated[tuple[AllowedMount, ...], BeforeValidator(_to_tuple)]
 
 
-_DEVICE_NUMBER = re.compile(r"[abc] (?:\*|dynamic|0|[1-9][0-9]{0,9}):(?:\*|0|[1-9][0-9]{0,9})")
+_DEVICE_NUMBER = re.compile(r"[abcp] (?:\*|dynamic|0|[1-9][0-9]{0,9}):(?:\*|0|[1-9][0-9]{0,9})")
 DYNAMIC_MAJORS = {"b": range(240, 255), "c": (*range(234, 255), *range(384, 512))}
 """Major numbers that drivers get when they are loaded, other ones at the next boot perhaps, by the
 type of device. Source: Documentation/admin-guide/devices.txt of Linux; CHRDEV_MAJOR_DYN_END and
@@ -202,7 +202,9 @@ class ConfigPolicy(Model):
     """What the container's OCI configuration may say."""
 
     allow_privileged: bool = False
-    """Whether it may reach all devices, or all of /proc and /sys."""
+    """Whether it may reach all devices and all of /proc and /sys, with whatever capabilities."""
+    allow_unmasked: bool = False
+    """Whether no part of /proc and /sys need be hidden from it (``systempaths=unconfined``)."""
     host_namespaces: _Names = ("cgroup", "time", "user")
     """Kinds of namespaces that it may share with the host."""
     capabilities: _Names = (
@@ -229,7 +231,7 @@ class ConfigPolicy(Model):
     whoever started it has put there."""
     device_rules: Annotated[tuple[_Number, ...], BeforeValidator(_to_tuple)] = ()
     """Devices that it may use without having them by a path (``--device-cgroup-rule``), as
-    ``c 195:*``."""
+    ``c 195:*``; ``a *:*``: all."""
     allow_any_args: bool = False
     """Whether it may run any command."""
     args: _Commands = ()
@@ -246,7 +248,7 @@ class ConfigPolicy(Model):
     all arguments."""
     annotations: _Names = ()
     """Annotations that it may have though crun does otherwise by them than its configuration says,
-    such as ``run.oci.handler``."""
+    such as ``run.oci.handler=krun``; the name alone is with any value."""
     require_seccomp: bool = False
     """Whether it must have a seccomp filter; containerd's ctr sets none."""
 
@@ -276,9 +278,12 @@ class Policy(Model):
     """Whether a clock that the TPM does not vouch for (after a power cut) is refused."""
     allow_lost: bool = False
     """Whether events that the sensor lost are tolerated."""
-    allow_violations: bool = False
-    """Whether all violations are tolerated: what ran without a digest or a path, what reached for
-    the sensor, who entered with more rights. ``unstable`` is the narrow way for files."""
+    allow_violations: Annotated[bool | tuple[ViolationKind, ...], BeforeValidator(_to_tuple)] = (
+        False
+    )
+    """Whether violations are tolerated, all or those of some kinds: what ran without a digest or a
+    path (``unnamed``), what reached for the sensor (``guard``), who entered with more rights
+    (``entry``). ``unstable`` is the narrow way for files."""
     allow_missing: _Names = ()
     """Sources of measurement that may be missing: ``ima``, ``sensor``, ``tpm``; ``bundle``, where
     others may write that; ``memory``, where it was restored from a checkpoint."""
@@ -306,6 +311,11 @@ class Policy(Model):
         if not value.keys() <= {str(pcr) for pcr in range(24)}:
             raise ValueError("a PCR is a decimal number from 0 to 23")
         return value
+
+    def allows_violation(self, kind: ViolationKind) -> bool:
+        """Return whether violations of this kind are tolerated."""
+        allowed = self.allow_violations
+        return allowed if isinstance(allowed, bool) else kind in allowed
 
     def selection(self, host: str) -> tuple[int, ...]:
         """Return the PCRs that a quote must show at this disclosure of the host's log."""

@@ -4,25 +4,35 @@ Every line of the file is explained, so that a person can decide on each.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from cima_runc.base.text import printable
 from cima_runc.ima.template import unpack_cima_ng
-from cima_runc.measure.config_summary import ConfigSummary, summarize
+from cima_runc.measure.config_summary import ALL_CAPABILITIES, ConfigSummary, summarize
 from cima_runc.measure.mtree import MtreeError, parse_manifest
-from cima_runc.ml.contents import Memory, RegisterV1, ViolationV1, measured, read
+from cima_runc.ml.contents import (
+    Memory,
+    RegisterV1,
+    ViolationKind,
+    ViolationV1,
+    measured,
+    read,
+)
 from cima_runc.ml.records import CIMA, IMA_TEMPLATE, Record, template_data
 from cima_runc.verifier.appraisal import References, appraise
+from cima_runc.verifier.completeness import violation_rule
 from cima_runc.verifier.pattern import exactly
 from cima_runc.verifier.policy import ConfigPolicy, Policy
 from cima_runc.verifier.reference.file import ImageReference, ReferenceConfig
 from cima_runc.verifier.rules.config import (
+    ALL_DEVICES,
     capability_names,
     command_of,
     device_key,
     device_rules_beyond,
     hook_command,
     shared_with_host,
+    steered,
 )
 from cima_runc.verifier.rules.engines import HOOK_STAGES_INSIDE
 from cima_runc.verifier.rules.image_files import ImageFiles
@@ -74,10 +84,13 @@ def suggest(records: Sequence[Record], references: References) -> str:
         finding.rule
         for finding in found
         if finding.severity == "fail" and finding.record not in named
-    } & _VIOLATIONS
+    } & _VIOLATIONS.keys()
     if violations:
-        why = ", ".join(sorted(each.removeprefix("records.") for each in violations))
-        lines.append(f"# Something ran that its records do not vouch for: {why}.\n{_ALLOW}\n")
+        kinds = sorted(_VIOLATIONS[each] for each in violations)
+        lines.append(
+            "# Something ran that its records do not vouch for, of these kinds."
+            f"\nallow_violations = {array(kinds)}\n"
+        )
     lines += _rootfs(records, rules, {x.path for x in found if x.rule == "rootfs.written"})
     if config is not None and mounts is not None:
         loading = {
@@ -110,10 +123,7 @@ def _missing(records: Sequence[Record]) -> list[str]:
     )
 
 
-_ALLOW = "allow_violations = true"
-_VIOLATIONS = frozenset(
-    f"records.{kind}" for kind in ("violation", "unstable", "changed", "guard", "entry", "helper")
-)
+_VIOLATIONS = {violation_rule(kind): kind for kind in get_args(ViolationKind)}
 _NEVER = frozenset({"rootfs.layer", "rootfs.layers", "rootfs.image", "rootfs.format"})
 
 
@@ -156,10 +166,10 @@ def _config(
     rules: set[str],
     loading: set[str],
 ) -> Iterator[str]:
-    keys = []
+    keys: list[str] = []
     defaults = ConfigPolicy()
     if "config.privileged" in rules:
-        keys.append("# It is privileged: nothing keeps it from the host.\nallow_privileged = true")
+        keys += _privileged(config)
     if "config.namespace" in rules:
         shared = sorted({*defaults.host_namespaces, *shared_with_host(config)})
         keys.append(
@@ -215,13 +225,25 @@ def _config(
         body = "".join(f"  {array(hook)},\n" for hook in hooks)
         keys.append(f"# Hooks that run in the container before its command.\nhooks = [\n{body}]")
     if "config.annotation" in rules:
-        names = [name for name, _ in config.steering]
+        found = [steered(name, value) for name, value in config.steering]
         keys.append(
             "# Annotations by which crun does otherwise than the configuration says: what runs in a"
-            f"\n# virtual machine or an interpreter is not measured.\nannotations = {array(names)}"
+            f"\n# virtual machine or an interpreter is not measured.\nannotations = {array(found)}"
         )
     if keys:
         yield "[config]\n" + "\n".join(keys) + "\n"
+
+
+def _privileged(config: ConfigSummary) -> Iterator[str]:
+    """Yield the narrowest keys: whatever is called privileged is not all that `--privileged` is."""
+    is_all = config.all_devices and not config.masked_paths
+    if is_all and capability_names(config) >= ALL_CAPABILITIES:
+        yield "# It is privileged: nothing keeps it from the host.\nallow_privileged = true"
+        return
+    if not config.masked_paths:
+        yield "# No part of /proc and /sys is hidden from it.\nallow_unmasked = true"
+    if config.all_devices:
+        yield f"# It may use all devices of the host.\ndevice_rules = {array([ALL_DEVICES])}"
 
 
 def _unstable_files(records: Sequence[Record]) -> dict[int, UnstableFile]:

@@ -22,6 +22,9 @@ from cima_runc.verifier.rules.mounts import (
 )
 from cima_runc.verifier.toml import array, quoted
 
+ALL_DEVICES = "a *:*"
+"""The rule by which a container may use every device."""
+
 KERNEL_SETTINGS = "/proc/sys"
 """The kernel's own settings; its files that are the host's may be written by the host's root, which
 a container's is, with no capability at all: ``kernel/core_pattern`` is a program that the kernel
@@ -33,6 +36,7 @@ LOADING = frozenset(
         "AWKPATH",
         "BASHOPTS",
         "BASH_ENV",
+        "BROWSER",
         "BUNDLE_GEMFILE",
         "CAML_LD_LIBRARY_PATH",
         "CLASSPATH",
@@ -66,6 +70,19 @@ LOADING = frozenset(
         "JULIA_DEPOT_PATH",
         "JULIA_LOAD_PATH",
         "JULIA_PROJECT",
+        "LD_ASSUME_KERNEL",
+        "LD_AUDIT",
+        "LD_DEBUG_OUTPUT",
+        "LD_DYNAMIC_WEAK",
+        "LD_HWCAP_MASK",
+        "LD_ORIGIN_PATH",
+        "LD_POINTER_GUARD",
+        "LD_PREFER_MAP_32BIT_EXEC",
+        "LD_PROFILE",
+        "LD_PROFILE_OUTPUT",
+        "LD_TRACE_LOADED_OBJECTS",
+        "LD_TRACE_PRELINKING",
+        "LD_USE_LOAD_BIAS",
         "LESSCLOSE",
         "LESSOPEN",
         "MAKEFILES",
@@ -117,14 +134,19 @@ LOADING = frozenset(
     }
 )
 """Environment variables that make a program load other code, beside :data:`_LOADING_PREFIXES`.
-Sources: sudo's initial_badenv_table (env.c), and the manuals of the languages. ``ENV`` is none: a
-shell reads the file that it names only where a person types (POSIX.1-2017, sh), who may type what
-the file would do, and many programs have a variable of this name for something else."""
+Sources: sudo's initial_badenv_table (env.c), the manuals of the languages, and those of the loaders
+of glibc (ld.so(8), elf/rtld.c, elf/dl-support.c) and musl. ``ENV`` is none: a shell reads the file
+that it names only where a person types (POSIX.1-2017, sh), who may type what the file would do, and
+many programs have a variable of this name for something else. ``BROWSER`` is a command line that
+Python's standard library runs, at the start of any program where ``PYTHONWARNINGS`` names a module
+that opens one; that alone has many honest uses. Nor is all of ``LD_``: LaunchDarkly's SDKs are set
+by such (``LD_SDK_KEY``), and ``LD_BIND_NOW`` changes when code is loaded, not which."""
 _LOADING_PREFIXES = (
     "BASH_FUNC_",  # functions that bash defines when it starts
     "CORECLR_PROFILER",
     "COR_PROFILER",
-    "LD_",
+    "LD_LIBRARY_PATH",  # and what other systems' loaders have besides: LD_LIBRARY_PATH_64
+    "LD_PRELOAD",
     "LUA_CPATH",
     "LUA_INIT",
     "LUA_PATH",
@@ -186,7 +208,7 @@ class ConfigRule:
 
     def _annotations(self) -> Iterator[Finding]:
         for name, value in self._config.steering:
-            if name in self._policy.annotations:
+            if {name, steered(name, value)} & set(self._policy.annotations):
                 continue
             yield self._finding(
                 False,
@@ -195,25 +217,28 @@ class ConfigRule:
                 path="annotations",
                 got=f"{name}={printable(value)}",
                 expected="no such annotation",
-                next_=f"start it without; [config] annotations = {array([name])} in the policy",
+                next_=f"start it without; [config] annotations = {array([steered(name, value)])}"
+                " in the policy",
             )
 
     # -- what reaches out -------------------------------------------------------------------------
 
     def _privileged(self) -> Iterator[Finding]:
-        config = self._config
-        reasons = []
+        config, policy = self._config, self._policy
+        reasons, allowed = [], []
         if config.all_devices:
             reasons.append("it may use all devices")
+            allowed.append(any(covers(each, ALL_DEVICES) for each in policy.device_rules))
         if not config.masked_paths:
             reasons.append("no part of /proc and /sys is hidden from it")
+            allowed.append(policy.allow_unmasked)
         if not reasons:
             return
         if config.seccomp is None:
             reasons.append("no seccomp filter")
         reasons.append(f"{len(capability_names(self._config))} capabilities")
         yield self._finding(
-            self._policy.allow_privileged,
+            policy.allow_privileged or all(allowed),
             "config.privileged",
             "the container is privileged",
             path="linux.resources.devices, linux.maskedPaths",
@@ -503,6 +528,11 @@ def makes_load(name: str) -> bool:
     return name in LOADING or name.startswith(_LOADING_PREFIXES)
 
 
+def steered(name: str, value: str) -> str:
+    """Return an annotation with its value, as the policy has it."""
+    return f"{name}={value}"
+
+
 def shared_with_host(config: ConfigSummary) -> dict[str, str]:
     """Return the types of the namespaces that are the host's, and how that is seen."""
     joined = {each.type: each.path for each in config.joined_namespaces}
@@ -523,10 +553,10 @@ def device_number(device: Device) -> str:
 def device_key(device: Device) -> str:
     """Return the TOML that allows a device, and no other in its place, in ``[config] devices``."""
     path = f"path = {quoted(exactly(_raw(device.path)))}"
-    if device.type not in {"b", "c", "u"}:
-        return f"{{{path}}}"
+    if device.type not in {"b", "c", "p", "u"}:
+        return f"{{{path}}}"  # no runtime makes one
     number = device_number(device)
-    if device.major in DYNAMIC_MAJORS[number[0]]:
+    if device.major in DYNAMIC_MAJORS.get(number[0], ()):
         number = f"{number[0]} dynamic:*"
     return f"{{{path}, number = {quoted(number)}}}"
 

@@ -214,15 +214,11 @@ HOST_NAMESPACES = ("/run/docker/netns/default", "/var/run/docker/netns/default")
 DIRECTORIES = ("/dev", "/dev/pts", "/dev/shm", "/etc", "/proc", "/run", "/sbin", "/sys")
 """Directories that engines make in a container's own layer where the image has none."""
 
-EMPTY_FILES = (
-    "/.dockerenv",
-    "/dev/console",
-    "/run/.containerenv",
-    "/dev/termination-log",
-    *_NAME_FILES,
-    *INIT_PROGRAMS,
-)
-"""Files without content that engines make there, mostly to mount others on."""
+REPLACED_FILES = ("/.dockerenv", "/dev/console", *_NAME_FILES)
+"""Files without content that Docker puts there, whatever the image has (initlayer.Setup)."""
+
+EMPTY_FILES = ("/run/.containerenv", "/dev/termination-log", *INIT_PROGRAMS)
+"""The same that engines make to mount others on, where the image has nothing."""
 
 LINKS: dict[str, tuple[str, ...]] = {"/etc/mtab": ("/proc/mounts", "/proc/self/mounts")}
 """Symbolic links that engines make there."""

@@ -130,19 +130,22 @@ class EngineMounts:
         ]
         # cri-dockerd's pods are Docker's, which knows of no kubelet.
         inside = any(source.startswith(each + "/") for each in (*directories, _USUAL_KUBELET))
-        parts = []
+        parts, above = [], ""
         for part in source.split("/"):
-            is_random = inside and any(each.fullmatch(part) for each in _RANDOM)
+            is_random = inside and _is_random(part, above)
             parts.append("*" if is_random else self._without_ids(part, inside))
-        if inside and "/containers/" in source and "/pods/" in source:
-            parts[-1] = "*"  # a termination log, named at random
+            above = part
+        kubelets = {_USUAL_KUBELET, *(one for engine in self._engines for one in engine.kubelets)}
+        if any(_TERMINATION_LOG.fullmatch(source.removeprefix(each)) for each in kubelets):
+            parts[-1] = "*"
         return "/".join(parts)
 
     def allowing(self, mount: Mount) -> str:
         """Return the TOML that allows a mount, and the same in the next container of its kind, in
         ``[config] mounts``."""
         parts = [f"destination = {quoted(exactly(_raw(mount.destination)))}"]
-        has_source = mount.source.startswith("/")
+        is_of_something = mount.from_host or mount.type not in _OF_NOTHING
+        has_source = mount.source.startswith("/") or (is_of_something and bool(mount.source))
         if has_source:
             parts.append(f"source = {quoted(self.for_the_next(mount.source))}")
         if not (mount.from_host and has_source):
@@ -238,9 +241,23 @@ _RANDOM = (
     re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
     re.compile(r"kube-api-access-[a-z0-9]{5}"),
     re.compile(r"\.\.[0-9]{4}(?:_[0-9]{2}){5}\.[0-9]+"),  # kubelet's, of a volume it writes at once
-    re.compile(r"[0-9]{8,10}"),  # Podman's directories for the upper layers of volumes
     re.compile(r"pvc-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
 )
+
+
+_TERMINATION_LOG = re.compile(r"/pods/[^/]+/containers/[^/]+/[^/]+")
+"""Below kubelet's directory: a file whose name is random."""
+_OF_NOTHING = frozenset(
+    {"cgroup", "cgroup2", "devpts", "mqueue", "overlay", "proc", "ramfs", "sysfs", "tmpfs"}
+)
+"""Filesystems to which their source is any word. That of others is a device or a server's share."""
+
+
+def _is_random(part: str, above: str) -> bool:
+    """Whether an engine has named this part of a path, which is in ``above``, at random."""
+    if above == "overlay" and re.fullmatch(r"[0-9]{1,10}", part):
+        return True  # Podman's directories for the upper layers of volumes (os.MkdirTemp)
+    return any(each.fullmatch(part) for each in _RANDOM)
 
 
 def _read(found: object) -> Engine:

@@ -197,7 +197,9 @@ class RootfsRule:
                 return path in self._mount_points and not entry.is_opaque
             return image is None and path in self._leading
         if entry.type == "file" and not entry.size and not entry.xattrs:
-            return path in self._mount_points or path in engines.EMPTY_FILES
+            if image is None and path in engines.EMPTY_FILES:
+                return True
+            return path in self._mount_points or path in engines.REPLACED_FILES
         if entry.type == "link" and entry.link is not None:
             return escape(entry.link) in engines.LINKS.get(path, ())
         return False

@@ -55,6 +55,14 @@ def der(pem: bytes) -> bytes:
     return x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
 
 
+def test_a_label_that_no_certificate_takes() -> None:
+    """The file of an enrolled key takes twice as many characters."""
+    public = key_of()
+    assert parse_authority(CA, NOW).check(der(issue(public, CA, KEY, NOW, "h" * 64)), public)
+    with pytest.raises(AkCertificateError, match="65 characters"):
+        issue(public, CA, KEY, NOW, "h" * 65)
+
+
 def test_vouches_for_the_key_alone() -> None:
     public = key_of()
     certificate = der(issue(public, CA, KEY, NOW))

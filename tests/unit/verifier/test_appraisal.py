@@ -23,6 +23,7 @@ from cima_runc.verifier.appraisal import References, appraise, compare
 from cima_runc.verifier.errors import Verdict
 from cima_runc.verifier.policy import Policy, parse_policy
 from cima_runc.verifier.reference.file import HostReference, ImageReference
+from cima_runc.verifier.rules.engines import EMPTY_FILES, REPLACED_FILES
 from cima_runc.verifier.suggest import suggest
 
 OTHER = b"\x11" * 32
@@ -314,6 +315,18 @@ def test_what_engines_make_in_their_layers_is_allowed(box: Box) -> None:
     ]
     policy = "[config]\nworking_dirs = ['/work/x']\nmounts = [{destination = '/**'}]"
     assert box.failed(policy) == []
+
+
+@pytest.mark.parametrize("path", [*EMPTY_FILES, *REPLACED_FILES])
+def test_an_empty_file_where_the_image_has_one(box: Box, path: str) -> None:
+    """Kind: what engines make where there is nothing hides what the image has there."""
+    above = [entry(one[1:]) for one in ("/etc", "/run", "/dev", "/sbin") if path.startswith(one)]
+    box.rootfs["layers"][2] = upper(*above, entry(path[1:], "file"))
+    assert box.failed() == []
+    own = box.image.files["/usr/lib/lib.so"]
+    box.image = box.image.model_copy(update={"files": {**box.image.files, path: own}})
+    found = [] if path in REPLACED_FILES else [("rootfs.written", path)]
+    assert [(each.rule, each.path) for each in box.failed()] == found
 
 
 @pytest.mark.parametrize(
@@ -614,7 +627,8 @@ def test_a_later_rule_of_the_device_controller_counts(box: Box) -> None:
     [
         *("BASH_FUNC_ls%%", "SHELLOPTS", "PERL5DB", "PERLLIB", "PYTHONUSERBASE", "LUA_INIT_5_4"),
         *("DOTNET_STARTUP_HOOKS", "CORECLR_PROFILER_PATH_64", "PHP_INI_SCAN_DIR", "GEM_HOME"),
-        *("IBM_JAVA_OPTIONS", "ERL_AFLAGS", "OPENSSL_ENGINES", "LD_ANYTHING"),
+        *("IBM_JAVA_OPTIONS", "ERL_AFLAGS", "OPENSSL_ENGINES", "LD_AUDIT"),
+        *("LD_PRELOAD_32", "LD_LIBRARY_PATH_64", "LD_ORIGIN_PATH", "BROWSER"),
     ],
 )
 def test_variables_that_load_code(box: Box, name: str) -> None:
@@ -671,7 +685,9 @@ def test_a_variable_that_loads_code_has_the_images_value(box: Box, name: str) ->
 
 
 def test_variables_that_do_not(box: Box) -> None:
-    box.config["process"]["env"] += ["PYTHONUNBUFFERED=00", "HOME=11", "GOLD=22", "NODE_ENV=33"]
+    """LaunchDarkly's SDKs have LD_ before their own."""
+    names = ["PYTHONUNBUFFERED", "HOME", "GOLD", "NODE_ENV", "LD_SDK_KEY", "LD_CLIENT_SIDE_ID"]
+    box.config["process"]["env"] += [f"{name}=00" for name in [*names, "LD_BIND_NOW"]]
     assert box.failed() == []
 
 

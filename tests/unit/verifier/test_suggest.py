@@ -1,7 +1,7 @@
 import itertools
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from unit.verifier.appraised import Box, image, upper
 
 from cima_runc.ima.template import Func
+from cima_runc.measure.config_summary import ALL_CAPABILITIES
 from cima_runc.measure.mtree import Entry
-from cima_runc.ml.contents import Engine
+from cima_runc.ml.contents import Engine, ViolationKind
 from cima_runc.verifier.appraisal import References
 from cima_runc.verifier.errors import Verdict
 from cima_runc.verifier.policy import Policy, parse_policy
@@ -178,6 +179,18 @@ MOUNTS = [
     ({"type": "ext4", "source": "/dev/sdb"}, BIND | {"source": "/dev/sdb"}),
     # The container was called as a directory of its host is.
     (BIND | {"source": "/srv/webserver/conf"}, BIND | {"source": "/srv/eve/conf"}),
+    (BIND | {"source": "conf"}, BIND | {"source": "evil"}),
+    ({"type": "nfs4", "source": "nas:/models"}, {"type": "nfs4", "source": "evil:/models"}),
+    ({"type": "9p", "source": "share"}, {"type": "9p", "source": "other"}),
+    # A volume whose name looks like what engines name at random.
+    (
+        BIND | {"source": "/srv/c/volumes/20240101/_data"},
+        BIND | {"source": "/srv/c/volumes/x/_data"},
+    ),
+    (
+        BIND | {"source": "/srv/c/volumes/v/_data/pods/a/containers/b/key"},
+        BIND | {"source": "/srv/c/volumes/v/_data/pods/a/containers/b/other"},
+    ),
 ]
 
 
@@ -188,7 +201,7 @@ def test_no_other_mount_is_let_in_by_what_is_suggested(
     box = Box.honest(reference)
     box.register = {
         **{"id": "webserver", "line": "0" * 64, "run": 1, "previous": None},
-        "engine": Engine(name="containerd").model_dump(mode="json"),
+        "engine": Engine(name="containerd", roots=("/srv/c",)).model_dump(mode="json"),
     }
     box.config["mounts"] = [{"destination": "/app", **mount}]
     (refused,) = box.failed()
@@ -198,6 +211,77 @@ def test_no_other_mount_is_let_in_by_what_is_suggested(
     box.config["mounts"] = [{"destination": "/app", **other}]
     for policy in (text, hint):
         assert [finding.rule for finding in box.failed(policy)] == ["config.mount"]
+
+
+ALL = sorted(ALL_CAPABILITIES)
+EVERY_DEVICE = {"devices": [{"allow": True, "access": "rwm"}]}
+SEEN = {
+    "nothing hidden": (
+        {"maskedPaths": []},
+        [{"maskedPaths": [], "resources": EVERY_DEVICE}, {"maskedPaths": [], "capabilities": ALL}],
+    ),
+    "all devices": (
+        {"resources": EVERY_DEVICE},
+        [
+            {"maskedPaths": [], "resources": EVERY_DEVICE},
+            {"resources": EVERY_DEVICE, "capabilities": ALL},
+        ],
+    ),
+    "both": (
+        {"maskedPaths": [], "resources": EVERY_DEVICE},
+        [{"maskedPaths": [], "resources": EVERY_DEVICE, "capabilities": ALL}],
+    ),
+    "privileged": ({"maskedPaths": [], "resources": EVERY_DEVICE, "capabilities": ALL}, []),
+    "an annotation": (
+        {"annotations": {"run.oci.handler": "krun"}},
+        [{"annotations": {"run.oci.handler": "wasm"}}],
+    ),
+    "a pipe": (
+        {"devices": [{"path": "/dev/x", "type": "p"}]},
+        [{"devices": [{"path": "/dev/x", "type": "b", "major": 8, "minor": 0}]}],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_nothing_is_let_in_that_was_not_seen(reference: ImageReference, name: str) -> None:
+    """Kind: a key is wider than what it was suggested for."""
+
+    def box_of(changes: dict[str, Any]) -> Box:
+        box = Box.honest(reference)
+        for key, value in changes.items():
+            if key == "annotations":
+                box.config[key] = value
+            elif key == "capabilities":
+                box.config["process"][key] = {"bounding": value}
+            else:
+                box.config["linux"][key] = value
+        return box
+
+    seen, others = SEEN[name]
+    text = suggest(box_of(seen).records(), References(reference))
+    assert box_of(seen).failed() != []
+    assert box_of(seen).failed(text) == []
+    for other in others:
+        assert box_of(other).failed(text) != []
+
+
+KINDS = sorted({*get_args(ViolationKind)} - {"denied"})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_other_kind_of_violation_is_let_in(reference: ImageReference, kind: str) -> None:
+    box = Box.honest(reference)
+    violation = {"type": "violation", "denied": False, "reason": "r", "why": "w"}
+    violation |= dict.fromkeys(("func", "digest", "path_hex", "mntns", "inode", "device"))
+    box.more = [violation | {"kind": kind}]
+    text = suggest(box.records(), References(reference))
+    (refused,) = box.failed()
+    hint = refused.next.partition("in the policy: ")[2]
+    assert box.failed(text) == box.failed(hint) == []
+    for other in {*KINDS} - {kind}:
+        box.more = [violation | {"kind": other}]
+        assert box.failed(text) and box.failed(hint)
 
 
 @pytest.mark.parametrize("missing", [["ima"], ["sensor"], ["ima", "sensor"]])
@@ -297,5 +381,5 @@ def test_the_file_is_written_where_it_is_wanted(reference: ImageReference, tmp_p
     assert ran.exit_code == 0, ran.output
     ran = runner.invoke(app, ["policy", "check", str(out)])
     assert ran.exit_code == 0, ran.output
-    assert "config.allow_privileged: True" in ran.output
+    assert "config.allow_unmasked: True" in ran.output
     assert runner.invoke(app, ["policy", "suggest"]).exit_code == 1
