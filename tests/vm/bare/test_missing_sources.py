@@ -6,8 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.vm import guest
 from tests.vm.guest import IMAGE, Settings
+
+pytestmark = pytest.mark.debian("12", "13")
+"""What is said of a source that is missing has nothing to do with the kernel: two are enough."""
 
 DEGRADED = "[tpm]\nrequired = false\n[ima]\nrequired = false\n[sensor]\nrequired = false\n"
 
