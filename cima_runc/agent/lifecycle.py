@@ -1,14 +1,14 @@
 """Lifecycle: from a container's registration to its end, as hooks and the kernel tell of it."""
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from cima_runc.agent.events import Events
 from cima_runc.agent.held import Held
 from cima_runc.agent.index import Container
 from cima_runc.agent.journald import about
 from cima_runc.agent.notices import Notices
-from cima_runc.agent.process import ContainerProcess
+from cima_runc.agent.process import ContainerProcess, Living, look_around
 from cima_runc.agent.writer import Writer
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
@@ -17,6 +17,9 @@ from cima_runc.runtime.hook_state import parse_hook_state, qualified
 from cima_runc.sensor.loader import Sensor
 
 _log = logging.getLogger(__name__)
+
+LEFT_BEHIND = "processes that it left behind are watched no more"
+"""Reason of a ``lost`` record."""
 
 
 class LifecycleError(CimaError):
@@ -103,15 +106,15 @@ class Lifecycle:
         if not process.cgroup_populated():
             self._release(container)
 
-    def process_ended(self, registration: int, in_use: Collection[int] | None = None) -> bool:
+    def process_ended(self, registration: int, living: Living | None = None) -> bool:
         """A container's first process has ended: record its end, unless others live on in it.
 
-        ``in_use`` is as for :meth:`ContainerProcess.survived`. Returns whether the end is recorded.
+        ``living`` is of a moment ago; None: it is looked now. Returns whether the end is recorded.
         """
         container = self._writer.get(registration)
         if container is None or container.note.state == "stopped":
             return True
-        if not self.is_empty(container, in_use):
+        if not self.is_empty(container, living):
             return False
         self.end(container, "its first process ended")
         return True
@@ -123,13 +126,28 @@ class Lifecycle:
         process = self._processes.get(container.number)
         return process is not None and process.alive()
 
-    def is_empty(self, container: Container, in_use: Collection[int] | None = None) -> bool:
+    def is_empty(self, container: Container, living: Living | None = None) -> bool:
         """Whether no process of the container is left, its first one having ended.
 
-        ``in_use`` is as for :meth:`ContainerProcess.survived`.
+        ``living`` is of a moment ago; None: it is looked now.
         """
         process = self._processes.get(container.number)
-        return process is None or not (process.alive() or process.survived(in_use))
+        if process is None:
+            return True
+        if process.alive() or process.cgroup_populated():
+            return False
+        return not self._left_behind(process, container.number, living)
+
+    def _left_behind(
+        self, process: ContainerProcess, registration: int, living: Living | None = None
+    ) -> bool:
+        if process.is_init:
+            return False  # and nothing is looked for
+        return process.left_behind(living or self.look_around(), registration)
+
+    def look_around(self) -> Living:
+        """Look whose all processes of the host are; in any thread."""
+        return look_around(None if self._sensor is None else self._sensor.mark_of)
 
     def hold(self, note: ContainerNote, process: ContainerProcess) -> None:
         """Hold the first process of a container that was registered or taken over."""
@@ -186,11 +204,16 @@ class Lifecycle:
         _log.info("container %s ended: %s", container.note.id, reason, extra=ended)
 
     def _release(self, container: Container) -> None:
-        """Watch the container no more, and hold its process and namespace no more."""
+        """Watch the container no more, and hold its process and namespace no more.
+
+        It may be said to have ended, as by who deletes it, while it has left processes behind.
+        """
         number = container.number
         if self._sensor is not None and number in self._sensor.registrations():
             self._released[number] = self._sensor.unwatch(number).total
         process = self._processes.pop(number, None)
         if process is not None:
+            if not process.alive() and self._left_behind(process, number):
+                self._writer.lost(number, None, LEFT_BEHIND)
             process.close()
         self._held.remove(container.note.id, container.note.bundle)

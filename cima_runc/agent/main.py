@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -29,7 +29,7 @@ from cima_runc.agent.journald import about
 from cima_runc.agent.listener import Listener
 from cima_runc.agent.metrics import ADDRESS as METRICS_ADDRESS
 from cima_runc.agent.metrics import Metrics, MetricsError
-from cima_runc.agent.process import namespaces_in_use
+from cima_runc.agent.process import Living
 from cima_runc.agent.request import (
     REQUEST_SECONDS,
     Body,
@@ -389,9 +389,9 @@ class Agent:
         if not self._dying:
             return
         dying = list(self._dying)
-        in_use = await self._loop.run_in_executor(self._lookers, namespaces_in_use)
+        living = await self._loop.run_in_executor(self._lookers, self._lobby.look_around)
         for registration in dying:
-            await self._process_ended(registration, in_use)
+            await self._process_ended(registration, living)
             _notify("WATCHDOG=1")
 
     def _works(self) -> tuple[Coroutine[Any, Any, None], ...]:
@@ -456,11 +456,9 @@ class Agent:
         except CimaError as error:
             _log.error("a container is let go of later: %s", error)
 
-    async def _process_ended(
-        self, registration: int, in_use: Collection[int] | None = None
-    ) -> None:
+    async def _process_ended(self, registration: int, living: Living | None = None) -> None:
         def end(rooms: Rooms) -> bool:
-            return rooms.lifecycle.process_ended(registration, in_use)
+            return rooms.lifecycle.process_ended(registration, living)
 
         try:
             if await self._writer.submit(end):

@@ -5,23 +5,41 @@ The kernel's own view in /proc and in the cgroup file systems, not what the hook
 
 import os
 import select
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cima_runc.base.errors import CimaError
 from cima_runc.measure.config_summary import INITIAL_NETWORK
+from cima_runc.ml.store import ContainerNote
 
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
 _CATCHING_UP = 1000
 """How often processes are looked at that began while others were: each time there are few."""
+_CGROUPS = 10_000
+"""How many cgroups below a container's are looked into."""
+_GONE = (FileNotFoundError, ProcessLookupError)
+
+
+MarkOf = Callable[[int], int | None]
+"""Returns, for a pidfd, the registration that the sensor has marked the process with."""
 
 
 class ProcessError(CimaError):
     """The process is not the first process of this container."""
+
+
+@dataclass(frozen=True)
+class Living:
+    """Whose the processes of this host are, at one moment."""
+
+    namespaces: frozenset[int]
+    """Inode numbers of their mount namespaces."""
+    registrations: frozenset[int] = frozenset()
+    """What the sensor has marked them with; a mark stays wherever a process goes."""
 
 
 @dataclass(frozen=True)
@@ -56,29 +74,25 @@ class ContainerProcess:
         return not has_ended(self.pidfd)
 
     def cgroup_populated(self) -> bool:
-        """Whether a process is left in the container's cgroup."""
+        """Whether a process is left in the container's cgroup, or in one below it."""
         if not self.cgroup:
             return False
         for directory in _cgroup_directories(self.cgroup):
             with suppress(OSError):
                 if (directory / "cgroup.events").exists():
                     return "populated 1" in (directory / "cgroup.events").read_text()
-                return bool((directory / "cgroup.procs").read_text().strip())
+                return _is_populated(directory)
         return False
 
-    def survived(self, in_use: Collection[int] | None = None) -> bool:
-        """Whether others of the container live, this process having ended.
+    def left_behind(self, living: Living, registration: int) -> bool:
+        """Whether it has left processes of the container, which is registered so, behind.
 
-        Those that it left in its cgroup or, where it has none of its own, in its mount namespace.
-        ``in_use``: what :func:`namespaces_in_use` said a moment ago; None: it is looked now.
+        Where it is process 1 of a pid namespace the kernel has killed them with it. Else they are
+        in its mount namespace or, with the sensor's mark, anywhere. ``living`` is of a moment ago.
         """
-        if self.cgroup_populated():
-            return True
         if self.is_init:
-            return False  # what was in its own pid namespace the kernel has killed with it
-        if in_use is not None:
-            return self.mntns in in_use
-        return next(_in_namespace(self.mntns), None) is not None
+            return False
+        return self.mntns in living.namespaces or registration in living.registrations
 
     def close(self) -> None:
         """Let go of the process and of its namespace."""
@@ -104,7 +118,7 @@ def examine(
     except OSError as error:
         raise ProcessError(f"process {pid} is gone") from error
     try:
-        mntns_fd = os.open(PROC / str(pid) / "ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        mntns_fd = _open_namespace(pid)
     except OSError as error:
         os.close(pidfd)
         raise ProcessError(f"process {pid} is gone") from error
@@ -141,38 +155,101 @@ def examine(
     return process
 
 
-def examine_survivor(
-    mntns: int, started_after: int, container_id: str, cgroup: str
-) -> ContainerProcess | None:
-    """Return a process that a container's first process, which has ended, left behind.
+def find_again(note: ContainerNote, mark_of: MarkOf | None = None) -> ContainerProcess | None:
+    """Return a living process of a container that an earlier agent registered: its first one or,
+    where that has ended, one that it left behind. None: there is none.
 
-    It is in the container's mount namespace ``mntns``, in its ``cgroup`` where that is not empty,
-    and not older than ``started_after`` (clock ticks since boot). None: there is no such process.
+    The first is known by its number and its start, wherever it has gone since. The others are known
+    by the sensor's mark. Where it cannot be asked for that (``mark_of`` is None), they are those in
+    the container's mount namespace and, where it has one of its own, cgroup, which began later.
     """
-    for pid in _in_namespace(mntns):
-        try:
-            process = examine(pid, container_id, cgroup, needs_cgroup=bool(cgroup))
-        except ProcessError:
-            continue
-        if process.mntns == mntns and process.start_ticks >= started_after:
+    first = _hold(note.pid, note)
+    if first is not None and first.start_ticks == note.start_ticks:
+        return first
+    if first is not None:
+        first.close()
+    # One in the container's own namespace first: holding that keeps its number from another.
+    for pid in sorted(_left_behind(note, mark_of), key=lambda pid: not _is_in(pid, note.mntns)):
+        found = _hold(pid, note)
+        if found is not None:
             # Its end is not the end of the others.
-            return replace(process, is_init=False)
-        process.close()
+            return replace(found, is_init=False)
     return None
 
 
-def namespaces_in_use() -> frozenset[int]:
-    """Return the mount namespaces of all processes: one look, however many are asked for."""
-    return frozenset(namespace for _, namespace in _processes())
+def _left_behind(note: ContainerNote, mark_of: MarkOf | None) -> Iterator[int]:
+    for pid, namespace in _processes():
+        with suppress(OSError):
+            if mark_of is not None:
+                if _mark(pid, mark_of) == note.registration:
+                    yield pid
+            elif (
+                namespace == note.mntns
+                and start_ticks(pid) >= note.start_ticks
+                and (not note.cgroup or cgroup_belongs(_cgroup(pid), note.id, note.cgroup))
+            ):
+                yield pid
 
 
-def _in_namespace(mntns: int) -> Iterator[int]:
-    """Yield the processes in a mount namespace."""
-    return (pid for pid, namespace in _processes() if namespace == mntns)
+def _hold(pid: int, note: ContainerNote) -> ContainerProcess | None:
+    """Hold a process of this container, whatever namespaces and cgroup it is in by now."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    try:
+        mntns_fd = _open_namespace(pid)
+    except OSError:
+        os.close(pidfd)
+        return None
+    try:
+        process = ContainerProcess(
+            pid=pid,
+            pidfd=pidfd,
+            mntns_fd=mntns_fd,
+            namespaces={"mnt": note.mntns},
+            cgroup=note.cgroup,
+            cgroup_id=_cgroup_id(note.cgroup) if note.cgroup else 0,
+            start_ticks=start_ticks(pid),
+            is_init=_is_init(pid),
+        )
+        if process.alive():
+            return process
+    except OSError:
+        pass  # it has ended
+    os.close(pidfd)
+    os.close(mntns_fd)
+    return None
+
+
+def look_around(mark_of: MarkOf | None = None) -> Living:
+    """Look once whose all processes are, however many containers are asked for."""
+    namespaces: set[int] = set()
+    registrations: set[int | None] = set()
+    for pid, namespace in _processes():
+        namespaces.add(namespace)
+        if mark_of is not None:
+            with suppress(OSError):
+                registrations.add(_mark(pid, mark_of))
+    return Living(frozenset(namespaces), frozenset(one for one in registrations if one is not None))
+
+
+def _mark(pid: int, mark_of: MarkOf) -> int | None:
+    handle = os.pidfd_open(pid)
+    try:
+        return mark_of(handle)
+    finally:
+        os.close(handle)
+
+
+def _is_in(pid: int, mntns: int) -> bool:
+    with suppress(OSError):
+        return _namespace(pid) == mntns
+    return False
 
 
 def _processes() -> Iterator[tuple[int, int]]:
-    """Yield each process with the number of its mount namespace.
+    """Yield each living process with the number of its mount namespace.
 
     Those that begin meanwhile too: one that forks and ends all the while would else be in no list.
     """
@@ -247,7 +324,36 @@ def _namespaces(pid: int) -> dict[str, int]:
 
 
 def _namespace(pid: int, name: str = "mnt") -> int:
-    return os.stat(PROC / str(pid) / "ns" / name).st_ino
+    return _of_threads(pid, name, lambda path: os.stat(path).st_ino)
+
+
+def _open_namespace(pid: int) -> int:
+    return _of_threads(pid, "mnt", lambda path: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+
+def _of_threads(pid: int, name: str, look: Callable[[Path], int]) -> int:
+    """Look at a namespace of a process where the kernel shows it: at its first thread or, where
+    that has ended and others go on, at one of these.
+
+    Raises:
+        OSError: it has ended, or the kernel has no such namespaces.
+    """
+    directory = PROC / str(pid)
+    try:
+        return look(directory / "ns" / name)
+    except _GONE as error:
+        gone = error
+    looked_at: set[str] = set()
+    # Threads, too, may begin and end all the while.
+    for _ in range(_CATCHING_UP):
+        threads = set(os.listdir(directory / "task")) - looked_at
+        if not threads:
+            break
+        for thread in threads:
+            with suppress(*_GONE):
+                return look(directory / "task" / thread / "ns" / name)
+        looked_at |= threads
+    raise gone
 
 
 def _cgroup(pid: int) -> str:
@@ -266,6 +372,20 @@ def _cgroup_id(cgroup: str) -> int:
         if (directory / "cgroup.events").exists():
             return directory.stat().st_ino
     return 0
+
+
+def _is_populated(directory: Path) -> bool:
+    """Whether a process is in a cgroup of version 1, or in one below it."""
+    todo = [directory]
+    for _ in range(_CGROUPS):
+        if not todo:
+            return False
+        here = todo.pop()
+        with suppress(FileNotFoundError):
+            if (here / "cgroup.procs").read_text().strip():
+                return True
+            todo += [below for below in here.iterdir() if below.is_dir()]
+    return True  # whoever makes so many hides something
 
 
 def _cgroup_directories(cgroup: str) -> list[Path]:

@@ -30,7 +30,7 @@ from cima_runc.agent.fresh import Fresh
 from cima_runc.agent.held import Held
 from cima_runc.agent.lifecycle import Lifecycle
 from cima_runc.agent.notices import Notices
-from cima_runc.agent.process import ContainerProcess, examine
+from cima_runc.agent.process import ContainerProcess, Living, MarkOf, find_again
 from cima_runc.agent.questions import Questions
 from cima_runc.agent.registration import Registration
 from cima_runc.agent.retention import Retention
@@ -44,7 +44,7 @@ from cima_runc.cpcr.table import Table
 from cima_runc.measure.rootfs import Store as RootfsStore
 from cima_runc.ml.lines import Lines
 from cima_runc.ml.listing import readable_notes
-from cima_runc.ml.store import Store
+from cima_runc.ml.store import ContainerNote, Store
 
 _T = TypeVar("_T")
 
@@ -114,6 +114,8 @@ class Lobby:
     registers: Callable[[], object]
     """Something that is another when a register has changed."""
     confirmations: Confirmations
+    look_around: Callable[[], Living]
+    """Whose all processes of the host are."""
 
 
 class Turn(enum.IntEnum):
@@ -182,7 +184,7 @@ def open_rooms(
     held_dir: Path | None,
     on_process: Callable[[int, int], None],
     on_progress: Callable[[], None],
-    examine: Callable[..., ContainerProcess] = examine,
+    find_again: Callable[[ContainerNote, MarkOf | None], ContainerProcess | None] = find_again,
 ) -> tuple[Rooms, Lobby]:
     """Make the rooms of one agent over a ``store`` that is prepared.
 
@@ -262,7 +264,7 @@ def open_rooms(
             enforcement=enforcement,
             sensor=sensor,
             held=held,
-            examine=examine,
+            find_again=find_again,
         ),
         questions=Questions(
             settings=current,
@@ -286,5 +288,6 @@ def open_rooms(
         slots=lambda: writer.slots,
         registers=lambda: (core.change_mark, core.changed),
         confirmations=confirmations,
+        look_around=lifecycle.look_around,
     )
     return rooms, lobby

@@ -91,9 +91,10 @@ class Looks:
                 raise RootlessError(f"process {state.pid} is another one now")
         find = self._engines.find
         engine = await loop.run_in_executor(None, find, process.pid, state.bundle, config, uid)
+        # What reads of the user's processes is not done in the loop: that serves everybody.
+        missing = await loop.run_in_executor(None, unmeasured_memory, process.pid)
         state = replace(state, id=qualified(state.id, uid))
         look = Look(error=_NO_DEPENDENCIES)
-        missing = unmeasured_memory(process.pid)
         return Candidate(state, config, process, answer.rootfs, look, engine, uid, missing)
 
 

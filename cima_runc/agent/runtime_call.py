@@ -6,10 +6,8 @@ The process that a hook names is the runtime's child, also where CRIU made it fo
 
 from contextlib import suppress
 
-from cima_runc.agent.process import PROC
-from cima_runc.base import limits
-from cima_runc.base.bounded import read_bounded
 from cima_runc.base.errors import CimaError
+from cima_runc.measure.command_line import command_line
 from cima_runc.measure.dependencies import ancestors_of
 from cima_runc.measure.procfs import flag_value
 from cima_runc.runtime.runc_args import parse_runc_args
@@ -42,7 +40,6 @@ def _runtime_of(pid: int) -> list[str]:
 
 
 def _command_of(pid: int) -> list[str]:
-    with suppress(OSError, CimaError):
-        raw = read_bounded(PROC / str(pid) / "cmdline", limits.MIB).removesuffix(b"\0")
-        return [word.decode("utf-8", "replace") for word in raw.split(b"\0")]
+    with suppress(OSError):
+        return command_line(pid)
     return []

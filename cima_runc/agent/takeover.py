@@ -15,7 +15,7 @@ from cima_runc.agent.held import Held
 from cima_runc.agent.index import Container
 from cima_runc.agent.journald import about
 from cima_runc.agent.lifecycle import Lifecycle
-from cima_runc.agent.process import ContainerProcess, ProcessError, examine_survivor
+from cima_runc.agent.process import ContainerProcess, MarkOf
 from cima_runc.agent.registration import FIRST_RECORDS
 from cima_runc.agent.rights import rights_of
 from cima_runc.agent.writer import Writer
@@ -56,9 +56,9 @@ class TakeOver:
         enforcement: Enforcement | None,
         sensor: Sensor | None,
         held: Held,
-        examine: Callable[..., ContainerProcess],
+        find_again: Callable[[ContainerNote, MarkOf | None], ContainerProcess | None],
     ) -> None:
-        """``examine`` looks at a container's first process (:func:`.process.examine`)."""
+        """``find_again`` finds a process of a container (:func:`.process.find_again`)."""
         self._settings = settings
         self._boot_id = boot_id
         self._writer = writer
@@ -69,7 +69,7 @@ class TakeOver:
         self._enforcement = enforcement
         self._sensor = sensor
         self._held = held
-        self._examine = examine
+        self._find_again = find_again
 
     def run(self, retained: int) -> None:
         """Take in this boot's containers, but those that had ended by ``retained``.
@@ -198,8 +198,11 @@ class TakeOver:
             # Its end was being recorded.
             self._lifecycle.was_released(number, unwatched.total)
             return "ended"
-        process = self._process_of(note)
-        if self._sensor is not None and number not in self._sensor.registrations():
+        watched = self._sensor is not None and number in self._sensor.registrations()
+        # Marks are of containers that were watched all the while.
+        mark_of = self._sensor.mark_of if self._sensor is not None and watched else None
+        process = self._find_again(note, mark_of)
+        if self._sensor is not None and not watched:
             self._writer.lost(number, None, "the sensor was not loaded")
             if process is not None:
                 first = self._first(number)
@@ -213,24 +216,12 @@ class TakeOver:
                     ),
                 )
         if process is None:
+            _log.info("container %s has ended", note.id)
             return "ended while the agent was not running"
         self._lifecycle.hold(note, process)
         taken = about("container-taken-over", container=note.id, registration=note.registration)
         _log.info("container %s is taken over", note.id, extra=taken)
         return ""
-
-    def _process_of(self, note: ContainerNote) -> ContainerProcess | None:
-        try:
-            process = self._examine(note.pid, note.id, note.cgroup, needs_cgroup=bool(note.cgroup))
-            if (process.start_ticks, process.mntns) != (note.start_ticks, note.mntns):
-                process.close()
-                raise ProcessError(f"process {note.pid} is another one now")
-        except ProcessError as error:
-            survivor = examine_survivor(note.mntns, note.start_ticks, note.id, note.cgroup)
-            if survivor is None:
-                _log.info("container %s has ended: %s", note.id, error)
-            return survivor
-        return process
 
     def _first(self, number: int) -> dict[str, Mapping[str, Any]]:
         """Return the contents that a container's partition began with, by type."""

@@ -255,6 +255,10 @@ HTTP_REQUEST = 64 * KIB
 VERIFIER_INPUT = 1 * MIB
 """Bytes of a key, a certificate, a policy or a state file that the verifier reads."""
 
+COMMAND_LINE = 2 * MIB
+"""Bytes of a process's command line or environment: execve(2) takes a quarter of the stack's limit,
+which is 8 MiB."""
+
 PROC_MAPS = 16 * MIB
 """Bytes of one process's maps: 65530 mappings (vm.max_map_count) of 256 bytes."""
 

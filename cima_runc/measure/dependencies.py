@@ -20,8 +20,9 @@ from cima_runc.base import limits
 from cima_runc.base.bounded import read_bounded
 from cima_runc.base.errors import CimaError
 from cima_runc.ima.template import Func
+from cima_runc.measure.command_line import command_line
 from cima_runc.measure.file_digest import Identity, identity_of
-from cima_runc.measure.outside import in_our_pid_namespace
+from cima_runc.measure.outside import in_mount_namespace_of, in_our_pid_namespace
 from cima_runc.measure.own_code import own_files
 from cima_runc.measure.procfs import (
     ProcfsError,
@@ -174,7 +175,7 @@ class _Search:
             self._behind_shim(pid)
         elif name == b"conmon":
             self._attempt("conmon", lambda: [walk("conmon", pid)])
-            self._attempt("podman", lambda: self._behind_conmon(psutil.Process(pid)))
+            self._attempt("podman", lambda: self._behind_conmon(pid))
         else:
             self._attempt("ancestor", lambda: [self._long_lived("ancestor", pid)])
 
@@ -183,27 +184,27 @@ class _Search:
     def _behind_shim(self, shim: int) -> None:
         # A name makes us look; who listens is the kernel's word.
         try:
-            argv = psutil.Process(shim).cmdline()
-        except psutil.Error as error:
+            argv = command_line(shim)
+        except OSError as error:
             self._not_found.append(NotFound("containerd", f"the shim has ended: {error}"))
             return
         address = (flag_value(argv, "address") or "").removeprefix("unix://")
-        self._attempt("containerd", lambda: self._containerd(address))
+        self._attempt("containerd", lambda: self._containerd(address, shim))
         namespace = flag_value(argv, "namespace") or ""
         # With userns-remap there follows -UID.GID.
         if namespace.partition("-")[0] == DOCKER_NAMESPACE:
-            self._attempt("dockerd", lambda: self._dockerd(address))
+            self._attempt("dockerd", lambda: self._dockerd(address, shim))
 
-    def _containerd(self, address: str) -> list[Service]:
+    def _containerd(self, address: str, shim: int) -> list[Service]:
         if not address:
             raise DependencyError("the shim was given no -address of its containerd")
-        found = self._daemon("containerd", address, lambda: _listeners(os.fsencode(address)))
+        found = self._daemon("containerd", address, lambda: _containerds(address, shim))
         if not found:
             raise DependencyError(f"no process listens on {address}, the shim's containerd")
         return found
 
-    def _dockerd(self, address: str) -> list[Service]:
-        found = self._daemon("dockerd", address, lambda: dockerds(address))
+    def _dockerd(self, address: str, shim: int) -> list[Service]:
+        found = self._daemon("dockerd", address, lambda: dockerds(address, shim))
         if not found:
             raise DependencyError(f"no dockerd uses the containerd at {address}")
         return found
@@ -225,12 +226,12 @@ class _Search:
 
     # -- Podman -------------------------------------------------------------------------------
 
-    def _behind_conmon(self, conmon: psutil.Process) -> list[Service]:
+    def _behind_conmon(self, conmon: int) -> list[Service]:
         # conmon outlives podman, and runs this when the container has ended.
-        path = flag_value(conmon.cmdline(), "exit-command")
+        path = flag_value(command_line(conmon), "exit-command")
         if path is None:
             raise DependencyError("conmon was given no --exit-command: which engine is it of?")
-        program = b"%s/%d/root%s" % (PROC, conmon.pid, os.fsencode(path))
+        program = b"%s/%d/root%s" % (PROC, conmon, os.fsencode(path))
         identity = identity_of(program)
         known = self._memory.podman.get(identity)
         if known is None or time.monotonic() - known[0] > _WALK_AGAIN_SECONDS:
@@ -361,18 +362,38 @@ def _file(path: bytes, func: Func, open_as: bytes) -> ServiceFile:
         return ServiceFile(path, func, open_as, None, error.strerror or "it cannot be looked at")
 
 
-def _listeners(path: bytes, seen_by: bytes = b"self") -> list[int]:
-    """Return the processes, outside of containers, that hold a socket listening on ``path``.
+def _containerds(address: str, shim: int) -> list[int]:
+    return _nearest(_listeners(os.fsencode(address), b"self", uid=0), shim)
+
+
+def _nearest(found: list[int], shim: int) -> list[int]:
+    """Return those that see the file systems that a shim sees, if there are such: its daemons.
+
+    A container may have the host's numbers of processes, its network and its root's, and then every
+    name; but its own file systems. A daemon that was started anew need not have the shim's.
+    """
+    return [pid for pid in found if in_mount_namespace_of(pid, shim)] or found
+
+
+def _listeners(path: bytes, seen_by: bytes, *, uid: int) -> list[int]:
+    """Return the processes of a user's, outside of containers, that hold a socket listening on
+    ``path``.
 
     ``seen_by`` is a process in the same network namespace. A container on the host's network can
-    have a socket of that name too.
+    have a socket of that name too, and so can any user: it is a name below his own root.
     """
     text = read_bounded(b"%s/%s/net/unix" % (PROC, seen_by), limits.PROC_NET_UNIX)
     inodes = parse_unix_listeners(text, path)
     if not inodes:
         return []
     found = (pid for pid in psutil.pids() if pid != 1 and not inodes.isdisjoint(open_sockets(pid)))
-    return [pid for pid in found if in_our_pid_namespace(pid)]
+    return [pid for pid in found if in_our_pid_namespace(pid) and _is_of(pid, uid)]
+
+
+def _is_of(pid: int, uid: int) -> bool:
+    with suppress(psutil.Error):
+        return bool(psutil.Process(pid).uids().real == uid)
+    return False
 
 
 def open_sockets(pid: int) -> Iterator[int]:
@@ -386,24 +407,24 @@ def open_sockets(pid: int) -> Iterator[int]:
                     yield int(target[8:-1])
 
 
-def dockerds(address: str, *, seen_by: int | None = None, uid: int = 0) -> list[int]:
+def dockerds(address: str, shim: int, *, seen_by: int | None = None, uid: int = 0) -> list[int]:
     """Return the processes of dockerd, outside of containers, that use this containerd.
 
-    ``seen_by`` is a process in the containerd's network namespace, if that is not ours; ``uid``
-    is the user, root or one with a rootless Docker, whose the dockerd must be.
+    ``shim`` is one that it was given. ``seen_by`` is a process in the containerd's network
+    namespace, if that is not ours; ``uid`` is the user, root or one with a rootless Docker, whose
+    the dockerd must be.
     """
     namespace = b"self" if seen_by is None else b"%d" % seen_by
-    containerds = _listeners(os.fsencode(address), namespace)
+    containerds = _listeners(os.fsencode(address), namespace, uid=uid)
     found = []
     for pid in psutil.pids():
         with suppress(OSError, psutil.Error):
             if os.path.basename(executable(pid)) != b"dockerd" or not in_our_pid_namespace(pid):
                 continue
-            process = psutil.Process(pid)
-            if process.uids().real != uid:
+            if not _is_of(pid, uid):
                 continue
-            given = flag_value(process.cmdline(), "containerd") or _DEFAULT_ADDRESS
+            given = flag_value(command_line(pid), "containerd") or _DEFAULT_ADDRESS
             is_parent = any(psutil.Process(each).ppid() == pid for each in containerds)
             if is_parent or given.removeprefix("unix://") == address:
                 found.append(pid)
-    return found
+    return _nearest(found, shim)

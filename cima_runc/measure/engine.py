@@ -37,6 +37,7 @@ import psutil
 from cima_runc.base import limits
 from cima_runc.base.bounded import read_bounded
 from cima_runc.base.errors import CimaError
+from cima_runc.measure.command_line import command_line, environment
 from cima_runc.measure.dependencies import (
     DOCKER_NAMESPACE,
     PROC,
@@ -100,7 +101,7 @@ class EngineFinder:
         return Engine(name=None)
 
     def _behind_conmon(self, conmon: int, bundle: str, uid: int) -> Engine:
-        argv = psutil.Process(conmon).cmdline()
+        argv = command_line(conmon)
         given = flag_values(argv, "exit-command-arg")
         match = _USERDATA.fullmatch(bundle)
         if given:
@@ -114,7 +115,7 @@ class EngineFinder:
         )
 
     def _behind_shim(self, shim: int, bundle: str, uid: int) -> Engine:
-        argv = psutil.Process(shim).cmdline()
+        argv = command_line(shim)
         namespace = flag_value(argv, "namespace") or ""
         task = _TASK.fullmatch(bundle)
         # The shim was started in a bundle of the same namespace: its own, or the pod's.
@@ -123,7 +124,7 @@ class EngineFinder:
             return Engine(name=None)
         if namespace.partition("-")[0] == DOCKER_NAMESPACE:
             address = (flag_value(argv, "address") or "").removeprefix("unix://")
-            for dockerd in dockerds(address, seen_by=shim, uid=uid):
+            for dockerd in dockerds(address, shim, seen_by=shim, uid=uid):
                 root = self._docker_root(dockerd, namespace, uid)
                 return Engine(name="docker", roots=_spellings(root, uid))
         cri = namespace == _CRI_NAMESPACE
@@ -210,11 +211,10 @@ def docker_info(dockerd: int) -> dict[str, Any]:
 
 def _configured_root(dockerd: int, namespace: str, uid: int) -> str | None:
     """Return what dockerd was told by its arguments, environment or settings file."""
-    process = psutil.Process(dockerd)
-    argv = process.cmdline()
+    argv = command_line(dockerd)
     root = flag_value(argv, "data-root") or flag_value(argv, "graph") or flag_value(argv, "g")
     if root is None and uid != 0:
-        environ = process.environ()
+        environ = environment(dockerd)
         home = environ.get("HOME")
         data = environ.get("XDG_DATA_HOME") or (f"{home}/.local/share" if home else None)
         root = f"{data}/docker" if data else None
@@ -263,7 +263,7 @@ def _kubelets() -> Iterator[_Kubelet]:
             if not (is_kubelet or holds) or not _is_roots(pid):
                 continue
             process = psutil.Process(pid)
-            named = flag_value(process.cmdline(), "root-dir") if is_kubelet else None
+            named = flag_value(command_line(pid), "root-dir") if is_kubelet else None
             roots = {os.fsdecode(listening[inode]) for inode in holds} | ({named} - {None})
             yield from (_Kubelet(process, root) for root in roots if root is not None)
 
@@ -326,7 +326,7 @@ def _sharing(pid: int, ids: Sequence[str], uid: int) -> Iterable[str]:
             flags = _id_flags(name)
             if not flags or process.uids().real != uid or not in_our_pid_namespace(process.pid):
                 continue
-            argv = process.cmdline()
+            argv = command_line(process.pid)
             told = {value for flag in flags for value in flag_values(argv, flag)}
             for container in told.intersection(ids):
                 parents[process.pid] = container

@@ -20,3 +20,11 @@ def has_our_root(pid: int) -> bool:
         OSError: it has ended, or may not be looked at.
     """
     return os.path.samestat(os.stat(f"/proc/{pid}/root"), os.stat("/"))
+
+
+def in_mount_namespace_of(pid: int, other: int) -> bool:
+    """Return whether two processes are in one mount namespace; not where one has ended."""
+    try:
+        return os.path.samestat(os.stat(f"/proc/{pid}/ns/mnt"), os.stat(f"/proc/{other}/ns/mnt"))
+    except OSError:
+        return False

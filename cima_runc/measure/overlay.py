@@ -33,6 +33,7 @@ from cima_runc.base import limits
 from cima_runc.base.bounded import read_bounded
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
+from cima_runc.measure.command_line import command_line
 from cima_runc.measure.idmap import IdMap, parse_id_maps
 from cima_runc.measure.outside import has_our_root, in_our_pid_namespace
 
@@ -411,16 +412,16 @@ def fuse_overlayfs_commands(uid: int = 0) -> Iterator[FuseCommand]:
         if not process.name.isdigit():
             continue
         try:
-            argv = (process / "cmdline").read_bytes().removesuffix(b"\0").split(b"\0")
-            if argv[0].rpartition(b"/")[2] != b"fuse-overlayfs":
-                continue
             if wanted not in (process / "status").read_bytes().splitlines():
                 continue
             pid = int(process.name)
             if not (in_our_pid_namespace(pid) and has_our_root(pid)):
                 continue
+            argv = tuple(map(os.fsencode, command_line(pid)))
+            if argv[0].rpartition(b"/")[2] != b"fuse-overlayfs":
+                continue
             yield FuseCommand(
-                tuple(argv),
+                argv,
                 os.fsencode((process / "cwd").readlink()),
                 parse_id_maps(
                     (process / "uid_map").read_bytes(), (process / "gid_map").read_bytes()

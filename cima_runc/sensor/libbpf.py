@@ -51,7 +51,8 @@ class _MapInfo(ctypes.Structure):
     """The start of ``struct bpf_map_info`` (include/uapi/linux/bpf.h), up to what is read here."""
 
     _fields_ = (
-        ("_before", c_uint32 * 4),
+        ("_before", c_uint32 * 3),
+        ("value_size", c_uint32),
         ("max_entries", c_uint32),
     )
 
@@ -175,10 +176,17 @@ class Libbpf:
 
     def map_max_entries(self, fd: int) -> int:
         """Return how many entries the map ``fd`` has room for; of a ring buffer: its bytes."""
+        return int(self._map_info(fd).max_entries)
+
+    def map_value_size(self, fd: int) -> int:
+        """Return how many bytes a value of the map ``fd`` has."""
+        return int(self._map_info(fd).value_size)
+
+    def _map_info(self, fd: int) -> _MapInfo:
         info = _MapInfo()
         size = c_uint32(ctypes.sizeof(info))
         self._status("bpf_obj_get_info_by_fd", fd, byref(info), byref(size))
-        return int(info.max_entries)
+        return info
 
     def recursion_misses(self, program_fd: int) -> int:
         """Return how often the kernel skipped the program because it was running on that CPU."""

@@ -169,7 +169,7 @@ class Rights:
 
 
 class Sensor:
-    """The sensor in the kernel. For one thread, but for :meth:`fileno`.
+    """The sensor in the kernel. For one thread, but for :meth:`fileno` and :meth:`mark_of`.
 
     Events are taken in two steps: :meth:`events` reads them, :meth:`release` gives their room
     back. What was not released is read again by whoever opens the sensor next.
@@ -364,6 +364,15 @@ class Sensor:
             self._tables.remove_root(row.root_dev, registration)
         self._lost.pop(registration, None)
         return self._lost_by(registration, row)
+
+    def mark_of(self, pidfd: int) -> int | None:
+        """Return the container that a process is of, wherever it has gone since it was there; None
+        for no container's. May be asked in any thread.
+
+        Raises:
+            OSError: the descriptor is no pidfd.
+        """
+        return self._tables.mark_of(pidfd)
 
     def unwatched(self) -> dict[int, Lost]:
         """Return the final counts of the containers that are not watched and not forgotten."""

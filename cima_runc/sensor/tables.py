@@ -97,9 +97,16 @@ class Tables:
         self._rows = handles.maps["registrations"]
         self._allowed = handles.maps["allowed"]
         self._roots = handles.maps["roots"]
+        self._marks = handles.maps["marks"]
+        self._mark_bytes = libbpf.map_value_size(self._marks)
         self._programs = handles.programs
         totals = handles.maps["totals"]
         self._totals = mmap.mmap(totals, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ)
+
+    def mark_of(self, pidfd: int) -> int | None:
+        """Return the registration that a process is marked with, None for no mark."""
+        value = self._libbpf.lookup(self._marks, pidfd.to_bytes(4, sys.byteorder), self._mark_bytes)
+        return None if value is None else int.from_bytes(value[:8], sys.byteorder)
 
     def close(self) -> None:
         """Unmap what is mapped."""

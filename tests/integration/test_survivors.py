@@ -1,8 +1,11 @@
 """An agent that starts where a container's first process has ended and others of it live on."""
 
+import json
 import os
 import signal
 import subprocess
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,7 @@ def test_it_goes_on_until_the_last_of_them_has_ended(tmp_path: Path) -> None:
         candidate = Candidate(state, config, process, NO_ROOTFS, look, NO_ENGINE)
         agent.rooms.registration.register(candidate)
         number = candidate_number(agent)
+        kernel.marks[other] = number
         agent.tpm.close()
         os.close(agent.store._lock)
 
@@ -61,6 +65,50 @@ def test_it_goes_on_until_the_last_of_them_has_ended(tmp_path: Path) -> None:
             pass
         assert later.writer.live("box", "/bundles/box") is None
         later.tpm.close()
+
+
+def test_who_deletes_it_has_it_recorded_that_some_of_it_go_on(tmp_path: Path) -> None:
+    """One that has left the container's mount namespace and its cgroup is known by its mark."""
+    kernel = SimulatedKernel()
+
+    def call(name: str, *arguments: Any) -> Any:
+        return getattr(kernel, name)(*arguments)
+
+    script = "unshare --mount sleep 60 >/dev/null & echo $!; read wait"
+    command = ["unshare", "--mount", "sh", "-c", script]
+    with (
+        software_tpm() as tcti,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first,
+    ):
+        assert first.stdout is not None and first.stdin is not None
+        other = int(first.stdout.readline())
+        while os.readlink(f"/proc/{other}/ns/mnt") == os.readlink(f"/proc/{first.pid}/ns/mnt"):
+            time.sleep(0.01)
+        agent = SimulatedAgent(tmp_path, tcti, "boot", call)
+        agent.rooms.take_over()
+        lost = []
+        for name in ("leaves-one", "leaves-none"):
+            process = examine(first.pid, name, None, needs_cgroup=False)
+            if name == "leaves-none":
+                process = replace(process, namespaces={"mnt": 1})
+            state = HookState(id=name, bundle="/bundles/box", pid=first.pid)
+            look = Look(error="not looked for")
+            candidate = Candidate(state, {"process": {}}, process, NO_ROOTFS, look, NO_ENGINE)
+            agent.rooms.registration.register(candidate)
+            container = agent.writer.live(name, "/bundles/box")
+            assert container is not None
+            lost.append(container.note.registration)
+        kernel.marks[other] = lost[0]
+        first.stdin.close()
+        first.wait()
+        for name in ("leaves-one", "leaves-none"):
+            body = json.dumps({"id": name, "bundle": "/bundles/box"}).encode()
+            agent.rooms.lifecycle.poststop(body)
+        types = [[one.content.get("type") for one in agent.store.records(each)] for each in lost]
+        assert types[0][-2:] == ["lost", "exit"] and "lost" not in types[1]
+        assert types[1][-1] == "exit"
+        os.kill(other, signal.SIGKILL)
+        agent.tpm.close()
 
 
 def candidate_number(agent: SimulatedAgent) -> int:

@@ -5,16 +5,17 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 _SHELL = "/bin/dash"
 _LISTEN = """
-import socket, sys, time
+import os, socket, sys
 with socket.socket(socket.AF_UNIX) as listener:
-    listener.bind(sys.argv[1]); listener.listen(); print("up", flush=True); sys.stdin.read()
+    listener.bind(sys.argv[1]); listener.listen()
+    os.setuid(int(sys.argv[2])); print("up", flush=True); sys.stdin.read()
 """
 
 
@@ -36,12 +37,16 @@ def program(directory: Path, name: str) -> Path:
 
 
 @contextmanager
-def running(path: Path, script: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    path: Path, script: str, *arguments: str, wrapper: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run ``script`` in a shell that was copied to ``path``, until the end of the block.
+
+    ``wrapper`` is what executes it.
 
     It has its arguments and libraries by then: a process that executes has neither for a moment.
     """
-    command = [path, "-c", f"echo up\n{script}\n:", path.name, *arguments]
+    command = [*wrapper, path, "-c", f"echo up\n{script}\n:", path.name, *arguments]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0
     ) as process:
@@ -54,9 +59,10 @@ def running(path: Path, script: str, *arguments: str) -> Iterator[subprocess.Pop
 
 
 @contextmanager
-def listening(address: Path, *wrapper: str) -> Iterator[int]:
-    """Run a process that listens on a socket, under ``wrapper``, and give its pid."""
-    command = [*wrapper, sys.executable, "-c", _LISTEN, str(address)]
+def listening(address: Path, *wrapper: str, uid: int | None = None) -> Iterator[int]:
+    """Run a process of a user's that listens on a socket, under ``wrapper``, and give its pid."""
+    user = os.getuid() if uid is None else uid
+    command = [*wrapper, sys.executable, "-c", _LISTEN, str(address), str(user)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None

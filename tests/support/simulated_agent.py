@@ -6,7 +6,8 @@ The kernel is in the test's process; the service runs in one of its own, so that
 import json
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,12 +16,12 @@ from typing import Any
 from cima_runc.agent.candidate import Candidate
 from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.dependencies import Look
-from cima_runc.agent.process import ContainerProcess, ProcessError
+from cima_runc.agent.process import ContainerProcess, MarkOf, ProcessError, find_again
 from cima_runc.agent.rooms import open_rooms
 from cima_runc.agent.sources import Sources
 from cima_runc.config import parse_settings
 from cima_runc.ml.contents import Engine
-from cima_runc.ml.store import Store
+from cima_runc.ml.store import ContainerNote, Store
 from cima_runc.runtime.hook_state import HookState
 from cima_runc.sensor.events import Event
 from cima_runc.sensor.loader import Lost, Rights
@@ -58,7 +59,12 @@ class SimulatedKernel:
     """Containers whose hook waits for an answer: name -> first process."""
     running: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Those that were answered: name -> registration, first process."""
+    marks: dict[int, int] = field(default_factory=dict)
+    """Process -> the registration that the sensor has marked it with."""
     count: int = 0
+
+    def mark_of(self, pid: int) -> int | None:
+        return self.marks.get(pid)
 
     def start(self, pid: int) -> None:
         self.alive.add(pid)
@@ -169,6 +175,12 @@ class SimulatedSensor:
     def unwatch(self, registration: int) -> Lost:
         return Lost(registration, self._kernel("unwatch", registration), 0)
 
+    def mark_of(self, pidfd: int) -> int | None:
+        with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as lines:
+            pid = next(int(line.split()[1]) for line in lines if line.startswith("Pid:"))
+        found: int | None = self._kernel("mark_of", pid)
+        return found
+
     def unwatched(self) -> dict[int, Lost]:
         return {number: Lost(number, n, 0) for number, n in self._kernel("tables")[1].items()}
 
@@ -209,9 +221,6 @@ class SimulatedProcess(ContainerProcess):
     def cgroup_populated(self) -> bool:
         return False
 
-    def survived(self, in_use: Collection[int] | None = None) -> bool:
-        return False
-
 
 @dataclass
 class SimulatedAgent:
@@ -241,7 +250,7 @@ class SimulatedAgent:
             held_dir=None,
             on_process=lambda registration, pidfd: None,
             on_progress=lambda: None,
-            examine=self._examine,
+            find_again=self._find_again,
         )
         self.writer = self.rooms.writer
 
@@ -261,6 +270,14 @@ class SimulatedAgent:
             is_init=True,
             kernel=self.kernel,
         )
+
+    def _find_again(self, note: ContainerNote, mark_of: MarkOf | None) -> ContainerProcess | None:
+        with suppress(ProcessError):
+            found = self._examine(note.pid, note.id, note.cgroup)
+            if found.start_ticks == note.start_ticks:
+                return found
+            found.close()
+        return find_again(note, mark_of)
 
     def start(self, name: str, pid: int) -> int:
         """Register a container, as its prestart hook asks for; returns its registration number."""

@@ -23,7 +23,7 @@ from cima_runc.base import clock
 from cima_runc.base.errors import CimaError
 from cima_runc.config import Settings, StorageSettings, parse_settings
 from cima_runc.ml.records import parse_line, replay
-from cima_runc.ml.store import Store
+from cima_runc.ml.store import ContainerNote, Store
 from cima_runc.runtime.hook_state import HookState
 from tests.support.simulated_agent import (
     NO_ROOTFS,
@@ -70,6 +70,9 @@ class ContainersInStep(RuleBasedStateMachine):
             kernel=self.call,
         )
 
+    def find_again(self, note: ContainerNote, _: object) -> ContainerProcess | None:
+        return self.examine(note.pid) if self.kernel.is_alive(note.pid) else None
+
     @initialize()
     def begin(self) -> None:
         self.open()
@@ -98,7 +101,7 @@ class ContainersInStep(RuleBasedStateMachine):
             held_dir=None,
             on_process=lambda registration, pidfd: None,
             on_progress=lambda: None,
-            examine=self.examine,
+            find_again=self.find_again,
         )
         self.writer = self.rooms.writer
         self.rooms.take_over()

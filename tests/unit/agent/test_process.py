@@ -3,19 +3,26 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cima_runc.agent.process import (
     ContainerProcess,
+    Living,
     ProcessError,
     cgroup_belongs,
     examine,
-    examine_survivor,
-    namespaces_in_use,
+    find_again,
+    look_around,
     start_ticks,
 )
+from cima_runc.ml.store import ContainerNote
+
+NOBODY = Living(frozenset())
 
 
 @pytest.mark.parametrize(
@@ -118,21 +125,19 @@ def test_what_outlives_the_first_process_is_seen_where_it_has_no_cgroup_of_its_o
         assert not found.is_init
         first.stdin.close()
         first.wait()
-        assert not found.alive() and found.survived()
-        assert found.survived(namespaces_in_use()) and not found.survived(frozenset())
+        assert not found.alive()
+        assert found.left_behind(look_around(), 7) and not found.left_behind(NOBODY, 7)
         os.kill(other, signal.SIGKILL)
-        for _ in range(1000):
-            if not found.survived():
-                break
+        while found.left_behind(look_around(), 7):
             time.sleep(0.01)
-        assert not found.survived() and not found.survived(namespaces_in_use())
         found.close()
 
 
 def test_in_a_pid_namespace_of_its_own_nothing_survives_the_first_process() -> None:
     found = examine_own()
-    assert not replace(found, is_init=True).survived({found.mntns})
-    assert replace(found, is_init=False).survived({found.mntns})
+    here = Living(frozenset({found.mntns}))
+    assert not replace(found, is_init=True).left_behind(here, 7)
+    assert replace(found, is_init=False).left_behind(here, 7)
     found.close()
 
 
@@ -172,11 +177,27 @@ def test_who_forks_and_ends_all_the_while_is_seen() -> None:
         found = examine(first.pid, "box", None, needs_cgroup=False)
         first.stdin.close()
         first.wait()
-        seen = [found.survived() for _ in range(10)]
-        seen += [found.survived(namespaces_in_use()) for _ in range(10)]
+        seen = [found.left_behind(look_around(), 7) for _ in range(20)]
         os.killpg(first.pid, signal.SIGKILL)
     assert all(seen)
     found.close()
+
+
+def note_of(process: ContainerProcess, **changes: Any) -> ContainerNote:
+    """What an agent has written down of a container with this first process."""
+    note = ContainerNote(
+        registration=7,
+        id="box",
+        boot_id="boot",
+        mntns=process.mntns,
+        cgroup="",
+        pid=process.pid,
+        start_ticks=process.start_ticks,
+        bundle="/box",
+        started="2026-01-01T00:00:00.000Z",
+        state="running",
+    )
+    return note.model_copy(update=changes)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
@@ -186,22 +207,121 @@ def test_what_outlives_the_first_process_is_found_by_an_agent_that_comes_later()
         assert first.stdout is not None and first.stdin is not None
         other = int(first.stdout.readline())
         gone = examine(first.pid, "box", None, needs_cgroup=False)
+        note = note_of(gone)
         first.stdin.close()
         first.wait()
-        found = examine_survivor(gone.mntns, gone.start_ticks, "box", "")
+        found = find_again(note)
         assert found is not None and (found.pid, found.is_init) == (other, False)
         assert found.alive()
         found.close()
         # Another namespace of the same number, or another cgroup.
-        assert examine_survivor(gone.mntns, 2**62, "box", "") is None
-        assert examine_survivor(gone.mntns, gone.start_ticks, "box", "/box") is None
+        assert find_again(note_of(gone, start_ticks=2**62)) is None
+        assert find_again(note_of(gone, cgroup="/box")) is None
         os.kill(other, signal.SIGKILL)
-        for _ in range(1000):
-            if examine_survivor(gone.mntns, gone.start_ticks, "box", "") is None:
-                break
+        while (found := find_again(note)) is not None:
+            found.close()
             time.sleep(0.01)
-        assert examine_survivor(gone.mntns, gone.start_ticks, "box", "") is None
         gone.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+def test_the_next_container_is_not_taken_for_what_the_last_left_behind() -> None:
+    """While no agent ran it was started again: the kernel gives its namespace the number of the
+    last one's, and the engine its cgroup the same path. The sensor's marks tell them apart."""
+    with subprocess.Popen(["unshare", "--mount", "sleep", "60"]) as following:
+        while os.readlink(f"/proc/{following.pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt"):
+            time.sleep(0.01)
+        process = examine(following.pid, "box", None, needs_cgroup=False)
+        before = note_of(process, pid=2**22 + 1, start_ticks=process.start_ticks - 1)
+        assert find_again(before, lambda pidfd: None) is None
+        assert find_again(before, lambda pidfd: 8) is None
+        process.close()
+        following.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+def test_a_process_is_the_containers_wherever_it_has_gone() -> None:
+    """Out of the mount namespace and the cgroup that it was registered in."""
+    with subprocess.Popen(["unshare", "--mount", "sleep", "60"]) as process:
+        while os.readlink(f"/proc/{process.pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt"):
+            time.sleep(0.01)
+        as_registered = examine(process.pid, "box", None, needs_cgroup=False)
+        note = note_of(as_registered, mntns=1, cgroup="/elsewhere/box")
+        for one in (note, note_of(as_registered, mntns=1)):
+            found = find_again(one, lambda pidfd: None)
+            assert found is not None
+            shown = (found.pid, found.start_ticks, found.mntns, found.cgroup)
+            assert shown == (process.pid, note.start_ticks, 1, one.cgroup)
+            found.close()
+        # Another process of the same number.
+        assert find_again(note_of(as_registered, start_ticks=1), lambda pidfd: None) is None
+        # One that was left behind, by its mark alone.
+        gone = note_of(as_registered, mntns=1, pid=2**22 + 1)
+        found = find_again(gone, mark_with(7, process.pid))
+        assert found is not None and (found.pid, found.mntns) == (process.pid, 1)
+        found.close()
+        assert find_again(gone, mark_with(8, process.pid)) is None
+        living = look_around(mark_with(7, process.pid))
+        assert living.registrations == {7}
+        assert replace(as_registered, namespaces={"mnt": 1}).left_behind(living, 7)
+        assert not replace(as_registered, namespaces={"mnt": 1}).left_behind(living, 8)
+        as_registered.close()
+        process.kill()
+
+
+def mark_with(registration: int, pid: int) -> Callable[[int], int | None]:
+    """Return what the sensor says where it has marked this process alone."""
+
+    def mark_of(pidfd: int) -> int | None:
+        with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as lines:
+            return registration if f"Pid:\t{pid}\n" in lines.readlines() else None
+
+    return mark_of
+
+
+_FIRST_THREAD_ENDS = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(60,)).start()
+print("up", flush=True)
+ctypes.CDLL(None).syscall(60, 0)
+"""
+"""exit(2), which ends one thread."""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+def test_a_process_whose_first_thread_has_ended_goes_on() -> None:
+    """The kernel shows no namespaces of such a thread, and any program can be such a process."""
+    command = ["unshare", "--mount", sys.executable, "-I", "-S", "-c", _FIRST_THREAD_ENDS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        while os.path.exists(f"/proc/{process.pid}/ns/mnt"):
+            time.sleep(0.01)
+        found = examine(process.pid, "box", None, needs_cgroup=False)
+        assert found.alive() and found.mntns != os.stat("/proc/self/ns/mnt").st_ino
+        again = find_again(note_of(found))
+        assert again is not None and again.pid == process.pid
+        assert found.left_behind(look_around(), 7)
+        again.close()
+        process.kill()
+        process.wait()
+        assert not found.left_behind(look_around(), 7) and find_again(note_of(found)) is None
+        found.close()
+
+
+def test_a_cgroup_of_version_1_holds_what_is_in_those_below_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cgroup.procs of version 1 names the processes of one cgroup alone."""
+    monkeypatch.setattr("cima_runc.agent.process.CGROUP", tmp_path)
+    below = tmp_path / "pids/box/a/b"
+    below.mkdir(parents=True)
+    for directory in (below, below.parent, below.parent.parent):
+        (directory / "cgroup.procs").write_text("")
+    process = replace(examine_own(), cgroup="/box")
+    assert not process.cgroup_populated()
+    (below / "cgroup.procs").write_text("17\n")
+    assert process.cgroup_populated()
+    process.close()
 
 
 def test_start_is_read_whatever_the_process_is_called() -> None:

@@ -119,6 +119,32 @@ def test_a_containers_socket_of_the_same_name_is_none_of_containerds(tmp_path: P
             assert only(Finder().find(box.first).services, "containerd").pid == containerd
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+@pytest.mark.parametrize(("wrapper", "uid"), [((), 4321), (("unshare", "--mount"), 0)])
+def test_who_listens_on_a_name_of_containerds_is_not_it(
+    wrapper: tuple[str, ...], uid: int, tmp_path: Path
+) -> None:
+    """A socket's name is one below the root of who made it: any user can have one of that name, and
+    so can a container with the host's network and its numbers of processes."""
+    address = tmp_path / "containerd.sock"
+    arguments = ("-namespace", "moby", "-address", str(address))
+    dockerd = tree.program(tmp_path, "dockerd")
+    posing = ("--containerd", str(address)) if wrapper else ()
+    with (
+        tree.listening(address, *wrapper, uid=uid),
+        tree.running(dockerd, "read x", *posing, wrapper=wrapper),
+        tree.container(tmp_path, "containerd-shim-runc-v2", *arguments) as box,
+    ):
+        address.rename(tmp_path / "hidden")
+        with (
+            tree.listening(address) as containerd,
+            tree.running(dockerd, "read x", "--containerd", str(address)) as engine,
+        ):
+            chain = Finder().find(box.first)
+    assert only(chain.services, "containerd").pid == containerd
+    assert only(chain.services, "dockerd").pid == engine.pid
+
+
 def test_podman_is_behind_conmon(tmp_path: Path) -> None:
     podman = tree.program(tmp_path, "podman")
     with tree.container(tmp_path, "conmon", "--exit-command", str(podman)) as box:

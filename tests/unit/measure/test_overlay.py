@@ -372,7 +372,7 @@ def test_damaged_mountinfo_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
-def test_only_the_users_own_fuse_overlayfs_is_believed() -> None:
+def test_only_the_users_own_fuse_overlayfs_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["setpriv", "--reuid=4321", "--regid=100", "--clear-groups"]
     shown = [b"fuse-overlayfs", b"60"]
     name = "exec -a fuse-overlayfs sleep 60"
@@ -382,7 +382,15 @@ def test_only_the_users_own_fuse_overlayfs_is_believed() -> None:
                 break
             time.sleep(0.01)
         assert [each.argv for each in fuse_overlayfs_commands(4321)] == [tuple(shown)]
-        assert tuple(shown) not in [each.argv for each in fuse_overlayfs_commands()]
+        asked: list[int] = []
+
+        def command_line(pid: int) -> list[str]:
+            asked.append(pid)
+            return ["another"]
+
+        monkeypatch.setattr("cima_runc.measure.overlay.command_line", command_line)
+        assert not list(fuse_overlayfs_commands())
+        assert os.getpid() in asked and faked.pid not in asked
         faked.kill()
 
 
