@@ -30,7 +30,7 @@ from cima_runc.measure.file_digest import Identity, open_regular, sha256
 from cima_runc.measure.known_digests import KnownDigests
 from cima_runc.ml import contents
 from cima_runc.ml.contents import Content, ServicePath, ServicesRegister, Unmeasured
-from cima_runc.ml.records import CIMA, Record, digest_of
+from cima_runc.ml.records import CIMA, Record, RecordError, digest_of
 from cima_runc.ml.store import ContainerNote
 
 _log = logging.getLogger(__name__)
@@ -213,9 +213,11 @@ class Dependencies:
         for record in records:
             if record.content_type == CIMA:
                 kept.contents.add(record.digest)
-                content = contents.read(record)
-                if isinstance(content, ServicesRegister):
-                    key = frozenset((one.role, one.path_hex) for one in content.services)
+                # What a newer agent wrote need not be known here.
+                with suppress(RecordError):
+                    content = contents.read(record)
+                    if isinstance(content, ServicesRegister):
+                        key = frozenset((one.role, one.path_hex) for one in content.services)
         self._by_key[key] = kept
 
     def _begin(self, chain: Chain) -> _Kept:

@@ -9,7 +9,7 @@ from cima_runc.agent.writer import Writer
 from cima_runc.base import clock, limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
-from cima_runc.ima.kernel_log import KernelLog
+from cima_runc.ima.kernel_log import KernelLog, LogBusyError
 from cima_runc.ima.log_copy import LogCopyError
 from cima_runc.sensor.events import Event
 from cima_runc.sensor.loader import Sensor
@@ -38,6 +38,9 @@ class Events:
         self._on_progress = on_progress
         self.log_error: str | None = None
         """Why the kernel's log is read no further."""
+        self._given_up = False
+        self._is_behind = False
+        """Whether the last look at the kernel's log failed."""
         self.orphans = 0
         """Events of registrations that have ended, which should not be."""
 
@@ -76,21 +79,36 @@ class Events:
 
     def read_kernel_log(self) -> None:
         """Read on in the kernel's log; where that fails records are made without it, and say so."""
-        if self._kernel_log is None or self.log_error:
+        if self._kernel_log is None or self._given_up:
             return
+        self._is_behind = True
         try:
             self._kernel_log.read_new()
+            self._is_behind = False
+            self.log_error = None
         except LogCopyError as error:
             # The disk is full: the next look reads the same lines.
             _log.error("%s", error)
-        except (CimaError, OSError) as error:
-            self.log_error = printable(str(error))
-            _log.error("the kernel's log is read no further: %s", self.log_error)
+        except (LogBusyError, OSError) as error:
+            # It passes, and so does the next look.
+            self._note(error)
+        except CimaError as error:
+            self._given_up = True
+            self._note(error)
+
+    def _note(self, error: Exception) -> None:
+        text = printable(str(error))
+        if text != self.log_error:
+            self.log_error = text
+            _log.error("the kernel's log is read no further: %s", text)
 
     def keep_up(self) -> None:
         """Read on where others may remove lines, before they do."""
         log = self._kernel_log
-        if log is not None and log.trimmable and log.has_changed():
+        if log is None or not log.trimmable:
+            return
+        # Asked each time: what it answers is what has changed since.
+        if log.has_changed() or self._is_behind:
             self.read_kernel_log()
 
     def _measure(self, events: list[Event]) -> None:

@@ -5,6 +5,7 @@ For the writer's thread. Source: design, section 6 ("Lines and runs").
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ from typing import Literal
 from cima_runc.base import clock
 from cima_runc.base.errors import CimaError
 from cima_runc.cpcr import register
-from cima_runc.ml.contents import Exit, Previous, read
+from cima_runc.ml.contents import ContentError, Exit, Previous, read
 from cima_runc.ml.lines import Lines, LineState
 from cima_runc.ml.records import Record, RecordError
 from cima_runc.ml.store import ContainerNote, Store, StoreError
@@ -183,7 +184,10 @@ def previous_of(store: Store, note: ContainerNote) -> Previous:
     for last in store.records(note.registration):
         value = register.extend(value, last.digest)
         count += 1
-    content = None if last is None else read(last)
+    content = None
+    if last is not None:
+        with suppress(ContentError):  # what a newer agent wrote is no end that is known here
+            content = read(last)
     return Previous(
         run=note.run,
         boot_id=note.boot_id,

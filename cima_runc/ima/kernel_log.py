@@ -4,9 +4,11 @@ The ascii log is read. Where a line does not say what was hashed (a newline in a
 that one record is taken from the binary log, which has the same entries in the same order.
 """
 
+import errno
 import hashlib
 import os
 import re
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ BANK = "sha256"
 
 _OWN_TEMPLATE = "start the kernel with ima_template=ima-sig and without ima_template_fmt"
 _RECENT = 4096
+_BUSY_SECONDS = 0.2
+_BUSY_PAUSE_SECONDS = 0.01
 _KEY_SIZE = 16
 
 
@@ -34,6 +38,13 @@ class KernelLogError(CimaError):
 
 class TrimmedUnseenError(KernelLogError):
     """Lines of the log were removed that nobody here has read."""
+
+
+class LogBusyError(KernelLogError):
+    """Somebody is removing lines, for which the kernel keeps everybody else out."""
+
+    def __init__(self) -> None:
+        super().__init__("lines of the kernel's log are being removed", hint="look again")
 
 
 @dataclass(frozen=True)
@@ -154,16 +165,22 @@ class KernelLog:
             KernelLogError: the log does not start with ``boot_aggregate``, or does not go on where
                 it was read to, or an entry is not what its template hash says.
             LogCopyError: what was read cannot be kept; it is not lost, the next call reads it.
+            LogBusyError, OSError: the next call reads the same.
         """
         return self._read_trimmable() if self._trimmable else self._read_held()
 
     def _read_held(self) -> list[Entry]:
         assert self._ascii is not None
-        new = []
-        for entry, _ in self._entries(self._ascii):
-            self._check_beginning(entry)
-            self._add(entry)
-            new.append(entry)
+        new: list[Entry] = []
+        try:
+            for entry, _ in self._entries(self._ascii):
+                self._check_beginning(entry)
+                self._add(entry)
+                new.append(entry)
+        except OSError:
+            # What was read counts, and whoever asked must get it; the next call goes on there.
+            if not new:
+                raise
         return new
 
     def _check_beginning(self, entry: Entry) -> None:
@@ -374,7 +391,22 @@ def _may_be_trimmed(mode: int, release: str) -> bool:
 
 
 def _open(path: Path) -> int:
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """Open a log, waiting a little for whoever is removing lines (ima_fs.c, ima_measurements_open).
+
+    Raises:
+        LogBusyError: that takes longer.
+        OSError: it is not there or must not be read.
+    """
+    until = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            if time.monotonic() > until:
+                raise LogBusyError from error
+        time.sleep(_BUSY_PAUSE_SECONDS)
 
 
 def _read_exactly(handle: int, size: int) -> bytes:

@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 
 from cima_runc.base import limits
-from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.evidence.fields import Base64, Digest, Hex, Model
 from cima_runc.ima.template import Func, TemplateError, unpack_cima_ng
@@ -40,7 +39,7 @@ _List = Field(strict=False)
 """JSON's arrays are lists, our models' are tuples."""
 
 
-class ContentError(CimaError):
+class ContentError(RecordError):
     """A record's content is not one that records have."""
 
 

@@ -363,3 +363,25 @@ def test_a_container_that_is_watched_again_has_the_rights_that_it_began_with(
     host.open()
     assert len(told) == 2 and told[0] == told[1]
     assert told[1].bounding == 0b100001 and told[1].seccomp
+
+
+def test_what_a_newer_agent_wrote_stops_no_older_one(host: Host) -> None:
+    """As after a package that was put back: records of types that are not known here."""
+    one = host.start("box")
+    two = host.start("other")
+    for container in (one, two):
+        content = {"type": "of-later"}
+        record = container.partition.add(content, {"time": "2026-01-01T00:00:00.000Z"})
+        host.store.append(container.number, [record])
+    host.store.sync()
+    host.kernel.exit(two.note.pid)
+    # Its end, too, is of a type of later.
+    host.store.write_note(two.note.model_copy(update={"state": "stopped", "ended_ns": 2**62}))
+    host.open()
+    again = host.writer.latest("box")
+    assert again is not None and again.number == one.number
+    assert again.partition.cpcr == one.partition.cpcr
+    assert one.number in host.kernel.rows  # watched on
+    following = host.first(host.start("other")).previous
+    assert isinstance(following, contents.Previous)
+    assert (following.registration, following.reason) == (two.number, None)
