@@ -165,11 +165,17 @@ class Lifecycle:
         self._released[registration] = lost
 
     def dependents(self) -> dict[int, int]:
-        """Return, for each partition of dependencies in use, a living first process that has it."""
+        """Return, for each partition of dependencies in use, a living first process that has it.
+
+        Behind one that was left behind there may be others of the container's own, and behind the
+        number of one that has ended is anybody.
+        """
         found = {}
         for number, process in self._processes.items():
             container = self._writer.get(number)
-            if container is not None and container.note.dependencies is not None:
+            if container is None or container.note.dependencies is None:
+                continue
+            if process.pid == container.note.pid and process.alive():
                 found[container.note.dependencies] = process.pid
         return found
 

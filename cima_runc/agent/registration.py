@@ -306,6 +306,7 @@ class Registration:
                     candidate.config,
                     state.bundle,
                     process.pid,
+                    uid=candidate.uid,
                     deny_memory=self._settings.value.enforcement.memory == "deny",
                 )
                 self._sensor.watch(process.mntns, number, process.cgroup_id, handle, rights)

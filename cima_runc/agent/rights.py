@@ -26,16 +26,21 @@ _CAPABILITIES: Final = (
 """In the order of include/uapi/linux/capability.h."""
 
 
-def rights_of(config: dict[str, Any], bundle: str, pid: int, *, deny_memory: bool) -> Rights:
+def rights_of(
+    config: dict[str, Any], bundle: str, pid: int, *, uid: int = 0, deny_memory: bool
+) -> Rights:
     """Return the rights of a container with this OCI configuration, in this bundle.
 
-    ``pid`` is its first process. Where it cannot be said which file system its root is, none is
-    given, and no layer of it is beyond the container's reach.
+    ``pid`` is its first process, ``uid`` whose it is: of another user's path nothing is looked at,
+    since his file system need never answer. Where it cannot be said which file system its root is,
+    none is given, and no layer of it is beyond the container's reach.
     """
     linux = config.get("linux")
     try:
         mountinfo = read_bounded(Path(f"/proc/{pid}/mountinfo"), limits.MOUNTINFO)
-        device = root_device(mountinfo, os.fsencode(os.path.realpath(root_of(config, bundle))))
+        root = root_of(config, bundle)
+        named = os.path.normpath(root) if uid else os.path.realpath(root)
+        device = root_device(mountinfo, os.fsencode(named))
     except (OSError, CimaError):
         device = None
     return Rights(

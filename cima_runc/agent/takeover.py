@@ -212,6 +212,7 @@ class TakeOver:
                         first.get("config", {}).get("config", {}),
                         note.bundle,
                         process.pid,
+                        uid=note.uid,
                         deny_memory=self._settings.value.enforcement.memory == "deny",
                     ),
                 )

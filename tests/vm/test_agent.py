@@ -103,6 +103,7 @@ def test_a_container_that_ends_while_no_agent_runs_is_recorded_to_its_end(image:
 
 ESCAPES = """
 unshare -m sh -c 'echo $$ >/sys/fs/cgroup/cgroup.procs; echo out $$
+exec >/dev/null 2>&1  # which Docker waits for
 until [ -e /proc/1/root/run/escaped ]; do sleep 0.2; done; /bin/script; sleep 600' &
 wait
 """

@@ -56,3 +56,14 @@ def test_seccomp_and_memory(tmp_path: Path) -> None:
     assert (filtered.seccomp, filtered.deny_memory, filtered.flags()) == (False, False, 1)
     filters = {"linux": {"seccomp": {"defaultAction": "SCMP_ACT_ERRNO"}}}
     assert rights_of(config(None, **filters), str(tmp_path), 1, deny_memory=True).flags() == 2 | 8
+
+
+def test_a_users_file_system_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent's one writer asks: a server of files that hangs would stop all containers."""
+
+    def asked(path: object) -> str:
+        raise AssertionError(f"{path} is looked at")
+
+    monkeypatch.setattr("os.path.realpath", asked)
+    shown = config([], root={"path": "/home/one/./root"})
+    assert rights_of(shown, "/home/one", 1, uid=1000, deny_memory=False).root_device is None

@@ -385,3 +385,12 @@ def test_what_a_newer_agent_wrote_stops_no_older_one(host: Host) -> None:
     following = host.first(host.start("other")).previous
     assert isinstance(following, contents.Previous)
     assert (following.registration, following.reason) == (two.number, None)
+
+
+def test_services_are_looked_for_behind_first_processes_that_live(host: Host) -> None:
+    """The number of one that has ended may be a neighbour's, whose programs are nobody's else."""
+    one = host.start("box")
+    host.writer.update(one.number, dependencies=7)
+    assert host.rooms.lifecycle.dependents() == {7: one.note.pid}
+    host.kernel.exit(one.note.pid)
+    assert host.rooms.lifecycle.dependents() == {}
