@@ -32,7 +32,7 @@ from cima_runc.ima.template import Func, pack_fields
 from cima_runc.measure.oci_config import measured_config
 from cima_runc.ml import contents
 from cima_runc.ml.lines import Lines, line_name, line_of
-from cima_runc.ml.listing import readable_notes
+from cima_runc.ml.listing import stored_notes
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.store import ContainerNote, Store
 from cima_runc.tpm.device import Tpm
@@ -65,7 +65,7 @@ class SimulatedHost:
         self.store = Store(root / "state")
         self.store.prepare()
         self.fresh = Fresh(self.store, tpm)
-        notes = list(readable_notes(self.store))
+        notes = stored_notes(self.store, None)
         runs = Runs(self.store, Lines(self.store.root / "lines"))
         runs.restore(notes)
         known = any(note.boot_id == boot_id for note in notes)

@@ -16,7 +16,7 @@ from cima_runc.ml.listing import (
     NoSuchContainerError,
     container_row,
     find_note,
-    readable_notes,
+    stored_notes,
     with_unmeasured,
 )
 from cima_runc.ml.store import ContainerNote, Store
@@ -165,7 +165,7 @@ def stored_log(store: Store, body: bytes, uid: int = 0) -> Body:
     Raises:
         NoSuchContainerError: there is none of that name.
     """
-    notes = (note for note in readable_notes(store) if uid in (0, note.uid))
+    notes = (note for note in stored_notes(store, None) if uid in (0, note.uid))
     return _lines(store, find_note(notes, _wanted(body, uid)))
 
 

@@ -43,7 +43,7 @@ from cima_runc.cpcr.journal import Journal
 from cima_runc.cpcr.table import Table
 from cima_runc.measure.rootfs import Store as RootfsStore
 from cima_runc.ml.lines import Lines
-from cima_runc.ml.listing import readable_notes
+from cima_runc.ml.listing import stored_notes
 from cima_runc.ml.store import ContainerNote, Store
 
 _T = TypeVar("_T")
@@ -195,7 +195,7 @@ def open_rooms(
     sensor, kernel_log, tpm = sources.sensor, sources.kernel_log, sources.tpm
     core = Core(Table(settings.binding.slots), sources.missing, lambda: current.value.limits)
     runs = Runs(store, Lines(store.root / "lines"))
-    notes = list(readable_notes(store))
+    notes = stored_notes(store, None)
     runs.restore(notes)
     pcr = None
     if tpm is not None:

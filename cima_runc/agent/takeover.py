@@ -174,7 +174,10 @@ class TakeOver:
             forgotten = note.ended and (note.ended_ns or 0) < retained
             if note.boot_id == self._boot_id and not forgotten:
                 found.append(note)
-        return sorted(self._without_superseded(found), key=lambda note: note.started)
+        # By a clock that nobody sets, first: what comes last is a container's latest registration.
+        return sorted(
+            self._without_superseded(found), key=lambda note: (note.start_ticks, note.started)
+        )
 
     def _without_superseded(self, notes: list[ContainerNote]) -> Iterator[ContainerNote]:
         """Leave out runs that ended and that another of their line follows: their slots may be

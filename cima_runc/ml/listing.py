@@ -63,23 +63,27 @@ def _unmeasured_rows(store: Store) -> Iterator[dict[str, Any]]:
             }
 
 
-def stored_notes(store: Store, boot_id: str | None) -> Iterator[ContainerNote]:
-    """Yield the stored notes of this boot's registrations, of all boots' where it is None."""
-    for registration in store.registrations():
-        note = store.read_note(registration)
-        if boot_id is None or note.boot_id == boot_id:
-            yield note
-
-
-def readable_notes(store: Store) -> Iterator[ContainerNote]:
-    """Yield the stored notes of all registrations, but those that are damaged."""
+def stored_notes(store: Store, boot_id: str | None) -> list[ContainerNote]:
+    """Return the stored notes of this boot's registrations, of all boots' where it is None, oldest
+    first; not those that are damaged, as by a loss of power."""
+    found = []
     for registration in store.registrations():
         with suppress(StoreError):
-            yield store.read_note(registration)
+            note = store.read_note(registration)
+            if boot_id is None or note.boot_id == boot_id:
+                found.append(note)
+    return sorted(found, key=_age)
+
+
+def _age(note: ContainerNote) -> tuple[str, int]:
+    """What tells of two notes which is the older; a registration's number, which is random, does
+    not."""
+    return note.started, note.run or 0
 
 
 def find_note(notes: Iterable[ContainerNote], wanted: str) -> ContainerNote:
-    """Return the latest registration with the id ``wanted``, or with the only id that begins so.
+    """Return the latest registration with the id ``wanted``, or with the only id that begins so;
+    ``notes`` are in their order.
 
     A registration's number means that one. A partition of dependencies is meant only by its whole
     id.

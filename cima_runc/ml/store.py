@@ -144,7 +144,7 @@ class Store:
         return directory / "journal.jsonl"
 
     def registrations(self) -> list[int]:
-        """Return the numbers of all registrations, oldest first."""
+        """Return the numbers of all registrations; they are random, and say nothing of time."""
         directory = self.root / "containers"
         # Where no agent ever ran, a hook may have made the directory above.
         names = os.listdir(directory) if directory.is_dir() else []

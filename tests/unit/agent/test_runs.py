@@ -13,7 +13,8 @@ from cima_runc.agent.dependencies import Look
 from cima_runc.agent.index import Container
 from cima_runc.agent.registration import FIRST_RECORDS, LateError
 from cima_runc.agent.runs import LineInUseError
-from cima_runc.base import durable
+from cima_runc.base import clock, durable
+from cima_runc.evidence.owner import generate, public_text
 from cima_runc.ml import contents
 from cima_runc.ml.contents import Adopted, Register, read
 from cima_runc.ml.lines import line_name, line_of
@@ -394,3 +395,18 @@ def test_services_are_looked_for_behind_first_processes_that_live(host: Host) ->
     assert host.rooms.lifecycle.dependents() == {7: one.note.pid}
     host.kernel.exit(one.note.pid)
     assert host.rooms.lifecycle.dependents() == {}
+
+
+def test_the_latest_of_an_id_is_so_after_a_clock_that_was_set_back(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two of one id, with other owners, the later is the container, whatever the clock said."""
+    for year in (2030, 2020):
+        monkeypatch.setattr(clock, "now", lambda: f"{year}-01-01T00:00:00.000Z")  # noqa: B023
+        owner = public_text(generate()[1])
+        latest = host.start("box", **{"io.cima.owner": owner})
+        if year == 2030:
+            host.stop(latest)
+    host.open()
+    again = host.writer.latest("box")
+    assert again is not None and again.number == latest.number

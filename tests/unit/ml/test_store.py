@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cima_runc.ml.listing import NoSuchContainerError, find_note
+from cima_runc.ml.listing import NoSuchContainerError, find_note, stored_notes
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.store import ContainerNote, Store, StoreError
 
@@ -130,3 +130,17 @@ def test_two_containers_of_one_id() -> None:
     assert find_note([ended, second], "same") == second
     later = a_note(3, "same").model_copy(update={"state": "stopped"})
     assert find_note([first, later], "same") == later
+
+
+def test_the_latest_of_what_is_stored_is_the_latest(store: Store) -> None:
+    """Numbers of registrations are random. One that is damaged hides no other."""
+    started = {7: "2026-01-01", 3: "2026-01-03", 5: "2026-01-02", 9: "2025-12-31"}
+    for number, day in started.items():
+        note = a_note(number, "many").model_copy(update={"started": f"{day}T00:00:00.000Z"})
+        store.create(note, bytes(32))
+    store.create(a_note(8, "damaged"), bytes(32))
+    (store.root / "containers/00000008/container.json").write_bytes(b"")
+    notes = [note for note in stored_notes(store, None) if note.id == "many"]
+    assert [note.registration for note in notes] == [9, 7, 5, 3]
+    assert find_note(notes, "many").registration == 3
+    assert stored_notes(store, "another boot") == []
