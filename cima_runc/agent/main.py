@@ -421,7 +421,11 @@ class Agent:
         while True:
             try:
                 await self._loop.run_in_executor(self._lookers, self._lobby.looker.tidy)
-                await self._writer.submit(lambda rooms: rooms.retention.apply())
+                plan = await self._loop.run_in_executor(self._lookers, self._lobby.plan)
+                while await self._writer.submit(
+                    lambda rooms: rooms.retention.carry_out(plan)  # noqa: B023 - awaited here
+                ):
+                    pass
             except (CimaError, OSError) as error:
                 _log.error("old records are not removed: %s", printable(str(error)))
             self._tidy_due.clear()

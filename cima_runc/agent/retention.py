@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cima_runc.agent.confirmations import Confirmations
@@ -20,6 +21,8 @@ REMOVED = "removed.jsonl"
 """File in the state directory: one object a line for each container that was removed although no
 evidence had been given of all its records (:class:`.removed.Removed`)."""
 _DAY_NS = 86_400 * 10**9
+_AT_ONCE = 32
+"""Partitions that are removed in one turn of the writer's: each costs the disk some waits."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,20 @@ def _above_their_part(
     return chosen
 
 
+@dataclass
+class Plan:
+    """What goes. What is stored meanwhile is of this boot, and lives."""
+
+    gone: list[Stored]
+    """Partitions, the first ones first."""
+    lines: list[bytes]
+    """Lines whose last run began too long ago."""
+    boots: set[str]
+    """Boots of which partitions are left."""
+    size: int
+    """Bytes of all that are left."""
+
+
 class Retention:
     """Keeps the state directory within what the settings say."""
 
@@ -124,11 +141,11 @@ class Retention:
         """How many containers were removed of which no evidence had been given to the end."""
         return self._removed.count
 
-    def apply(self) -> None:
-        """Remove what the settings keep no more.
+    def plan(self) -> "Plan":
+        """Look through all that is stored, and return what goes; in any thread.
 
         Raises:
-            OSError: something could not be removed or written down.
+            OSError: it cannot be looked through.
         """
         found = filter(None, map(self._look_at, self._store.registrations()))
         stored = sorted(found, key=lambda one: one.note.started)
@@ -141,24 +158,54 @@ class Retention:
             ended_before=before,
             wanted=lambda one: self.confirmations.wants(one.note, self._count(one.note)),
         )
-        for one in gone:
-            self._remove(one)
-        if before is not None:
-            self._runs.forget_before(before)
+        numbers = {one.note.registration for one in gone}
+        return Plan(
+            gone=gone,
+            lines=self._runs.begun_before(before) if before is not None else [],
+            boots={one.note.boot_id for one in stored if one.note.registration not in numbers},
+            size=sum(one.size for one in stored) - sum(one.size for one in gone),
+        )
+
+    def carry_out(self, plan: "Plan") -> bool:
+        """Remove a few of what a plan says; returns whether there are more.
+
+        Of the writer's time no more than others can wait.
+
+        Raises:
+            OSError: something could not be removed or written down.
+        """
+        for _ in range(min(_AT_ONCE, len(plan.gone))):
+            self._remove(plan.gone[0])
+            del plan.gone[0]
+        if plan.gone:
+            return True
+        self._runs.forget(plan.lines)
+        days = self._settings.value.storage.keep_days
         self._forget_unmeasured(time.time_ns() - days * _DAY_NS if days else 0)
         self._runs.forget_above(limits.LINES)
-        self.size = sum(one.size for one in stored) - sum(one.size for one in gone)
-        boots = {one.note.boot_id for one in stored if one not in gone}
-        for boot_id in self._store.boots() - boots - {self._boot_id}:
+        self.size = plan.size
+        for boot_id in self._store.boots() - plan.boots - {self._boot_id}:
             self._store.remove_boot(boot_id)
+        return False
+
+    def apply(self) -> None:
+        """Remove at once what the settings keep no more.
+
+        Raises:
+            OSError: as for :meth:`carry_out`.
+        """
+        plan = self.plan()
+        while self.carry_out(plan):
+            pass
 
     def _look_at(self, registration: int) -> Stored | None:
         try:
             note = self._store.read_note(registration)
-        except StoreError:
-            return None  # whoever reads it is told
+            size = self._store.size(registration)
+        except (StoreError, FileNotFoundError):
+            return None  # it is being made or removed; of a damaged one whoever reads it is told
         living = note.boot_id == self._boot_id and note.state != "stopped"
-        return Stored(note, self._store.size(registration), not living)
+        return Stored(note, size, not living)
 
     def _forget_unmeasured(self, before: int) -> None:
         """Remove notes of unmeasured starts from before that time (ns since 1970), and too many."""
@@ -171,6 +218,8 @@ class Retention:
 
     def _remove(self, one: Stored) -> None:
         note = one.note
+        with suppress(StoreError):  # evidence may have been given since it was looked at
+            note = self._store.read_note(note.registration)
         records = self._count(note)
         confirmed = self.confirmations.confirmed(note.registration)
         if note.kind == "container" and max(note.attested, confirmed) < records:

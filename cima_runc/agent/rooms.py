@@ -33,7 +33,7 @@ from cima_runc.agent.notices import Notices
 from cima_runc.agent.process import ContainerProcess, Living, MarkOf, find_again
 from cima_runc.agent.questions import Questions
 from cima_runc.agent.registration import Registration
-from cima_runc.agent.retention import Retention
+from cima_runc.agent.retention import Plan, Retention
 from cima_runc.agent.runs import Runs
 from cima_runc.agent.sources import Sources
 from cima_runc.agent.takeover import TakeOver
@@ -116,6 +116,8 @@ class Lobby:
     confirmations: Confirmations
     look_around: Callable[[], Living]
     """Whose all processes of the host are."""
+    plan: Callable[[], Plan]
+    """What of the stored goes."""
 
 
 class Turn(enum.IntEnum):
@@ -289,5 +291,6 @@ def open_rooms(
         registers=lambda: (core.change_mark, core.changed),
         confirmations=confirmations,
         look_around=lifecycle.look_around,
+        plan=retention.plan,
     )
     return rooms, lobby

@@ -128,13 +128,19 @@ class Runs:
         if self._lines.read(line) is None:
             self._lines.write(LineState(line=line, run=1, last=None, time=clock.now()))
 
-    def forget_before(self, time: str) -> None:
-        """Forget lines of which nothing is kept, and whose last run began before ``time``.
+    def begun_before(self, time: str) -> list[bytes]:
+        """Return the lines whose last run began before ``time``; in any thread."""
+        return self._lines.begun_before(time)
+
+    def forget(self, lines: Iterable[bytes]) -> None:
+        """Forget those of these lines of which nothing is kept.
 
         Raises:
             OSError: a file could not be removed.
         """
-        self._lines.forget_before(time, frozenset(map(bytes.fromhex, self._kept)))
+        for line in lines:
+            if line.hex() not in self._kept:
+                self._lines.remove(line)
 
     def forget_above(self, count: int) -> None:
         """Forget lines of which nothing is kept, the oldest first, until ``count`` are left.

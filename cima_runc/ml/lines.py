@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -136,27 +137,19 @@ class Lines:
         """Forget a line, where there is one of it."""
         self._path(line).unlink(missing_ok=True)
 
-    def forget_before(self, time: str, kept: frozenset[bytes]) -> int:
-        """Remove lines whose last run began before ``time`` (RFC 3339), but those in ``kept``.
-
-        Returns how many.
-        """
-        count = 0
+    def begun_before(self, time: str) -> list[bytes]:
+        """Return the lines whose last run began before ``time`` (RFC 3339); not those that cannot
+        be read."""
+        found = []
         names = os.listdir(self._directory) if self._directory.is_dir() else []
         for name in names:
             if (match := _FILE.fullmatch(name)) is None:
                 continue
-            line = bytes.fromhex(match[1])
-            if line in kept:
-                continue
-            try:
-                state = self.read(line)
-            except LineError:
-                continue
-            if state is not None and state.time < time:
-                self._path(line).unlink()
-                count += 1
-        return count
+            with suppress(LineError):
+                state = self.read(bytes.fromhex(match[1]))
+                if state is not None and state.time < time:
+                    found.append(state.line)
+        return found
 
     def forget_above(self, count: int, kept: frozenset[bytes]) -> int:
         """Remove the lines that were written the longest ago, until ``count`` are left, but those

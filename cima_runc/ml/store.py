@@ -295,8 +295,16 @@ class Store:
         return (parse_line(line) for line in self.lines(registration))
 
     def size(self, registration: int) -> int:
-        """Return the bytes of a registration's files."""
-        return sum(path.lstat().st_size for path in self._directory(registration).iterdir())
+        """Return the bytes of a registration's files, of which some may be replaced meanwhile.
+
+        Raises:
+            OSError: they cannot be looked at.
+        """
+        size = 0
+        for path in self._directory(registration).iterdir():
+            with suppress(FileNotFoundError):
+                size += path.lstat().st_size
+        return size
 
     def probe(self) -> None:
         """Find out whether the disk takes what is written.

@@ -101,54 +101,6 @@ def test_a_container_that_ends_while_no_agent_runs_is_recorded_to_its_end(image:
     assert status["sensor"]["orphans"] == 0
 
 
-ESCAPES = """
-unshare -m sh -c 'echo $$ >/sys/fs/cgroup/cgroup.procs; echo out $$
-exec >/dev/null 2>&1  # which Docker waits for
-until [ -e /proc/1/root/run/escaped ]; do sleep 0.2; done; /bin/script; sleep 600' &
-wait
-"""
-
-
-@pytest.mark.debian("13")
-def test_who_has_left_all_that_is_the_containers_is_found_by_the_next_agent(image: str) -> None:
-    """On the host's process numbers: mount namespace and cgroup are left, and the first process has
-    ended while no agent ran. The sensor's mark is left."""
-    options = ("--pid=host", "--cgroupns=host", "--privileged", "-d")
-    container = guest.ok(*guest.docker("cima-runc", *options, IMAGE, "/bin/sh", "-c", ESCAPES))
-    container = container.strip()
-    told = guest.wait_for("it to be out", lambda: guest.ok("docker", "logs", container).split())
-    escaped = int(told[1])
-    assert Path(f"/proc/{escaped}/cgroup").read_text() == "0::/\n"
-    guest.ok("systemctl", "stop", "cima-agent.socket", "cima-agent.service")
-    flag = Path("/run/escaped")
-    try:
-        os.kill(first_process(container), signal.SIGKILL)
-        guest.wait_for("its end", lambda: not running(container))
-        guest.ok("systemctl", "start", "cima-agent")
-        assert guest.row(container)["state"] != "stopped"
-        flag.touch()
-        guest.wait_for("what it runs", lambda: b"/bin/script" in executed(container))
-    finally:
-        os.kill(escaped, signal.SIGKILL)
-        flag.unlink(missing_ok=True)
-        guest.ok("systemctl", "start", "cima-agent")
-    guest.wait_for("its end", lambda: guest.row(container)["state"] == "stopped")
-    assert "lost" not in guest.types(guest.records(container))
-    guest.ok("docker", "rm", container)
-
-
-def executed(container: str) -> set[bytes]:
-    return {file.path for file in guest.files(guest.records(container))}
-
-
-def running(container: str) -> bool:
-    return guest.ok("docker", "inspect", "-f", "{{.State.Running}}", container) == "true\n"
-
-
-def first_process(container: str) -> int:
-    return int(guest.ok("docker", "inspect", "-f", "{{.State.Pid}}", container))
-
-
 def test_a_container_waits_for_an_agent_that_is_started_anew(image: str) -> None:
     os.kill(guest.agent_pid(), signal.SIGKILL)
     out = guest.ok(*guest.docker("cima-runc", "--rm", IMAGE, "/bin/echo", "it ran"))

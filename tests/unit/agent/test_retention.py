@@ -13,7 +13,7 @@ from cima_runc.agent.writer import Writer
 from cima_runc.base import clock, limits
 from cima_runc.config import Settings, StorageSettings
 from cima_runc.cpcr.table import Table
-from cima_runc.ml.lines import Lines
+from cima_runc.ml.lines import Lines, LineState
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.store import ContainerNote, Store
 
@@ -108,9 +108,12 @@ class Host:
         if note.boot_id == "this":
             self.writer.restore(Container(note, bytes(32), partition))
 
-    def apply(self, **settings: int) -> Retention:
+    def retention(self, **settings: int) -> Retention:
         current = CurrentSettings(Settings(storage=StorageSettings(**settings)))
-        made = Retention(current, "this", self.writer, self.store, self.runs)
+        return Retention(current, "this", self.writer, self.store, self.runs)
+
+    def apply(self, **settings: int) -> Retention:
+        made = self.retention(**settings)
         made.apply()
         return made
 
@@ -155,6 +158,49 @@ def test_age(tmp_path: Path) -> None:
     assert host.store.registrations() == [1, 2]
     host.apply(keep_days=30)
     assert host.store.registrations() == [2]
+
+
+def test_the_writer_is_never_kept_for_long(tmp_path: Path) -> None:
+    """A host may have stored a hundred thousand: looking through them is not the writer's, and of
+    what goes it takes a few at a time. What has changed since the look counts."""
+    host = Host(tmp_path / "state")
+    line = "31" * 32
+    for number in range(1, 101):
+        host.stored(a_note(number, line=line, run=number, boot_id="earlier"), records=0)
+        host.runs.keep(host.store.read_note(number))
+    host.runs._lines.write(LineState(line=b"1" * 32, run=100, last=None, time=OLD))
+    retention = host.retention(keep_days=30)
+    plan = retention.plan()
+    assert len(host.store.registrations()) == 100 and plan.lines == [b"1" * 32]
+    host.store.write_note(host.store.read_note(1).model_copy(update={"attested": 7}))
+    left = []
+    while retention.carry_out(plan):
+        left.append(len(host.store.registrations()))
+        if len(left) == 1:  # the line's next run begins
+            host.stored(a_note(200, line=line, run=101, state="running", ended=None), records=0)
+            host.runs.keep(host.store.read_note(200))
+    assert left == [68, 37, 5]
+    assert host.store.registrations() == [200]
+    assert host.runs._lines.read(b"1" * 32) is not None
+    assert host.retention(keep_days=30).carry_out(host.retention(keep_days=30).plan()) is False
+
+
+def test_a_partition_that_comes_or_goes_meanwhile_spoils_no_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host(tmp_path / "state")
+    for number in (1, 2):
+        host.stored(a_note(number, boot_id="earlier"), records=0)
+    read_note = Store.read_note
+
+    def read(store: Store, number: int) -> ContainerNote:
+        note = read_note(store, number)
+        if number == 1:
+            store.discard(number)
+        return note
+
+    monkeypatch.setattr(Store, "read_note", read)
+    assert [one.note.registration for one in host.retention(keep_days=1).plan().gone] == [2]
 
 
 def test_what_is_removed_is_not_looked_for_later(tmp_path: Path) -> None:

@@ -1,5 +1,4 @@
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -140,16 +139,14 @@ def test_a_file_of_another_line_is_an_error(tmp_path: Path) -> None:
         kept.read(b"2" * 32)
 
 
-def test_lines_are_forgotten_by_age_but_those_that_are_kept(tmp_path: Path) -> None:
+def test_lines_by_age(tmp_path: Path) -> None:
     kept = Lines(tmp_path / "lines")
-    assert kept.forget_before("2030-01-01", frozenset()) == 0
+    assert kept.begun_before("2030-01-01") == []
     for number, time in enumerate(("2020-01-01", "2020-01-01", "2026-01-01")):
         kept.write(a_state(bytes([number]) * 32, time=time))
     (tmp_path / "lines" / "other").write_text("")
-    assert kept.forget_before("2025-01-01", frozenset([bytes(32)])) == 1
-    names = {path.name[:2] for path in (tmp_path / "lines").iterdir()}
-    assert names == {"00", "02", "ot"}
-    assert json.loads((tmp_path / "lines" / f"{'00' * 32}.json").read_text())["run"] == 3
+    (tmp_path / "lines" / f"{'09' * 32}.json").write_text("damaged")
+    assert sorted(kept.begun_before("2025-01-01")) == [bytes(32), b"\1" * 32]
 
 
 def test_lines_have_a_bound_whatever_their_age(tmp_path: Path) -> None:
