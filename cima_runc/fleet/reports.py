@@ -26,7 +26,7 @@ from cima_runc.fleet.sessions import Sessions
 from cima_runc.fleet.settings import Settings
 from cima_runc.ml.contents import Measured
 from cima_runc.verifier.errors import ClockError, VerificationError
-from cima_runc.verifier.report.check import Proved, ReportPolicy, check_report, is_of_host
+from cima_runc.verifier.report.check import Proved, ReportPolicy, go_on, is_of_host, of_host
 from cima_runc.verifier.report.resync import NeedsResync
 
 _HOST, _CONTAINER = table_of(Host), table_of(Container)
@@ -108,8 +108,9 @@ class Reports:
             raise NotEnrolledError(
                 "the host is not enrolled", hint="enrol it: cima configure fleet"
             ) from None
+        its_own = of_host(report, host["ak_public"], nonce, self._policy)
         known, rows = hosts.known(connection, host, report)
-        found = check_report(report, known, nonce, self._policy)
+        found = go_on(its_own, known, self._policy)
         if isinstance(found, NeedsResync):
             confirmed = self._all_of_boot(connection, host, report)
             invitation = self.invitation(ak_name, proved=True, connection=connection)

@@ -65,6 +65,17 @@ class ReportEvent:
 
 
 @dataclass(frozen=True)
+class OfHost:
+    """A report that its host's TPM vouches for; what it says and goes on from is not looked at."""
+
+    report: Report
+    nonce: IssuedNonce
+    values: dict[int, bytes]
+    """Of the quoted PCRs."""
+    counters: Counters
+
+
+@dataclass(frozen=True)
 class Wanted:
     """Which of the host's registers a report must be compared with."""
 
@@ -129,9 +140,28 @@ def check_report(
         VerificationError: it is refused; the class names the reason.
     """
     policy = policy or ReportPolicy()
-    body = _signed(report, known)
+    return go_on(of_host(report, known.ak, nonce, policy), known, policy)
+
+
+def of_host(report: Report, ak: bytes, nonce: IssuedNonce, policy: ReportPolicy) -> OfHost:
+    """Check that a report is that of the host with this attestation key (TPMT_PUBLIC), for ``nonce``.
+
+    Before anything is looked up for it: whoever has a nonce can send what costs much to compare.
+
+    Raises:
+        VerificationError: it is refused; the class names the reason.
+    """
+    body = _signed(report, ak)
     values = _quoted(report, body, nonce, policy)
-    counters = _counters(body, known)
+    clock = body.clock
+    counters = Counters(clock.reset_count, clock.restart_count, clock.clock)
+    return OfHost(report, nonce, values, counters)
+
+
+def go_on(found: OfHost, known: Known, policy: ReportPolicy) -> Proved | NeedsResync:
+    """Check what a report of the host says, against what is kept of it; as :func:`check_report`."""
+    report, values, counters = found.report, found.values, found.counters
+    _check_counters(counters, known.counters)
     new_boot = _boot(report.payload, counters, known)
     payload = report.payload
     # Of the boot before, records may still come; its table, status and log are gone.
@@ -150,6 +180,7 @@ def check_report(
         return partitions
     host_log, entries = _host_log(report, known_log, values, policy)
     _boot_log(report, values, policy)
+    changed = {change.register.registration: change.register for change in partitions.changes}
     events += [
         ReportEvent(
             "let-go",
@@ -157,7 +188,7 @@ def check_report(
             one.registration,
         )
         for one in partitions.gone
-        if _is_early(one, partitions.changes)
+        if _is_early(changed.get(one.registration, one))
     ]
     return Proved(
         counters=counters,
@@ -173,14 +204,14 @@ def check_report(
         registers=partitions.changes,
         gone=partitions.gone,
         events=tuple(events),
-        quoted_at=nonce.made,
+        quoted_at=found.nonce.made,
     )
 
 
 def is_of_host(report: Report, ak: bytes, nonce: IssuedNonce) -> bool:
     """Whether the host with this key (TPMT_PUBLIC) has signed this report, whatever it says."""
     try:
-        body = _signed(report, Known(ak=ak))
+        body = _signed(report, ak)
     except VerificationError:
         return False
     payload = report.payload
@@ -201,9 +232,9 @@ def _public(data: bytes) -> PublicArea:
     return parse_public(data)
 
 
-def _signed(report: Report, known: Known) -> QuoteBody:
-    public = _public(known.ak)
-    if report.payload.ak != public.name or report.proof.ak.public != known.ak:
+def _signed(report: Report, ak: bytes) -> QuoteBody:
+    public = _public(ak)
+    if report.payload.ak != public.name or report.proof.ak.public != ak:
         raise refused.AkNameError(
             "the report is of another attestation key than the one enrolled",
             expected=public.name.hex(),
@@ -260,12 +291,10 @@ def _quoted(
     return values
 
 
-def _counters(body: QuoteBody, known: Known) -> Counters:
-    clock = body.clock
-    found = Counters(clock.reset_count, clock.restart_count, clock.clock)
-    last = known.counters
+def _check_counters(found: Counters, last: Counters | None) -> None:
+    """The TPM's counters have gone on."""
     if last is None or found > last:
-        return found
+        return
     if found == last:
         raise refused.OldReportError(
             "the quote is that of the last report",
@@ -381,18 +410,10 @@ def _status(status: Status, known: Status | None) -> list[ReportEvent]:
     return events
 
 
-def _is_early(gone: KnownRegister, changes: Sequence[RegisterChange]) -> bool:
-    """Whether a register was given up before its container's end was proved."""
-    if gone.kind != "container":
+def _is_early(now: KnownRegister) -> bool:
+    """Whether a register that is given up is one whose container's end is not proved."""
+    if now.kind != "container":
         return False
-    now = next(
-        (
-            change.register
-            for change in changes
-            if (change.register.registration == gone.registration)
-        ),
-        gone,
-    )
     return now.state != "stopped" if now.secret is None else not (now.is_whole and now.proved.ended)
 
 

@@ -1,7 +1,7 @@
 """Each register that has changed is one registration's, and its records add up to it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from cima_runc.base.text import printable
@@ -80,13 +80,16 @@ def check_partitions(
             hint=REPORT,
         )
     changes: list[RegisterChange] = []
+    following = _Following(before.registers)
     for one in sorted(payload.containers, key=_leaves_first):
         known = before.registers.get(one.registration)
         _check_same(one, known, payload.boot_id)
         change = _change(one, known, parts.get(one.registration), payload.boot_id)
         if isinstance(change, NeedsResync):
             return change
-        changes.append(_proved(change, one, table, changes, before.registers))
+        proved = _proved(change, one, table, following)
+        following.add(proved.register)
+        changes.append(proved)
     return Partitions(tuple(changes), _gone(payload, before, table, slots))
 
 
@@ -306,8 +309,7 @@ def _proved(
     change: RegisterChange,
     one: Listed,
     table: SparseTable,
-    changes: Sequence[RegisterChange],
-    known: Mapping[int, KnownRegister],
+    following: "_Following",
 ) -> RegisterChange:
     """Where the records are all there, they must add up to what is bound; then they are proved."""
     made = change.register
@@ -325,26 +327,39 @@ def _proved(
                 hint=REPORT,
             )
         return replace(change, register=replace(made, proved=chain, held=None))
-    following = _following(one.registration, changes, known)
-    if following is None:
+    previous = following.says(one.registration)
+    if previous is None:
         return change
-    said = (following.registration, following.boot_id, following.count, following.cpcr)
+    said = (previous.registration, previous.boot_id, previous.count, previous.cpcr)
     if said != (one.registration, made.boot_id, chain.count, chain.cpcr):
         raise errors.RunError(
             "a run is not what the run after it says",
-            expected=f"{following.count} records, register {following.cpcr.hex()}",
+            expected=f"{previous.count} records, register {previous.cpcr.hex()}",
             found=f"{chain.count} records, register {chain.cpcr.hex()}",
             hint=REPORT,
         )
     return replace(change, register=replace(made, proved=chain, held=None))
 
 
-def _following(
-    registration: int, changes: Sequence[RegisterChange], known: Mapping[int, KnownRegister]
-) -> Previous | None:
-    """Return what a proved registration says of this one, as the run before it."""
-    for one in (*(change.register for change in changes), *known.values()):
+class _Following:
+    """What registrations that are proved say of the runs before them: a report may list as many
+    without a slot as there is room for, and each is looked for here."""
+
+    def __init__(self, known: Mapping[int, KnownRegister]) -> None:
+        self._known: dict[int, Previous] = {}
+        self._new: dict[int, Previous] = {}
+        for one in known.values():
+            self._put(self._known, one)
+
+    def add(self, one: KnownRegister) -> None:
+        """Heed a registration of this report, too."""
+        self._put(self._new, one)
+
+    def says(self, registration: int) -> Previous | None:
+        """Return what the run after this one says of it."""
+        return self._new.get(registration) or self._known.get(registration)
+
+    def _put(self, said: dict[int, Previous], one: KnownRegister) -> None:
         previous = one.proved.previous
-        if previous is not None and previous.registration == registration:
-            return previous
-    return None
+        if previous is not None:
+            said.setdefault(previous.registration, previous)

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from cima_runc.evidence.report_nonce import NonceMaker
 from cima_runc.evidence.request import Asker
-from cima_runc.fleet import queries
+from cima_runc.fleet import hosts, queries
 from tests.support.firmware_log import added_up, firmware_log
 from tests.support.fleet_host import BOOT_PCRS, FleetHost
 from tests.support.served_fleet import ServedFleet
@@ -55,6 +55,23 @@ def state(fleet: ServedFleet) -> Any:
     rows = fleet.query(queries.hosts)
     shown = [{key: row[key] for key in row if not key.startswith("refused")} for row in rows]
     return shown, fleet.query(queries.containers, everything=True)
+
+
+def test_nothing_is_looked_up_for_a_stranger(
+    fleet: ServedFleet, host: FleetHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kind: whoever has a nonce, which anybody is given, has the database search for what a report
+    lists, as much as there is room for, before it is known whose report it is."""
+    others = FleetHost().report(bytes(56)).partition(b"\n")[2]
+    body = host.report(
+        fleet.nonce(host), lie_after=lambda proof: proof.update(quote=json.loads(others)["quote"])
+    )
+
+    def looked_up(*_: object) -> None:
+        raise AssertionError("registers are looked up")
+
+    monkeypatch.setattr(hosts, "known", looked_up)
+    assert refused(fleet, host, body) == "SignatureError"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Reports of a simulated host, true and false."""
 
+from collections.abc import ValuesView
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from cima_runc.ml.contents import File
 from cima_runc.verifier import errors
 from cima_runc.verifier.report import errors as refused
 from cima_runc.verifier.report.check import wanted
-from cima_runc.verifier.report.known import Known, KnownTable
+from cima_runc.verifier.report.known import Known, KnownRegister, KnownTable
 from tests.support.fleet_host import FleetHost
 from tests.support.fleet_keeper import Keeper
 from tests.support.fleet_lies import LIES, OWNER, changed_in, tell
@@ -70,6 +71,41 @@ def test_where_nothing_has_changed_nothing_is_read() -> None:
     assert not wanted(parse_report(body)).registrations
     assert isinstance(keeper.take(body), Accepted)
     assert keeper.last is not None and keeper.last.table is None
+
+
+class Counting(dict[int, KnownRegister]):
+    """What is kept, and how often somebody has gone through all of it."""
+
+    walks = 0
+
+    def values(self) -> ValuesView[KnownRegister]:
+        self.walks += 1
+        return super().values()
+
+
+def test_what_is_listed_without_a_slot_is_looked_for_at_once() -> None:
+    """Kind: a host lists as many as there is room for, and each costs a walk along all others."""
+    host, keeper = pair()
+    host.start("one")
+    host.bind()
+    send(host, keeper)
+
+    def list_many(payload: dict[str, Any]) -> None:
+        one = {"slot": None, "kind": "container", "state": "stopped", "count": 0, "boot_id": None}
+        one |= {"line": "11" * 32, "run": 1, "owners": [], "services": None, "secret": "22" * 32}
+        payload["containers"] += [
+            {"registration": number, "id": f"many{number}", **one} for number in range(500)
+        ]
+
+    walks = []
+    for lie in (lambda _: None, list_many):
+        host.start("another")
+        host.bind()
+        kept = Counting(keeper.known.registers)
+        keeper.known = replace(keeper.known, registers=kept)
+        send(host, keeper, lie=lie)
+        walks.append(kept.walks)
+    assert walks[0] == walks[1]
 
 
 def test_records_in_pieces_are_proved_with_the_last_of_them() -> None:
