@@ -7,6 +7,7 @@ them appraised again in the background. Source: fleet, section 5.
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import zstandard
@@ -82,42 +83,73 @@ def add_policy(connection: Connection, actor: str, name: str, text: str) -> str:
     return made
 
 
-def add_reference(connection: Connection, actor: str, name: str, raw: bytes) -> str:
+@dataclass(frozen=True)
+class NewReference:
+    """A file of reference values, as it is written down."""
+
+    kind: str
+    image: str | None
+    """Digest of the image's configuration."""
+    sha256: str
+    content: bytes
+    """zstd."""
+    layers: tuple[str, ...]
+    """The keys that containers of the image may have."""
+
+
+def new_reference(raw: bytes) -> NewReference:
+    """Read a file of reference values. In no transaction: it may have 100 MB.
+
+    Raises:
+        ReferenceFileError: it is none.
+    """
+    found = parse_reference(raw)
+    image = found if isinstance(found, ImageReference) else None
+    return NewReference(
+        kind=found.kind,
+        image=image.image_id if image is not None else None,
+        sha256=hashlib.sha256(raw).hexdigest(),
+        content=zstandard.ZstdCompressor(level=9).compress(raw),
+        layers=tuple(sorted(keys_of(image))) if image is not None else (),
+    )
+
+
+def add_reference(
+    connection: Connection, actor: str, name: str, given: NewReference | bytes
+) -> str:
     """Make the next version of reference values; earlier ones are not used any more.
 
     Raises:
         ChangeError, ReferenceFileError: the name or the file is not one.
     """
     _check_name(name)
-    found = parse_reference(raw)
+    new = new_reference(given) if isinstance(given, bytes) else given
     table = table_of(Reference)
     version, now = _next_version(connection, table, name), clock.now()
-    digest = hashlib.sha256(raw).hexdigest()
     connection.execute(
         update(table).where(table.c.name == name, table.c.retired.is_(None)).values(retired=now)
     )
-    image = found if isinstance(found, ImageReference) else None
     made = connection.execute(
         insert(table).values(
             uid=new_uid(),
             name=name,
             version=version,
-            kind=found.kind,
-            image=image.image_id if image is not None else None,
-            sha256=digest,
-            content=zstandard.ZstdCompressor(level=9).compress(raw),
+            kind=new.kind,
+            image=new.image,
+            sha256=new.sha256,
+            content=new.content,
             created=now,
             created_by=actor,
         )
     ).inserted_primary_key
     assert made is not None
-    if image is not None:
+    if new.layers:
         connection.execute(
             insert(table_of(ReferenceLayer)),
-            [{"reference": made[0], "key": key} for key in sorted(keys_of(image))],
+            [{"reference": made[0], "key": key} for key in new.layers],
         )
     named = f"{name}@{version}"
-    audit.note(connection, actor, "reference.add", named, {"sha256": digest, "kind": found.kind})
+    audit.note(connection, actor, "reference.add", named, {"sha256": new.sha256, "kind": new.kind})
     work.later(connection, work.REAPPRAISE, "all")
     return named
 

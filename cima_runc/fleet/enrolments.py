@@ -7,6 +7,7 @@ host is labelled is said by the token or the approval, never by the host. Source
 
 import hmac
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, text, update
@@ -44,21 +45,30 @@ class NoSuchEnrolmentError(CimaError):
     """There is no such enrolment, or it is over."""
 
 
-def hardware_of(tpm: EnrolmentRequest, manufacturers: bytes | None) -> tuple[str, str]:
-    """Return what vouches for a TPM, and else why nothing does; one of them is empty."""
+@dataclass(frozen=True)
+class Hardware:
+    """What vouches for a TPM, and else why nothing does; one of them is empty."""
+
+    by: str = ""
+    reason: str = ""
+
+
+def hardware_of(tpm: EnrolmentRequest, manufacturers: bytes | None) -> Hardware:
+    """Return what vouches for a TPM. In no transaction: whoever asks to join decides how many
+    signatures are checked, and others would wait."""
     if manufacturers is None:
-        return "", "the service has no certificates of TPM manufacturers"
+        return Hardware(reason="the service has no certificates of TPM manufacturers")
     try:
         found = vouched(tpm, manufacturers)
     except (EnrolmentError, EkCertificateError, CredentialError) as error:
-        return "", printable(error.what)
-    return printable(f"{found.manufacturer} {found.model} {found.version}".strip()) or "vouched", ""
+        return Hardware(reason=printable(error.what))
+    named = printable(f"{found.manufacturer} {found.model} {found.version}".strip())
+    return Hardware(by=named or "vouched")
 
 
-def begin(
-    connection: Connection, asked: HostEnrolment, manufacturers: bytes | None
-) -> EnrolmentChallenge:
-    """Take a host's request to join, and return a credential for its TPM.
+def begin(connection: Connection, asked: HostEnrolment, hardware: Hardware) -> EnrolmentChallenge:
+    """Take a host's request to join, and return a credential for its TPM; ``hardware`` is what
+    vouches for that.
 
     Raises:
         TokenRefusedError: the token is not good.
@@ -78,7 +88,6 @@ def begin(
             "too many hosts wait for approval",
             hint="use a join token: cima fleet join-tokens; or refuse those that are not yours",
         )
-    hardware, reason = hardware_of(asked.tpm, manufacturers)
     uid = new_uid() + access.new_secret().removeprefix(access.PREFIX)[:24]
     connection.execute(
         insert(_ENROLMENT).values(
@@ -87,12 +96,12 @@ def begin(
             ak_public=asked.tpm.ak_public,
             tpm=asked.tpm.model_dump_json(exclude_none=True).encode("ascii"),
             ek_digest=ek_key_digest(asked.tpm.ek_public).hex(),
-            hardware=hardware,
+            hardware=hardware.by,
             name=printable(asked.name),
             secret=pending.secret,
             state="challenged",
             token=token["id"] if token is not None else None,
-            reason=reason,
+            reason=hardware.reason,
             created=now,
             expires=now + _ANSWER_WITHIN,
         )

@@ -175,26 +175,30 @@ def routes(service: Service, frequent: Frequent) -> APIRouter:
         """Take a host's answer to a tenant's request."""
         if not frequent.session_is_good(authorization, ak):
             raise NotEnrolledError("the session is not this host's, or has ended")
-        if not rates.answers.allows(ak, time.monotonic()):
+        now = time.monotonic()
+        if not rates.answered.has_room(ak, now) or not rates.answers.allows(ak, now):
             raise LimitedError("too many answers", hint="answer again in a minute")
         body = await request.body()
         status = 200 if (content_type or "").startswith(_JSON) else 502
 
-        def keep() -> bool:
+        def keep() -> int | None:
             with service.database.read() as connection:
                 if not passed_on.is_wanted(connection, ak, name):
-                    return False
+                    return None
             raw = decompressed(body, content_encoding, limits.EVIDENCE)
             with service.database.write() as connection:
-                return passed_on.answer(connection, ak, name, status, raw)
+                return len(raw) if passed_on.answer(connection, ak, name, status, raw) else None
 
-        if not await service.run_for_host(keep):
+        size = await service.run_for_host(keep)
+        if size is None:
             raise passed_on.NotHereError("nobody waits for this answer any more")
+        rates.answered.spend(ak, now, size / limits.MIB)
         return Response(status_code=204)
 
     def begin(asked: HostEnrolment) -> EnrolmentChallenge:
+        hardware = enrolments.hardware_of(asked.tpm, service.manufacturers)
         with service.database.write() as connection:
-            return enrolments.begin(connection, asked, service.manufacturers)
+            return enrolments.begin(connection, asked, hardware)
 
     def opened(name: str, given: EnrolmentAnswer) -> EnrolmentState:
         with service.database.write() as connection:

@@ -96,7 +96,7 @@ def ask(connection: Connection, host: int, kind: str, body: bytes, source: str) 
         BusyError: too many wait already.
     """
     now = clock.now()
-    connection.execute(delete(_REQUEST).where(_REQUEST.c.expires < now - WAIT))
+    forget(connection, now)
     waiting = connection.execute(
         select(func.count(), func.count().filter(_REQUEST.c.source == source)).where(
             _REQUEST.c.host == host, _REQUEST.c.answered.is_(None), _REQUEST.c.expires > now
@@ -117,6 +117,11 @@ def ask(connection: Connection, host: int, kind: str, body: bytes, source: str) 
         )
     )
     return uid
+
+
+def forget(connection: Connection, now: int) -> None:
+    """Remove requests that nobody waits for any more, and their answers."""
+    connection.execute(delete(_REQUEST).where(_REQUEST.c.expires < now - WAIT))
 
 
 def take(

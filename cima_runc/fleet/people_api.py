@@ -429,9 +429,9 @@ def routes(service: Service) -> APIRouter:
     async def add_reference(name: Name, request: Request, person: Anybody) -> dict[str, Any]:
         """Make the next version of reference values: the body is a file of `cima reference`."""
         person.must_be(operator)
-        raw = await request.body()
+        read = await service.run(changes.new_reference, await request.body())
         made = await change(
-            person, operator, lambda c: changes.add_reference(c, person.name, name, raw)
+            person, operator, lambda c: changes.add_reference(c, person.name, name, read)
         )
         return {"reference": made}
 

@@ -48,6 +48,8 @@ class Rates:
     """By attestation key: nonces with a session."""
     answers: RateLimit
     """By attestation key: answers to tenants."""
+    answered: RateLimit
+    """By attestation key: MiB of them."""
     enrolments: RateLimit
     tenants: RateLimit
     tokens: RateLimit
@@ -120,6 +122,7 @@ class Service:
             nonces=RateLimit(each * 10),
             polls=RateLimit(each * 2),
             answers=RateLimit(each * 10),
+            answered=RateLimit(settings.answer_mib_per_minute),
             enrolments=RateLimit(settings.enrolments_per_minute),
             tenants=RateLimit(settings.tenants_per_minute),
             tokens=RateLimit(settings.tokens_per_minute),

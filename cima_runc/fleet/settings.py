@@ -88,6 +88,9 @@ class Settings(BaseModel):
     """Reports of one host."""
     report_mib_per_minute: Annotated[int, Field(ge=1)] = 64
     """MiB of one host's reports, as they are without compression; what more it has comes later."""
+    answer_mib_per_minute: Annotated[int, Field(ge=1)] = 256
+    """MiB of one host's answers to tenants, as they are without compression: each is kept until it
+    is fetched, for some minutes at most."""
     enrolments_per_minute: Annotated[int, Field(ge=1)] = 20
     """Attempts to enrol, from one address."""
     tenants_per_minute: Annotated[int, Field(ge=1)] = 60

@@ -63,6 +63,11 @@ _FIRST_WAIT, _LONGEST_WAIT = 1_000, 3_600_000
 _ATTEMPTS = 48
 """About a day and a half; after that a person has to look."""
 _URL = 2_048
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+"""All that is given out of IPv6 (RFC 4291, 2.4): beside it are addresses of sites, of NAT64, and of
+IPv4 in other dress, some of which Python calls global."""
+_OF_AZURE = ipaddress.ip_address("168.63.129.16")
+"""A machine's own host, under a public address (Azure's WireServer)."""
 
 
 class WebhookError(CimaError):
@@ -397,5 +402,6 @@ def _is_public(address: str) -> bool:
     mapped = getattr(value, "ipv4_mapped", None) or getattr(value, "sixtofour", None)
     if mapped is not None:
         value = mapped
-    in_nat64 = value.version == 6 and value in ipaddress.ip_network("64:ff9b::/96")
-    return value.is_global and not value.is_multicast and not in_nat64
+    if value.version == 6 and value not in _GLOBAL_UNICAST:
+        return False
+    return value.is_global and not value.is_multicast and value != _OF_AZURE

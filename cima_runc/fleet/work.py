@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, delete, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from cima_runc.fleet import clock, enrolments, events, hosts, issuer, verdicts, webhooks
+from cima_runc.fleet import clock, enrolments, events, hosts, issuer, passed_on, verdicts, webhooks
 from cima_runc.fleet.database import Database, DatabaseError, update_all
 from cima_runc.fleet.events import Told
 from cima_runc.fleet.judge import Judge
@@ -20,7 +20,6 @@ from cima_runc.fleet.schema import (
     Container,
     Delivery,
     Event,
-    EvidenceRequest,
     Host,
     Job,
     table_of,
@@ -225,9 +224,9 @@ class Worker:
         whether there may be more."""
         now = clock.now()
         before = now - self._settings.keep_days * _DAY
-        delivery, event, request = table_of(Delivery), table_of(Event), table_of(EvidenceRequest)
+        delivery, event = table_of(Delivery), table_of(Event)
         with self._database.write() as connection:
-            connection.execute(delete(request).where(request.c.expires < now - _DAY))
+            passed_on.forget(connection, now)
             enrolments.forget(connection, now - _DAY)
             issuer.forget(connection, now)
             found = connection.execute(

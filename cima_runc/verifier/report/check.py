@@ -144,7 +144,7 @@ def check_report(
 
 
 def of_host(report: Report, ak: bytes, nonce: IssuedNonce, policy: ReportPolicy) -> OfHost:
-    """Check that a report is that of the host with this attestation key (TPMT_PUBLIC), for ``nonce``.
+    """Check that a report is the host's with this attestation key (TPMT_PUBLIC), for ``nonce``.
 
     Before anything is looked up for it: whoever has a nonce can send what costs much to compare.
 

@@ -29,7 +29,7 @@ def join(
     tpm = EnrolmentRequest(ak_public=ak or FleetHost().tpm.ak_public, ek_public=ek)
     with fleet.service.database.write() as connection:
         asked = HostEnrolment(name="host", token=token, tpm=tpm)
-        begun = enrolments.begin(connection, asked, None)
+        begun = enrolments.begin(connection, asked, enrolments.Hardware())
         table = table_of(Enrolment)
         secret = connection.execute(
             select(table.c.secret).where(table.c.uid == begun.id)

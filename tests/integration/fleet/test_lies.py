@@ -10,11 +10,12 @@ from typing import Any
 import httpx
 import pytest
 import zstandard
+from sqlalchemy import func, select
 from starlette.testclient import TestClient
 
 from cima_runc.evidence.report_nonce import NonceMaker
-from cima_runc.evidence.request import Asker
-from cima_runc.fleet import hosts, queries
+from cima_runc.evidence.request import Asker, Request
+from cima_runc.fleet import clock, hosts, passed_on, queries, schema
 from tests.support.firmware_log import added_up, firmware_log
 from tests.support.fleet_host import BOOT_PCRS, FleetHost
 from tests.support.served_fleet import ServedFleet
@@ -365,6 +366,36 @@ def test_a_host_that_fills_the_database_is_made_to_wait(
     fleet.sync(other)
     fleet.service.rates.volume._buckets.clear()
     fleet.sync(host)
+
+
+def test_a_host_that_fills_the_database_with_answers_is_made_to_wait(
+    fleet: ServedFleet, host: FleetHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kind: what a host sends has an end by one way, and none by another. Whom it asks for it is
+    its own business; what nobody fetches does not stay."""
+    fleet.sync(host)
+    fleet.service.rates.answered._per_minute = 1
+    asked = Request(boot_log=False, container="web", host="none", nonce=bytes(16), since=None)
+
+    def answer() -> int:
+        with fleet.service.database.write() as connection:
+            number = passed_on.host_named(connection, host.tpm.ak_name.hex())
+            name = passed_on.ask(connection, number, "evidence", asked.to_json(), "one")
+        route = f"/v1/hosts/{host.tpm.ak_name.hex()}/answers/{name}"
+        headers = {"Authorization": f"Bearer {host.session}", "Content-Encoding": "zstd"}
+        body = zstandard.ZstdCompressor().compress(bytes(2 << 20))
+        return fleet.client.post(route, content=body, headers=headers).status_code
+
+    assert [answer(), answer()] == [204, 429]
+    fleet.sync(host)
+    later = clock.now() + 3 * passed_on.WAIT
+    monkeypatch.setattr(clock, "now", lambda: later)
+    fleet.service.worker.retention()
+    with fleet.service.database.read() as connection:
+        kept = connection.execute(
+            select(func.count()).select_from(schema.table_of(schema.EvidenceRequest))
+        )
+        assert kept.scalar() == 0
 
 
 def test_who_guesses_tokens_locks_out_nobody_behind_the_same_address(fleet: ServedFleet) -> None:

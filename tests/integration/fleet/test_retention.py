@@ -84,8 +84,9 @@ def test_events_go_in_parts_and_all_of_them(fleet: ServedFleet, number: int) -> 
 def ask_to_join(fleet: ServedFleet, token: str | None = None) -> None:
     ek = endorsement_key(new_point(), ATTRIBUTES, bytes(32))
     tpm = EnrolmentRequest(ak_public=FleetHost().tpm.ak_public, ek_public=ek)
+    asked = HostEnrolment(name="host", token=token, tpm=tpm)
     with fleet.service.database.write() as connection:
-        enrolments.begin(connection, HostEnrolment(name="host", token=token, tpm=tpm), None)
+        enrolments.begin(connection, asked, enrolments.Hardware())
 
 
 def test_who_asks_to_join_is_forgotten_when_it_is_over(fleet: ServedFleet) -> None:
