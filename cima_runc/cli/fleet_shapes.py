@@ -75,6 +75,8 @@ class Host(Shape):
     log: dict[str, Any] | None = None
     """The kernel's log, as far as it was proved."""
     pcrs: dict[str, Any] | None = None
+    stored: int | None = None
+    """Bytes of its containers' records that the service keeps."""
     refused: str | None = None
     """Why its last report was refused; None: it was not."""
     refused_at: str | None = None

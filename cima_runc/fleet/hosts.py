@@ -1,5 +1,6 @@
 """What is kept of hosts: read as the verification of a report wants it, written as it left it."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +10,7 @@ from sqlalchemy import (
     ScalarSelect,
     and_,
     delete,
+    func,
     insert,
     not_,
     or_,
@@ -45,6 +47,7 @@ from cima_runc.fleet.schema import (
 )
 from cima_runc.fleet.values import measured_layers
 from cima_runc.ml.contents import Config, Exit, File, Previous, Register, RegisterV1, Rootfs
+from cima_runc.verifier.errors import Verdict, VerificationError
 from cima_runc.verifier.report.check import Proved, Wanted, wanted
 from cima_runc.verifier.report.errors import BootIdError
 from cima_runc.verifier.report.known import (
@@ -67,6 +70,17 @@ CRI = (
 )
 """Annotations by which containerd's CRI plugin and CRI-O name a pod's namespace and name."""
 _BATCH = 500
+
+
+_EACH = 1_024
+"""Bytes that a container counts for itself: its rows stay when its records have gone."""
+
+
+class QuotaError(VerificationError):
+    """The host has sent more than is kept of one: its operator decides, and until then it is
+    STALE."""
+
+    verdict = Verdict.UNKNOWN
 
 
 class UnknownHostError(Exception):
@@ -373,22 +387,30 @@ def keep_containers(
     host: int,
     changes: Sequence[RegisterChange],
     known: Mapping[int, Mapping[str, Any]],
+    *,
     now: int,
+    room: int | None,
 ) -> list[Changed]:
     """Write what a report says of registrations: their rows, and their records, proved or held.
 
     ``changes`` have earlier runs first, so that their rows come first; ``known`` are the rows that
-    they have, as they were before the report.
+    they have, as they were before the report. ``room`` is how many bytes may be kept of the host;
+    None: there is no end.
+
+    Raises:
+        QuotaError: it would be more than that.
     """
     new = [one for one in changes if one.register.registration not in known]
     numbers = _insert_containers(connection, host, new, now)
     numbers |= {registration: row["id"] for registration, row in known.items()}
     kept, values, records, held = [], [], [], []
+    grown = len(new) * _EACH
     for change in changes:
         one = change.register
         number, before = numbers[one.registration], known.get(one.registration)
         confirmed = before["confirmed"] if before is not None else 0
-        proved, waiting = _sort_records(connection, number, change, before)
+        proved, waiting, gone = _sort_records(connection, number, change, before)
+        grown += sum(len(record.line) for record in (*proved, *waiting)) - gone
         matters = before is None
         if before is not None:
             row = _row(one)
@@ -403,6 +425,7 @@ def keep_containers(
         ]
         kept.append(Changed(number, proved, confirmed, matters or bool(proved)))
     update_all(connection, _CONTAINER, values)
+    _grow(connection, host, grown, room)
     for table, rows in ((_RECORD, records), (_HELD, held)):
         if rows:
             connection.execute(insert(table), rows)
@@ -416,6 +439,25 @@ def keep_containers(
     ]
     _keep_lines(connection, host, numbers, begun)
     return kept
+
+
+def _grow(connection: Connection, host: int, by: int, room: int | None) -> None:
+    """Note that more is kept of a host, or less; see that there is room for it."""
+    if not by:
+        return
+    stored = connection.execute(
+        update(_HOST)
+        .where(_HOST.c.id == host)
+        .values(stored=_HOST.c.stored + by)
+        .returning(_HOST.c.stored)
+    ).scalar_one()
+    if by > 0 and room is not None and stored > room:
+        raise QuotaError(
+            "the service keeps no more of this host",
+            expected=f"{room} bytes",
+            found=f"{stored} bytes",
+            hint="host_gib in the service's settings, or remove the host",
+        )
 
 
 def _insert_containers(
@@ -502,9 +544,10 @@ def _sort_records(
     number: int,
     change: RegisterChange,
     before: Mapping[str, Any] | None,
-) -> tuple[tuple[CheckedRecord, ...], list[CheckedRecord]]:
-    """Return the records that are newly proved, and those that wait."""
-    one = change.register
+) -> tuple[tuple[CheckedRecord, ...], list[CheckedRecord], int]:
+    """Return the records that are newly proved, those that wait, and how many bytes of those that
+    waited are gone."""
+    one, gone = change.register, 0
     confirmed = before["confirmed"] if before is not None else 0
     new = {record.recnum: record for record in change.records}
     if before is not None and before["held"]:
@@ -516,12 +559,17 @@ def _sort_records(
         ).all()
         if one.proved.count > confirmed:
             new |= {row.number: _checked(row.number, row.content) for row in rows}
-        stale = or_(_HELD.c.number >= change.since, _HELD.c.number < one.proved.count)
-        connection.execute(delete(_HELD).where(_HELD.c.container == number, stale))
+        stale = and_(
+            _HELD.c.container == number,
+            or_(_HELD.c.number >= change.since, _HELD.c.number < one.proved.count),
+        )
+        size = select(func.coalesce(func.sum(func.length(_HELD.c.content)), 0)).where(stale)
+        gone = int(connection.execute(size).scalar_one())
+        connection.execute(delete(_HELD).where(stale))
     waiting = [
         record for record in change.records if record.recnum >= max(one.proved.count, change.since)
     ]
-    return _proved([new[at] for at in sorted(new)], confirmed, one), waiting
+    return _proved([new[at] for at in sorted(new)], confirmed, one), waiting, gone
 
 
 def _proved(
@@ -677,6 +725,22 @@ def tenants_containers(
     ]
 
 
+def _shrink(connection: Connection, containers: Sequence[int]) -> None:
+    """Note that the records of containers are kept no more."""
+    freed: Counter[int] = Counter()
+    for table in (_RECORD, _HELD):
+        rows = connection.execute(
+            select(_CONTAINER.c.host, func.sum(func.length(table.c.content)))
+            .join(table, table.c.container == _CONTAINER.c.id)
+            .where(_CONTAINER.c.id.in_(containers))
+            .group_by(_CONTAINER.c.host)
+        )
+        for host, size in rows:
+            freed[host] += int(size)
+    for host, size in sorted(freed.items()):
+        _grow(connection, host, -size, None)
+
+
 def forget_containers(connection: Connection, before: int) -> bool:
     """Remove the records and findings of containers that ended, or whose boot did, before a time;
     that they were there, and the verdicts that they had, stays. Returns whether there may be more.
@@ -700,6 +764,7 @@ def forget_containers(connection: Connection, before: int) -> bool:
         .limit(_BATCH)
     )
     old = list(found.scalars())
+    _shrink(connection, old)
     for table in (_RECORD, _HELD, table_of(Finding), table_of(Appraisal)):
         connection.execute(delete(table).where(table.c.container.in_(old)))
     connection.execute(

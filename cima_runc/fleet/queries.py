@@ -199,6 +199,7 @@ def _host(row: Mapping[str, Any], now: int, *, whole: bool) -> Row:
         "status": status or None,
         "log": {"lines": row["log_lines"], **_log_shown(row["log"] or {})},
         "pcrs": row["pcrs"],
+        "stored": row["stored"],
         "refused": row["refused"] or None,
         "refused_at": when(row["refused_at"]) if row["refused"] else None,
     }

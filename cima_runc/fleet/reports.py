@@ -63,6 +63,8 @@ class Reports:
         self._judge = judge
         self._nonces = nonces
         self._sessions = sessions
+        gib = settings.host_gib
+        self._room = round(gib * 1024 * limits.MIB) if gib is not None else None
         self._policy = ReportPolicy(
             pcr=settings.binding_pcr,
             host_pcr=settings.host_pcr,
@@ -157,7 +159,9 @@ class Reports:
         vanished = hosts.let_go(connection, host["id"], found.gone, early)
         # An earlier run first: the one after it is judged by it.
         changes = sorted(found.registers, key=lambda one: one.register.run or 0)
-        changed = hosts.keep_containers(connection, host["id"], changes, rows, now)
+        changed = hosts.keep_containers(
+            connection, host["id"], changes, rows, now=now, room=self._room
+        )
         self._tell(connection, host, found, vanished, now)
         news = {
             one.id: News(tuple(Measured(r.recnum, r.content) for r in one.records), one.since)

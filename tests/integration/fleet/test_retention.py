@@ -8,7 +8,8 @@ from sqlalchemy import func, insert, select, text
 from cima_runc.base import limits
 from cima_runc.evidence.enrolment import EnrolmentRequest
 from cima_runc.evidence.host_enrolment import HostEnrolment
-from cima_runc.fleet import changes, clock, enrolments
+from cima_runc.evidence.report_answer import Refused
+from cima_runc.fleet import changes, clock, enrolments, migrate
 from cima_runc.fleet.schema import Delivery, Enrolment, Event, Record, new_uid, table_of
 from tests.support.endorsement_key import ATTRIBUTES, endorsement_key, new_point
 from tests.support.fleet_host import FleetHost
@@ -58,6 +59,70 @@ def test_what_ran_when_its_host_rebooted_goes_when_its_boot_does(fleet: ServedFl
     assert (after["verdict"], after["why"]) == ("STALE", before["why"])
     assert fleet.container("other")["proved"] == 2
     fleet.sync(host)
+
+
+def kept_of(fleet: ServedFleet, host: FleetHost) -> tuple[int, int]:
+    """Return how much the service says that it keeps of a host, and how much that is."""
+    name = host.tpm.ak_name.hex()
+    of_host = f"container.host = (SELECT id FROM host WHERE ak_name = '{name}')"
+    with fleet.service.database.read() as connection:
+        rows = connection.execute(text(f"SELECT count(*) FROM container WHERE {of_host}"))
+        size = 1_024 * rows.scalar_one()
+        for table in ("record", "held"):
+            found = connection.execute(
+                text(
+                    f"SELECT coalesce(sum(length(content)), 0) FROM {table} "
+                    f"JOIN container ON container.id = {table}.container WHERE {of_host}"
+                )
+            )
+            size += int(found.scalar_one())
+    return fleet.get(f"/v1/hosts/{name}")["stored"], size
+
+
+def test_what_is_kept_of_a_host_has_an_end_where_one_is_set(fleet: ServedFleet) -> None:
+    """Kind: a host that is within every rate fills the database in the end."""
+    fleet.service.worker.stop()
+    host, other = FleetHost(), FleetHost()
+    for one in (host, other):
+        fleet.enrol(one)
+        one.piece = 3
+    old = host.start("old")
+    for at in range(10):
+        host.run(old, b"/bin/%d" % at)
+    host.bind()
+    while host.changed or fleet.container("old")["proved"] < 12:
+        fleet.report(host)
+        stored, size = kept_of(fleet, host)
+        assert stored == size > 1_024
+    fleet.service.reports._room = stored + 2_000
+    large = host.start("large")
+    for at in range(20):
+        host.run(large, b"/bin/%d" % at + b"x" * 200)
+    host.bind()
+    answers = [fleet.report(host) for _ in range(8)]
+    assert isinstance(answers[-1], Refused) and answers[-1].error == "QuotaError"
+    assert "host_gib" in answers[-1].hint
+    stored, size = kept_of(fleet, host)
+    assert stored == size <= fleet.service.reports._room
+    assert fleet.get(f"/v1/hosts/{host.tpm.ak_name.hex()}")["refused"] == "QuotaError"
+    other.start("web")
+    fleet.sync(other)
+    # What goes with its time makes room.
+    do(
+        fleet,
+        "UPDATE container SET last_change = 0, has_ended = true, slot = NULL WHERE name = 'old'",
+    )
+    clean_up(fleet)
+    after, size = kept_of(fleet, host)
+    assert after == size < stored
+    fleet.service.reports._room = None
+    fleet.sync(host)
+    counted = kept_of(fleet, host)
+    assert counted[0] == counted[1]
+    do(fleet, "ALTER TABLE host DROP COLUMN stored")
+    do(fleet, "UPDATE alembic_version SET version_num = '0006'")
+    assert migrate.migrate(fleet.service.database)
+    assert kept_of(fleet, host) == counted
 
 
 @pytest.mark.parametrize("number", [3, 1_200])
