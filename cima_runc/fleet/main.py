@@ -6,10 +6,11 @@ import os
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 import uvicorn
@@ -22,7 +23,7 @@ from cima_runc.fleet import changes, issuer, migrate, setup
 from cima_runc.fleet import check as checks
 from cima_runc.fleet.app import application
 from cima_runc.fleet.connections import Http, take_descriptors
-from cima_runc.fleet.database import Database, DatabaseError
+from cima_runc.fleet.database import Database
 from cima_runc.fleet.service import Service
 from cima_runc.fleet.settings import FILE, Settings, read_settings
 
@@ -96,6 +97,8 @@ def serve(
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     _greet(settings, certificate)
     server.run(sockets=[listening])
+    if not server.started:
+        raise setup.SetupError("the service did not begin", hint="its log says why")
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -126,6 +129,7 @@ def _greet(settings: Settings, certificate: Path) -> None:
 @app.command(name="join-token")
 def join_token(
     config: _Config = None,
+    *,
     state_dir: Annotated[Path | None, typer.Option(help="In place of the settings'.")] = None,
     label: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE that the host is labelled with.")
@@ -134,6 +138,7 @@ def join_token(
     without_ek_certificate: Annotated[
         bool, typer.Option(help="Take a TPM that no manufacturer vouches for.")
     ] = False,
+    as_json: _Json = False,
 ) -> None:
     """Make a token that lets one host join, and print it."""
     settings = _settings(config, state_dir)
@@ -146,7 +151,7 @@ def join_token(
     setup.prepare(settings)
     database = Database(settings.database_url)
     with database.write() as connection:
-        _, secret = changes.make_join_token(
+        uid, secret = changes.make_join_token(
             connection,
             f"local user {os.getuid()}",
             labels=labels,
@@ -154,13 +159,18 @@ def join_token(
             without_ek_certificate=without_ek_certificate,
         )
     database.close()
-    typer.echo(secret)
+    _say({"uid": uid, "token": secret}, secret, as_json=as_json)
+
+
+def _say(data: dict[str, Any], text: str, *, as_json: bool) -> None:
+    typer.echo(json.dumps(data, indent=2) if as_json else text)
 
 
 @app.command(name="migrate")
 def migrate_command(
     config: _Config = None,
     state_dir: Annotated[Path | None, typer.Option(help="In place of the settings'.")] = None,
+    as_json: _Json = False,
 ) -> None:
     """Bring the database's tables to the form that this version wants."""
     settings = _settings(config, state_dir)
@@ -173,7 +183,8 @@ def migrate_command(
     finally:
         database.close()
     form = migrate.wanted()
-    typer.echo(f"the tables are of the form {form} now" if done else f"they are: {form}")
+    text = f"the tables are of the form {form} now" if done else f"they are: {form}"
+    _say({"form": form, "migrated": done}, text, as_json=as_json)
 
 
 @contextmanager
@@ -192,25 +203,28 @@ def _changing(config: Path | None, state_dir: Path | None) -> Iterator[tuple[Con
 def restore(
     config: _Config = None,
     state_dir: Annotated[Path | None, typer.Option(help="In place of the settings'.")] = None,
+    as_json: _Json = False,
 ) -> None:
     """After an old database was put back, and before serving: nothing becomes TRUSTED by it."""
     with _changing(config, state_dir) as (connection, actor):
         done = changes.restored(connection, actor)
-    typer.echo(
+    text = (
         f"{done['join_tokens']} join tokens are void, {done['verdicts']} verdicts are UNKNOWN until"
         " their hosts report"
     )
+    _say(done, text, as_json=as_json)
 
 
 @app.command(name="rotate-keys")
 def rotate_keys(
     config: _Config = None,
     state_dir: Annotated[Path | None, typer.Option(help="In place of the settings'.")] = None,
+    as_json: _Json = False,
 ) -> None:
     """Sign tokens with a new key from now on; the one before is published for an hour more."""
     with _changing(config, state_dir) as (connection, actor):
         kid = issuer.rotate(connection, actor)
-    typer.echo(f"tokens are signed with the key {kid}")
+    _say({"kid": kid}, f"tokens are signed with the key {kid}", as_json=as_json)
 
 
 @app.command()
@@ -246,17 +260,40 @@ def _settings(config: Path | None, state_dir: Path | None) -> Settings:
 
 
 def main() -> None:
-    """Run ``cima-verifier``. 0: done, 2: it could not be done."""
+    """Run ``cima-verifier``. 0: done, 2: it could not be done; never 1, which says UNTRUSTED."""
     try:
         sys.exit(app(prog_name="cima-verifier", standalone_mode=False) or 0)
-    except (CimaError, DatabaseError) as error:
-        print(f"cima-verifier: {error}", file=sys.stderr)
-        sys.exit(_CANNOT)
+    except CimaError as error:
+        _fail(error)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except _USAGE as error:
-        error.show()
-        sys.exit(_CANNOT)
+        if "--json" not in sys.argv:
+            error.show()
+            sys.exit(_CANNOT)
+        _fail(CimaError(error.format_message(), hint="see --help"))
+    except Exception as error:
+        if os.environ.get("CIMA_TRACEBACK"):
+            traceback.print_exception(error)
+        if isinstance(error, OSError):
+            name = f"{error.filename}: " if error.filename else ""
+            _fail(CimaError(f"{name}{error.strerror or error}"))
+        _fail(
+            CimaError(
+                f"a fault in cima-verifier itself: {type(error).__name__}: {error}",
+                hint="CIMA_TRACEBACK=1 in the environment shows where; please report it",
+            )
+        )
+
+
+def _fail(error: CimaError) -> NoReturn:
+    """Print an error and what to do next, as JSON too where that is wanted, and end."""
+    print(f"cima-verifier: {error}", file=sys.stderr)
+    if "--json" in sys.argv:
+        kind = type(error).__name__.removesuffix("Error")
+        what = {"kind": kind, "what": printable(error.what), "hint": printable(error.hint)}
+        typer.echo(json.dumps({"error": what}, indent=2))
+    sys.exit(_CANNOT)
 
 
 _USAGE: Any = next(one for one in typer.BadParameter.__mro__ if one.__name__ == "ClickException")

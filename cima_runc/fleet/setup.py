@@ -4,6 +4,7 @@ import datetime
 import ipaddress
 import os
 import socket
+import ssl
 from pathlib import Path
 
 from cryptography import x509
@@ -88,7 +89,7 @@ def certificate(settings: Settings) -> tuple[Path, Path]:
     if (settings.certificate is None) != (settings.key is None):
         raise SetupError("certificate and key go together", hint="set both, or none")
     if settings.certificate is not None and settings.key is not None:
-        return settings.certificate, settings.key
+        return _usable(settings.certificate, settings.key)
     made, key = settings.state_dir / "certificate.pem", settings.state_dir / "key.pem"
     if not (made.exists() and key.exists()):
         private = ec.generate_private_key(ec.SECP256R1())
@@ -100,7 +101,21 @@ def certificate(settings: Settings) -> tuple[Path, Path]:
         replace_file(key, pem)
         replace_file(made, _self_signed(private, settings))
         os.chmod(made, 0o644)
-    return made, key
+    return _usable(made, key)
+
+
+def _usable(certificate: Path, key: Path) -> tuple[Path, Path]:
+    """Return both, once they were seen to go together."""
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+    except OSError as error:
+        # An SSLError is one, and its text is OpenSSL's.
+        why = "no certificate (PEM) and its key" if isinstance(error, ssl.SSLError) else None
+        raise SetupError(
+            f"{certificate} and {key} cannot be used: {why or error.strerror}",
+            hint="certificate and key in the settings",
+        ) from error
+    return certificate, key
 
 
 def _self_signed(private: ec.EllipticCurvePrivateKey, settings: Settings) -> bytes:
