@@ -43,6 +43,7 @@ class RememberedHost(Model):
     version: Annotated[int, Field(ge=VERSION, le=VERSION)] = VERSION
     ak_name: Annotated[Hex, Field(min_length=34, max_length=34)]
     boot_id: str
+    """The kernel's boot in which what was shown was registered."""
     reset_count: U64
     restart_count: U64
     clock: U64
@@ -56,17 +57,13 @@ class RememberedHost(Model):
         return self.reset_count, self.restart_count, self.clock
 
 
-class Remembered(Model):
-    """What the last evidence of a line that was not refused proved."""
+class Remembered(RememberedHost):
+    """What the last evidence of a line that was not refused proved, of line and host."""
 
-    version: Annotated[int, Field(ge=VERSION, le=VERSION)] = VERSION
-    ak_name: Annotated[Hex, Field(min_length=34, max_length=34)]
     line: Digest
     container: ContainerId
     """The container that its last run was."""
     run: Annotated[Count, Field(ge=1)]
-    boot_id: str
-    """The kernel's boot in which that run was registered."""
     registration: Count
     count: Count
     """Records of that run that were verified."""
@@ -80,12 +77,6 @@ class Remembered(Model):
     """Registrations of its earlier runs that were seen, the latest of them."""
     dependencies: Count | None
     """Registration of the host services that it relies on."""
-    reset_count: U64
-    restart_count: U64
-    clock: U64
-    initial: Digest | None
-    foreign: Count
-    gaps: Count
     good_with: Digest | None
     """Identifies the reference values and policy by which all records of the run so far were found
     to be good; None where they were not appraised, or not good."""
@@ -110,14 +101,9 @@ class Remembered(Model):
 
     @property
     def host(self) -> RememberedHost:
-        """What the same evidence proved of the host."""
+        """What the same evidence proved of the host alone."""
         of_host = RememberedHost.model_fields.keys()
         return RememberedHost(**{name: getattr(self, name) for name in of_host})
-
-    @property
-    def counters(self) -> tuple[int, int, int]:
-        """resetCount, restartCount and clock, which never go back in this order."""
-        return self.reset_count, self.restart_count, self.clock
 
 
 _Kept = TypeVar("_Kept", Remembered, RememberedHost)

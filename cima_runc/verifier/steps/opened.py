@@ -151,7 +151,7 @@ def _shown(value: object) -> str:
     return value.hex() if isinstance(value, bytes) else printable(str(value))
 
 
-def _check_starts(clock: ClockInfo, remembered: Remembered | RememberedHost) -> None:
+def _check_starts(clock: ClockInfo, remembered: RememberedHost) -> None:
     if clock.reset_count < remembered.reset_count:
         raise errors.ResetCountError(
             "the TPM's count of resets has gone back",

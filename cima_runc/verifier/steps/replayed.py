@@ -176,7 +176,7 @@ def continue_remembered(replayed: Replayed) -> Continued:
     return Continued(replayed, _standing(replayed.runs, remembered), same_boot)
 
 
-def _is_later(replayed: Replayed, known: Remembered | RememberedHost) -> bool:
+def _is_later(replayed: Replayed, known: RememberedHost) -> bool:
     """Whether this is of the boot that is remembered, and no earlier: evidence of two containers
     may be verified in another order than it was made in.
 
@@ -232,7 +232,7 @@ def _check_known(run: Run, remembered: Remembered) -> None:
         )
 
 
-def _check_status(status: Status, remembered: Remembered | RememberedHost) -> None:
+def _check_status(status: Status, remembered: RememberedHost) -> None:
     """The counts of this boot have not gone back, and the first value has not changed."""
     for name, shown, known in (
         ("foreign", status.foreign.count, remembered.foreign),
