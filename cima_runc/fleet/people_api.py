@@ -18,6 +18,7 @@ from cima_runc.fleet.access import ForbiddenError, LimitedError, NotSignedInErro
 from cima_runc.fleet.difference import difference
 from cima_runc.fleet.hosts_api import AkName, address_of
 from cima_runc.fleet.service import Service
+from cima_runc.fleet.webhooks import Private
 
 _Any = TypeVar("_Any")
 Uid = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{6,24}$")]
@@ -497,7 +498,7 @@ def routes(service: Service) -> APIRouter:
                 given.url,
                 kinds=given.kinds,
                 tenant=person.tenant,
-                allow_private=service.settings.allow_private_webhooks,
+                allow_private=Private.by(service.settings).of(person.tenant),
             ),
         )
         return {"uid": uid, "secret": secret}

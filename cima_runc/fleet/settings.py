@@ -98,7 +98,9 @@ class Settings(BaseModel):
     oidc: Oidc | None = None
     """The OpenID provider that people sign on with; none: by tokens of the service alone."""
     allow_private_webhooks: bool = False
-    """Whether webhooks may go to addresses that are not public, such as 10.0.0.0/8."""
+    """Whether the operator's webhooks may go to addresses that are not public, as 10.0.0.0/8."""
+    allow_private_tenant_webhooks: bool = False
+    """Whether tenants' may: they then reach, and learn how it answers, what this service reaches."""
     issuer: _Https | None = None
     """The service's address as tokens name it (``iss``), and as those who take them reach it; none:
     ``https://`` with ``address`` and ``port``."""

@@ -44,6 +44,7 @@ from cima_runc.fleet.schema import (
     Webhook,
     table_of,
 )
+from cima_runc.fleet.settings import Settings
 
 _log = logging.getLogger(__name__)
 _PREFIX = "whsec_"
@@ -76,6 +77,23 @@ class WebhookError(CimaError):
 
 class _AwayError(CimaError):
     """The receiver was not reached, or did not answer: what else is for it waits with this."""
+
+
+@dataclass(frozen=True)
+class Private:
+    """Whose webhooks may go to addresses that are not public."""
+
+    operator: bool
+    tenants: bool
+
+    @classmethod
+    def by(cls, settings: Settings) -> "Private":
+        """Return what the settings say."""
+        return cls(settings.allow_private_webhooks, settings.allow_private_tenant_webhooks)
+
+    def of(self, tenant: int | None) -> bool:
+        """Whether those of a tenant may; None: the operator's."""
+        return self.operator if tenant is None else self.tenants
 
 
 @dataclass(frozen=True)
@@ -128,11 +146,11 @@ class Outbox:
     Any number of processes may do this at a time: each takes other deliveries.
     """
 
-    def __init__(self, database: Database, source: str, *, allow_private: bool) -> None:
+    def __init__(self, database: Database, source: str, private: Private) -> None:
         """``source`` is the service's own address, as CloudEvents name it."""
         self._database = database
         self._source = source
-        self._allow_private = allow_private
+        self._private = private
         self._lanes = ThreadPoolExecutor(_LANES, "webhook")
         self._lock = threading.Lock()
         self._busy: dict[int, int | None] = {}
@@ -183,7 +201,7 @@ class Outbox:
         for at, parcel in enumerate(turn):
             is_away, error = False, None
             try:
-                error = _send(parcel, allow_private=self._allow_private)
+                error = _send(parcel, allow_private=self._private.of(parcel.tenant))
             except _AwayError as away:
                 is_away, error = True, away.what
             is_over = is_away or self._stopping or time.monotonic() > until
@@ -201,7 +219,7 @@ def deliver_due(database: Database, source: str, *, allow_private: bool) -> int:
     Raises:
         DatabaseError: the database is away.
     """
-    outbox = Outbox(database, source, allow_private=allow_private)
+    outbox = Outbox(database, source, Private(allow_private, allow_private))
     try:
         return outbox.begin_due()
     finally:

@@ -65,9 +65,7 @@ class Worker:
         self._database = database
         self._settings = settings
         self._judge = judge
-        self._outbox = webhooks.Outbox(
-            database, source, allow_private=settings.allow_private_webhooks
-        )
+        self._outbox = webhooks.Outbox(database, source, webhooks.Private.by(settings))
         self._ended = threading.Event()
         self._threads = [
             threading.Thread(target=self._loop, args=(each,), daemon=True, name=each.__name__)

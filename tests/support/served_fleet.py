@@ -149,7 +149,8 @@ def eventually(check: Callable[[], Any], seconds: float = 120.0) -> Any:
 @contextmanager
 def served_fleet(root: Path, url: str, **settings: Any) -> Iterator[ServedFleet]:
     """Run a service in this process."""
-    given = {"allow_private_webhooks": True, "reports_per_minute": 6000, **settings}
+    private = {"allow_private_webhooks": True, "allow_private_tenant_webhooks": True}
+    given = {**private, "reports_per_minute": 6000, **settings}
     made = Settings(state_dir=root, database=url, **given)
     setup.prepare(made)
     service = Service(made)

@@ -6,7 +6,7 @@ import hmac
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -288,6 +288,22 @@ def test_addresses_inside_are_not_reached(address: str) -> None:
         parcel = webhooks._Parcel(1, 1, None, 1, f"https://{host}/", "whsec_AAAA", "id", b"{}")
         with pytest.raises(webhooks._AwayError, match="not public"):
             webhooks._send(parcel, allow_private=False)
+
+
+def test_what_an_operator_may_reach_is_not_the_tenants(
+    start_service: Callable[..., ServedFleet],
+) -> None:
+    """Kind: a setting that is for one is for all."""
+    fleet = start_service(allow_private_tenant_webhooks=False)
+    fleet.write(changes.add_tenant, "ares", [])
+    inside = {"url": "http://127.0.0.1:9/"}
+    assert fleet.ask("POST", "/v1/webhooks", json=inside).status_code == 201
+    token = fleet.token(Role.TENANT, "ares")
+    assert fleet.ask("POST", "/v1/webhooks", token, json=inside).status_code == 400
+    added = fleet.ask("POST", "/v1/webhooks", token, json={"url": "https://127.0.0.1:9/"})
+    assert added.status_code == 201  # what it leads to is looked at when it is sent to
+    private = webhooks.Private.by(fleet.service.settings)
+    assert (private.of(None), private.of(1)) == (True, False)
 
 
 def test_addresses_outside_are() -> None:
