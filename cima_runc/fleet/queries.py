@@ -51,6 +51,8 @@ MOST = 1_000
 """Rows of one answer at most."""
 _SHOWN = ["severity", "rule", "what", "record", "run", "path", "got", "expected", "next", "part"]
 """What is shown of a finding, beside its time."""
+_FEW = 1_000
+"""Containers that are named one by one in a query."""
 _RANK = {"fail": 0, "warn": 1}
 Row = dict[str, Any]
 
@@ -76,6 +78,15 @@ def is_tenants(tenant: int | None) -> ColumnElement[bool]:
         .join(_KEY, _KEY.c.key == _OWNER.c.key)
         .where(_OWNER.c.container == _CONTAINER.c.id, _KEY.c.tenant == tenant)
         .exists()
+    )
+
+
+def _own(tenant: int) -> Select[tuple[int]]:
+    """Return the query for the numbers of a tenant's containers, which begins with the keys."""
+    return (
+        select(_OWNER.c.container)
+        .join(_KEY, _KEY.c.key == _OWNER.c.key)
+        .where(_KEY.c.tenant == tenant)
     )
 
 
@@ -143,8 +154,8 @@ def hosts(
     if ak_name is not None:
         query = query.where(_HOST.c.ak_name == ak_name)
     if tenant is not None:
-        own = select(_CONTAINER.c.id).where(_CONTAINER.c.host == _HOST.c.id, is_tenants(tenant))
-        query = query.where(own.exists())
+        own = select(_CONTAINER.c.host).where(_CONTAINER.c.id.in_(_own(tenant)))
+        query = query.where(_HOST.c.id.in_(own))
     now = clock.now()
     rows = connection.execute(query).mappings()
     return [_host(dict(row), now, whole=tenant is None) for row in rows]
@@ -500,7 +511,10 @@ def events(
         .limit(_limit(limit))
     )
     if tenant is not None:
-        query = query.where(_EVENT.c.container.is_not(None), is_tenants(tenant))
+        own = connection.execute(_own(tenant).limit(_FEW + 1)).scalars().all()
+        # Of few containers their events are looked up; of many, among the latest there are enough.
+        is_few = len(own) <= _FEW
+        query = query.where(_EVENT.c.container.in_(own) if is_few else is_tenants(tenant))
     if kind is not None:
         query = query.where(_EVENT.c.kind == kind)
     if container is not None:

@@ -100,7 +100,7 @@ class Settings(BaseModel):
     allow_private_webhooks: bool = False
     """Whether the operator's webhooks may go to addresses that are not public, as 10.0.0.0/8."""
     allow_private_tenant_webhooks: bool = False
-    """Whether tenants' may: they then reach, and learn how it answers, what this service reaches."""
+    """Whether tenants' may: these reach what the service reaches, and learn how it answers."""
     issuer: _Https | None = None
     """The service's address as tokens name it (``iss``), and as those who take them reach it; none:
     ``https://`` with ``address`` and ``port``."""

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 from sqlalchemy import insert, select, text
+from sqlalchemy.event import listen
 from starlette.testclient import TestClient
 
 from cima_runc.evidence.owner import generate, public_text
-from cima_runc.fleet import changes, migrate
+from cima_runc.fleet import changes, migrate, queries
 from cima_runc.fleet.access import Role
+from cima_runc.fleet.database import Database
 from cima_runc.fleet.findings import OPERATORS
 from cima_runc.fleet.schema import Base, Event, Verdict, new_uid, table_of
 from cima_runc.verifier.kernel_line import HostFile
@@ -277,3 +279,20 @@ def test_a_container_of_two_owners_is_seen_by_both(tenants: Tenants) -> None:
         found = fleet.container("shared", tenants.tokens[name])
         assert found["owners"] == [tenants.keys[name]]
     assert fleet.get("/v1/containers", tenants.tokens["chaos"], name="shared") == []
+
+
+@pytest.mark.parametrize(("view", "table"), [(queries.events, "event"), (queries.hosts, "host")])
+def test_a_tenants_views_do_not_go_through_what_is_others(
+    tmp_path: Path, view: Callable[..., Any], table: str
+) -> None:
+    """Kind: what one tenant looks at costs all that there is, of all hosts."""
+    database = Database(f"sqlite:///{tmp_path / 'fleet.db'}")
+    migrate.migrate(database)
+    asked: list[tuple[str, Any]] = []
+    listen(database.engine, "before_cursor_execute", lambda *given: asked.append(given[2:4]))
+    with database.read() as connection:
+        view(connection, 1)
+        statement, values = asked[-1]
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
+    database.close()
+    assert not any(row[3].startswith(f"SCAN {table}") for row in plan), plan
