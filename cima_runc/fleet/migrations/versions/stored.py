@@ -14,7 +14,9 @@ _EACH = 1024
 def upgrade() -> None:
     """Count what there is."""
     number = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-    op.add_column("host", sa.Column("stored", number, server_default="0", nullable=False))
+    columns = {one["name"] for one in sa.inspect(op.get_bind()).get_columns("host")}
+    if "stored" not in columns:
+        op.add_column("host", sa.Column("stored", number, server_default="0", nullable=False))
     host = sa.table("host", sa.column("id", number), sa.column("stored", number))
     container = sa.table("container", sa.column("id", number), sa.column("host", number))
     sizes: list[sa.ScalarSelect[int]] = [
