@@ -1,6 +1,7 @@
 """The OCI configuration: nothing that reaches out of the container, and the image's own command."""
 
 import posixpath
+import re
 from collections.abc import Iterator
 from functools import partial
 
@@ -38,6 +39,8 @@ LOADING = frozenset(
         "BASH_ENV",
         "BROWSER",
         "BUNDLE_GEMFILE",
+        "BUN_INSPECT_PRELOAD",
+        "BUN_OPTIONS",
         "CAML_LD_LIBRARY_PATH",
         "CLASSPATH",
         "CORECLR_ENABLE_PROFILING",
@@ -46,6 +49,7 @@ LOADING = frozenset(
         "DOTNET_SHARED_STORE",
         "DOTNET_STARTUP_HOOKS",
         "ELIXIR_ERL_OPTIONS",
+        "EMACSLOADPATH",
         "ERL_AFLAGS",
         "ERL_FLAGS",
         "ERL_LIBS",
@@ -57,6 +61,16 @@ LOADING = frozenset(
         "GEM_PATH",
         "GIO_EXTRA_MODULES",
         "GIO_MODULE_DIR",
+        "GIT_CONFIG_COUNT",
+        "GIT_CONFIG_GLOBAL",
+        "GIT_CONFIG_PARAMETERS",
+        "GIT_CONFIG_SYSTEM",
+        "GIT_EXEC_PATH",
+        "GIT_EXTERNAL_DIFF",
+        "GIT_PROXY_COMMAND",
+        "GIT_SSH",
+        "GIT_SSH_COMMAND",
+        "GIT_TEMPLATE_DIR",
         "GNUMAKEFLAGS",
         "GST_PLUGIN_PATH",
         "GTK_MODULES",
@@ -66,10 +80,13 @@ LOADING = frozenset(
         "GUILE_LOAD_PATH",
         "IBM_JAVA_OPTIONS",
         "JAVA_TOOL_OPTIONS",
+        "JDK_JAVAC_OPTIONS",
         "JDK_JAVA_OPTIONS",
+        "JRUBY_OPTS",
         "JULIA_DEPOT_PATH",
         "JULIA_LOAD_PATH",
         "JULIA_PROJECT",
+        "JYTHONPATH",
         "LD_ASSUME_KERNEL",
         "LD_AUDIT",
         "LD_DEBUG_OUTPUT",
@@ -103,7 +120,10 @@ LOADING = frozenset(
         "PERLLIB",
         "PHPRC",
         "PHP_INI_SCAN_DIR",
+        "PLTADDONDIR",
+        "PLTCOLLECTS",
         "PS4",
+        "PSModulePath",
         "PYTHONBREAKPOINT",
         "PYTHONHOME",
         "PYTHONINSPECT",
@@ -116,6 +136,8 @@ LOADING = frozenset(
         "QML_IMPORT_PATH",
         "QT_PLUGIN_PATH",
         "QT_QPA_PLATFORM_PLUGIN_PATH",
+        "RSYNC_CONNECT_PROG",
+        "RSYNC_RSH",
         "RUBYLIB",
         "RUBYOPT",
         "R_ENVIRON",
@@ -127,15 +149,19 @@ LOADING = frozenset(
         "R_PROFILE_USER",
         "SASL_PATH",
         "SHELLOPTS",
+        "TAR_OPTIONS",
         "TCLLIBPATH",
         "TCL_LIBRARY",
+        "YARN_RC_FILENAME",
+        "YARN_YARN_PATH",
         "ZDOTDIR",
         "_JAVA_OPTIONS",
     }
 )
 """Environment variables that make a program load other code, beside :data:`_LOADING_PREFIXES`.
-Sources: sudo's initial_badenv_table (env.c), the manuals of the languages, and those of the loaders
-of glibc (ld.so(8), elf/rtld.c, elf/dl-support.c) and musl. ``ENV`` is none: a shell reads the file
+Sources: sudo's initial_badenv_table (env.c), the manuals of the languages, of tools that run a
+variable as a command where nobody types (GNU tar, Git, rsync), and those of the loaders of glibc
+(ld.so(8), elf/rtld.c, elf/dl-support.c) and musl. ``ENV`` is none: a shell reads the file
 that it names only where a person types (POSIX.1-2017, sh), who may type what the file would do, and
 many programs have a variable of this name for something else. ``BROWSER`` is a command line that
 Python's standard library runs, at the start of any program where ``PYTHONWARNINGS`` names a module
@@ -145,12 +171,19 @@ _LOADING_PREFIXES = (
     "BASH_FUNC_",  # functions that bash defines when it starts
     "CORECLR_PROFILER",
     "COR_PROFILER",
+    "ERL_OTP",  # ERL_OTP27_FLAGS: those of ERL_FLAGS, for one release
     "LD_LIBRARY_PATH",  # and what other systems' loaders have besides: LD_LIBRARY_PATH_64
     "LD_PRELOAD",
     "LUA_CPATH",
     "LUA_INIT",
     "LUA_PATH",
 )
+_NPM = re.compile(
+    r"npm_config_(call|git|globalconfig|init[_-]module|node[_-]options|script[_-]shell|userconfig)",
+    re.IGNORECASE,
+)
+"""npm's settings by which it runs something else, or gives programs ``NODE_OPTIONS``: in letters of
+either case, and with hyphens (npm, config: Environment Variables; @npmcli/config, loadEnv)."""
 
 
 class ConfigRule:
@@ -525,7 +558,8 @@ def _is_engines_hook(hook: Hook) -> bool:
 
 def makes_load(name: str) -> bool:
     """Return whether an environment variable makes programs load other code."""
-    return name in LOADING or name.startswith(_LOADING_PREFIXES)
+    named = name in LOADING or name.startswith(_LOADING_PREFIXES)
+    return named or _NPM.fullmatch(name) is not None
 
 
 def steered(name: str, value: str) -> str:

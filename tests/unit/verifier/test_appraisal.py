@@ -629,6 +629,8 @@ def test_a_later_rule_of_the_device_controller_counts(box: Box) -> None:
         *("DOTNET_STARTUP_HOOKS", "CORECLR_PROFILER_PATH_64", "PHP_INI_SCAN_DIR", "GEM_HOME"),
         *("IBM_JAVA_OPTIONS", "ERL_AFLAGS", "OPENSSL_ENGINES", "LD_AUDIT"),
         *("LD_PRELOAD_32", "LD_LIBRARY_PATH_64", "LD_ORIGIN_PATH", "BROWSER"),
+        *("npm_config_node_options", "NPM_CONFIG_SCRIPT-SHELL", "Npm_Config_UserConfig"),
+        *("ERL_OTP27_FLAGS", "BUN_OPTIONS", "TAR_OPTIONS", "GIT_CONFIG_COUNT", "PSModulePath"),
     ],
 )
 def test_variables_that_load_code(box: Box, name: str) -> None:
@@ -687,6 +689,7 @@ def test_a_variable_that_loads_code_has_the_images_value(box: Box, name: str) ->
 def test_variables_that_do_not(box: Box) -> None:
     """LaunchDarkly's SDKs have LD_ before their own."""
     names = ["PYTHONUNBUFFERED", "HOME", "GOLD", "NODE_ENV", "LD_SDK_KEY", "LD_CLIENT_SIDE_ID"]
+    names += ["NPM_CONFIG_LOGLEVEL", "npm_config_update_notifier", "GIT_AUTHOR_NAME", "BUN_INSTALL"]
     box.config["process"]["env"] += [f"{name}=00" for name in [*names, "LD_BIND_NOW"]]
     assert box.failed() == []
 
