@@ -156,7 +156,7 @@ class Host(Base):
     """Until when that report proves anything."""
     stale_told: Mapped[int] = mapped_column(default=0)
     """The deadline that was told of as passed."""
-    stored: Mapped[int] = mapped_column(default=0, server_default="0")
+    stored: Mapped[int] = mapped_column(server_default="0")
     """Bytes of records of its containers that are kept, with some for each container itself."""
     refused: Mapped[str] = mapped_column(default="")
     """Name of the error that refused the latest report; empty where it was accepted."""
