@@ -68,6 +68,9 @@ class NamespaceSensor:
         self._ended[registration] = Lost(registration, 0, 0)
         return self._ended[registration]
 
+    def mark_of(self, pidfd: int) -> int | None:
+        return None
+
     def unwatched(self) -> dict[int, Lost]:
         return dict(self._ended)
 
