@@ -481,11 +481,16 @@ class Sensor:
                 self._tables.put_ended_row(
                     number, row._replace(dropped=0, missed_before=before, **here)
                 )
+        # Programs count in a row from the moment that it is there, and what they count meanwhile is
+        # lost where it is written again: so it begins with as many namespaces as will be copied.
+        nested = _nested(older.tables)
         for number, row in older.tables.rows():
             if number in self._containers.values():
                 continue
             before = missed - older.lost(row)
-            fresh = row._replace(dropped=0, nested=0, waiting=0, missed_before=before, **here)
+            fresh = row._replace(
+                dropped=0, nested=nested[number], waiting=0, missed_before=before, **here
+            )
             self._tables.put_row(number, fresh, new=True)
             self._take_over_allowlist(older, number)
             self._containers[row.mntns] = number
@@ -497,8 +502,9 @@ class Sensor:
             late = older.tables.row(number)
             if late is not None and late.dropped != row.dropped:
                 # This ring is new: nothing of this container can have been dropped from it yet.
-                fresh = fresh._replace(missed_before=missed - older.lost(late))
-                self._tables.put_row(number, fresh, new=False)
+                now = self._tables.row(number) or fresh
+                now = now._replace(missed_before=missed - older.lost(late))
+                self._tables.put_row(number, now, new=False)
         # A namespace that is made meanwhile is added by the older sensor alone where that one alone
         # knows the namespace that it is made from: so again, until nothing comes to it.
         known: set[int] = set()
@@ -510,9 +516,7 @@ class Sensor:
             known.update(new)
             for mntns, entry in new.items():
                 self._copy_namespace(older, mntns, entry)
-        nested = Counter(
-            entry.registration for _, entry in self._tables.namespaces() if entry.nested
-        )
+        nested = _nested(self._tables)
         for number in taken:
             found = self._tables.row(number)
             if found is not None and found.nested != nested[number]:
@@ -550,6 +554,11 @@ class Sensor:
         if older.tables.namespace(mntns) is None:
             # It ended before it was here to be removed.
             self._tables.remove_namespace(mntns)
+
+
+def _nested(tables: Tables) -> Counter[int]:
+    """Return how many namespaces of its own each container has."""
+    return Counter(entry.registration for _, entry in tables.namespaces() if entry.nested)
 
 
 class _Older:
@@ -610,6 +619,7 @@ def _load(libbpf: Libbpf, elf: bytes, options: Options, shared: Mapping[str, int
             secrets.token_bytes(PATH_KEY_BYTES),
             late=choice.late,
             hooks_missing=not choice.sees_writes,
+            casts=choice.casts,
         )
         libbpf.map_set_initial_value(libbpf.map(obj, ".rodata"), settings)
         for name, handle in shared.items():

@@ -1,4 +1,5 @@
 import errno
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from cima_runc.sensor.loader import (
     SwitchedOffError,
 )
 from cima_runc.sensor.options import Options
-from cima_runc.sensor.tables import Row
+from cima_runc.sensor.tables import Row, Watched
 
 
 @pytest.mark.parametrize("size", [0, 1, 2048, 4097, 3 * 4096, -4096])
@@ -147,3 +148,60 @@ def test_what_an_older_sensor_does_not_send_in_time_is_lost(
         2: 0 if in_time else 3,
         4: 0,
     }
+
+
+class _Tables(_Rows):
+    """A sensor's tables, and how often each row was written."""
+
+    unattributed = 0
+
+    def __init__(self, rows: dict[int, Row], namespaces: dict[int, Watched]) -> None:
+        super().__init__({})
+        self.found = dict(rows)
+        self.inside = dict(namespaces)
+        self.written: Counter[int] = Counter()
+
+    def missed(self) -> int:
+        return 0
+
+    def ended_rows(self) -> list[tuple[int, Row]]:
+        return []
+
+    def put_row(self, number: int, row: Row, *, new: bool) -> None:
+        assert new == (number not in self.found)
+        self.written[number] += 1
+        self.found[number] = row
+
+    def open_allowlist(self, number: int) -> None:
+        del number
+
+    def namespaces(self) -> list[tuple[int, Watched]]:
+        return list(self.inside.items())
+
+    def namespace(self, mntns: int) -> Watched | None:
+        return self.inside.get(mntns)
+
+    def put_namespace(self, mntns: int, entry: Watched, *, new: bool) -> None:
+        assert new
+        self.inside[mntns] = entry
+
+
+def test_a_row_that_is_taken_over_is_written_once() -> None:
+    """Programs count in it from then on, and what they counted would be lost: a use that waits no
+    more would be lost for good."""
+    rows = {1: Row(1, 0, 2, 0, 11, waiting=1), 2: Row(2, 3, 0, 0, 12)}
+    inside = {
+        11: Watched(1, 7, 0),
+        12: Watched(2, 8, 0),
+        13: Watched(1, 9, 1),
+        14: Watched(1, 10, 1),
+    }
+    older, newer = _Tables(rows, inside), _Tables({}, {})
+    sensor = Sensor.__new__(Sensor)
+    sensor._tables = newer  # type: ignore[assignment]
+    sensor._containers = {}
+    sensor._take_over(SimpleNamespace(tables=older, lost=lambda row: row.dropped))  # type: ignore[arg-type]
+    assert newer.written == {1: 1, 2: 1}
+    assert newer.inside == inside
+    found = {number: (row.nested, row.waiting, row.missed_before) for number, row in newer.rows()}
+    assert found == {1: (2, 0, 0), 2: (0, 0, -3)}
