@@ -34,6 +34,7 @@ NUMBERS = {
     "NAME_PATTERN_SIZE": options.PATTERN_BYTES,
     "DIGEST_SIZE": max(events.DIGEST_SIZES),
     "WATCHED_MAX": tables.WATCHED_MAX,
+    "EVER_WATCHED_MAX": tables.EVER_WATCHED_MAX,
     "REGISTRATIONS_MAX": tables.REGISTRATIONS_MAX,
     "EVENT_SIZE": events.HEADER.size,
     "WATCHED_SIZE": tables.WATCHED.size,

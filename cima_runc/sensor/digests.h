@@ -63,14 +63,22 @@ struct {
 	__type(value, u64);
 } mounted SEC(".maps");
 
-const volatile struct settings settings = {};
-
 /* The inode that holds the data, and whether a container whose root this is could write it. */
 struct real {
 	struct inode *inode;
 	u32 is_lower; /* it is in a lower layer */
 	u32 unknown;  /* the kernel does not say which it is */
 };
+
+/* Whether a file of an overlay has all its data in the upper layer: what most that are written to have. */
+static __always_inline int has_own_data(struct inode *inode)
+{
+	struct ovl_inode *oi = (void *)((u64)inode - bpf_core_field_offset(struct ovl_inode, vfs_inode));
+	u64 has_data = 1ULL << bpf_core_enum_value(enum ovl_inode_flag, OVL_UPPERDATA);
+
+	return bpf_core_type_exists(struct ovl_inode) && BPF_CORE_READ(oi, flags) & has_data &&
+	       BPF_CORE_READ(oi, __upperdentry);
+}
 
 /* The next inode below one of overlayfs. */
 static __always_inline struct inode *below(struct inode *inode, struct real *real)
@@ -82,10 +90,10 @@ static __always_inline struct inode *below(struct inode *inode, struct real *rea
 	int metadata_only = 0;
 
 	if (upper) {
-		if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFREG ||
+		if ((READ(inode, i_mode) & S_IFMT) != S_IFREG ||
 		    BPF_CORE_READ(oi, flags) & has_data) {
 			real->is_lower = 0;
-			return BPF_CORE_READ(upper, d_inode);
+			return READ_POINTER(upper, d_inode);
 		}
 		metadata_only = 1;
 	}
@@ -106,7 +114,7 @@ static __always_inline struct inode *below(struct inode *inode, struct real *rea
 	if (bpf_core_field_exists(older->lowerdata)) {
 		struct inode *data = BPF_CORE_READ(older, lowerdata);
 
-		if (data && (BPF_CORE_READ(inode, i_mode) & S_IFMT) == S_IFREG)
+		if (data && (READ(inode, i_mode) & S_IFMT) == S_IFREG)
 			return data;
 	}
 	return metadata_only ? 0 : BPF_CORE_READ(older, lowerpath.dentry, d_inode);
@@ -119,7 +127,7 @@ static __always_inline void find_real(struct inode *inode, struct real *real)
 	for (int i = 0; i < 3; i++) {
 		struct inode *next;
 
-		if (BPF_CORE_READ(inode, i_sb, s_magic) != OVERLAYFS || !bpf_core_type_exists(struct ovl_inode))
+		if (READ(inode, i_sb, s_magic) != OVERLAYFS || !bpf_core_type_exists(struct ovl_inode))
 			break;
 		next = below(inode, real);
 		if (!next)
@@ -127,7 +135,7 @@ static __always_inline void find_real(struct inode *inode, struct real *real)
 		inode = next;
 	}
 	real->inode = inode;
-	real->unknown = BPF_CORE_READ(inode, i_sb, s_magic) == OVERLAYFS;
+	real->unknown = READ(inode, i_sb, s_magic) == OVERLAYFS;
 }
 
 /*
@@ -138,9 +146,9 @@ static __always_inline int is_memory_file(struct inode *real)
 {
 	struct shmem_inode_info *info;
 
-	if (!(BPF_CORE_READ(real, i_sb, s_flags) & SB_KERNMOUNT))
+	if (!(READ(real, i_sb, s_flags) & SB_KERNMOUNT))
 		return 0;
-	if (BPF_CORE_READ(real, i_sb, s_magic) != TMPFS)
+	if (READ(real, i_sb, s_magic) != TMPFS)
 		return 1;
 	info = (void *)((u64)real - bpf_core_field_offset(struct shmem_inode_info, vfs_inode));
 	return !(BPF_CORE_READ(info, seals) & F_SEAL_WRITE);
@@ -151,9 +159,9 @@ static __always_inline u32 writer_of(struct inode *real)
 {
 	if (is_memory_file(real))
 		return MEMORY_FILE;
-	if (BPF_CORE_READ(real, i_writecount.counter) > 0)
+	if (READ(real, i_writecount.counter) > 0)
 		return WRITER;
-	if (BPF_CORE_READ(real, i_mapping, i_mmap_writable.counter) > 0)
+	if (READ(real, i_mapping, i_mmap_writable.counter) > 0)
 		return SHARED_MAPPING;
 	return STABLE;
 }
@@ -174,6 +182,7 @@ struct judged {
 	u32 is_lower;
 	u32 unknown;
 	u32 writable; /* enum why: how it could be written at this moment; STABLE: in no way that is known */
+	u32 is_user;  /* the container that is asked for was one of its users before all of this was looked at */
 };
 
 /* How pages of it can be written to that nobody has open for writing, or mapped. */
@@ -186,11 +195,19 @@ static __always_inline u32 writable_pages(u64 real, const struct writes *written
 	return written->mapped ? WAS_MAPPED : STABLE;
 }
 
+static __always_inline int is_user(const struct writes *written, u64 registration)
+{
+	for (u32 i = 0; i < USERS_MAX; i++)
+		if (*(volatile u64 *)&written->user[i] == registration)
+			return 1;
+	return 0;
+}
+
 /*
  * Whether what is known of the digest of the inode `seen` can be believed, and what it is. In this
- * order: who writes is a writer first, and counted second.
+ * order: who writes is a writer first, counted second, and tells the users third.
  */
-__noinline u32 judge(u64 seen, struct judged *judged)
+__noinline u32 judge(u64 seen, u64 user, struct judged *judged)
 {
 	struct known *known;
 	struct writes *written;
@@ -205,8 +222,9 @@ __noinline u32 judge(u64 seen, struct judged *judged)
 	judged->real = real_key;
 	judged->is_lower = real.is_lower;
 	judged->unknown = real.unknown;
-	why = writer_of(real.inode);
 	written = bpf_map_lookup_elem(&writes, &real_key);
+	judged->is_user = written && is_user(written, user);
+	why = writer_of(real.inode);
 	if (!why)
 		why = writable_pages(real_key, written);
 	judged->writable = why;
@@ -243,7 +261,7 @@ static __always_inline int is_containers(const u64 *sb)
    device too. A file system that is not known here is taken for one of those. */
 static __always_inline int is_somewhere_else(struct inode *inode)
 {
-	switch (BPF_CORE_READ(inode, i_sb, s_magic)) {
+	switch (READ(inode, i_sb, s_magic)) {
 	case FUSE: /* also on a device */
 	case OCFS2:
 	case GFS2:
@@ -255,22 +273,22 @@ static __always_inline int is_somewhere_else(struct inode *inode)
 	case OVERLAYFS: /* what holds the data is not known: judge() says so */
 		return 0;
 	}
-	return !(BPF_CORE_READ(inode, i_sb, s_type, fs_flags) & FS_REQUIRES_DEV) &&
-	       !(BPF_CORE_READ(inode, i_sb, s_flags) & SB_KERNMOUNT);
+	return !(READ(inode, i_sb, s_type, fs_flags) & FS_REQUIRES_DEV) &&
+	       !(READ(inode, i_sb, s_flags) & SB_KERNMOUNT);
 }
 
 /* File systems of which no digest can be believed, whatever is counted. */
 __noinline u32 unreliable(u64 seen_inode, u64 real_inode)
 {
 	struct inode *seen = (struct inode *)seen_inode, *real = (struct inode *)real_inode;
-	u64 sb = (u64)BPF_CORE_READ(seen, i_sb), real_sb = (u64)BPF_CORE_READ(real, i_sb);
+	u64 sb = (u64)READ_POINTER(seen, i_sb), real_sb = (u64)READ_POINTER(real, i_sb);
 
-	if (BPF_CORE_READ(real, i_sb, s_iflags) & SB_I_IMA_UNVERIFIABLE_SIGNATURE)
+	if (READ(real, i_sb, s_iflags) & SB_I_IMA_UNVERIFIABLE_SIGNATURE)
 		return SERVER_CAN_ANSWER_TWICE;
 	if (is_somewhere_else(real))
 		return SERVER_CAN_ANSWER_TWICE;
 	if (is_containers(&sb))
-		return BPF_CORE_READ(seen, i_sb, s_magic) == OVERLAYFS ? CONTAINER_MOUNTED_OVERLAY : CONTAINER_MOUNTED;
+		return READ(seen, i_sb, s_magic) == OVERLAYFS ? CONTAINER_MOUNTED_OVERLAY : CONTAINER_MOUNTED;
 	return is_containers(&real_sb) ? CONTAINER_MOUNTED : STABLE;
 }
 
@@ -285,11 +303,11 @@ __noinline int is_beyond_reach(u64 seen, u64 real, u64 is_lower, u64 root_dev)
 	struct inode *inode = (struct inode *)seen;
 	u64 sb;
 
-	if (is_lower && root_dev && BPF_CORE_READ(inode, i_sb, s_dev) == root_dev)
+	if (is_lower && root_dev && READ(inode, i_sb, s_dev) == root_dev)
 		return 1;
 	inode = (struct inode *)real;
-	sb = (u64)BPF_CORE_READ(inode, i_sb);
-	return BPF_CORE_READ(inode, i_sb, s_flags) & SB_RDONLY && !bpf_map_lookup_elem(&mounted, &sb) &&
+	sb = (u64)READ_POINTER(inode, i_sb);
+	return READ(inode, i_sb, s_flags) & SB_RDONLY && !bpf_map_lookup_elem(&mounted, &sb) &&
 	       !was_forgotten(sb);
 }
 
@@ -352,7 +370,7 @@ static __always_inline int has_its_share(u64 owner)
 SEC("fentry/ima_collect_measurement")
 int BPF_PROG(cima_collect_begins, void *iint, struct file *file)
 {
-	struct inode *seen = file->f_inode;
+	struct inode *seen = (struct inode *)address(file->f_inode);
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct mark *mark = bpf_task_storage_get(&marks, task, 0, 0);
 	u64 flags = IMA_COLLECTED, key, owner = mark ? mark->registration : 0;
@@ -375,7 +393,7 @@ int BPF_PROG(cima_collect_begins, void *iint, struct file *file)
 		return 0;
 	}
 	find_real(seen, &real);
-	key = address(real.inode);
+	key = (u64)real.inode;
 	written = writes_of(key);
 	begins->writes = written ? *(volatile u64 *)&written->count : 0;
 	begins->owner = owner;
@@ -388,9 +406,10 @@ SEC("fexit/ima_collect_measurement")
 int BPF_PROG(cima_collect_ends, void *iint, struct file *file, void *buf, s64 size, u32 algo,
 	     void *modsig, int ret)
 {
-	struct inode *seen = file->f_inode;
+	struct inode *seen = (struct inode *)address(file->f_inode);
+	struct task_struct *task = bpf_get_current_task_btf();
 	u64 key = (u64)seen;
-	struct known *begins = bpf_task_storage_get(&begun, bpf_get_current_task_btf(), 0, 0), known;
+	struct known *begins = bpf_task_storage_get(&begun, task, 0, 0), known;
 	struct ima_digest_data *digest = 0;
 	struct real real;
 	u8 head[2] = {};
@@ -400,6 +419,9 @@ int BPF_PROG(cima_collect_ends, void *iint, struct file *file, void *buf, s64 si
 		return 0;
 	known = *begins;
 	begins->real = 0;
+	/* Who has no mark has no storage at all again, and pays for none (is_nobodys). */
+	if (!bpf_task_storage_get(&marks, task, 0, 0))
+		bpf_task_storage_delete(&begun, task);
 	if (bpf_core_type_exists(struct integrity_iint_cache))
 		digest = BPF_CORE_READ((struct integrity_iint_cache *)iint, ima_hash);
 	else if (bpf_core_type_exists(struct ima_iint_cache))
@@ -464,8 +486,8 @@ __noinline int add_user(u64 real, u64 registration)
  */
 static __always_inline int is_in_use(struct inode *real, const struct writes *written)
 {
-	return BPF_CORE_READ(real, i_mapping, i_mmap.rb_root.rb_node) ||
-	       BPF_CORE_READ(real, i_readcount.counter) > 0 || written->awaited > 0;
+	return READ(real, i_mapping, i_mmap.rb_root.rb_node) ||
+	       READ(real, i_readcount.counter) > 0 || written->awaited > 0;
 }
 
 SEC("lsm/inode_free_security")

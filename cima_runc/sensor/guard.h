@@ -11,10 +11,10 @@
  * Where a container may be running what is in it, that container is told; where one of them may run its
  * image's files alone, it is refused to tasks of containers.
  */
-static __always_inline int written_to(struct inode *real, struct dentry *dentry, u32 why)
+static __always_inline int written_to(u64 real, u64 dentry, u32 why)
 {
-	u64 key = (u64)real, user;
-	struct writes *written = bpf_map_lookup_elem(&writes, &key);
+	u64 user;
+	struct writes *written = bpf_map_lookup_elem(&writes, &real);
 	u32 zero = 0;
 	struct totals *total;
 	struct mark *mark;
@@ -23,7 +23,7 @@ static __always_inline int written_to(struct inode *real, struct dentry *dentry,
 	if (!written)
 		return 0;
 	__sync_fetch_and_add(&written->count, 1);
-	if (!written->user[0] || !is_in_use(real, written))
+	if (!written->user[0] || !is_in_use((struct inode *)real, written))
 		return 0;
 	mark = mark_of_current();
 	for (u32 i = 0; mark && i < USERS_MAX; i++)
@@ -31,7 +31,7 @@ static __always_inline int written_to(struct inode *real, struct dentry *dentry,
 	for (u32 i = 0; i < USERS_MAX; i++) {
 		user = written->user[i];
 		if (user && registered(user))
-			note(user, ABOUT(CHANGED, why, FILE_CHECK, denied), address(real), address(dentry));
+			note(user, ABOUT(CHANGED, why, FILE_CHECK, denied), real, dentry);
 	}
 	total = bpf_map_lookup_elem(&totals, &zero);
 	if (written->more_users && total)
@@ -146,7 +146,7 @@ int BPF_PROG(cima_file_open, struct file *file)
 		return refuse(copied_up(address(inode), address(file->f_path.dentry), OPENED_WHILE_MAPPED), -ETXTBSY);
 	if (magic != PROC && magic != TRACEFS && magic != DEBUGFS && magic != SYSFS && magic != CGROUP &&
 	    magic != BINFMT_MISC)
-		return written_to(inode, file->f_path.dentry, OPENED_WHILE_MAPPED);
+		return written_to(address(inode), address(file->f_path.dentry), OPENED_WHILE_MAPPED);
 	why = meaning_of(magic, file->f_path.dentry, &kind);
 	if (!why)
 		return 0;
@@ -159,12 +159,12 @@ static __always_inline int changes_size(struct dentry *dentry, struct iattr *att
 {
 	struct inode *inode;
 
-	if (!(BPF_CORE_READ(attr, ia_valid) & ATTR_SIZE))
+	if (!(attr->ia_valid & ATTR_SIZE))
 		return 0;
-	inode = BPF_CORE_READ(dentry, d_inode);
-	if (BPF_CORE_READ(inode, i_sb, s_magic) == OVERLAYFS)
-		return refuse(copied_up(address(inode), address(dentry), TRUNCATED_WHILE_MAPPED), -ETXTBSY);
-	return written_to(inode, dentry, TRUNCATED_WHILE_MAPPED);
+	inode = READ_POINTER(dentry, d_inode);
+	if (READ(inode, i_sb, s_magic) == OVERLAYFS)
+		return refuse(copied_up((u64)inode, address(dentry), TRUNCATED_WHILE_MAPPED), -ETXTBSY);
+	return written_to((u64)inode, address(dentry), TRUNCATED_WHILE_MAPPED);
 }
 
 /* The loader takes the one that has as many arguments as this kernel's. */
@@ -272,7 +272,7 @@ int BPF_PROG(cima_bpf, int cmd, void *attr, unsigned int size)
 }
 
 /* Code for the kernel itself: a module, or another kernel. It can do what it likes. */
-static __always_inline int loads_into_kernel(struct dentry *dentry)
+static __always_inline int loads_into_kernel(u64 inode, u64 dentry)
 {
 	struct mark *mark = mark_of_current();
 	int denied;
@@ -280,8 +280,7 @@ static __always_inline int loads_into_kernel(struct dentry *dentry)
 	if (!mark)
 		return 0;
 	denied = is_enforced(mark->registration);
-	note(mark->registration, ABOUT(GUARD, KERNEL_CODE, NONE, denied),
-	     dentry ? address(BPF_CORE_READ(dentry, d_inode)) : 0, address(dentry));
+	note(mark->registration, ABOUT(GUARD, KERNEL_CODE, NONE, denied), inode, dentry);
 	return refuse(denied, -EPERM);
 }
 
@@ -291,7 +290,7 @@ int BPF_PROG(cima_load_data, u32 id)
 	if (id != bpf_core_enum_value(enum kernel_load_data_id, LOADING_MODULE) &&
 	    id != bpf_core_enum_value(enum kernel_load_data_id, LOADING_KEXEC_IMAGE))
 		return 0;
-	return loads_into_kernel(0);
+	return loads_into_kernel(0, 0);
 }
 
 SEC("lsm/kernel_read_file")
@@ -302,7 +301,7 @@ int BPF_PROG(cima_read_file, struct file *file, u32 id)
 	    (!bpf_core_enum_value_exists(enum kernel_read_file_id, READING_MODULE_COMPRESSED) ||
 	     id != bpf_core_enum_value(enum kernel_read_file_id, READING_MODULE_COMPRESSED)))
 		return 0;
-	return loads_into_kernel(file->f_path.dentry);
+	return loads_into_kernel(address(file->f_inode), address(file->f_path.dentry));
 }
 
 /* Nor are its pins: who removes one, or the file system that holds them, detaches it. */

@@ -62,6 +62,9 @@ _CALLS: Final = {
 }
 """What is looked at, and what a kernel has where it can be done at all."""
 
+_CAST: Final = "bpf_rdonly_cast"
+"""From Linux 6.2 on; the programs do the same without it, in more instructions."""
+
 _SETATTR: Final = {2: "cima_setattr_2", 3: "cima_setattr_3"}
 _BIRTHS: Final = {"cima_ns_born": "__ns_tree_gen_id", "cima_copy_mnt_ns": "copy_mnt_ns"}
 """The first that the kernel has is where mount namespaces are born."""
@@ -83,6 +86,8 @@ class Choice:
     """Whether it can be said that a file was not written since it was hashed."""
     late: bool
     """Whether IMA's own hashing can be waited for."""
+    casts: bool
+    """Whether programs can read the kernel's structures by their addresses without a call."""
 
 
 def choose(arguments: Arguments, *, reads: bool) -> Choice:
@@ -124,6 +129,7 @@ def choose(arguments: Arguments, *, reads: bool) -> Choice:
         tuple(sorted(missing)),
         sees_writes=groups["writes"] and setattr_ is not None and calls == possible,
         late=groups["late"] and groups["writes"],
+        casts=arguments(_CAST) is not None,
     )
 
 

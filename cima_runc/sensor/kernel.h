@@ -122,6 +122,7 @@ struct mm_struct {
 	unsigned long start_brk, brk, start_stack, arg_start;
 } KERNEL;
 struct task_struct {
+	void *bpf_storage;
 	struct nsproxy *nsproxy;
 	const struct cred *real_cred;
 	struct mm_struct *mm;
@@ -279,5 +280,33 @@ struct ovl_inode___6_1 {
 	struct ovl_path lowerpath;
 } KERNEL;
 enum ovl_inode_flag { OVL_UPPERDATA = 3 };
+
+/*
+ * A pointer as a mere number: global functions take no pointers to the kernel's structures. To the kernel's
+ * verifier the difference of two pointers is a number, and so is the task's address from the other helper.
+ */
+static __always_inline u64 address(const void *pointer)
+{
+	u64 number = (u64)pointer;
+	struct task_struct *task = bpf_get_current_task_btf();
+
+	asm volatile("%0 -= %1" : "+r"(number) : "r"(task));
+	return number + bpf_get_current_task();
+}
+
+/*
+ * Reads a field of the kernel's by way of pointers, as BPF_CORE_READ does, and like that gives 0 where one of
+ * them leads nowhere. From Linux 6.2 on (`casts`) that is a load for each, and no call.
+ */
+#define READ(pointer, fields...) ___apply(___read, ___narg(fields))(pointer, fields)
+#define ___read1(p, a) (settings.casts ? ___as(p)->a : BPF_CORE_READ(p, a))
+#define ___read2(p, a, b) (settings.casts ? ___as(p)->a->b : BPF_CORE_READ(p, a, b))
+#define ___read3(p, a, b, c) (settings.casts ? ___as(p)->a->b->c : BPF_CORE_READ(p, a, b, c))
+#define ___as(p) ((typeof(p))bpf_rdonly_cast(p, bpf_core_type_id_kernel(typeof(*(p)))))
+extern void *bpf_rdonly_cast(const void *pointer, __u32 type) __attribute__((section(".ksyms"), weak));
+
+/* The same for a field that is a pointer, as one that the kernel's verifier holds for a mere number. */
+#define READ_POINTER(pointer, fields...) ___apply(___pointer, ___narg(fields))(pointer, fields)
+#define ___pointer1(p, a) ((typeof((p)->a))(settings.casts ? address(___as(p)->a) : (u64)BPF_CORE_READ(p, a)))
 
 #endif

@@ -16,6 +16,18 @@ struct {
 	__type(value, struct watched);
 } watched SEC(".maps");
 
+/*
+ * Whether a mount namespace with this number, by its last bits, ever was in `watched`: who puts one there
+ * says so here first, and nobody takes it back. A lookup in this is three instructions and no call, and most
+ * tasks are in no container.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, EVER_WATCHED_MAX);
+	__type(key, u32);
+	__type(value, u8);
+} ever_watched SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, REGISTRATIONS_MAX);
@@ -64,15 +76,6 @@ static __always_inline int refuse(int denied, int code)
 	return code;
 }
 
-/* A pointer as a mere number: global functions take no pointers to the kernel's structures. */
-static __always_inline u64 address(const void *pointer)
-{
-	u64 number = 0;
-
-	bpf_probe_read_kernel(&number, sizeof(number), &pointer);
-	return number;
-}
-
 /* The number of a mount namespace that the kernel never gives twice; 0 where it has none. */
 static __always_inline u64 namespace_id(struct mnt_namespace *ns)
 {
@@ -81,7 +84,7 @@ static __always_inline u64 namespace_id(struct mnt_namespace *ns)
 	if (bpf_core_field_exists(newer->ns.ns_id))
 		return BPF_CORE_READ(newer, ns.ns_id);
 	if (bpf_core_field_exists(ns->seq))
-		return BPF_CORE_READ(ns, seq);
+		return READ(ns, seq);
 	return 0;
 }
 
@@ -89,14 +92,40 @@ static __always_inline struct mnt_namespace *namespace_of_current(void)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 
-	return BPF_CORE_READ(task, nsproxy, mnt_ns); /* none in a task that exits */
+	return task->nsproxy->mnt_ns; /* none in a task that exits */
 }
 
 static __always_inline u32 current_mntns(void)
 {
-	struct mnt_namespace *ns = namespace_of_current();
+	return namespace_of_current()->ns.inum;
+}
 
-	return BPF_CORE_READ(ns, ns.inum);
+static __always_inline u8 *ever_watched_slot(u32 inum)
+{
+	u32 slot = inum % EVER_WATCHED_MAX;
+
+	return bpf_map_lookup_elem(&ever_watched, &slot);
+}
+
+/* Whether this task may have a mark: it has any storage of programs at all. */
+static __always_inline int may_be_marked(void)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+
+	return !bpf_core_field_exists(task->bpf_storage) || task->bpf_storage;
+}
+
+/* Whether this task has no mark, and is in no namespace that would give it one. Most are, so this is asked
+   first, and calls nothing. */
+static __always_inline int is_nobodys(void)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	u8 *ever;
+
+	if (may_be_marked())
+		return 0;
+	ever = ever_watched_slot(task->nsproxy->mnt_ns->ns.inum); /* none in a task that exits: 0 */
+	return ever && !*(volatile u8 *)ever;
 }
 
 /*
@@ -111,7 +140,7 @@ static __always_inline u32 current_mntns(void)
 __noinline u64 owner_of(u64 namespace)
 {
 	struct mnt_namespace *ns = (struct mnt_namespace *)namespace;
-	u32 inum = BPF_CORE_READ(ns, ns.inum);
+	u32 inum = READ(ns, ns.inum);
 	struct watched *entry = bpf_map_lookup_elem(&watched, &inum), found = {};
 
 	if (!entry)
@@ -155,9 +184,12 @@ static __always_inline void count_dropped(u64 registration)
 static __always_inline struct mark *mark_of_current(void)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct mark *mark = bpf_task_storage_get(&marks, task, 0, 0);
+	struct mark *mark;
 	u64 owner;
 
+	if (is_nobodys())
+		return 0;
+	mark = bpf_task_storage_get(&marks, task, 0, 0);
 	/* The mark of a container that is watched no more says nothing. */
 	if (mark && registered(mark->registration))
 		return mark;
@@ -206,7 +238,7 @@ int cima_tasks(struct bpf_iter__task *ctx)
 	if (!task)
 		return 0;
 	ns = BPF_CORE_READ(task, nsproxy, mnt_ns);
-	owner = ns ? owner_of(address(ns)) : 0;
+	owner = ns ? owner_of((u64)ns) : 0;
 	if (!owner || bpf_task_storage_get(&marks, task, 0, 0))
 		return 0;
 	mark = bpf_task_storage_get(&marks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);

@@ -37,9 +37,9 @@ static __always_inline int is_way_to_write(struct file *file, unsigned long flag
 {
 	u64 type = flags & MAP_TYPE;
 
-	return (type == MAP_SHARED || type == MAP_SHARED_VALIDATE) && BPF_CORE_READ(file, f_mode) & FMODE_WRITE &&
-	       (BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) == S_IFREG &&
-	       !(BPF_CORE_READ(file, f_inode, i_flags) & S_PRIVATE);
+	return (type == MAP_SHARED || type == MAP_SHARED_VALIDATE) && READ(file, f_mode) & FMODE_WRITE &&
+	       (READ(file, f_inode, i_mode) & S_IFMT) == S_IFREG &&
+	       !(READ(file, f_inode, i_flags) & S_PRIVATE);
 }
 
 #endif

@@ -37,10 +37,10 @@ static __always_inline int note_memory(struct mark *mark, u32 why)
 /* Memory without a file, or of one that only the kernel has (shared memory, /dev/zero). */
 static __always_inline int is_anonymous(struct file *file)
 {
-	struct inode *inode = file ? BPF_CORE_READ(file, f_inode) : 0;
+	struct inode *inode = file ? READ(file, f_inode) : 0;
 
-	return !inode || (BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFREG ||
-	       BPF_CORE_READ(inode, i_flags) & S_PRIVATE;
+	return !inode || (READ(inode, i_mode) & S_IFMT) != S_IFREG ||
+	       READ(inode, i_flags) & S_PRIVATE;
 }
 
 static long look_at_stack(struct task_struct *task, struct vm_area_struct *vma, u32 *is_executable)
@@ -53,16 +53,15 @@ static long look_at_stack(struct task_struct *task, struct vm_area_struct *vma, 
  * A new program has its stack before the first of it is mapped executable, which is now. Returns whether
  * it is not to run.
  */
-static __always_inline int has_executable_stack(void)
+static __always_inline int has_executable_stack(struct mark *mark)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct mark *mark = bpf_task_storage_get(&marks, task, 0, 0);
 	u32 is_executable = 0;
 
-	if (!mark || !mark->is_new)
+	if (!mark->is_new)
 		return 0;
 	mark->is_new = 0;
-	if (bpf_find_vma(task, BPF_CORE_READ(task, mm, arg_start), look_at_stack, &is_executable, 0)) {
+	if (bpf_find_vma(task, task->mm->arg_start, look_at_stack, &is_executable, 0)) {
 		count_dropped(mark->registration);
 		return 0;
 	}
@@ -83,24 +82,22 @@ int BPF_PROG(cima_mmap_file, struct file *file, unsigned long reqprot, unsigned 
 	struct mark *mark;
 	int is_private = (flags & MAP_TYPE) != MAP_SHARED && (flags & MAP_TYPE) != MAP_SHARED_VALIDATE;
 
-	bpf_probe_read_kernel(&raw, sizeof(raw), ctx);
-	if (raw && is_way_to_write((struct file *)raw, flags) && mark_of_current())
-		remember(real_of((u64)BPF_CORE_READ((struct file *)raw, f_inode)));
 	prot |= reqprot;
+	if ((is_private && !(prot & PROT_EXEC)) || is_nobodys())
+		return 0;
+	bpf_probe_read_kernel(&raw, sizeof(raw), ctx);
+	mark = mark_of_current();
+	if (raw && mark && is_way_to_write((struct file *)raw, flags))
+		remember(real_of((u64)READ_POINTER((struct file *)raw, f_inode)));
 	if (!(prot & PROT_EXEC))
 		return 0;
-	if (has_executable_stack())
+	if (mark && has_executable_stack(mark))
 		return -EACCES;
-	if (is_anonymous((struct file *)raw)) {
-		mark = mark_of_current();
+	if (is_anonymous((struct file *)raw))
 		return mark ? note_memory(mark, EXECMEM) : 0;
-	}
-	if (is_private && prot & PROT_WRITE) {
-		mark = mark_of_current();
-		if (mark && note_memory(mark, EXECMEM))
-			return -EACCES;
-	}
-	return file ? use(file, MMAP_CHECK, 1) : 0;
+	if (mark && is_private && prot & PROT_WRITE && note_memory(mark, EXECMEM))
+		return -EACCES;
+	return file ? use(mark, file, MMAP_CHECK, 1) : 0;
 }
 
 /* A mapping becomes executable. The address space is locked: nothing can be hashed, no path walked. */
@@ -147,9 +144,9 @@ int BPF_PROG(cima_file_mprotect, struct vm_area_struct *vma, unsigned long reqpr
 			return -EACCES;
 	}
 	denied = is_enforced(mark->registration);
-	inode = BPF_CORE_READ(file, f_inode);
-	note(mark->registration, ABOUT(USE, MPROTECT, MMAP_CHECK, denied), address(inode),
-	     address(BPF_CORE_READ(file, f_path.dentry)));
+	inode = READ_POINTER(file, f_inode);
+	note(mark->registration, ABOUT(USE, MPROTECT, MMAP_CHECK, denied), (u64)inode,
+	     (u64)BPF_CORE_READ(file, f_path.dentry));
 	return refuse(denied, -EACCES);
 }
 

@@ -11,9 +11,12 @@ static __always_inline void is_born(u64 registration, struct mnt_namespace *ns)
 	struct watched entry = {.registration = registration, .namespace_id = namespace_id(ns), .nested = 1};
 	struct registration *owner = registered(registration);
 	u32 inum = BPF_CORE_READ(ns, ns.inum);
+	u8 *ever = ever_watched_slot(inum);
 
 	if (!owner)
 		return;
+	if (ever)
+		*(volatile u8 *)ever = 1;
 	if (!entry.namespace_id || bpf_map_update_elem(&watched, &inum, &entry, BPF_ANY)) {
 		count_dropped(registration);
 		return;

@@ -29,7 +29,7 @@ PATTERN_BYTES: Final = 29
 
 _HEAD: Final = struct.Struct("=16sQQ")
 _PATTERN: Final = struct.Struct(f"=BBB{PATTERN_BYTES}s")
-_TAIL: Final = struct.Struct("=QQQQ")
+_TAIL: Final = struct.Struct("=QQQQQ")
 
 SETTINGS_SIZE: Final = _HEAD.size + limits.NAME_PATTERNS * _PATTERN.size + _TAIL.size
 """Bytes of ``struct settings``."""
@@ -55,14 +55,22 @@ class Options:
     """Whether a digest that IMA is about to take is waited for, so that no file is hashed twice.
     Takes an IMA policy that measures what containers run."""
 
-    def settings(self, path_key: bytes, *, late: bool = True, hooks_missing: bool = False) -> bytes:
-        """Return ``struct settings``, 576 bytes in host byte order; ``path_key`` is random.
+    def settings(
+        self,
+        path_key: bytes,
+        *,
+        late: bool = True,
+        hooks_missing: bool = False,
+        casts: bool = False,
+    ) -> bytes:
+        """Return ``struct settings``, 584 bytes in host byte order; ``path_key`` is random.
 
-        ``late`` and ``hooks_missing`` are what the kernel can do.
+        ``late``, ``hooks_missing`` and ``casts`` are what the kernel can do.
         """
         packed = b"".join(_pack_pattern(name) for name in self.reads)
         head = _HEAD.pack(path_key, self.bytes_per_second, len(self.reads))
-        tail = _TAIL.pack(self.largest_file, self.digests_share, self.late and late, hooks_missing)
+        can = (self.late and late, hooks_missing, casts)
+        tail = _TAIL.pack(self.largest_file, self.digests_share, *can)
         return head + packed.ljust(limits.NAME_PATTERNS * _PATTERN.size, b"\0") + tail
 
 

@@ -20,7 +20,7 @@ struct {
  * A program of a container's root file system that is run by nobody of the container: the kernel was
  * told to (core_pattern, modprobe, release_agent, binfmt_misc), or somebody reached into it.
  */
-static __always_inline void adopt(struct linux_binprm *bprm)
+static __always_inline struct mark *adopt(struct linux_binprm *bprm)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct inode *inode = bprm->file->f_inode;
@@ -29,32 +29,34 @@ static __always_inline void adopt(struct linux_binprm *bprm)
 	u64 dev, *owner;
 
 	if (sb->s_magic != OVERLAYFS)
-		return;
+		return 0;
 	dev = sb->s_dev;
 	owner = bpf_map_lookup_elem(&roots, &dev);
 	if (!owner || !registered(*owner))
-		return;
+		return 0;
 	note(*owner, ABOUT(HELPER, HELPER_RAN, BPRM_CHECK, 0), address(inode), address(bprm->file->f_path.dentry));
 	mark = bpf_task_storage_get(&marks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!mark) {
 		count_dropped(*owner);
-		return;
+		return 0;
 	}
 	mark->registration = *owner;
 	mark->entered = 0;
 	mark->hash = -1;
 	mark->path_len = 0;
+	return mark;
 }
 
 /* Programs, scripts and interpreters, each as the kernel comes to it. */
 SEC("lsm.s/bprm_check_security")
 int BPF_PROG(cima_bprm_check, struct linux_binprm *bprm)
 {
+	struct mark *mark = mark_of_current();
 	int denied;
 
-	if (!mark_of_current())
-		adopt(bprm);
-	denied = use(bprm->file, BPRM_CHECK, 1);
+	if (!mark)
+		mark = adopt(bprm);
+	denied = use(mark, bprm->file, BPRM_CHECK, 1);
 	come_to(bprm);
 	return refuse(denied, -EPERM);
 }
@@ -107,7 +109,7 @@ int BPF_PROG(cima_committed, struct linux_binprm *bprm)
 	}
 	mark->looked_at = 0;
 	mark->is_new = 1;
-	mark->hash = judge(address(bprm->file->f_inode), &judged) ? -1 : judged.known.hash;
+	mark->hash = judge(address(bprm->file->f_inode), 0, &judged) ? -1 : judged.known.hash;
 	__builtin_memcpy(mark->digest, judged.known.digest, DIGEST_SIZE);
 	mark->path_len = 0;
 	s = claim_scratch();

@@ -165,16 +165,22 @@ static __always_inline int may_send(u64 registration, u64 now, u32 bytes)
 	return __sync_fetch_and_add(&budget->bytes, bytes) + bytes <= settings.bytes_per_second;
 }
 
-/* Who and when: what all events have. */
-static __always_inline void begin_event(struct event *e, u64 registration, u32 kind, u32 why, u32 func)
+/* Who and when: the current task, now. */
+static __always_inline void stamp(struct event *e)
 {
-	e->registration = registration;
 	e->time_ns = bpf_ktime_get_boot_ns();
 	e->cgroup_id = bpf_get_current_cgroup_id();
-	e->ino = 0;
 	e->mntns = current_mntns();
 	e->pid = bpf_get_current_pid_tgid() >> 32;
 	e->uid = bpf_get_current_uid_gid();
+}
+
+/* What all events have, but for the stamp: most are not sent, and need none. */
+static __always_inline void begin_event(struct event *e, u64 registration, u32 kind, u32 why, u32 func)
+{
+	e->registration = registration;
+	e->time_ns = 0;
+	e->ino = 0;
 	e->dev = 0;
 	e->hash = -ENODATA;
 	e->path_len = -ENODATA;
@@ -212,6 +218,8 @@ __noinline int send(struct report *r)
 		if (bpf_map_lookup_elem(&seen, &key))
 			return 0;
 	}
+	if (!r->event.time_ns)
+		stamp(&r->event);
 	if (!may_send(key.registration, r->event.time_ns, sizeof(r->event) + bytes) ||
 	    bpf_ringbuf_output(&events, &r->event, sizeof(r->event) + bytes, 0))
 		count_dropped(key.registration);

@@ -14,12 +14,12 @@ static __always_inline void come_to(struct linux_binprm *bprm)
 {
 	struct mark *mark = bpf_task_storage_get(&marks, bpf_get_current_task_btf(), 0, 0);
 	struct writes *written;
-	u64 real = real_of(address(bprm->file->f_inode)), script;
+	u64 script;
 
 	if (!mark)
 		return;
 	script = mark->looked_at;
-	mark->looked_at = real;
+	mark->looked_at = real_of(address(bprm->file->f_inode));
 	if (!script || script == mark->script)
 		return;
 	written = bpf_map_lookup_elem(&writes, &script);
@@ -49,6 +49,8 @@ static __always_inline void opens(struct file *file)
 		mark_of_current();
 		return;
 	}
+	if (!may_be_marked())
+		return;
 	mark = bpf_task_storage_get(&marks, bpf_get_current_task_btf(), 0, 0);
 	catch_up(mark);
 	if (!mark || !mark->script)
@@ -76,6 +78,8 @@ __noinline int copied_up(u64 seen_inode, u64 dentry, u32 why)
 	u64 key, dev, owner = 0, *root;
 	int denied;
 
+	if (has_own_data(seen))
+		return 0;
 	find_real(seen, &real);
 	if (!real.is_lower)
 		return 0;

@@ -99,8 +99,11 @@ struct settings {
 	u64 share;	     /* files that one container may have hashed; and that of those it can write unseen are remembered */
 	u64 late;	     /* 1: a digest that IMA is about to take is waited for */
 	u64 hooks_missing;   /* 1: this kernel cannot tell whether a file was written */
+	u64 casts;	     /* 1: this kernel has bpf_rdonly_cast */
 };
 _Static_assert(sizeof(struct settings) == SETTINGS_SIZE, "options.py packs as many bytes");
+
+const volatile struct settings settings = {};
 
 /* Map `totals`, one entry, read through mmap: has anything been dropped at all? */
 struct totals {

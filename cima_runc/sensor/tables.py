@@ -18,7 +18,10 @@ LAYOUT: Final = 6
 
 SHARED: Final = ("digests", "writes", "forgotten", "marks", "mounted", "roots")
 """The maps that a newer sensor goes on with: what is known of files and tasks."""
-MAPS: Final = ("allowed", "events", "registrations", "totals", "watched", *SHARED)
+MAPS: Final = (
+    *("allowed", "events", "ever_watched", "registrations", "totals", "watched"),
+    *SHARED,
+)
 """The maps that are pinned."""
 
 _NUMBER: Final = struct.Struct("=I")
@@ -26,6 +29,7 @@ _KEY: Final = struct.Struct("=Q")
 WATCHED: Final = struct.Struct("=QQQ")
 ROW: Final = struct.Struct("=QQqqQQQQQQqQqq")
 WATCHED_MAX: Final = 65536
+EVER_WATCHED_MAX: Final = 65536
 REGISTRATIONS_MAX: Final = 16384
 
 _HARMLESS_WHEN_MISSED: Final = frozenset(
@@ -94,6 +98,8 @@ class Tables:
     def __init__(self, libbpf: Libbpf, handles: Handles) -> None:
         self._libbpf = libbpf
         self._watched = handles.maps["watched"]
+        # One that an older version of this layout loaded has none; nothing is put there.
+        self._ever_watched = handles.maps.get("ever_watched", -1)
         self._rows = handles.maps["registrations"]
         self._allowed = handles.maps["allowed"]
         self._roots = handles.maps["roots"]
@@ -239,6 +245,9 @@ class Tables:
     def put_namespace(self, mntns: int, entry: Watched, *, new: bool) -> None:
         """Write a namespace's entry, where ``new`` only if there is none (EEXIST)."""
         flags = BPF_NOEXIST if new else BPF_ANY
+        # First: what is not there the programs do not look up.
+        slot = _NUMBER.pack(mntns % EVER_WATCHED_MAX)
+        self._libbpf.update(self._ever_watched, slot, b"\1")
         self._libbpf.update(self._watched, _NUMBER.pack(mntns), WATCHED.pack(*entry), flags)
 
     def remove_namespace(self, mntns: int) -> None:

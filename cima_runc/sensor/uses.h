@@ -9,6 +9,9 @@
 #ifndef CIMA_USES_H
 #define CIMA_USES_H
 
+/* Uses that wait now, of all containers: those of tasks that ended in the midst are never taken off. */
+volatile u64 waiting_uses = 0;
+
 /* Keep room for an event until IMA has looked at the file; 0: there is none, or not for this container. */
 static __always_inline int wait_for_ima(struct registration *owner)
 {
@@ -46,26 +49,25 @@ static __always_inline int is_of_use(const struct report *r)
 	struct inode *inode = (struct inode *)real;
 
 	return r->judged.known.writes <= r->writes && real == r->real &&
-	       BPF_CORE_READ(inode, i_ino) == r->real_ino &&
-	       BPF_CORE_READ(inode, i_generation) == r->real_generation;
+	       READ(inode, i_ino) == r->real_ino &&
+	       READ(inode, i_generation) == r->real_generation;
 }
 
 /* What is waited for is in that room. */
-static __always_inline void begin_to_wait(struct registration *owner, struct scratch *s, struct inode *inode)
+static __always_inline void begin_to_wait(struct registration *owner, struct mark *mark, struct scratch *s, u64 seen)
 {
 	u64 task = bpf_get_current_pid_tgid();
-	struct mark *mark = bpf_task_storage_get(&marks, bpf_get_current_task_btf(), 0, 0);
 	struct report *r = bpf_map_lookup_elem(&pending, &task);
 	struct inode *holder;
 	struct writes *written;
 	u64 real;
 
-	s->report.seen = address(inode);
-	real = real_of(s->report.seen);
+	s->report.seen = seen;
+	real = real_of(seen);
 	holder = (struct inode *)real;
 	s->report.real = real;
-	s->report.real_ino = BPF_CORE_READ(holder, i_ino);
-	s->report.real_generation = BPF_CORE_READ(holder, i_generation);
+	s->report.real_ino = READ(holder, i_ino);
+	s->report.real_generation = READ(holder, i_generation);
 	written = bpf_map_lookup_elem(&writes, &real);
 	s->report.writes = written ? *(volatile u64 *)&written->count : 0;
 	if (!owner || !r || bpf_probe_read_kernel(r, sizeof(*r), &s->report)) {
@@ -74,8 +76,8 @@ static __always_inline void begin_to_wait(struct registration *owner, struct scr
 		return;
 	}
 	__sync_fetch_and_add(&owner->waiting, 1);
-	if (mark)
-		mark->waits = 1;
+	__sync_fetch_and_add(&waiting_uses, 1);
+	mark->waits = 1;
 }
 
 /* IMA has looked at the file that the task waits for. */
@@ -99,7 +101,7 @@ __noinline int complete(void)
 	__builtin_memset(&r->judged, 0, sizeof(r->judged));
 	/* First: who opens it for writing after that has told this container, who did before is seen. */
 	add_user(r->real, r->event.registration);
-	why = judge(r->seen, &r->judged);
+	why = judge(r->seen, 0, &r->judged);
 	if (why != NO_DIGEST_KEPT && !is_of_use(r)) {
 		why = WRITTEN_SINCE;
 	} else if (why != NO_DIGEST_KEPT) {
@@ -112,6 +114,7 @@ __noinline int complete(void)
 	owner = registered(r->event.registration);
 	if (owner)
 		__sync_fetch_and_add(&owner->waiting, -1);
+	__sync_fetch_and_add(&waiting_uses, -1);
 	bpf_map_delete_elem(&pending, &key);
 	return 0;
 }
@@ -126,21 +129,27 @@ static __always_inline void catch_up(struct mark *mark)
 		complete();
 }
 
+/* Nearly always nothing waits for anything. */
+static __always_inline int complete_if_any(void)
+{
+	if (waiting_uses && may_be_marked())
+		complete();
+	return 0;
+}
+
 SEC("fexit/ima_bprm_check")
 int BPF_PROG(cima_ima_bprm, void *bprm)
 {
-	complete();
-	return 0;
+	return complete_if_any();
 }
 
 SEC("fexit/ima_file_mmap")
 int BPF_PROG(cima_ima_mmap, void *file)
 {
-	complete();
-	return 0;
+	return complete_if_any();
 }
 
-static __always_inline int use_by(u64 registration, struct file *file, u32 func, int late)
+static __always_inline int use_by(u64 registration, struct mark *mark, struct file *file, u32 func, int late)
 {
 	struct registration *owner = registered(registration);
 	struct inode *inode = file->f_inode;
@@ -152,7 +161,7 @@ static __always_inline int use_by(u64 registration, struct file *file, u32 func,
 	int denied, waits = 0;
 	s32 hash;
 
-	why = now = judge(seen, &judged);
+	why = now = judge(seen, registration, &judged);
 	named = unreliable(seen, judged.real);
 	hash = judged.known.hash;
 	had_digest = inode->i_flags & S_IMA;
@@ -167,7 +176,7 @@ static __always_inline int use_by(u64 registration, struct file *file, u32 func,
 		if (!waits) {
 			hash = bpf_ima_file_hash(file, judged.known.digest, DIGEST_SIZE);
 			/* What that took is known by now; what it had kept says nothing new. */
-			now = judge(seen, &judged);
+			now = judge(seen, registration, &judged);
 			if (!now) {
 				why = STABLE;
 				hash = judged.known.hash;
@@ -185,10 +194,11 @@ static __always_inline int use_by(u64 registration, struct file *file, u32 func,
 	if (named && why != TOO_LARGE)
 		why = named;
 	denied = !waits && (why == TOO_LARGE || !is_allowed(registration, why, hash, judged.known.digest));
-	if (!waits && !denied) {
+	/* One of its users is told of whatever comes after it was judged. */
+	if (!waits && !denied && (now || !judged.is_user)) {
 		add_user(judged.real, registration);
 		/* Who opened it for writing before that has told nobody. */
-		again = why ? now : judge(seen, &judged);
+		again = why ? now : judge(seen, registration, &judged);
 		if (!again)
 			hash = judged.known.hash;
 		if (again != now)
@@ -214,7 +224,8 @@ static __always_inline int use_by(u64 registration, struct file *file, u32 func,
 	s->report.event.dev = inode->i_sb->s_dev;
 	s->report.event.denied = denied;
 	if (waits) {
-		begin_to_wait(owner, s, inode);
+		stamp(&s->report.event);
+		begin_to_wait(owner, mark, s, seen);
 	} else {
 		s->report.event.hash = hash;
 		__builtin_memcpy(s->report.event.digest, judged.known.digest, DIGEST_SIZE);
@@ -225,16 +236,17 @@ static __always_inline int use_by(u64 registration, struct file *file, u32 func,
 }
 
 /*
- * Returns what the kernel is to do: 0, or -EPERM where the file may not run in the container. A task
- * of one container in another's namespace is both's.
+ * Returns what the kernel is to do with a task of this mark, or none: 0, or -EPERM where the file may not run
+ * in the container. A task of one container in another's namespace is both's.
  */
-static __always_inline int use(struct file *file, u32 func, int late)
+static __always_inline int use(struct mark *mark, struct file *file, u32 func, int late)
 {
-	struct mark *mark = mark_of_current();
 	u64 who[2] = {};
 	int denied = 0;
 
 	if (!mark) {
+		if (is_nobodys())
+			return 0;
 		/* A container's, where there is no room for a mark: it is counted as lost. */
 		who[0] = owner_of(address(namespace_of_current()));
 		return refuse(who[0] && is_enforced(who[0]), -EPERM);
@@ -247,7 +259,7 @@ static __always_inline int use(struct file *file, u32 func, int late)
 	for (u32 i = 0; i < 2; i++) {
 		u64 registration = i ? who[1] : who[0];
 
-		if (registration && use_by(registration, file, func, late && !who[1]))
+		if (registration && use_by(registration, mark, file, func, late && !who[1]))
 			denied = 1;
 	}
 	return refuse(denied, -EPERM);
@@ -290,14 +302,17 @@ __noinline int is_named(u64 name, u32 len)
  */
 static __always_inline int read_by_name(struct file *file)
 {
+	struct mark *mark;
+
 	if (!(file->f_mode & FMODE_READ) || (file->f_flags & FMODE_EXEC) ||
 	    (file->f_inode->i_mode & S_IFMT) != S_IFREG)
 		return 0;
-	if (!mark_of_current())
+	mark = mark_of_current();
+	if (!mark)
 		return 0;
-	if (!is_named(address(file->f_path.dentry->d_name.name), file->f_path.dentry->d_name.len))
+	if (!is_named((u64)BPF_CORE_READ(file, f_path.dentry, d_name.name), file->f_path.dentry->d_name.len))
 		return 0;
-	return use(file, FILE_CHECK, 0);
+	return use(mark, file, FILE_CHECK, 0);
 }
 
 /* Loaded only where the settings name any: from Linux 6.12 on this, */
@@ -325,7 +340,7 @@ int BPF_PROG(cima_execve_check, struct linux_binprm *bprm)
 
 	if (!bpf_core_field_exists(newer->is_check) || !BPF_CORE_READ_BITFIELD(newer, is_check))
 		return 0;
-	return use(bprm->file, BPRM_CHECK, 0);
+	return use(mark_of_current(), bprm->file, BPRM_CHECK, 0);
 }
 
 #endif

@@ -23,7 +23,12 @@ COMMON = {
 }
 LENT = {name: 1 for function, call in hooks._CALLS.values() for name in (function, call)}
 LINUX_6_1 = {**COMMON, "bpf_lsm_inode_setattr": 2}
-LINUX_6_12 = {**COMMON, "bpf_lsm_inode_setattr": 3, "bpf_lsm_file_post_open": 2}
+LINUX_6_12 = {
+    **COMMON,
+    "bpf_lsm_inode_setattr": 3,
+    "bpf_lsm_file_post_open": 2,
+    "bpf_rdonly_cast": 2,
+}
 LINUX_7_3 = {**LINUX_6_12, "__ns_tree_gen_id": 2}
 
 
@@ -45,6 +50,7 @@ def test_each_kernel_has_programs_of_its_own(kernel: dict[str, int], own: set[st
     assert own <= choice.programs
     assert not choice.missing
     assert (choice.sees_writes, choice.late) == (True, True)
+    assert choice.casts == (kernel is not LINUX_6_1)
     assert not chosen(kernel, reads=False).programs & set(hooks._READS)
 
 

@@ -23,12 +23,12 @@ def test_every_kind_of_pattern() -> None:
 
 def test_as_large_as_the_programs_expect() -> None:
     for names in ((), ("*" + "x" * 29,) * limits.NAME_PATTERNS):
-        assert len(Options(reads=names).settings(bytes(16))) == 576
+        assert len(Options(reads=names).settings(bytes(16))) == 584
 
 
 def test_what_the_kernel_can_do_goes_in_last() -> None:
     options = Options(largest_file=7)
-    assert options.settings(bytes(16))[-32:] == struct.pack("=QQQQ", 7, 65536, 1, 0)
-    packed = options.settings(bytes(16), late=False, hooks_missing=True)
-    assert packed[-32:] == struct.pack("=QQQQ", 7, 65536, 0, 1)
-    assert Options(late=False).settings(bytes(16))[-16:] == struct.pack("=QQ", 0, 0)
+    assert options.settings(bytes(16))[-40:] == struct.pack("=QQQQQ", 7, 65536, 1, 0, 0)
+    packed = options.settings(bytes(16), late=False, hooks_missing=True, casts=True)
+    assert packed[-40:] == struct.pack("=QQQQQ", 7, 65536, 0, 1, 1)
+    assert Options(late=False).settings(bytes(16))[-24:] == struct.pack("=QQQ", 0, 0, 0)

@@ -12,6 +12,8 @@ import pytest
 from tests.unit.sensor.test_loops import CALL, INSTRUCTION, OBJECT
 
 MAX_STACK, ROUNDED_TO = 512, 32
+UNDEFINED = 0
+"""The section of a symbol that is defined elsewhere (SHN_UNDEF)."""
 FRAME, TO_FUNCTION, TO_CALLBACK = 10, 1, 4
 ADD, MOVE, LOAD, LOAD_IMM64 = 0x07, 0xBF, {0x61, 0x69, 0x71, 0x79}, 0x18
 STORE = {0x62, 0x63, 0x6A, 0x6B, 0x72, 0x73, 0x7A, 0x7B, 0xC3, 0xDB}
@@ -70,7 +72,8 @@ class Program:
             if opcode == CALL and by == TO_FUNCTION:
                 where, value = relocations.get(at, (section, at + INSTRUCTION.size))
                 value += (immediate + 1) * 8 if at in relocations else immediate * 8
-                calls.add(self.at[where, value])
+                if where != UNDEFINED:  # not one of the kernel's, which has its own stack
+                    calls.add(self.at[where, value])
             elif opcode == LOAD_IMM64 and at in relocations:
                 where, value = relocations[at]
                 if (where, value + immediate) in self.at:  # a callback
