@@ -337,6 +337,10 @@ ENROLMENTS_WAITING = 1_000
 WEBHOOKS = 32
 """Webhooks of one tenant, and of the operator."""
 
+STRANGERS_BODIES = 128 * MIB
+"""Bytes of reports that are in the service's memory at a time, of hosts behind one address that it
+does not know yet; of all of these, eight times as much."""
+
 FLEET_REFERENCE = 256 * MIB
 """Bytes of a file of reference values that is sent to a fleet's service."""
 

@@ -19,6 +19,7 @@ from cima_runc.evidence.report_answer import LONG_POLL, Accepted, Invitation, Re
 from cima_runc.evidence.report_nonce import NonceRefusedError
 from cima_runc.fleet import clock, enrolments, passed_on
 from cima_runc.fleet.access import LimitedError
+from cima_runc.fleet.bodies import Bodies
 from cima_runc.fleet.database import DatabaseError
 from cima_runc.fleet.reports import NotEnrolledError, Outcome, refusal
 from cima_runc.fleet.service import Service
@@ -44,6 +45,7 @@ class Frequent:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self.strangers = Bodies()
 
     def session_is_good(self, authorization: str | None, ak: str) -> bool:
         """Return whether somebody is the host that the service has proved a while ago."""
@@ -82,8 +84,12 @@ class Frequent:
             return service.reports.invitation(ak, proved=True, connection=connection)
 
     async def report(self, request: Request, ak: str) -> Response:
-        """Take a report; answer what became of it."""
-        service, rates, metrics = self._service, self._service.rates, self._service.metrics
+        """Take a report; answer what became of it.
+
+        Raises:
+            LimitedError: too much is sent from this address at a time.
+        """
+        rates, metrics = self._service.rates, self._service.metrics
         now = time.monotonic()
         # Neither somebody who sends rubbish, nor a host that reports all the time, slows others:
         # nor those behind the same address, where they have reported before.
@@ -98,7 +104,14 @@ class Frequent:
             metrics.reports.labels("limited").inc()
             limited = LimitedError("too many reports", hint="report again in a minute")
             return _answer(429, refusal(limited), _RETRY)
-        body, encoding = await request.body(), request.headers.get("content-encoding")
+        if proved:
+            return await self._take(ak, who, request, await request.body())
+        async with self.strangers.of(request, who) as body:
+            return await self._take(ak, who, request, body)
+
+    async def _take(self, ak: str, who: str, request: Request, body: bytes) -> Response:
+        service, rates, metrics = self._service, self._service.rates, self._service.metrics
+        encoding, now = request.headers.get("content-encoding"), time.monotonic()
 
         def take() -> tuple[Outcome, int]:
             raw = decompressed(body, encoding)

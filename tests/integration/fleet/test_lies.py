@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from cima_runc.evidence.report_nonce import NonceMaker
 from cima_runc.evidence.request import Asker, Request
 from cima_runc.fleet import clock, hosts, passed_on, queries, schema
+from cima_runc.fleet.bodies import Bodies
 from tests.support.firmware_log import added_up, firmware_log
 from tests.support.fleet_host import BOOT_PCRS, FleetHost
 from tests.support.served_fleet import ServedFleet
@@ -396,6 +397,21 @@ def test_a_host_that_fills_the_database_with_answers_is_made_to_wait(
             select(func.count()).select_from(schema.table_of(schema.EvidenceRequest))
         )
         assert kept.scalar() == 0
+
+
+def test_what_strangers_send_takes_no_room_of_known_hosts(
+    fleet: ServedFleet, host: FleetHost
+) -> None:
+    """One report may be large, and whoever opens a connection may send one."""
+    frequent = fleet.client.app._app._frequent  # type: ignore[attr-defined]
+    frequent.strangers = Bodies(each=1_000)
+    other = FleetHost()
+    fleet.enrol(other)
+    answer = fleet.send(other, os.urandom(2_000))
+    assert (answer.status_code, answer.json()["error"]) == (429, "LimitedError")
+    for at in range(200):
+        host.run(next(iter(host.containers)), b"/bin/%d" % at + os.urandom(20).hex().encode())
+    fleet.sync(host)
 
 
 def test_who_guesses_tokens_locks_out_nobody_behind_the_same_address(fleet: ServedFleet) -> None:
