@@ -60,6 +60,19 @@ def waiting_for_log(host: int) -> Select[tuple[int]]:
     )
 
 
+def _ranked(found: Sequence[Found]) -> list[Found]:
+    """Return those that fail first, and then one of each rule, since a rule that only warns may
+    keep a container from being TRUSTED: what is left out for want of room decides nothing more."""
+    first: dict[tuple[str, str], int] = {}
+    for at, one in enumerate(found):
+        first.setdefault((one.severity, one.rule), at)
+    firsts = set(first.values())
+    order = sorted(
+        range(len(found)), key=lambda at: (found[at].severity != "fail", at not in firsts)
+    )
+    return [found[at] for at in order]
+
+
 class Findings:
     """The findings of containers whose hosts' rows are locked; written by :meth:`flush`."""
 
@@ -148,8 +161,7 @@ class Findings:
         now: int,
         room: int = FINDINGS,
     ) -> None:
-        # Those that fail first: what is left out for want of room decides nothing more.
-        ranked = sorted(found, key=lambda one: one.severity != "fail")[:room]
+        ranked = _ranked(found)[:room]
         kept = self._kept.setdefault((container, mode), set())
         kept |= {(part, one.severity, one.rule) for one in ranked}
         self._rows += [
