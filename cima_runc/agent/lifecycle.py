@@ -215,11 +215,13 @@ class Lifecycle:
         It may be said to have ended, as by who deletes it, while it has left processes behind.
         """
         number = container.number
+        process = self._processes.get(number)
+        left = process is not None and not process.alive() and self._left_behind(process, number)
         if self._sensor is not None and number in self._sensor.registrations():
             self._released[number] = self._sensor.unwatch(number).total
-        process = self._processes.pop(number, None)
+        if left:
+            self._writer.lost(number, None, LEFT_BEHIND)
         if process is not None:
-            if not process.alive() and self._left_behind(process, number):
-                self._writer.lost(number, None, LEFT_BEHIND)
+            del self._processes[number]
             process.close()
         self._held.remove(container.note.id, container.note.bundle)

@@ -389,7 +389,11 @@ class Agent:
         if not self._dying:
             return
         dying = list(self._dying)
-        living = await self._loop.run_in_executor(self._lookers, self._lobby.look_around)
+        try:
+            living = await self._loop.run_in_executor(self._lookers, self._lobby.look_around)
+        except OSError as error:
+            _log.error("ends of containers wait, the next second tries again: %s", error)
+            return
         for registration in dying:
             await self._process_ended(registration, living)
             _notify("WATCHDOG=1")

@@ -3,6 +3,7 @@
 The kernel's own view in /proc and in the cgroup file systems, not what the hook says.
 """
 
+import errno
 import os
 import select
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,8 @@ _CATCHING_UP = 1000
 _CGROUPS = 10_000
 """How many cgroups below a container's are looked into."""
 _GONE = (FileNotFoundError, ProcessLookupError)
+_NO_PROCESS = frozenset({errno.ESRCH, errno.EINVAL, errno.ENOENT})
+"""pidfd_open(2): it has ended, or is a thread other than the first (EINVAL, from 6.9 on ENOENT)."""
 
 
 MarkOf = Callable[[int], int | None]
@@ -162,6 +165,9 @@ def find_again(note: ContainerNote, mark_of: MarkOf | None = None) -> ContainerP
     The first is known by its number and its start, wherever it has gone since. The others are known
     by the sensor's mark. Where it cannot be asked for that (``mark_of`` is None), they are those in
     the container's mount namespace and, where it has one of its own, cgroup, which began later.
+
+    Raises:
+        OSError: it cannot be told.
     """
     first = _hold(note.pid, note)
     if first is not None and first.start_ticks == note.start_ticks:
@@ -179,16 +185,15 @@ def find_again(note: ContainerNote, mark_of: MarkOf | None = None) -> ContainerP
 
 def _left_behind(note: ContainerNote, mark_of: MarkOf | None) -> Iterator[int]:
     for pid, namespace in _processes():
-        with suppress(OSError):
-            if mark_of is not None:
-                if _mark(pid, mark_of) == note.registration:
-                    yield pid
-            elif (
-                namespace == note.mntns
-                and start_ticks(pid) >= note.start_ticks
-                and (not note.cgroup or cgroup_belongs(_cgroup(pid), note.id, note.cgroup))
-            ):
+        if mark_of is not None:
+            if _mark(pid, mark_of) == note.registration:
                 yield pid
+        elif namespace == note.mntns:
+            with suppress(OSError):
+                if start_ticks(pid) >= note.start_ticks and (
+                    not note.cgroup or cgroup_belongs(_cgroup(pid), note.id, note.cgroup)
+                ):
+                    yield pid
 
 
 def _hold(pid: int, note: ContainerNote) -> ContainerProcess | None:
@@ -223,19 +228,27 @@ def _hold(pid: int, note: ContainerNote) -> ContainerProcess | None:
 
 
 def look_around(mark_of: MarkOf | None = None) -> Living:
-    """Look once whose all processes are, however many containers are asked for."""
+    """Look once whose all processes are, however many containers are asked for.
+
+    Raises:
+        OSError: it cannot be looked at; then none may be taken for empty.
+    """
     namespaces: set[int] = set()
     registrations: set[int | None] = set()
     for pid, namespace in _processes():
         namespaces.add(namespace)
         if mark_of is not None:
-            with suppress(OSError):
-                registrations.add(_mark(pid, mark_of))
+            registrations.add(_mark(pid, mark_of))
     return Living(frozenset(namespaces), frozenset(one for one in registrations if one is not None))
 
 
 def _mark(pid: int, mark_of: MarkOf) -> int | None:
-    handle = os.pidfd_open(pid)
+    try:
+        handle = os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in _NO_PROCESS:
+            return None
+        raise
     try:
         return mark_of(handle)
     finally:

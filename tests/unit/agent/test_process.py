@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from cima_runc.agent.process import (
     ContainerProcess,
     Living,
     ProcessError,
+    _mark,
     cgroup_belongs,
     examine,
     find_again,
@@ -326,3 +328,29 @@ def test_a_cgroup_of_version_1_holds_what_is_in_those_below_it(
 
 def test_start_is_read_whatever_the_process_is_called() -> None:
     assert start_ticks(os.getpid()) > 0
+
+
+def test_whose_processes_are_is_not_guessed() -> None:
+    """Where the sensor cannot say it, nobody may be taken for ended."""
+
+    def refused(pidfd: int) -> int | None:
+        raise PermissionError(1, "no")
+
+    with pytest.raises(PermissionError):
+        look_around(refused)
+    own = examine_own()
+    with pytest.raises(PermissionError):
+        find_again(note_of(own, pid=2**22 + 1), refused)
+    own.close()
+
+
+def test_threads_and_what_has_ended_have_no_marks() -> None:
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    assert thread.native_id is not None
+    for pid in (thread.native_id, 2**22 + 1):
+        assert _mark(pid, lambda pidfd: 7) is None
+    stop.set()
+    thread.join()
+    assert _mark(os.getpid(), lambda pidfd: 7) == 7
