@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -80,15 +81,48 @@ def test_a_restarted_agent_goes_on_without_a_gap(image: str) -> None:
     assert (status["lost"], status["sensor"]["orphans"]) == (0, 0)
 
 
-def test_a_container_that_ends_while_no_agent_runs_is_recorded_to_its_end(image: str) -> None:
+ESCAPES = """
+unshare -m sh -c 'echo $$ >/sys/fs/cgroup/cgroup.procs; echo out $$
+exec >/dev/null 2>&1  # which Docker waits for
+until [ -e /proc/1/root/run/escaped ]; do sleep 0.2; done; /bin/script; sleep 600' &
+wait
+"""
+"""On the host's process numbers; then out of the container's mount namespace and cgroup."""
+
+
+@pytest.fixture
+def escaped(image: str) -> Iterator[tuple[str, int]]:
+    """A container, and what has left all that is the container's but the sensor's mark."""
+    options = ("--pid=host", "--cgroupns=host", "--privileged", "-d")
+    command = guest.docker("cima-runc", *options, IMAGE, "/bin/sh", "-c", ESCAPES)
+    container = guest.ok(*command).strip()
+    told = guest.wait_for("it to be out", lambda: guest.ok("docker", "logs", container).split())
+    yield container, int(told[1])
+    with suppress(ProcessLookupError):
+        os.kill(int(told[1]), signal.SIGKILL)
+    Path("/run/escaped").unlink(missing_ok=True)
+    guest.ok("docker", "rm", "-f", container)
+
+
+# Of the kernel it takes marks that are looked up by pidfd: the oldest and the newest.
+@pytest.mark.debian("12", "forky")
+def test_containers_that_end_while_no_agent_runs_are_recorded_to_their_ends(
+    image: str, escaped: tuple[str, int]
+) -> None:
     waits = "until [ -e /tmp/go ]; do sleep 0.2; done; /bin/script"
     command = guest.docker("cima-runc", "-d", IMAGE, "/bin/sh", "-c", waits)
     container_id = guest.ok(*command).strip()
     pid = guest.row(container_id)["pid"]
+    goes_on, survivor = escaped
+    first = guest.row(goes_on)["pid"]
     guest.ok("systemctl", "stop", "cima-agent.socket", "cima-agent.service")
     try:
         guest.ok("docker", "exec", container_id, "/bin/busybox", "touch", "/tmp/go")
+        os.kill(first, signal.SIGKILL)
         guest.wait_for("its end", lambda: not Path(f"/proc/{pid}").exists())
+        # Docker has deleted it too, or the agent would be told that later.
+        state = ("docker", "inspect", "-f", "{{.State.Running}}", goes_on)
+        guest.wait_for("its deletion", lambda: guest.ok(*state) == "false\n")
     finally:
         guest.ok("systemctl", "start", "cima-agent")
     records = guest.records(container_id)
@@ -96,9 +130,21 @@ def test_a_container_that_ends_while_no_agent_runs_is_recorded_to_its_end(image:
     assert "lost" not in guest.types(records)
     assert b"/bin/script" in {file.path for file in guest.files(records)}
     guest.ok("docker", "rm", container_id)
+    # Of the other one a process goes on, and what that does is recorded.
+    assert guest.row(goes_on)["state"] != "stopped"
+    assert b"/bin/script" not in executed(goes_on)
+    Path("/run/escaped").touch()
+    guest.wait_for("what it runs", lambda: b"/bin/script" in executed(goes_on))
+    os.kill(survivor, signal.SIGKILL)
+    guest.wait_for("its end", lambda: guest.row(goes_on)["state"] == "stopped")
+    assert "lost" not in guest.types(guest.records(goes_on))
     status = guest.status()
     assert status["pcr_value"] == status["expected_value"]
     assert status["sensor"]["orphans"] == 0
+
+
+def executed(container: str) -> set[bytes]:
+    return {file.path for file in guest.files(guest.records(container))}
 
 
 def test_a_container_waits_for_an_agent_that_is_started_anew(image: str) -> None:
