@@ -13,7 +13,7 @@ from cima_runc.base.errors import CimaError
 from cima_runc.cli import context, files
 from cima_runc.cli.app import group
 from cima_runc.cli.output import note, print_json, wrote
-from cima_runc.cli.records import by_name, rows
+from cima_runc.cli.records import called_alone, rows
 from cima_runc.cli.remote import call_url
 from cima_runc.evidence.enrolment import (
     Challenge,
@@ -156,7 +156,7 @@ def _window(minutes: float) -> dict[str, Any]:
 def _full_id(wanted: str) -> str:
     """Return the id of the container that is meant: a request is for one, by its whole id.
 
-    An id, the beginning of one, or else what the engine calls it.
+    An id, what the engine calls it, or the beginning of an id.
 
     Raises:
         NoSuchContainerError: none, or more than one.
@@ -167,7 +167,7 @@ def _full_id(wanted: str) -> str:
         return wanted
     containers = [row for row in shown if row["kind"] == "container"]
     beginning = {row["id"] for row in containers if wanted and row["id"].startswith(wanted)}
-    found = beginning or by_name(containers, wanted, settings) or set()
+    found = called_alone(containers, wanted, settings) or beginning
     if len(found) == 1:
         return found.pop()
     if found:

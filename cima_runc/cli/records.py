@@ -32,16 +32,21 @@ _FIRST = 3
 def record_lines(settings: Settings, wanted: str) -> list[bytes]:
     """Return the stored records, a line each, of the container that ``wanted`` means.
 
-    An id, the beginning of one, or else what the engine calls it.
+    An id, what the engine calls it, or the beginning of an id.
 
     Raises:
         CimaError: there is no such container, or the agent refuses.
     """
     try:
+        shown = rows(settings, everything=False)
+        found = called_alone(shown, wanted, settings)
+    except OSError:
+        shown, found = [], None
+    if found:
+        return _lines(settings, _only(found, shown, wanted))
+    try:
         return _lines(settings, wanted)
     except CimaError as error:
-        shown: list[dict[str, Any]] = []
-        found: set[str] | None = None
         try:
             shown = rows(settings, everything=True)
             found = by_name(shown, wanted, settings)
@@ -51,17 +56,25 @@ def record_lines(settings: Settings, wanted: str) -> list[bytes]:
         found = found or _unmeasured(shown, wanted)
         if found is None:
             raise
-        if len(found) > 1:
-            raise NoSuchContainerError(
-                f"{wanted} is the name of {', '.join(sorted(found)[:5])}", hint="give an id"
-            ) from error
-        only = found.pop()
-        if all(row["registration"] is None for row in shown if row["id"] == only):
-            raise NoSuchContainerError(
-                f"container {only} started without the agent and was not measured",
-                hint="nothing is recorded of it; start it again while cima-agent runs",
-            ) from error
+        try:
+            only = _only(found, shown, wanted)
+        except NoSuchContainerError as other:
+            raise other from error
         return _lines(settings, only)
+
+
+def _only(found: set[str], shown: Iterable[dict[str, Any]], wanted: str) -> str:
+    if len(found) > 1:
+        raise NoSuchContainerError(
+            f"{wanted} is the name of {', '.join(sorted(found)[:5])}", hint="give an id"
+        )
+    (only,) = found
+    if all(row["registration"] is None for row in shown if row["id"] == only):
+        raise NoSuchContainerError(
+            f"container {only} started without the agent and was not measured",
+            hint="nothing is recorded of it; start it again while cima-agent runs",
+        )
+    return only
 
 
 def _unmeasured(shown: Iterable[dict[str, Any]], wanted: str) -> set[str] | None:
@@ -130,3 +143,33 @@ def by_name(shown: Iterable[dict[str, Any]], wanted: str, settings: Settings) ->
     ]
     living = [row for row in called if row["state"] in ("created", "running")]
     return {row["id"] for row in living or called} or None
+
+
+def called_alone(
+    shown: Iterable[dict[str, Any]], wanted: str, settings: Settings
+) -> set[str] | None:
+    """Return the ids of the containers that are called ``wanted``, as :func:`by_name` does; None
+    also where that is a whole id, which is no other one's.
+
+    Raises:
+        NoSuchContainerError: others' ids begin so, or it is another one's number. Many a name is
+            the beginning of an id (``db``, ``cafe``), and whoever starts a container may give it
+            what another one's id begins with for a name: a verdict on one is not asked for the
+            other.
+    """
+    shown = list(shown)
+    if any(row["id"] == wanted for row in shown):
+        return None
+    called = by_name(shown, wanted, settings)
+    short = {
+        row["id"]
+        for row in shown
+        if row["kind"] == "container"
+        and (row["id"].startswith(wanted) or str(row["registration"]) == wanted)
+    }
+    if called and short - called:
+        named, others = (", ".join(sorted(ids)[:5]) for ids in (called, short - called))
+        raise NoSuchContainerError(
+            f"{wanted} is the name of {named}, and short for {others}", hint="give the whole id"
+        )
+    return called

@@ -34,6 +34,12 @@ def _to_tuples(value: object) -> object:
     return tuple(map(_to_tuple, value)) if isinstance(value, list) else value
 
 
+def _to_kinds(value: object) -> object:
+    if isinstance(value, bool):
+        return get_args(ViolationKind) if value else ()
+    return _to_tuple(value)
+
+
 def _check_pattern(pattern: str) -> str:
     try:
         compile_pattern(pattern)
@@ -44,6 +50,7 @@ def _check_pattern(pattern: str) -> str:
 
 _Pcrs = Annotated[tuple[PcrNumber, ...], BeforeValidator(_to_tuple), Field(min_length=1)]
 _Names = Annotated[tuple[str, ...], BeforeValidator(_to_tuple)]
+_Kinds = Annotated[tuple[ViolationKind, ...], BeforeValidator(_to_kinds)]
 _Digests = Annotated[tuple[Digest, ...], BeforeValidator(_to_tuple)]
 _Pattern = Annotated[str, AfterValidator(_check_pattern)]
 _Patterns = Annotated[tuple[_Pattern, ...], BeforeValidator(_to_tuple)]
@@ -278,11 +285,9 @@ class Policy(Model):
     """Whether a clock that the TPM does not vouch for (after a power cut) is refused."""
     allow_lost: bool = False
     """Whether events that the sensor lost are tolerated."""
-    allow_violations: Annotated[bool | tuple[ViolationKind, ...], BeforeValidator(_to_tuple)] = (
-        False
-    )
-    """Whether violations are tolerated, all or those of some kinds: what ran without a digest or a
-    path (``unnamed``), what reached for the sensor (``guard``), who entered with more rights
+    allow_violations: _Kinds = ()
+    """Kinds of violations that are tolerated; true: all, false: none. What ran without a digest or
+    a path (``unnamed``), what reached for the sensor (``guard``), who entered with more rights
     (``entry``). ``unstable`` is the narrow way for files."""
     allow_missing: _Names = ()
     """Sources of measurement that may be missing: ``ima``, ``sensor``, ``tpm``; ``bundle``, where
@@ -314,8 +319,7 @@ class Policy(Model):
 
     def allows_violation(self, kind: ViolationKind) -> bool:
         """Return whether violations of this kind are tolerated."""
-        allowed = self.allow_violations
-        return allowed if isinstance(allowed, bool) else kind in allowed
+        return kind in self.allow_violations
 
     def selection(self, host: str) -> tuple[int, ...]:
         """Return the PCRs that a quote must show at this disclosure of the host's log."""

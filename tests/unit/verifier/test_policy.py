@@ -1,5 +1,8 @@
+from typing import get_args
+
 import pytest
 
+from cima_runc.ml.contents import ViolationKind
 from cima_runc.verifier.policy import Policy, PolicyError, parse_policy
 
 
@@ -51,3 +54,18 @@ def test_refused(text: str) -> None:
 
 def test_a_byte_order_mark_says_nothing() -> None:
     assert parse_policy(b"\xef\xbb\xbfallow_lost = true\r\n") == Policy(allow_lost=True)
+
+
+def test_kinds_of_violations() -> None:
+    every = set(get_args(ViolationKind))
+    for text, allowed in (
+        ("true", every),
+        ("false", set()),
+        ("['guard']", {"guard"}),
+        ("[]", set()),
+    ):
+        policy = parse_policy(f"allow_violations = {text}".encode())
+        assert {kind for kind in every if policy.allows_violation(kind)} == allowed
+    for text, said in (("['gard']", "'guard'"), ("'guard'", "not a list"), ("1", "not a list")):
+        with pytest.raises(PolicyError, match=said):
+            parse_policy(f"allow_violations = {text}".encode())
