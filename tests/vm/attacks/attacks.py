@@ -123,6 +123,7 @@ def _memory() -> list[Attack]:
         "dev_zero": "/dev/zero", "dev_zero_shared": "/dev/zero, shared", "shmat": "shmat SHM_EXEC",
         "memfd": "memfd, mapped", "memfd_shared": "memfd, writable too",
         "memfd_two_views": "memfd, mapped twice", "file_private": "a good file, writable too",
+        "vdso": "the vDSO, writable too",
     }  # fmt: skip
     found = []
     for kind, what in kinds.items():

@@ -138,6 +138,21 @@ static void *huge_shm(void)
 
 static void *file_private(void) { return filled(map_code(RWX, MAP_PRIVATE)); }
 
+/* The vDSO: no file's, and executable since the program began, for which there is no record. */
+static void *vdso(void)
+{
+	char line[256];
+	unsigned long begin = 0, end = 0;
+	FILE *maps = fopen("/proc/self/maps", "r");
+
+	while (maps && fgets(line, sizeof(line), maps))
+		if (strstr(line, "[vdso]"))
+			sscanf(line, "%lx-%lx", &begin, &end);
+	/* As a whole: the kernel does not split it. */
+	must(mprotect((void *)begin, end - begin, RWX), "mprotect");
+	return filled((void *)(end - PAGE));
+}
+
 static const struct {
 	const char *name;
 	void *(*made)(void);
@@ -147,7 +162,7 @@ static const struct {
 	{"dev_zero_shared", dev_zero_shared}, {"shmat", shmat_exec}, {"memfd", memfd_mapped},
 	{"memfd_shared", memfd_shared}, {"memfd_two_views", memfd_two_views}, {"memfd_secret", memfd_secret_mapped},
 	{"read_implies_exec", read_implies_exec}, {"file_private", file_private}, {"huge_anonymous", huge_anonymous}, {"huge_memfd", huge_memfd},
-	{"huge_shm", huge_shm}, {"brk", brk_of_old},
+	{"huge_shm", huge_shm}, {"brk", brk_of_old}, {"vdso", vdso},
 };
 
 ATTACK(execmem)
