@@ -117,13 +117,12 @@ int BPF_PROG(cima_file_mprotect, struct vm_area_struct *vma, unsigned long reqpr
 		return 0;
 	flags = BPF_CORE_READ(vma, vm_flags);
 	file = BPF_CORE_READ(vma, vm_file);
-	if (flags & VM_EXEC) {
-		/* It is already: what may become new is that it can be written at the same time. */
-		if (!(prot & PROT_WRITE) || flags & VM_SHARED || is_anonymous(file))
-			return 0;
-		mark = mark_of_current();
-		return mark ? note_memory(mark, EXECMEM) : 0;
-	}
+	/*
+	 * Executable already: what may become new is that it can be written, too. There need be no record of
+	 * it yet: the vDSO is executable since the program began.
+	 */
+	if (flags & VM_EXEC && (!(prot & PROT_WRITE) || flags & (VM_WRITE | VM_SHARED)))
+		return 0;
 	mark = mark_of_current();
 	if (!mark)
 		return 0;
@@ -137,6 +136,8 @@ int BPF_PROG(cima_file_mprotect, struct vm_area_struct *vma, unsigned long reqpr
 			return note_memory(mark, EXECSTACK);
 		return note_memory(mark, EXECMEM);
 	}
+	if (flags & VM_EXEC)
+		return note_memory(mark, EXECMEM);
 	if (!(flags & VM_SHARED)) {
 		if (BPF_CORE_READ(vma, anon_vma) && note_memory(mark, EXECMOD))
 			return -EACCES;
