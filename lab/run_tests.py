@@ -27,7 +27,7 @@ PYTEST = str(CHECKOUT / ".venv/bin/pytest")
 RUNS = CHECKOUT / "build/test"
 RUNS_KEPT = 3
 NO_TESTS_RAN = 5
-SHARD_LIMIT = 3600
+SHARD_LIMIT = 2400
 """Seconds after which a guest's tests are ended: on a quiet machine no shard takes a tenth."""
 GIB_PER_GUEST = 4
 FREEZE_FROM_SECONDS = 240.0

@@ -11,7 +11,7 @@ RECORDED = CHECKOUT / "tests/vm/durations.json"
 """Processor seconds of each file of tests on each release, as a run of them recorded."""
 SECONDS_PER_TEST = 10.0
 """What a test is expected to take where none of its file was ever recorded."""
-SHARD_SECONDS = 300.0
+SHARD_SECONDS = 150.0
 """A thawed guest translates all code anew: shorter shards do more of that."""
 
 Durations = dict[str, dict[str, float]]

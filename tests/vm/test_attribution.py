@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def container_lines(path: bytes) -> list[bytes]:
 
 
 @pytest.fixture(scope="module")
-def two(image: str) -> tuple[str, str]:
+def two(image: str) -> Iterator[tuple[str, str]]:
     """Two containers side by side, each with a program of its own."""
     ids = []
     for name in ("one", "two"):
@@ -41,7 +42,8 @@ def two(image: str) -> tuple[str, str]:
     for container_id, name in zip(ids, ("one", "two"), strict=True):
         wanted = f"/tmp/busybox-only-{name}".encode()
         guest.wait_for(name, lambda: wanted in paths(container_id))  # noqa: B023
-    return ids[0], ids[1]
+    yield ids[0], ids[1]
+    guest.ok("docker", "rm", "-f", *ids)
 
 
 def test_side_by_side_both_are_complete(two: tuple[str, str]) -> None:
