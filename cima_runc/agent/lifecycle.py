@@ -116,7 +116,7 @@ class Lifecycle:
             return True
         if not self.is_empty(container, living):
             return False
-        self.end(container, "its first process ended")
+        self.end(container, "its first process ended", is_empty=True)
         return True
 
     # -- held, and ended ----------------------------------------------------------------------
@@ -185,16 +185,18 @@ class Lifecycle:
         if container is not None and container.note.state == "stopped":
             self._writer.update(registration, attested=records)
 
-    def end(self, container: Container, reason: str, *, bind: bool = True) -> None:
+    def end(
+        self, container: Container, reason: str, *, bind: bool = True, is_empty: bool = False
+    ) -> None:
         """Record a container's end, after everything that it did.
 
-        Not ``bind``: a bind follows anyway.
+        Not ``bind``: a bind follows anyway. ``is_empty``: it was looked, and no process is left.
 
         Raises:
             OSError, TpmError: its end is not recorded or not bound; the next commit does that.
         """
         number = container.number
-        self._release(container)
+        self._release(container, is_empty=is_empty)
         # What the container did is in the sensor's buffer still: first that, then its end.
         self._events.take()
         self._writer.dropped(number, self._released.pop(number, 0))
@@ -209,14 +211,20 @@ class Lifecycle:
         )
         _log.info("container %s ended: %s", container.note.id, reason, extra=ended)
 
-    def _release(self, container: Container) -> None:
+    def _release(self, container: Container, *, is_empty: bool = False) -> None:
         """Watch the container no more, and hold its process and namespace no more.
 
         It may be said to have ended, as by who deletes it, while it has left processes behind.
+        ``is_empty``: it has not; all processes of the host need not be looked at once more.
         """
         number = container.number
         process = self._processes.get(number)
-        left = process is not None and not process.alive() and self._left_behind(process, number)
+        left = (
+            not is_empty
+            and process is not None
+            and not process.alive()
+            and self._left_behind(process, number)
+        )
         if self._sensor is not None and number in self._sensor.registrations():
             self._released[number] = self._sensor.unwatch(number).total
         if left:

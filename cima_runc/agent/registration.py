@@ -235,7 +235,7 @@ class Registration:
         # A container's namespace is let go of before its end is recorded, and the kernel gives
         # the number to the next. One that is held is the namespace itself.
         if other is not None and self._lifecycle.is_empty(other):
-            self._lifecycle.end(other, "its first process ended", bind=False)
+            self._lifecycle.end(other, "its first process ended", bind=False, is_empty=True)
         if run is not None and lives(run.note):
             self._lifecycle.end(run, "its first process ended", bind=False)
 

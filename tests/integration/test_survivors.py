@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,21 +24,34 @@ from tests.support.simulated_agent import NO_ROOTFS, SimulatedAgent, SimulatedKe
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
 
 
-def test_it_goes_on_until_the_last_of_them_has_ended(tmp_path: Path) -> None:
-    """As with --pid=host: they run on, so the container has not ended, and is watched on."""
-    kernel = SimulatedKernel()
+def calls_to(kernel: SimulatedKernel) -> Callable[..., Any]:
+    """What an agent calls its sensor by."""
 
     def call(name: str, *arguments: Any) -> Any:
         return getattr(kernel, name)(*arguments)
 
-    script = "sleep 60 >/dev/null & echo $!; read wait"
-    command = ["unshare", "--mount", "sh", "-c", script]
-    with (
-        software_tpm() as tcti,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first,
-    ):
-        assert first.stdout is not None and first.stdin is not None
-        other = int(first.stdout.readline())
+    return call
+
+
+@contextmanager
+def leaving_behind(command: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A container's first process, which ends with its stdin, and another that runs a command."""
+    script = f"{command} >/dev/null & echo $!; read wait"
+    with subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as first:
+        assert first.stdout is not None
+        yield first, int(first.stdout.readline())
+
+
+def test_it_goes_on_until_the_last_of_them_has_ended(tmp_path: Path) -> None:
+    """As with --pid=host: they run on, so the container has not ended, and is watched on."""
+    kernel = SimulatedKernel()
+    call = calls_to(kernel)
+    with software_tpm() as tcti, leaving_behind("sleep 60") as (first, other):
+        assert first.stdin is not None
         agent = SimulatedAgent(tmp_path, tcti, "boot", call)
         agent.rooms.take_over()
         kernel.start(first.pid)
@@ -75,21 +90,12 @@ def test_it_goes_on_until_the_last_of_them_has_ended(tmp_path: Path) -> None:
 def test_who_deletes_it_has_it_recorded_that_some_of_it_go_on(tmp_path: Path) -> None:
     """One that has left the container's mount namespace and its cgroup is known by its mark."""
     kernel = SimulatedKernel()
-
-    def call(name: str, *arguments: Any) -> Any:
-        return getattr(kernel, name)(*arguments)
-
-    script = "unshare --mount sleep 60 >/dev/null & echo $!; read wait"
-    command = ["unshare", "--mount", "sh", "-c", script]
-    with (
-        software_tpm() as tcti,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first,
-    ):
-        assert first.stdout is not None and first.stdin is not None
-        other = int(first.stdout.readline())
+    leaves = leaving_behind("unshare --mount sleep 60")
+    with software_tpm() as tcti, leaves as (first, other):
+        assert first.stdin is not None
         while os.readlink(f"/proc/{other}/ns/mnt") == os.readlink(f"/proc/{first.pid}/ns/mnt"):
             time.sleep(0.01)
-        agent = SimulatedAgent(tmp_path, tcti, "boot", call)
+        agent = SimulatedAgent(tmp_path, tcti, "boot", calls_to(kernel))
         agent.rooms.take_over()
         lost = []
         for name in ("leaves-one", "leaves-none"):
