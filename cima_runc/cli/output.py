@@ -1,9 +1,7 @@
 """How commands print: data on standard output, everything else on standard error."""
 
 import json
-import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +10,7 @@ import typer
 
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
+from cima_runc.base.unexpected import unexpected
 from cima_runc.cli import context
 
 _LINE = 500
@@ -76,16 +75,4 @@ def fail(error: CimaError, *, as_json: bool = False) -> NoReturn:
 
 def fail_unexpectedly(error: Exception, *, as_json: bool) -> NoReturn:
     """End the process after a fault of this program's own, with the traceback if it is wanted."""
-    if os.environ.get("CIMA_TRACEBACK"):
-        traceback.print_exception(error)
-    what = str(error) or type(error).__name__
-    if isinstance(error, OSError):
-        name = f"{error.filename}: " if error.filename else ""
-        fail(CimaError(f"{name}{error.strerror or what}"), as_json=as_json)
-    fail(
-        CimaError(
-            f"a fault in cima itself: {type(error).__name__}: {what}",
-            hint="CIMA_TRACEBACK=1 in the environment shows where; please report it",
-        ),
-        as_json=as_json,
-    )
+    fail(unexpected(error, "cima"), as_json=as_json)

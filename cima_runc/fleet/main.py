@@ -6,7 +6,6 @@ import os
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from sqlalchemy import Connection
 from cima_runc import __version__
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
+from cima_runc.base.unexpected import unexpected
 from cima_runc.fleet import changes, issuer, migrate, setup
 from cima_runc.fleet import check as checks
 from cima_runc.fleet.app import application
@@ -273,17 +273,7 @@ def main() -> None:
             sys.exit(_CANNOT)
         _fail(CimaError(error.format_message(), hint="see --help"))
     except Exception as error:
-        if os.environ.get("CIMA_TRACEBACK"):
-            traceback.print_exception(error)
-        if isinstance(error, OSError):
-            name = f"{error.filename}: " if error.filename else ""
-            _fail(CimaError(f"{name}{error.strerror or error}"))
-        _fail(
-            CimaError(
-                f"a fault in cima-verifier itself: {type(error).__name__}: {error}",
-                hint="CIMA_TRACEBACK=1 in the environment shows where; please report it",
-            )
-        )
+        _fail(unexpected(error, "cima-verifier"))
 
 
 def _fail(error: CimaError) -> NoReturn:
