@@ -56,14 +56,15 @@ STEERING_ANNOTATIONS = frozenset(
     {
         "module.wasm.image/variant",
         "run.oci.handler",
+        "run.oci.keep_original_groups",
         "run.oci.seccomp.plugins",
         "run.oci.seccomp_bpf_data",
         "run.oci.systemd.force_cgroup_v1",
     }
 )
 """Annotations by which crun does otherwise than the configuration says: it gives the container to
-a virtual machine or an interpreter, in which nothing is seen, takes another filter of system calls
-or mounts something. Source: crun(1), "Extensions to OCI"."""
+a virtual machine or an interpreter, in which nothing is seen, takes another filter of system calls,
+lets it have its starter's groups or mounts something. Source: crun(1), "Extensions to OCI"."""
 
 
 class _Model(BaseModel):

@@ -197,6 +197,7 @@ class _Run:
                     self.policy.config,
                     number,
                     mounts=mounts,
+                    files=files,
                     secret=self.secret,
                 )
                 yield from rule.check()

@@ -50,6 +50,7 @@ def _check_pattern(pattern: str) -> str:
 
 _Pcrs = Annotated[tuple[PcrNumber, ...], BeforeValidator(_to_tuple), Field(min_length=1)]
 _Names = Annotated[tuple[str, ...], BeforeValidator(_to_tuple)]
+_Numbers = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], BeforeValidator(_to_tuple)]
 _Kinds = Annotated[tuple[ViolationKind, ...], BeforeValidator(_to_kinds)]
 _Digests = Annotated[tuple[Digest, ...], BeforeValidator(_to_tuple)]
 _Pattern = Annotated[str, AfterValidator(_check_pattern)]
@@ -245,6 +246,9 @@ class ConfigPolicy(Model):
     """Commands, with all their arguments, that it may run beside the image's own."""
     users: _Names = ()
     """Users, as ``UID`` or ``UID:GID``, that it may run as beside the image's own."""
+    groups: _Numbers = ()
+    """Numbers of groups that it may be in beside those of its user in the image, though some file
+    of the image gives them other rights than everybody; other groups need no word."""
     working_dirs: _Names = ()
     """Working directories that it may start in beside the image's own."""
     env: _Names = ()

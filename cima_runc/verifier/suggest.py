@@ -24,6 +24,7 @@ from cima_runc.verifier.completeness import violation_rule
 from cima_runc.verifier.pattern import exactly
 from cima_runc.verifier.policy import ConfigPolicy, Policy
 from cima_runc.verifier.reference.file import ImageReference, ReferenceConfig
+from cima_runc.verifier.result import Finding
 from cima_runc.verifier.rules.config import (
     ALL_DEVICES,
     capability_names,
@@ -93,12 +94,8 @@ def suggest(records: Sequence[Record], references: References) -> str:
         )
     lines += _rootfs(records, rules, {x.path for x in found if x.rule == "rootfs.written"})
     if config is not None and mounts is not None:
-        loading = {
-            finding.got
-            for finding in found
-            if finding.rule == "config.env" and finding.severity == "fail"
-        }
-        lines += _config(config, image.config, mounts, rules, loading)
+        failed = [finding for finding in found if finding.severity == "fail"]
+        lines += _config(config, image.config, mounts, rules, failed)
     wanted = {
         finding.record
         for finding in found
@@ -164,9 +161,11 @@ def _config(
     image: ReferenceConfig,
     engine: EngineMounts,
     rules: set[str],
-    loading: set[str],
+    failed: Sequence[Finding],
 ) -> Iterator[str]:
     keys: list[str] = []
+    loading = {finding.got for finding in failed if finding.rule == "config.env"}
+    groups = {int(finding.got) for finding in failed if finding.rule == "config.groups"}
     defaults = ConfigPolicy()
     if "config.privileged" in rules:
         keys += _privileged(config)
@@ -209,6 +208,11 @@ def _config(
         user = f"{config.user.uid}:{config.user.gid}"
         shown = printable(image.user) or "root"
         keys.append(f"# Users beside the image's own, which is: {shown}.\nusers = [{quoted(user)}]")
+    if groups:
+        keys.append(
+            "# Groups beside those of its user in the image, by which it may do more, or less, with"
+            f"\n# the image's files.\ngroups = [{', '.join(map(str, sorted(groups)))}]"
+        )
     if "config.cwd" in rules:
         keys.append(
             f"# Working directories beside the image's own.\nworking_dirs = [{quoted(config.cwd)}]"

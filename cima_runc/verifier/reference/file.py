@@ -38,7 +38,7 @@ class ReferenceFile(_Model):
     """What the flattened image has at one path."""
 
     type: Literal["dir", "file", "link", "block", "char", "fifo", "socket"]
-    mode: str
+    mode: Annotated[str, StringConstraints(pattern=r"\A[0-7]{1,6}\z")]
     """Octal, as in a manifest; a symbolic link has 0777."""
     uid: int
     gid: int
@@ -86,6 +86,10 @@ class ReferenceConfig(_Model):
     user_number: str | None = None
     """The same in numbers, where it is a name that the image's own /etc/passwd and /etc/group
     have."""
+    user_groups: dict[str, tuple[int, ...]] | None = None
+    """Numbers of the groups that engines put each user of the image's own /etc/passwd into, its
+    first one among them, by the user's number. None: not known, as in files that earlier versions
+    made."""
     working_dir: str = ""
     env: tuple[str, ...] = ()
     """Names of the environment variables that it sets, sorted."""

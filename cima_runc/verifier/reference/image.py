@@ -387,7 +387,12 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
         platform=str(found.platform),
         manifest=found.manifest,
         image_id=found.image_id,
-        config=config.model_copy(update={"user_number": names.number(config.user, files)}),
+        config=config.model_copy(
+            update={
+                "user_number": names.number(config.user, files),
+                "user_groups": names.groups(files),
+            }
+        ),
         layers=tuple(layers),
         files=files,
     )

@@ -1,4 +1,5 @@
-"""The numbers of a user that an image names, by the image's own /etc/passwd and /etc/group.
+"""The numbers of a user that an image names, and of users' groups, by the image's own /etc/passwd
+and /etc/group.
 
 Engines look them up when they start a container. Source: github.com/moby/sys/user (GetExecUser),
 which Docker and containerd use; passwd(5), group(5).
@@ -6,7 +7,7 @@ which Docker and containerd use; passwd(5), group(5).
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from cima_runc.base import limits
 from cima_runc.verifier.reference.file import ReferenceFile
@@ -44,6 +45,35 @@ class NameFiles:
         number = f"{uid}{colon}{gid}"
         return None if uid is None or gid is None or number == user else number
 
+    def groups(self, files: Mapping[str, ReferenceFile]) -> dict[str, tuple[int, ...]] | None:
+        """Return the groups of each user in an image's passwd(5), by the user's number.
+
+        Of several lines with one number engines take one or the other: all of theirs are here.
+        None where what engines read was not, as behind a symbolic link.
+        """
+        if not all(self._is_read(path, files) for path in (PASSWD, GROUP)):
+            return None
+        members: dict[bytes, set[int]] = {}
+        for fields in _lines(self._text(GROUP, files)):
+            gid = _third(fields)
+            for name in fields[3].split(b",") if len(fields) > 3 and gid is not None else ():
+                members.setdefault(name, set()).add(gid)
+        found: dict[str, set[int]] = {}
+        for fields in _lines(self._text(PASSWD, files)):
+            first = _third(fields[1:])
+            uid = _third(fields)
+            if uid is not None and first is not None:
+                found.setdefault(str(uid), set()).update({first}, members.get(fields[0], ()))
+        return {uid: tuple(sorted(gids)) for uid, gids in found.items()}
+
+    def _is_read(self, path: str, files: Mapping[str, ReferenceFile]) -> bool:
+        """Whether a file's text is known, or that there is none."""
+        found = files.get(path)
+        if found is not None:
+            return (found.sha256 or "") in self._texts
+        above = files.get("/etc")
+        return above is None or above.type != "link"
+
     def _text(self, path: str, files: Mapping[str, ReferenceFile]) -> bytes:
         found = files.get(path)
         return self._texts.get(found.sha256 or "", b"") if found is not None else b""
@@ -66,9 +96,19 @@ def _numbered(name: str, text: bytes) -> str | None:
     """Return a user's or group's number: the third field of the first line of its name."""
     if _NUMBER.fullmatch(name):
         return name
-    for line in text.split(b"\n"):
-        fields = line.strip().split(b":")
+    for fields in _lines(text):
         if len(fields) > 2 and fields[0] == name.encode("utf-8", "surrogatepass") and name:
             number = fields[2].decode("latin-1")
             return str(int(number)) if _NUMBER.fullmatch(number) else None
     return None
+
+
+def _lines(text: bytes) -> Iterator[list[bytes]]:
+    for line in text.split(b"\n"):
+        yield line.strip().split(b":")
+
+
+def _third(fields: Sequence[bytes]) -> int | None:
+    """Return the number in the third field."""
+    number = fields[2].decode("latin-1") if len(fields) > 2 else ""
+    return int(number) if _NUMBER.fullmatch(number) else None

@@ -13,6 +13,7 @@ from cima_runc.verifier.policy import DYNAMIC_MAJORS, AllowedDevice, ConfigPolic
 from cima_runc.verifier.reference.file import ReferenceConfig
 from cima_runc.verifier.result import Finding
 from cima_runc.verifier.rules import engines
+from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.rules.mounts import (
     EngineMounts,
     allows,
@@ -197,13 +198,16 @@ class ConfigRule:
         record: int,
         *,
         mounts: EngineMounts | None = None,
+        files: ImageFiles | None = None,
         secret: bytes | None = None,
     ) -> None:
-        """``mounts``: those that this container's engine makes; None as for version 1. ``secret``
-        is what the environment's values are hidden with; None where nobody told it."""
+        """``mounts``: those that this container's engine makes; None as for version 1. ``files``:
+        the image's. ``secret`` is what the environment's values are hidden with; None where nobody
+        told it."""
         self._config = config
         self._engine = mounts or EngineMounts({}, config)
         self._image = image
+        self._files = files
         self._policy = policy
         self._secret = secret
         self._record = record
@@ -228,6 +232,7 @@ class ConfigRule:
         yield from self._mounts()
         yield from self._devices()
         yield from self._process()
+        yield from self._groups()
         yield from self._env()
         yield from self._hooks()
         yield from self._annotations()
@@ -448,6 +453,45 @@ class ConfigRule:
                 got=printable(config.cwd),
                 expected=printable(directory),
                 next_="[config] working_dirs in the policy",
+            )
+
+    def _groups(self) -> Iterator[Finding]:
+        """Yield the groups by which it may do more with the image's own files, or less.
+
+        Engines add those that the image gives its user, and a pod those of its volumes. What lies
+        in mounts and devices is judged with these; a group that none of the image's files knows
+        changes nothing else.
+        """
+        user, known = self._config.user, self._image.user_groups
+        if known is None:
+            if user.additional_gids and set(user.additional_gids) != {user.gid}:
+                yield Finding(
+                    severity="info",
+                    rule="config.groups",
+                    what="its groups are not compared: the reference values do not say which its"
+                    " user has",
+                    record=self._record,
+                    path="process.user.additionalGids",
+                    got=", ".join(map(str, user.additional_gids)),
+                )
+            return
+        own = known.get(str(user.uid), (0,))
+        wanted = self._image.user_number or self._image.user or "0"
+        # What the image, or the policy, says of the first one was compared with the user.
+        is_judged = not _is_user(wanted, self._config) or wanted.partition(":")[2]
+        is_judged = is_judged or any(_is_user(each, self._config) for each in self._policy.users)
+        gids = set(user.additional_gids) - {user.gid} | (set() if is_judged else {user.gid})
+        others = gids - {*own, *self._policy.groups}
+        for gid in sorted(others & self._files.groups if others and self._files else ()):
+            yield self._finding(
+                False,
+                "config.groups",
+                f"it is in the group {gid}, which its user in the image is not, and which files of"
+                " the image give other rights",
+                path="process.user",
+                got=str(gid),
+                expected=", ".join(map(str, own)),
+                next_=f"start it without; [config] groups = [{gid}] in the policy",
             )
 
     def _env(self) -> Iterator[Finding]:

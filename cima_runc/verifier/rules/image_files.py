@@ -1,12 +1,19 @@
 """An image's files, looked up by the paths that the kernel gives."""
 
+import base64
+import struct
 from functools import cached_property
 
 from cima_runc.measure.mtree import escape
+from cima_runc.measure.xattrs import ACL_ACCESS
 from cima_runc.verifier.reference.file import ImageReference, ReferenceFile
 
 _LINKS = 40
 """Symbolic links followed in one path (MAXSYMLINKS in linux/namei.h)."""
+
+
+_ACL_GROUP = 0x08
+"""The tag of a named group in an access control list (include/uapi/linux/posix_acl.h)."""
 
 
 class ImageFiles:
@@ -62,6 +69,18 @@ class ImageFiles:
             return True
         return any(each.startswith(f"{path}/") for each in self._files)
 
+    @cached_property
+    def groups(self) -> frozenset[int]:
+        """Groups whose members may do other things with some file than others may."""
+        found: set[int] = set()
+        for file in self._files.values():
+            acl = (file.xattrs or {}).get(ACL_ACCESS)
+            mode = int(file.mode, 8)
+            if file.type != "link" and (acl is not None or (mode >> 3 ^ mode) & 0o7):
+                found.add(file.gid)
+            found |= _groups_of(acl or "")
+        return frozenset(found)
+
     def with_content(self, sha256: str) -> str | None:
         """Return the first path of a file with this content (hex SHA-256); None for none."""
         return self._by_content.get(sha256)
@@ -74,3 +93,13 @@ class ImageFiles:
             if sha256 is not None:
                 found.setdefault(sha256, path)
         return found
+
+
+def _groups_of(acl: str) -> set[int]:
+    """Return the groups that an access control list names (linux/posix_acl_xattr.h)."""
+    try:
+        entries = base64.b64decode(acl)[4:]
+    except ValueError:
+        return set()
+    whole = entries[: len(entries) // 8 * 8]
+    return {gid for tag, _, gid in struct.iter_unpack("<HHI", whole) if tag == _ACL_GROUP}

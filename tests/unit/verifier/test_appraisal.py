@@ -1,7 +1,9 @@
 """Every rule of the appraisal: what passes, and what does not."""
 
+import base64
 import copy
 import hashlib
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from cima_runc.ima.template import Func
 from cima_runc.measure.config_summary import STEERING_ANNOTATIONS
 from cima_runc.measure.mtree import Entry, Type, digest, format_manifest, whiteout
 from cima_runc.measure.oci_config import hidden_value
-from cima_runc.measure.xattrs import OPAQUE
+from cima_runc.measure.xattrs import ACL_ACCESS, OPAQUE
 from cima_runc.ml.contents import ContentError, measured
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import Record
@@ -549,7 +551,7 @@ def test_the_hosts_namespace_is_known_by_its_number(box: Box) -> None:
 def test_annotations_by_which_crun_does_otherwise(box: Box, name: str) -> None:
     """In a virtual machine (krun) nothing that runs is seen, and every file is as in the image."""
     box.config["annotations"] = {
-        "run.oci.keep_original_groups": "1",
+        "run.oci.systemd.subgroup": "x",
         "org.opencontainers.image.title": "x",
     }
     assert box.failed() == []
@@ -614,6 +616,88 @@ def test_users(box: Box, user: str, uid: int, gid: int, fits: bool) -> None:
 def test_users_that_the_image_names(box: Box, number: str, uid: int, gid: int, fits: bool) -> None:
     run_as(box, uid, gid, {"user": "www-data", "user_number": number})
     assert [finding.rule for finding in box.failed()] == ([] if fits else ["config.user"])
+
+
+def grouped(box: Box, user: str, gid: int, more: list[int], groups: Any) -> Box:
+    """Have it run in groups; files of the image tell members of 0, 42, 43, 44 and 50 apart."""
+    run_as(box, int(user.partition(":")[0] or 0), gid, {"user": user, "user_groups": groups})
+    box.config["process"]["user"]["additionalGids"] = more
+    kind = box.image.files["/app/script"]
+    acl = struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHI", tag, 5, number) for tag, number in ((1, 7), (4, 8), (8, 50), (32, 9))
+    )
+    files = {
+        "/app/all": {"gid": 7, "mode": "0755"},
+        "/app/same": {"gid": 7, "mode": "04711"},
+        "/app/link": {"gid": 7, "mode": "0777", "type": "link", "sha256": None, "link": "all"},
+        "/app/group": {"gid": 0, "mode": "0770"},
+        "/etc/shadow": {"gid": 42, "mode": "0640"},
+        "/app/less": {"gid": 43, "mode": "0705"},
+        "/app/listed": {
+            "gid": 44,
+            "mode": "0755",
+            "xattrs": {ACL_ACCESS: base64.b64encode(acl).decode()},
+        },
+    }
+    more_files = {path: kind.model_copy(update=values) for path, values in files.items()}
+    box.image = box.image.model_copy(update={"files": box.image.files | more_files})
+    return box
+
+
+IMAGE_GROUPS = {"0": (0, 1, 42), "1000": (1000, 50)}
+GROUPS = [
+    # Those of the image's user, as engines look them up, with the first one among them or not.
+    ("", 0, [0, 1, 42], []),
+    ("1000", 1000, [50], []),
+    ("1000", 1000, [1000, 50], []),
+    ("1000:0", 0, [0], []),
+    ("7", 0, [0], []),  # in no passwd: engines give group 0
+    # Of a pod's volumes, of devices: no file of the image knows them.
+    ("1000", 1000, [50, 2000, 44000], []),
+    ("", 0, [7, 2000, 2**32 - 1], []),
+    ("1000", 7, [], []),
+    # By these it may do something else with the image's files.
+    ("1000", 1000, [0], [0]),
+    ("1000", 1000, [1000, 42, 43, 44, 0], [0, 42, 43, 44]),
+    ("", 0, [50], [50]),
+    ("1000", 0, [], [0]),
+    ("1000", 0, [0], [0]),
+    ("1000:7", 7, [0], [0]),
+    ("7", 42, [], [42]),
+]
+
+
+@pytest.mark.parametrize(("user", "gid", "more", "told"), GROUPS)
+def test_groups(box: Box, user: str, gid: int, more: list[int], told: list[int]) -> None:
+    """Kind: rights over the image's files that are not the image's user's."""
+    box = grouped(box, user, gid, more, IMAGE_GROUPS)
+    found = box.failed()
+    assert [(each.rule, each.got) for each in found] == [("config.groups", str(x)) for x in told]
+    assert box.failed(f"[config]\ngroups = {told}") == []
+    for each in found[:1]:
+        hint = each.next.partition("[config] ")[2].removesuffix(" in the policy")
+        assert len(box.failed(f"[config]\n{hint}")) == len(found) - 1
+    assert box.failed(suggest(box.records(), References(box.image))) == []
+
+
+def test_a_user_that_the_policy_has_is_in_its_groups(box: Box) -> None:
+    box = grouped(box, "1000", 0, [0], IMAGE_GROUPS)
+    assert box.failed("[config]\nusers = ['1000']") == []
+    assert box.failed("[config]\nusers = ['1000:0']") == []
+    box.config["process"]["user"] = {"uid": 0, "gid": 50, "additionalGids": [50]}
+    assert [each.rule for each in box.failed()] == ["config.user"]
+    text = suggest(box.records(), References(box.image))
+    assert "users = ['0:50']" in text and "groups" not in text and box.failed(text) == []
+
+
+def test_groups_that_earlier_reference_values_do_not_have(box: Box) -> None:
+    box = grouped(box, "1000", 0, [0, 42], None)
+    assert box.failed() == []
+    assert [each.got for each in box.appraise().findings if each.rule == "config.groups"] == [
+        "0, 42"
+    ]
+    box.config["process"]["user"]["additionalGids"] = [0]
+    assert "config.groups" not in {each.rule for each in box.appraise().findings}
 
 
 def test_a_later_rule_of_the_device_controller_counts(box: Box) -> None:

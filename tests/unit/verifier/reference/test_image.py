@@ -75,6 +75,7 @@ def test_reference_values(layout: Layout, tmp_path: Path) -> None:
         "entrypoint": ("/sh",),
         "cmd": ("-c",),
         "user": "1:2",
+        "user_groups": {},
         "working_dir": "/tmp",
         "env": ("A", "B", "PATH"),
         "env_values": {"A": "1=2", "B": "", "PATH": "/bin"},

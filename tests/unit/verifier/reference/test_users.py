@@ -56,6 +56,39 @@ def test_the_files_that_the_container_will_see(tmp_path: Path) -> None:
     assert number(tmp_path / "e", "app") is None
 
 
+def groups(path: Path, *layers: bytes) -> dict[str, tuple[int, ...]] | None:
+    layout = Layout()
+    layout.image(*layers, config={})
+    return read_image(layout.write_directory(path)).reference.config.user_groups
+
+
+def test_groups_that_engines_give_a_user(tmp_path: Path) -> None:
+    etc = archive(directory("etc/"), member("etc/passwd", PASSWD), member("./etc/group", GROUP))
+    assert groups(tmp_path / "a", etc) == {"0": (0, 50), "33": (34, 50), "7": (7, 50), "8": (8,)}
+    alone = archive(member("etc/passwd", PASSWD))
+    assert groups(tmp_path / "b", alone) == {"0": (0,), "33": (34,), "7": (7,), "8": (8,)}
+    assert groups(tmp_path / "c", archive(member("etc/group", GROUP))) == {}
+    assert groups(tmp_path / "d", archive(member("etc/passwd"), member("etc/group"))) == {}
+
+
+UNREAD = {
+    "a link": [member("etc/passwd", kind=b"2", link="/usr/lib/passwd")],
+    "a name of another file": [
+        member("usr/lib/passwd", PASSWD),
+        member("etc/passwd", kind=b"1", link="usr/lib/passwd"),
+    ],
+    "behind a link": [member("etc", kind=b"2", link="usr/etc"), member("usr/etc/passwd", PASSWD)],
+    "too large": [member("etc/passwd", PASSWD + b"#" * limits.NAMES_FILE)],
+    "groups too large": [member("etc/group", GROUP + b"#" * limits.NAMES_FILE)],
+    "a directory": [directory("etc/passwd")],
+}
+
+
+@pytest.mark.parametrize("case", UNREAD)
+def test_groups_of_files_that_were_not_read_are_not_known(tmp_path: Path, case: str) -> None:
+    assert groups(tmp_path / "x", archive(*UNREAD[case])) is None
+
+
 @given(st.text(), st.binary())
 def test_anything(name: str, text: bytes) -> None:
     found = _numbered(name, text)
