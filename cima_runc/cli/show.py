@@ -111,6 +111,8 @@ def config_lines(summary: ConfigSummary, engine: EngineMounts) -> Iterator[tuple
         "seccomp",
         f"on, {seccomp.rules} rules, else {seccomp.default_action}" if seccomp else "OFF",
     )
+    for answer in seccomp.answers if seccomp else ():
+        yield "seccomp", f"answers calls itself: {answer}"
     yield "new privileges", "none" if summary.no_new_privileges else "allowed"
     yield "AppArmor", summary.apparmor or "none"
     yield "SELinux", summary.selinux or "none"

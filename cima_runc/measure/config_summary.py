@@ -7,7 +7,7 @@ Source: OCI runtime specification, config.md and config-linux.md.
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -170,6 +170,9 @@ class Seccomp(_Model):
     default_action: str
     rules: int
     """How many rules the filter has."""
+    answers: tuple[Literal["notify", "pretend"], ...] = ()
+    """How it answers calls in the kernel's place: ``notify`` asks a program outside, ``pretend``
+    says that a call has succeeded which is not made."""
 
 
 class Hook(_Model):
@@ -227,6 +230,8 @@ class ConfigSummary(_Model):
     """Devices that it may read or write where it has or makes a node of them, but for a rule of all
     (:attr:`all_devices`)."""
     masked_paths: tuple[str, ...] = ()
+    masked_relative: tuple[str, ...] = ()
+    """Paths to be masked that are not absolute, which runtimes may take from the root."""
     read_only_paths: tuple[str, ...] = ()
     no_new_privileges: bool = False
     apparmor: str = ""
@@ -286,6 +291,9 @@ def summarize(
         all_devices=_all_devices(resources),
         device_rules=tuple(_device_rules(resources)),
         masked_paths=_paths(linux, "maskedPaths"),
+        masked_relative=tuple(
+            path for path in _strings(linux, "maskedPaths") if path and not path.startswith("/")
+        ),
         read_only_paths=_paths(linux, "readonlyPaths"),
         no_new_privileges=process.get("noNewPrivileges") is True,
         apparmor=_string(process, "apparmorProfile"),
@@ -312,7 +320,7 @@ inheritable permitted ambient noNewPrivileges apparmorProfile selinuxLabel root 
 destination source type options hooks linux namespaces uidMappings seccomp defaultAction syscalls
 devices major minor allow access resources memory limit cpu quota period shares cpus pids sysctl
 maskedPaths readonlyPaths prestart createRuntime createContainer startContainer poststart poststop
-action annotations
+action annotations defaultErrnoRet errnoRet
 """
 _KEYS = {key.casefold(): key for key in _KNOWN.split()}
 _FREE_KEYS = frozenset({"annotations", "sysctl"})
@@ -404,7 +412,21 @@ def _seccomp(seccomp: object) -> Seccomp | None:
     # A filter that lets everything through is none, whether or not it logs.
     if {action, *(_string(rule, "action") for rule in rules)} <= _LETTING_THROUGH:
         return None
-    return Seccomp(default_action=action, rules=len(rules))
+    said = [(rule, "action", "errnoRet") for rule in rules]
+    said.append((seccomp, "defaultAction", "defaultErrnoRet"))
+    answers: set[Literal["notify", "pretend"]] = set()
+    for holder, key, errno in said:
+        found, number = _string(holder, key), _number(holder, errno)
+        if found == "SCMP_ACT_NOTIFY":
+            answers.add("notify")
+        elif found == "SCMP_ACT_ERRNO" and number is not None and not number & _ERRNO:
+            answers.add("pretend")
+    return Seccomp(default_action=action, rules=len(rules), answers=tuple(sorted(answers)))
+
+
+_ERRNO = 0xFFFF
+"""What the kernel takes of an error number (SECCOMP_RET_DATA, include/uapi/linux/seccomp.h); 0 is
+success."""
 
 
 _LETTING_THROUGH = frozenset({"SCMP_ACT_ALLOW", "SCMP_ACT_LOG"})

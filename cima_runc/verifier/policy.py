@@ -213,6 +213,8 @@ class ConfigPolicy(Model):
     """Whether it may reach all devices and all of /proc and /sys, with whatever capabilities."""
     allow_unmasked: bool = False
     """Whether no part of /proc and /sys need be hidden from it (``systempaths=unconfined``)."""
+    masked_paths: _Patterns = ()
+    """What may be hidden from it (``linux.maskedPaths``) beside parts of /proc and /sys."""
     host_namespaces: _Names = ("cgroup", "time", "user")
     """Kinds of namespaces that it may share with the host."""
     capabilities: _Names = (
@@ -262,6 +264,9 @@ class ConfigPolicy(Model):
     such as ``run.oci.handler=krun``; the name alone is with any value."""
     require_seccomp: bool = False
     """Whether it must have a seccomp filter; containerd's ctr sets none."""
+    allow_seccomp_answers: bool = False
+    """Whether its filter may answer system calls itself: with a success though nothing was done
+    (an ``errnoRet`` of 0), or by a program of the host's (``SCMP_ACT_NOTIFY``)."""
 
 
 class DependenciesPolicy(Model):

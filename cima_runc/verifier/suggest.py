@@ -32,6 +32,7 @@ from cima_runc.verifier.rules.config import (
     device_key,
     device_rules_beyond,
     hook_command,
+    masked_beyond,
     shared_with_host,
     steered,
 )
@@ -169,6 +170,17 @@ def _config(
     defaults = ConfigPolicy()
     if "config.privileged" in rules:
         keys += _privileged(config)
+    if "config.masked" in rules:
+        exact = array([exactly(path) for path in masked_beyond(config)])
+        keys.append(
+            "# What of the image may be hidden from it: something empty is there instead."
+            f"\nmasked_paths = {exact}"
+        )
+    if "config.seccomp" in rules:
+        keys.append(
+            "# Its filter, or a program of the host's, may answer system calls as it likes."
+            "\nallow_seccomp_answers = true"
+        )
     if "config.namespace" in rules:
         shared = sorted({*defaults.host_namespaces, *shared_with_host(config)})
         keys.append(

@@ -8,7 +8,7 @@ from functools import partial
 from cima_runc.base.text import printable
 from cima_runc.measure.config_summary import ConfigSummary, Device, DeviceRule, Hook
 from cima_runc.measure.oci_config import hidden_value
-from cima_runc.verifier.pattern import exactly
+from cima_runc.verifier.pattern import exactly, matches
 from cima_runc.verifier.policy import DYNAMIC_MAJORS, AllowedDevice, ConfigPolicy, covers
 from cima_runc.verifier.reference.file import ReferenceConfig
 from cima_runc.verifier.result import Finding
@@ -187,6 +187,12 @@ _NPM = re.compile(
 either case, and with hyphens (npm, config: Environment Variables; @npmcli/config, loadEnv)."""
 
 
+_ANSWERS = {
+    "notify": "a program of the host's answers some (SCMP_ACT_NOTIFY)",
+    "pretend": "some are said to have succeeded, and are not done (errnoRet 0)",
+}
+
+
 class ConfigRule:
     """Judges one ``config`` record."""
 
@@ -236,13 +242,8 @@ class ConfigRule:
         yield from self._env()
         yield from self._hooks()
         yield from self._annotations()
-        if self._config.seccomp is None:
-            yield self._finding(
-                not self._policy.require_seccomp,
-                "config.seccomp",
-                "it has no seccomp filter",
-                next_="start it with the engine's default profile",
-            )
+        yield from self._hidden()
+        yield from self._seccomp()
 
     def _annotations(self) -> Iterator[Finding]:
         for name, value in self._config.steering:
@@ -409,6 +410,47 @@ class ConfigRule:
                 expected="only what every container has",
                 next_="start it without --device-cgroup-rule; in the policy:"
                 f" [config] device_rules = {array([str(rule)])}",
+            )
+
+    # -- what is done to it -----------------------------------------------------------------------
+
+    def _hidden(self) -> Iterator[Finding]:
+        # An empty file or directory lies there instead, as if the image had it so.
+        for path in masked_beyond(self._config):
+            if any(_may_be_masked(each, path) for each in self._policy.masked_paths):
+                continue
+            shown = printable(path)
+            yield self._finding(
+                False,
+                "config.masked",
+                f"what the image has at {shown} is hidden from it",
+                path="linux.maskedPaths",
+                got=shown,
+                expected="parts of /proc and /sys",
+                next_="start it without; in the policy: [config] masked_paths ="
+                f" [{quoted(exactly(path))}]",
+            )
+
+    def _seccomp(self) -> Iterator[Finding]:
+        seccomp = self._config.seccomp
+        if seccomp is None:
+            yield self._finding(
+                not self._policy.require_seccomp,
+                "config.seccomp",
+                "it has no seccomp filter",
+                next_="start it with the engine's default profile",
+            )
+        elif seccomp.answers:
+            # Refusing ends no differently than a right that it does not have; these do.
+            yield self._finding(
+                self._policy.allow_seccomp_answers,
+                "config.seccomp",
+                "its seccomp filter answers system calls in the kernel's place",
+                path="linux.seccomp",
+                got=", ".join(_ANSWERS[each] for each in seccomp.answers),
+                expected="calls are let through or refused",
+                next_="start it with the engine's default profile; allow_seccomp_answers = true"
+                " under [config] in the policy",
             )
 
     # -- what runs --------------------------------------------------------------------------------
@@ -654,6 +696,12 @@ def _raw(path: str) -> bytes:
     return path.encode("utf-8", "surrogatepass")
 
 
+def masked_beyond(config: ConfigSummary) -> list[bytes]:
+    """Return what is masked beside parts of /proc and /sys; a relative path is from the root."""
+    paths = (*config.masked_paths, *(f"/{path}" for path in config.masked_relative))
+    return [_raw(path) for path in dict.fromkeys(paths) if not _is_kernels(path)]
+
+
 def capability_names(config: ConfigSummary) -> set[str]:
     """Return what is in any of the capability sets."""
     sets = config.capabilities
@@ -697,6 +745,22 @@ def _protects(config: ConfigSummary, path: str) -> bool:
     """Whether nothing in the container can write below a path of its ``/proc``."""
     is_there = any(mount.type == "proc" for mount in config.mounts)
     return not is_there or _is_hidden(config, path)
+
+
+def _is_kernels(path: str) -> bool:
+    """Whether nothing of the image can be at a path: it leads nowhere out of /proc and /sys."""
+    top, *below = [name for name in path.split("/") if name not in {"", "."}] or [""]
+    leads_out = ".." in below or (top == "proc" and below and _PROCESS.fullmatch(below[0]))
+    return top in {"proc", "sys"} and not leads_out
+
+
+def _may_be_masked(allowed: str, path: bytes) -> bool:
+    """Whether a pattern allows a path; one that goes up by ``..`` has to be named as it is."""
+    return allowed == exactly(path) if b"/../" in path + b"/" else matches(allowed, path)
+
+
+_PROCESS = re.compile("self|thread-self|[0-9]+")
+"""What in /proc is a process: its ``root`` and ``cwd`` lead back to the image's files."""
 
 
 def _is_hidden(config: ConfigSummary, path: str) -> bool:

@@ -618,6 +618,80 @@ def test_users_that_the_image_names(box: Box, number: str, uid: int, gid: int, f
     assert [finding.rule for finding in box.failed()] == ([] if fits else ["config.user"])
 
 
+HIDING = [
+    "/app/script",
+    "/app",
+    "//app",
+    "/etc/app's *.conf",
+    "/proc/../app/script",
+    "/proc/self/root/app/script",
+    "/proc/./thread-self/cwd/script",
+    "//proc//1/root/app/script",
+    "/proc/7/fd/3",
+    "/sys/devices/virtual/net/lo/subsystem/../../../app/script",
+    "/process",
+    "/",
+    "app/script",
+    "./app/script",
+    "proc/self/root/app",
+    "/app\u00e9",
+]
+
+
+@pytest.mark.parametrize("path", HIDING)
+def test_what_hides_the_images_files(box: Box, path: str) -> None:
+    """Kind: the configuration changes what the image's files are, with no mount."""
+    box.config["linux"]["maskedPaths"] += [path]
+    (found,) = box.failed()
+    assert found.rule == "config.masked"
+    hint = found.next.partition("[config] ")[2]
+    assert box.failed(f"[config]\n{hint}") == []
+    assert box.failed(suggest(box.records(), References(box.image))) == []
+    assert box.failed("[config]\nmasked_paths = ['/other/**']") == [found]
+    box.config["linux"]["maskedPaths"] += ["/app/other"]
+    assert [each.got for each in box.failed(f"[config]\n{hint}")] == ["/app/other"]
+
+
+def test_a_path_that_goes_up_is_not_below_what_may_be_hidden(box: Box) -> None:
+    box.config["linux"]["maskedPaths"] += ["/data/../app/script"]
+    assert len(box.failed("[config]\nmasked_paths = ['/data/**']")) == 1
+
+
+def test_what_engines_hide(box: Box) -> None:
+    box.config["linux"]["maskedPaths"] = [
+        *("/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/scsi", "/proc"),
+        *("/sys/firmware", "/sys/devices/virtual/powercap", "/sys/fs/selinux", "/sys/dev/block"),
+        *("/sys/devices/system/cpu/cpu0/thermal_throttle", "/proc/timer_stats/", "", None),
+    ]
+    assert box.failed() == []
+
+
+ANSWERING: list[tuple[dict[str, Any], bool]] = [
+    ({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 0}, True),
+    ({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 1}, False),
+    ({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": None}, False),
+    ({"defaultAction": "SCMP_ACT_NOTIFY"}, True),
+    ({"syscalls": [{"action": "SCMP_ACT_ERRNO", "errnoRet": 0}]}, True),
+    ({"syscalls": [{"action": "SCMP_ACT_ERRNO", "errnoRet": 2**16}]}, True),
+    ({"syscalls": [{"action": "SCMP_ACT_NOTIFY"}]}, True),
+    ({"syscalls": [{"action": "SCMP_ACT_NOTIFY"}], "listenerPath": "/run/x"}, True),
+    ({"syscalls": [{"action": "SCMP_ACT_ERRNO", "errnoRet": 38}]}, False),
+    ({"syscalls": [{"action": "SCMP_ACT_ERRNO"}]}, False),
+    ({"syscalls": [{"action": "SCMP_ACT_ALLOW", "errnoRet": 0}]}, False),
+    ({"syscalls": [{"action": "SCMP_ACT_KILL_PROCESS"}, {"action": "SCMP_ACT_TRAP"}]}, False),
+    ({"listenerPath": "/run/x"}, False),
+]
+
+
+@pytest.mark.parametrize(("values", "fails"), ANSWERING)
+def test_filters_that_answer_system_calls(box: Box, values: dict[str, Any], fails: bool) -> None:
+    """Kind: the configuration changes what a system call does, so what the image's programs do."""
+    box.config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW"} | values
+    assert [each.rule for each in box.failed()] == ["config.seccomp"] * fails
+    assert box.failed("[config]\nallow_seccomp_answers = true") == []
+    assert box.failed(suggest(box.records(), References(box.image))) == []
+
+
 def grouped(box: Box, user: str, gid: int, more: list[int], groups: Any) -> Box:
     """Have it run in groups; files of the image tell members of 0, 42, 43, 44 and 50 apart."""
     run_as(box, int(user.partition(":")[0] or 0), gid, {"user": user, "user_groups": groups})
