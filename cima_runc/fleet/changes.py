@@ -18,6 +18,7 @@ from cima_runc.base.errors import CimaError
 from cima_runc.evidence.owner import parse_public
 from cima_runc.fleet import access, audit, clock, events, webhooks, work
 from cima_runc.fleet.access import Role
+from cima_runc.fleet.labels import checked_labels
 from cima_runc.fleet.schema import (
     ApiToken,
     Appraisal,
@@ -41,8 +42,6 @@ from cima_runc.verifier.policy import parse_policy
 from cima_runc.verifier.reference.file import ImageReference, parse_reference
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
-_LABEL = re.compile(r"[ -~]{1,253}")
-_LABELS = 64
 _DAY = 86_400_000
 _MATCHES = frozenset({"image", "owner", "label", "namespace"})
 
@@ -187,7 +186,7 @@ def assign(
     ``owner`` (public key), ``namespace``, ``label`` ({key: value} of the host); all must fit.
 
     Raises:
-        ChangeError, OwnerError: it is not well formed.
+        ChangeError, LabelsError, OwnerError: it is not well formed.
         NotFoundError: there is no such policy, or reference values.
     """
     _check_match(match)
@@ -244,9 +243,9 @@ def make_join_token(
     """Make a token that lets one host join; return its name and the token itself.
 
     Raises:
-        ChangeError: labels or hours are not such as can be.
+        LabelsError, ChangeError: labels or hours are not such as can be.
     """
-    given = _labels(labels or {})
+    given = checked_labels(labels or {})
     if not 0 < hours <= 24 * 30:
         raise ChangeError("a join token is good for an hour, for a month at most")
     uid, secret, now = new_uid(), access.new_secret(), clock.now()
@@ -499,20 +498,13 @@ def label_host(connection: Connection, actor: str, ak_name: str, labels: Mapping
 
     Raises:
         NotFoundError: there is no such host.
-        ChangeError: the labels are not such as can be.
+        LabelsError: the labels are not such as can be.
     """
-    given, table = _labels(labels), table_of(Host)
+    given, table = checked_labels(labels), table_of(Host)
     done = connection.execute(update(table).where(table.c.ak_name == ak_name).values(labels=given))
     _must(done.rowcount, "host")
     audit.note(connection, actor, "host.label", ak_name, {"labels": given})
     work.later(connection, work.REAPPRAISE, "all")
-
-
-def _labels(labels: Mapping[str, str]) -> dict[str, str]:
-    fits = all(_LABEL.fullmatch(one) for pair in labels.items() for one in pair)
-    if len(labels) > _LABELS or not fits:
-        raise ChangeError(f"a label is 1 to 253 ASCII characters, and there are {_LABELS} at most")
-    return dict(labels)
 
 
 def _check_name(name: str) -> None:
@@ -534,7 +526,7 @@ def _check_match(match: Mapping[str, Any]) -> None:
         raise ChangeError("an assignment matches texts, and label an object of texts")
     if not all(isinstance(value, str) for value in labels.values()):
         raise ChangeError("a label's value is a text")
-    _labels(labels)
+    checked_labels(labels)
     if "owner" in match:
         parse_public(match["owner"])
 

@@ -18,6 +18,7 @@ from cima_runc.base.text import printable
 from cima_runc.evidence.enrolment import EnrolmentAnswer, EnrolmentRequest
 from cima_runc.evidence.host_enrolment import EnrolmentChallenge, EnrolmentState, HostEnrolment
 from cima_runc.fleet import access, audit, clock, events, work
+from cima_runc.fleet.labels import checked_labels
 from cima_runc.fleet.schema import Enrolment, Host, JoinToken, new_uid, table_of
 from cima_runc.tpm.credential import CredentialError, ek_key_digest
 from cima_runc.tpm.structures import parse_public
@@ -185,7 +186,9 @@ def approve(
     Raises:
         NoSuchEnrolmentError: there is no such host waiting.
         JoinRefusedError: what is to be done without was not said.
+        LabelsError: the labels are not such as can be.
     """
+    given = checked_labels(labels)
     _alone(connection)
     row = _waiting(connection, uid)
     if not row["hardware"] and not without_ek_certificate:
@@ -199,9 +202,9 @@ def approve(
             f"the TPM is enrolled with another key, {known['ak_name']}",
             hint="approve with --replace, if that is meant",
         )
-    _enrol(connection, row, labels=dict(labels), by=actor, known=known)
+    _enrol(connection, row, labels=given, by=actor, known=known)
     _set(connection, row["id"], state="enrolled")
-    detail = {"name": row["name"], "labels": dict(labels), "hardware": row["hardware"]}
+    detail = {"name": row["name"], "labels": given, "hardware": row["hardware"]}
     audit.note(connection, actor, "host.approve", row["ak_name"], detail)
     ak_name: str = row["ak_name"]
     return ak_name

@@ -2,10 +2,12 @@
 
 import hashlib
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import insert, select, text
 
@@ -35,6 +37,47 @@ def join(
             select(table.c.secret).where(table.c.uid == begun.id)
         ).scalar_one()
         return enrolments.answer(connection, begun.id, EnrolmentAnswer(secret=secret))
+
+
+def wait(fleet: ServedFleet) -> str:
+    """A host waits for approval; return its enrolment's name."""
+    point = new_point()
+    join(fleet, endorsement_key(point, ATTRIBUTES, bytes(32)))
+    assert join(fleet, endorsement_key(point, ATTRIBUTES, bytes(32))).state == "waiting"
+    found: str = fleet.get("/v1/enrolments")[0]["uid"]
+    return found
+
+
+def by_approval(fleet: ServedFleet, labels: dict[str, str]) -> httpx.Response:
+    given = {"labels": labels, "without_ek_certificate": True, "replace": True}
+    return fleet.ask("POST", f"/v1/enrolments/{wait(fleet)}/approve", json=given)
+
+
+def by_token(fleet: ServedFleet, labels: dict[str, str]) -> httpx.Response:
+    return fleet.ask("POST", "/v1/join-tokens", json={"labels": labels})
+
+
+def by_change(fleet: ServedFleet, labels: dict[str, str]) -> httpx.Response:
+    host = FleetHost()
+    fleet.enrol(host)
+    path = f"/v1/hosts/{host.tpm.ak_name.hex()}/labels"
+    return fleet.ask("PUT", path, json={"labels": labels})
+
+
+BAD = [{"a": "\0"}, {"a": "b\n"}, {"a": "\u00e9"}, {"\x1b[1m": "b"}]
+
+
+@pytest.mark.parametrize("give", [by_approval, by_token, by_change])
+def test_labels_are_the_same_whoever_gives_them(
+    fleet: ServedFleet, give: Callable[[ServedFleet, dict[str, str]], httpx.Response]
+) -> None:
+    """Kind: what is checked on one way in, and not on the others."""
+    for labels in BAD:
+        answer = give(fleet, labels)
+        assert answer.status_code == 400 and "253 ASCII" in answer.text, (labels, answer.text)
+    labels = [row["labels"] for row in fleet.get("/v1/hosts")]
+    assert not any(labels)
+    assert give(fleet, {"zone": "a b~"}).status_code in {200, 201, 204}
 
 
 @pytest.mark.parametrize(
