@@ -70,10 +70,10 @@ def keep(
     boot_id: str,
     first: int,
     entries: Sequence[bytes | HostLine],
-) -> None:
-    """Write entries that follow on ``first`` others; those before are gone where there are none."""
-    if not first:
-        connection.execute(delete(_PART).where(_is_of(host, boot_id)))
+) -> int:
+    """Write entries that follow on ``first`` others; those before are gone where there are none.
+    Returns how many bytes more are kept of the host."""
+    grown = 0 if first else -forget(connection, host, (boot_id,))
     kept = entries[: max(0, limits.FLEET_LOG - first)]
     if kept:
         shown = _packed(first, kept)
@@ -83,15 +83,14 @@ def keep(
             ).scalar()
             if (before or 0) + len(shown) > limits.FLEET_LOG_SHOWN:
                 shown = None
+        digests = b"".join(map(extended_with, kept))
         connection.execute(
             insert(_PART).values(
-                host=host,
-                boot_id=boot_id,
-                first=first,
-                digests=b"".join(map(extended_with, kept)),
-                shown=shown,
+                host=host, boot_id=boot_id, first=first, digests=digests, shown=shown
             )
         )
+        grown += len(digests) + len(shown or b"")
+    return grown
 
 
 def proved(connection: Connection, host: int, boot_id: str) -> frozenset[bytes]:
@@ -114,10 +113,14 @@ def files(connection: Connection, host: int, boot_id: str) -> list[HostFile | No
     ]
 
 
-def forget(connection: Connection, host: int, boots: Iterable[str]) -> None:
-    """Remove the entries of boots."""
+def forget(connection: Connection, host: int, boots: Iterable[str]) -> int:
+    """Remove the entries of boots; return how many bytes they were."""
+    size = func.length(_PART.c.digests) + func.coalesce(func.length(_PART.c.shown), 0)
+    freed = 0
     for boot_id in boots:
-        connection.execute(delete(_PART).where(_is_of(host, boot_id)))
+        gone = connection.execute(delete(_PART).where(_is_of(host, boot_id)).returning(size))
+        freed += sum(gone.scalars())
+    return freed
 
 
 def _is_of(host: int, boot_id: str) -> ColumnElement[bool]:

@@ -264,12 +264,16 @@ def keep_host(
     deadline: int,
     boot_pcrs: Sequence[int],
     now: int,
+    room: int | None,
 ) -> dict[str, Any]:
-    """Write what a report proved of the host itself; return its row as it is now.
+    """Write what a report proved of the host itself; return its row as it is now. ``room`` is how
+    many bytes may be kept of the host; None: there is no end.
 
     Raises:
         BootIdError: the boot is one that was over.
+        QuotaError: there is no room for what is new of its log.
     """
+    grown = 0
     values: dict[str, Any] = {
         "reset_count": proved.counters.reset_count,
         "restart_count": proved.counters.restart_count,
@@ -293,12 +297,13 @@ def keep_host(
         values |= {"log_lines": 0, "log_value": None, "has_boot_log": False}
         # After a restore there is nothing that it had proved.
         if host["boot_id"] is not None and host["status"] is not None:
-            _keep_boot(connection, host, proved.boot_id, now)
+            grown -= _keep_boot(connection, host, proved.boot_id, now)
     log = _log(host, proved, boot_pcrs)
     values |= {key: value for key, value in log.items() if value != values.get(key, host[key])}
     if proved.host_log is not None:
         first = proved.host_log.lines - len(proved.host_entries)
-        host_logs.keep(connection, host["id"], proved.boot_id, first, proved.host_entries)
+        entries = proved.host_entries
+        grown += host_logs.keep(connection, host["id"], proved.boot_id, first, entries)
     if proved.boot_log is not None:
         values["has_boot_log"] = True
     if proved.table is not None:
@@ -309,7 +314,11 @@ def keep_host(
         )
         if not done.rowcount:
             connection.execute(insert(_TABLE).values(host=host["id"], content=content))
-    connection.execute(update(_HOST).where(_HOST.c.id == host["id"]).values(**values))
+    row = {**values, "stored": _HOST.c.stored + grown} if grown else values
+    stored = connection.execute(
+        update(_HOST).where(_HOST.c.id == host["id"]).values(**row).returning(_HOST.c.stored)
+    ).scalar_one()
+    _check_room(stored, grown, room)
     return {**host, **values}
 
 
@@ -346,8 +355,9 @@ def _log(before: Mapping[str, Any], proved: Proved, boot_pcrs: Sequence[int]) ->
     return {**found, "log": said}
 
 
-def _keep_boot(connection: Connection, host: Mapping[str, Any], boot_id: str, now: int) -> None:
-    """Keep what a boot that is over had proved; forget the oldest where there are too many."""
+def _keep_boot(connection: Connection, host: Mapping[str, Any], boot_id: str, now: int) -> int:
+    """Keep what a boot that is over had proved; forget the oldest where there are too many. Returns
+    how many bytes of those are gone."""
     of_host = _BOOT.c.host == host["id"]
     known = connection.execute(
         select(_BOOT.c.boot_id).where(of_host).order_by(_BOOT.c.ended.desc())
@@ -360,17 +370,19 @@ def _keep_boot(connection: Connection, host: Mapping[str, Any], boot_id: str, no
             found=f"boot {boot_id}",
             hint="two hosts with one attestation key: do not rely on either",
         )
-    _forget_boots(connection, host["id"], earlier[limits.FLEET_BOOTS - 1 :])
+    freed = _forget_boots(connection, host["id"], earlier[limits.FLEET_BOOTS - 1 :])
     names = ("boot_id", "status", "pcrs", "log_lines", "log", "has_boot_log")
     row = {name: host[name] for name in names}
     connection.execute(insert(_BOOT).values(host=host["id"], ended=now, **row))
+    return freed
 
 
-def _forget_boots(connection: Connection, host: int, boots: Sequence[str]) -> None:
-    host_logs.forget(connection, host, boots)
+def _forget_boots(connection: Connection, host: int, boots: Sequence[str]) -> int:
+    """Remove what boots had proved; return how many bytes of their logs that was."""
     for boot_id in boots:
         is_it = and_(_BOOT.c.host == host, _BOOT.c.boot_id == boot_id)
         connection.execute(delete(_BOOT).where(is_it))
+    return host_logs.forget(connection, host, boots)
 
 
 def boot(connection: Connection, host: int, boot_id: str) -> Mapping[str, Any] | None:
@@ -451,6 +463,11 @@ def _grow(connection: Connection, host: int, by: int, room: int | None) -> None:
         .values(stored=_HOST.c.stored + by)
         .returning(_HOST.c.stored)
     ).scalar_one()
+    _check_room(stored, by, room)
+
+
+def _check_room(stored: int, by: int, room: int | None) -> None:
+    """See that there is room for what is kept of a host, where it has become more."""
     if by > 0 and room is not None and stored > room:
         raise QuotaError(
             "the service keeps no more of this host",
@@ -563,9 +580,8 @@ def _sort_records(
             _HELD.c.container == number,
             or_(_HELD.c.number >= change.since, _HELD.c.number < one.proved.count),
         )
-        size = select(func.coalesce(func.sum(func.length(_HELD.c.content)), 0)).where(stale)
-        gone = int(connection.execute(size).scalar_one())
-        connection.execute(delete(_HELD).where(stale))
+        lost = delete(_HELD).where(stale).returning(func.length(_HELD.c.content))
+        gone = sum(connection.execute(lost).scalars())
     waiting = [
         record for record in change.records if record.recnum >= max(one.proved.count, change.since)
     ]
@@ -725,9 +741,17 @@ def tenants_containers(
     ]
 
 
-def _shrink(connection: Connection, containers: Sequence[int]) -> None:
-    """Note that the records of containers are kept no more."""
-    freed: Counter[int] = Counter()
+def _alone_with(connection: Connection, hosts: Iterable[int]) -> None:
+    """Let no report of hosts be taken until this transaction has ended, nor be waited for by one
+    that waits for it: a report has its host's row before any other."""
+    for some in batched(sorted(set(hosts))):
+        rows = select(_HOST.c.id).where(_HOST.c.id.in_(some)).order_by(_HOST.c.id)
+        connection.execute(rows.with_for_update())
+
+
+def _sizes(connection: Connection, containers: Sequence[int]) -> Counter[int]:
+    """Return how many bytes of records of containers are kept, by host."""
+    found: Counter[int] = Counter()
     for table in (_RECORD, _HELD):
         rows = connection.execute(
             select(_CONTAINER.c.host, func.sum(func.length(table.c.content)))
@@ -736,9 +760,8 @@ def _shrink(connection: Connection, containers: Sequence[int]) -> None:
             .group_by(_CONTAINER.c.host)
         )
         for host, size in rows:
-            freed[host] += int(size)
-    for host, size in sorted(freed.items()):
-        _grow(connection, host, -size, None)
+            found[host] += int(size)
+    return found
 
 
 def forget_containers(connection: Connection, before: int) -> bool:
@@ -759,21 +782,23 @@ def forget_containers(connection: Connection, before: int) -> bool:
         and_(column.boot_id != current, not_(recently)),
     )
     found = connection.execute(
-        select(column.id)
+        select(column.id, column.host)
         .where(column.last_change < before, column.forgotten.is_(False), over)
         .limit(_BATCH)
-    )
-    old = list(found.scalars())
-    _shrink(connection, old)
+    ).all()
+    old = [row.id for row in found]
+    boots = connection.execute(
+        select(_BOOT.c.host, _BOOT.c.boot_id).where(_BOOT.c.ended < before).limit(_BATCH)
+    ).all()
+    _alone_with(connection, (row.host for row in (*found, *boots)))
+    freed = _sizes(connection, old)
     for table in (_RECORD, _HELD, table_of(Finding), table_of(Appraisal)):
         connection.execute(delete(table).where(table.c.container.in_(old)))
     connection.execute(
         update(_CONTAINER).where(column.id.in_(old)).values(forgotten=True, slot=None)
     )
-    found_boots = connection.execute(
-        select(_BOOT.c.host, _BOOT.c.boot_id).where(_BOOT.c.ended < before).limit(_BATCH)
-    )
-    boots = found_boots.all()
     for host, boot_id in boots:
-        _forget_boots(connection, host, [boot_id])
+        freed[host] += _forget_boots(connection, host, [boot_id])
+    for host, size in freed.items():
+        _grow(connection, host, -size, None)
     return _BATCH in {len(old), len(boots)}

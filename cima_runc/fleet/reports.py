@@ -150,6 +150,7 @@ class Reports:
             deadline=deadline,
             boot_pcrs=self._settings.boot_pcrs,
             now=now,
+            room=self._room,
         )
         early = frozenset(
             event.registration

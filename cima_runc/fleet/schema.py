@@ -157,7 +157,8 @@ class Host(Base):
     stale_told: Mapped[int] = mapped_column(default=0)
     """The deadline that was told of as passed."""
     stored: Mapped[int] = mapped_column(server_default="0")
-    """Bytes of records of its containers that are kept, with some for each container itself."""
+    """Bytes of its log and of its containers' records that are kept, with some for each container
+    itself."""
     refused: Mapped[str] = mapped_column(default="")
     """Name of the error that refused the latest report; empty where it was accepted."""
     refused_at: Mapped[int | None]

@@ -116,8 +116,9 @@ class Settings(BaseModel):
     """Addresses, or networks, of proxies before this service whose ``X-Forwarded-For`` is believed:
     limits that go by address are for each host then, and not for all behind the proxy together."""
     host_gib: Annotated[float, Field(gt=0)] | None = None
-    """GiB of records that are kept of one host: a report that brings more is refused, and the host
-    STALE until it is given more or what is older than ``keep_days`` has gone. None: without end."""
+    """GiB of records, and of the kernel's log, that are kept of one host: a report that brings more
+    is refused, and the host STALE until it is given more or what is older than ``keep_days`` has
+    gone. None: without end."""
     keep_days: Annotated[int, Field(ge=1)] = 90
     """Days that ended containers' records, events and requests are kept."""
     boot_pcrs: tuple[_Pcr, ...] = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import func, insert, select, text
+from sqlalchemy.event import listen
 
 from cima_runc.base import limits
 from cima_runc.evidence.enrolment import EnrolmentRequest
@@ -76,6 +77,13 @@ def kept_of(fleet: ServedFleet, host: FleetHost) -> tuple[int, int]:
                 )
             )
             size += int(found.scalar_one())
+        found = connection.execute(
+            text(
+                "SELECT coalesce(sum(length(digests) + coalesce(length(shown), 0)), 0) "
+                f"FROM host_log_part WHERE host = (SELECT id FROM host WHERE ak_name = '{name}')"
+            )
+        )
+        size += int(found.scalar_one())
     return fleet.get(f"/v1/hosts/{name}")["stored"], size
 
 
@@ -123,6 +131,70 @@ def test_what_is_kept_of_a_host_has_an_end_where_one_is_set(fleet: ServedFleet) 
     do(fleet, "UPDATE alembic_version SET version_num = '0006'")
     assert migrate.migrate(fleet.service.database)
     assert kept_of(fleet, host) == counted
+
+
+@pytest.mark.parametrize("shows_lines", [True, False])
+def test_what_is_kept_of_a_hosts_log_is_kept_of_the_host(
+    fleet: ServedFleet, monkeypatch: pytest.MonkeyPatch, shows_lines: bool
+) -> None:
+    """Kind: something that a host has the service keep is not counted as its own."""
+    fleet.service.worker.stop()
+    host = FleetHost(in_full=shows_lines)
+    fleet.enrol(host)
+    monkeypatch.setattr(limits, "FLEET_BOOTS", 3)
+    sizes = []
+    for _ in range(6):
+        for at in range(20):
+            host.host_runs(b"/usr/bin/%d" % at)
+        fleet.sync(host)
+        stored, size = kept_of(fleet, host)
+        assert stored == size
+        sizes.append(size)
+        host.reboot()
+    # Of the boots that are kept; of older ones nothing is.
+    assert sizes[0] >= 640 and sizes[2] >= 3 * 640 and sizes[5] < sizes[0] * 5
+    fleet.sync(host)
+    do(fleet, "UPDATE host_boot SET ended = 0")
+    clean_up(fleet)
+    stored, size = kept_of(fleet, host)
+    assert stored == size < sizes[5]
+    fleet.service.reports._room = stored + 100
+    for at in range(20):
+        host.host_runs(b"/usr/sbin/%d" % at)
+    answer = fleet.report(host)
+    assert isinstance(answer, Refused) and answer.error == "QuotaError"
+    assert kept_of(fleet, host) == (stored, size)
+    fleet.service.reports._room = None
+    fleet.sync(host)
+    # A service before this one did not count it.
+    counted = kept_of(fleet, host)
+    do(fleet, f"UPDATE host SET stored = stored - {counted[1] - 1_024 * len(host.containers)}")
+    do(fleet, "UPDATE alembic_version SET version_num = '0007'")
+    assert migrate.migrate(fleet.service.database)
+    assert kept_of(fleet, host) == counted
+
+
+def test_counting_what_is_kept_costs_no_statement_for_each_container(fleet: ServedFleet) -> None:
+    """Kind: what one setting is for costs all, whether or not it is set."""
+    fleet.service.worker.stop()
+    host = FleetHost()
+    fleet.enrol(host)
+    host.piece = 3
+    for name in ("a", "b", "c"):
+        number = host.start(name)
+        for at in range(10):
+            host.run(number, b"/bin/%d" % at)
+    host.bind()
+    asked: list[str] = []
+    engine = fleet.service.database.engine
+    listen(engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+    while host.changed or fleet.container("c")["proved"] < 12:
+        fleet.report(host)
+    of_held = [one for one in asked if " held" in one]
+    assert any(one.startswith("DELETE") for one in of_held)
+    assert not [one for one in of_held if "sum(" in one]
+    stored, size = kept_of(fleet, host)
+    assert stored == size
 
 
 @pytest.mark.parametrize("number", [3, 1_200])
