@@ -6,6 +6,8 @@ changed later.
 """
 
 import hashlib
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,9 @@ from cima_runc.fleet.schema import Audit, table_of
 
 _LOCK = 0x61756469
 _START = bytes(32)
+_HEX = re.compile("[0-9a-f]{64}")
+_AT_ONCE = 1_000
+"""Entries in memory while the chain is walked along."""
 _AUDIT = table_of(Audit)
 
 
@@ -54,16 +59,34 @@ def note(
 
 
 def verify(connection: Connection) -> Verified:
-    """Walk along the chain, from its first entry on."""
-    before, number = _START, 0
-    rows = connection.execute(select(_AUDIT).order_by(_AUDIT.c.number)).mappings()
+    """Walk along the chain, from its first entry on: the longer it is, the longer that takes."""
+    query = select(_AUDIT).order_by(_AUDIT.c.number).execution_options(yield_per=_AT_ONCE)
+    return _walk(connection.execute(query).mappings(), 0, _START.hex())
+
+
+def verify_some(connection: Connection, *, before: int | None, limit: int) -> Verified:
+    """Walk along the last entries of the chain, or the last of those before a number: whether they
+    fit to each other, and the first of them to the one before it."""
+    query = select(_AUDIT).order_by(_AUDIT.c.number.desc()).limit(limit + 1)
+    if before is not None:
+        query = query.where(_AUDIT.c.number < before)
+    rows = list(connection.execute(query).mappings())[::-1]
+    if len(rows) <= limit:
+        return _walk(rows, 0, _START.hex())
+    return _walk(rows[1:], rows[0]["number"], rows[0]["digest"])
+
+
+def _walk(rows: Iterable[Mapping[str, Any]], number: int, digest: str) -> Verified:
+    """Walk along entries that follow on the one of this number and digest."""
     for row in rows:
         entry = {key: row[key] for key in row if key != "digest"}
-        digest = _digest(before, entry)
-        if row["number"] != number + 1 or digest.hex() != row["digest"]:
-            return Verified(number, before.hex(), broken=number + 1)
-        before, number = digest, row["number"]
-    return Verified(number, before.hex(), broken=None)
+        if not _HEX.fullmatch(digest):
+            return Verified(number, digest, broken=number)
+        found = _digest(bytes.fromhex(digest), entry).hex()
+        if row["number"] != number + 1 or found != row["digest"]:
+            return Verified(number, digest, broken=number + 1)
+        number, digest = row["number"], found
+    return Verified(number, digest, broken=None)
 
 
 def _digest(before: bytes, entry: dict[str, Any]) -> bytes:

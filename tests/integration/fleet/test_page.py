@@ -113,7 +113,7 @@ def test_every_view_with_hostile_names(fleet: ServedFleet, planted: Planted) -> 
     assert "UNTRUSTED" in texts["/"] and "Nothing fails" not in texts["/"]
     assert "1 places" in texts[f"/search?q=sha256:{planted.digest}"]
     assert "waits-there" in texts["/enrolments"]
-    assert "✓ The chain holds" in texts["/audit"]
+    assert "✓ The entries shown here fit" in texts["/audit"]
     # What is observed alone is nobody's verdict.
     newest = fleet.query(queries.policies)[0]
     assert newest["containers"] == len(fleet.query(queries.containers, everything=True))
