@@ -7,12 +7,12 @@ changed later.
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import rfc8785
-from sqlalchemy import Connection, insert, select, text
+from sqlalchemy import Connection, RowMapping, insert, select, text
 
 from cima_runc.fleet import clock
 from cima_runc.fleet.schema import Audit, table_of
@@ -76,7 +76,7 @@ def verify_some(connection: Connection, *, before: int | None, limit: int) -> Ve
     return _walk(rows[1:], rows[0]["number"], rows[0]["digest"])
 
 
-def _walk(rows: Iterable[Mapping[str, Any]], number: int, digest: str) -> Verified:
+def _walk(rows: Iterable[RowMapping], number: int, digest: str) -> Verified:
     """Walk along entries that follow on the one of this number and digest."""
     for row in rows:
         entry = {key: row[key] for key in row if key != "digest"}

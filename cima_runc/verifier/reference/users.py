@@ -56,8 +56,9 @@ class NameFiles:
         members: dict[bytes, set[int]] = {}
         for fields in _lines(self._text(GROUP, files)):
             gid = _third(fields)
-            for name in fields[3].split(b",") if len(fields) > 3 and gid is not None else ():
-                members.setdefault(name, set()).add(gid)
+            if gid is not None and len(fields) > 3:
+                for name in fields[3].split(b","):
+                    members.setdefault(name, set()).add(gid)
         found: dict[str, set[int]] = {}
         for fields in _lines(self._text(PASSWD, files)):
             first = _third(fields[1:])

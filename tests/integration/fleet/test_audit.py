@@ -2,10 +2,9 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, RowMapping, text
 from sqlalchemy.event import listen
 
 from cima_runc.fleet import audit
@@ -75,7 +74,7 @@ def test_what_the_page_costs_does_not_grow_with_the_chain(
     read: list[int] = []
     walk = audit._walk
 
-    def counted(rows: Sequence[Any], number: int, digest: str) -> audit.Verified:
+    def counted(rows: Sequence[RowMapping], number: int, digest: str) -> audit.Verified:
         read.append(len(rows))
         return walk(rows, number, digest)
 
