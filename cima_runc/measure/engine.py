@@ -30,6 +30,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
+from itertools import islice
 from typing import Any
 
 import psutil
@@ -47,7 +48,11 @@ from cima_runc.measure.dependencies import (
     open_sockets,
     start_ticks,
 )
-from cima_runc.measure.outside import in_our_pid_namespace
+from cima_runc.measure.outside import (
+    has_our_root,
+    in_mount_namespace_of,
+    in_our_pid_namespace,
+)
 from cima_runc.measure.procfs import flag_value, flag_values, parse_unix_listening
 from cima_runc.ml.contents import Engine
 
@@ -55,6 +60,7 @@ _ASK_SECONDS = 2.0
 _LOOK_AGAIN_SECONDS = 60.0
 _NEAREST = 3
 """The shim or conmon is the parent of the runtime, or of a runtime that called ours."""
+_CONMON = b"conmon"
 _CRI_NAMESPACE = "k8s.io"
 _KUBELETS = frozenset({b"kubelet", b"kubelite", b"hyperkube", b"k3s", b"rke2"})
 _DEFAULT_KUBELET = "/var/lib/kubelet"
@@ -88,17 +94,12 @@ class EngineFinder:
             return Engine(name=None)
 
     def _find(self, pid: int, bundle: str, uid: int) -> Engine:
-        for number, ancestor in enumerate(ancestors_of(pid)):
-            if number >= _NEAREST:
-                break
-            name = os.path.basename(executable(ancestor))
-            if not in_our_pid_namespace(ancestor):
-                break
-            if name.startswith(b"containerd-shim"):
-                return self._behind_shim(ancestor, bundle, uid)
-            if name == b"conmon":
-                return self._behind_conmon(ancestor, bundle, uid)
-        return Engine(name=None)
+        caller = _caller(pid)
+        if caller is None:
+            return Engine(name=None)
+        if os.path.basename(executable(caller)) == _CONMON:
+            return self._behind_conmon(caller, bundle, uid)
+        return self._behind_shim(caller, bundle, uid)
 
     def _behind_conmon(self, conmon: int, bundle: str, uid: int) -> Engine:
         argv = command_line(conmon)
@@ -111,7 +112,10 @@ class EngineFinder:
         if match is None:
             return Engine(name=None)
         return Engine(
-            name="cri-o", cri=True, states=_spellings(match[1], uid), kubelets=self._kubelet_roots()
+            name="cri-o",
+            cri=True,
+            states=_spellings(match[1], uid),
+            kubelets=self._kubelet_roots(conmon),
         )
 
     def _behind_shim(self, shim: int, bundle: str, uid: int) -> Engine:
@@ -124,7 +128,8 @@ class EngineFinder:
             return Engine(name=None)
         if namespace.partition("-")[0] == DOCKER_NAMESPACE:
             address = (flag_value(argv, "address") or "").removeprefix("unix://")
-            for dockerd in dockerds(address, shim, seen_by=shim, uid=uid):
+            found = dockerds(address, shim, seen_by=shim, uid=uid)
+            for dockerd in (each for each in found if _is_hosts_own(each, shim)):
                 root = self._docker_root(dockerd, namespace, uid)
                 return Engine(name="docker", roots=_spellings(root, uid))
         cri = namespace == _CRI_NAMESPACE
@@ -139,7 +144,7 @@ class EngineFinder:
             cri=cri,
             roots=roots,
             states=_spellings(task[1], uid),
-            kubelets=self._kubelet_roots() if cri else (),
+            kubelets=self._kubelet_roots(shim) if cri else (),
         )
 
     def _docker_root(self, dockerd: int, namespace: str, uid: int) -> str | None:
@@ -154,14 +159,52 @@ class EngineFinder:
             self._docker[key] = root
         return self._docker[key]
 
-    def _kubelet_roots(self) -> tuple[str, ...]:
+    def _kubelet_roots(self, engine: int) -> tuple[str, ...]:
         # A kubelet that has ended, or was not there yet, may run by now, and with another root.
         is_late = time.monotonic() - self._looked > _LOOK_AGAIN_SECONDS
         if is_late or not self._kubelets or not all(one.is_running() for one in self._kubelets):
             self._kubelets = tuple(_kubelets())
             self._looked = time.monotonic()
-        roots = {root for found in self._kubelets for root in _spellings(found.root)}
+        own = [each for each in self._kubelets if _is_hosts_own(each.process.pid, engine)]
+        roots = {root for found in own for root in _spellings(found.root)}
         return tuple(sorted(roots)) or _spellings(_DEFAULT_KUBELET)
+
+
+# -- whose a process is ----------------------------------------------------------------------------
+
+
+def _caller(pid: int) -> int | None:
+    """Return the shim or conmon behind a container's first process."""
+    for ancestor in islice(ancestors_of(pid), _NEAREST):
+        if not in_our_pid_namespace(ancestor):
+            break
+        if _id_flags(os.path.basename(executable(ancestor))):
+            return ancestor
+    return None
+
+
+def _is_hosts_own(pid: int, caller: int | None) -> bool:
+    """Return whether a process is in no container, so that what it says of itself may count.
+
+    A container may have the host's numbers of processes, its network and its root's, and then every
+    name, argument and path of a socket. It does not see the file systems that the ``caller`` of the
+    runtime sees. A service need not see them either: it has the host's root directory then, and no
+    shim or conmon above it as all that is in a container has.
+    """
+    if not in_our_pid_namespace(pid):
+        return False
+    if caller is not None and in_mount_namespace_of(pid, caller):
+        return True
+    try:
+        return has_our_root(pid) and not any(map(_is_caller, ancestors_of(pid)))
+    except (CimaError, OSError):  # it has ended
+        return False
+
+
+def _is_caller(pid: int) -> bool:
+    with suppress(OSError):  # process 1 of some hosts may not be looked at even by root
+        return bool(_id_flags(os.path.basename(executable(pid))))
+    return False
 
 
 def _spellings(path: str | None, uid: int = 0) -> tuple[str, ...]:
@@ -248,7 +291,7 @@ class _Kubelet:
 
 
 def _kubelets() -> Iterator[_Kubelet]:
-    """Yield the kubelets that run outside of containers, as root."""
+    """Yield what may be a kubelet, by its name or socket: of root's, in our pid namespace."""
     text = read_bounded(PROC + b"/net/unix", limits.PROC_NET_UNIX)
     listening = {
         inode: path.removesuffix(_POD_RESOURCES)
@@ -317,6 +360,7 @@ def _sharing(pid: int, ids: Sequence[str], uid: int) -> Iterable[str]:
     A container's process is the child of its own shim or conmon, which was told its id.
     """
     own = _namespaces(pid) - _namespaces(1) - _namespaces(os.getpid())
+    caller = _caller(pid)
     parents: dict[int, str] = {}
     children: list[tuple[int, int]] = []
     for process in psutil.process_iter():
@@ -324,7 +368,7 @@ def _sharing(pid: int, ids: Sequence[str], uid: int) -> Iterable[str]:
             children.append((process.pid, process.ppid()))
             name = os.path.basename(executable(process.pid))
             flags = _id_flags(name)
-            if not flags or process.uids().real != uid or not in_our_pid_namespace(process.pid):
+            if not flags or process.uids().real != uid or not _is_hosts_own(process.pid, caller):
                 continue
             argv = command_line(process.pid)
             told = {value for flag in flags for value in flag_values(argv, flag)}
@@ -338,7 +382,7 @@ def _sharing(pid: int, ids: Sequence[str], uid: int) -> Iterable[str]:
 
 
 def _id_flags(name: bytes) -> tuple[str, ...]:
-    if name == b"conmon":
+    if name == _CONMON:
         return ("c", "cid")
     return ("id",) if name.startswith(b"containerd-shim") else ()
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support import process_tree as tree
 
 from cima_runc.measure.engine import EngineFinder
@@ -232,6 +233,92 @@ def test_a_kubelet_that_starts_again_elsewhere(tmp_path: Path) -> None:
                 assert finder.find(box.first, str(bundle), {}).kubelets == found
             assert root in found
             assert other not in found
+
+
+_OWN_ROOT = """
+mkdir "$0"; mount -t tmpfs none "$0"
+for each in /*; do
+    if [ -L "$each" ]; then cp -P "$each" "$0"; fi
+    if [ -d "$each" ] && ! [ -L "$each" ]; then mkdir "$0$each"; mount --rbind "$each" "$0$each"; fi
+done
+exec chroot "$0" "$@"
+"""
+
+
+def inside(tmp_path: Path, kind: str) -> tuple[str, ...]:
+    """Return what runs a command with the host's numbers of processes, as a container may."""
+    apart = ("unshare", "--mount")
+    match kind:
+        case "service":
+            return apart
+        case "root of its own":
+            return (*apart, "sh", "-c", _OWN_ROOT, str(tmp_path / "root"))
+        case _:  # the host's root directory is mounted, and changed to
+            (tmp_path / "its").mkdir()
+            name = str(tree.program(tmp_path / "its", kind))
+            return (name, "-c", f'{" ".join(apart)} "$@"\n:', name)
+
+
+KINDS = ("root of its own", "conmon", "containerd-shim-runc-v2")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a namespace")
+@pytest.mark.parametrize(("kind", "counts"), [("service", True), *((one, False) for one in KINDS)])
+@pytest.mark.parametrize("what", ["kubelet", "kubelet's socket", "dockerd", "a sharing container"])
+def test_who_has_an_engines_name_in_a_container_decides_nothing(
+    what: str, kind: str, *, counts: bool, tmp_path: Path
+) -> None:
+    """A container with the host's numbers of processes and network, and its root, can have every
+    name, argument and socket: only what is in no container is believed."""
+    wrapper = inside(tmp_path, kind)
+    if what == "a sharing container":
+        # What is above it has its arguments too, in this test alone.
+        told = ("containerd-shim", "-id") if kind == "conmon" else ("conmon", "-c")
+        assert (shares_of_one_told(tmp_path, wrapper, *told) == (OTHER,)) is counts
+        return
+    namespace = "moby" if what == "dockerd" else "k8s.io"
+    bundle = task(tmp_path / "state", namespace)
+    short = Path(tempfile.mkdtemp(dir="/tmp"))
+    address = short / "pod-resources/kubelet.sock"
+    address.parent.mkdir()
+    posing = {
+        "kubelet": lambda: tree.running(
+            tree.program(tmp_path, "kubelet"), "read x", f"--root-dir={short}", wrapper=wrapper
+        ),
+        "kubelet's socket": lambda: tree.listening(address, *wrapper),
+        "dockerd": lambda: tree.running(
+            tree.program(tmp_path, "dockerd"),
+            "read x",
+            *("--containerd", str(tmp_path / "containerd.sock"), "--data-root", str(short)),
+            wrapper=wrapper,
+        ),
+    }
+    with posing[what](), shim(tmp_path, bundle, namespace) as box:
+        found = EngineFinder().find(box.first, str(bundle), {})
+    assert (str(short) in (*found.roots, *found.kubelets)) is counts
+    shutil.rmtree(short)
+
+
+def shares_of_one_told(
+    tmp_path: Path, wrapper: tuple[str, ...], name: str, flag: str
+) -> tuple[str, ...]:
+    """Return which containers one shares namespaces with, where a program ``name`` that is run by
+    ``wrapper`` in its network namespace was told the id of another."""
+    userdata = tmp_path / "overlay-containers"
+    words = ("--exit-command-arg", "--root", "--exit-command-arg", str(tmp_path))
+    config = {"mounts": [bind("/etc/hosts", userdata / OTHER / "userdata/hosts")]}
+    told = tree.program(tmp_path, name)
+
+    def apart() -> tuple[str, ...]:
+        assert ctypes.CDLL(None).unshare(_CLONE_NEWNET) == 0
+        with (
+            tree.running(told, "sh -c 'echo; read x'\n:", flag, OTHER, wrapper=wrapper),
+            conmon(tmp_path, "-c", ID, *words) as box,
+        ):
+            return EngineFinder().find(box.first, str(userdata / ID / "userdata"), config).shares
+
+    with ThreadPoolExecutor(1) as worker:
+        return worker.submit(apart).result()
 
 
 def test_a_process_that_is_gone() -> None:
