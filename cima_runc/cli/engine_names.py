@@ -47,6 +47,22 @@ def names_of(container_id: str, bundle: str, config: Mapping[str, Any]) -> Names
     return Names(told.name or engine.name, told.image or engine.image, told.pod)
 
 
+def all_names(
+    container_id: str, bundle: str, config: Mapping[str, Any]
+) -> frozenset[tuple[str, str]]:
+    """Return everything that a container is called, each with who calls it so: an annotation, or
+    ``engine``.
+
+    By one of them alone two containers may be taken for each other: who starts one may give it, in
+    an annotation, the name that an engine has for another.
+    """
+    found = config.get("annotations")
+    annotations = found if isinstance(found, dict) else {}
+    told = {(key, annotations.get(key)) for key in _NAME if isinstance(annotations.get(key), str)}
+    engine = _of_docker(container_id, config) or _of_podman(container_id, bundle) or Names()
+    return frozenset((who, name) for who, name in {*told, ("engine", engine.name)} if name)
+
+
 def _first(annotations: Mapping[str, Any], keys: tuple[str, ...]) -> str:
     return next((value for key in keys if isinstance(value := annotations.get(key), str)), "")
 

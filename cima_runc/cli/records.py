@@ -2,12 +2,12 @@
 
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cima_runc.base.errors import CimaError
-from cima_runc.cli.engine_names import Names, names_of
+from cima_runc.cli.engine_names import Names, all_names, names_of
 from cima_runc.cli.output import note_once
 from cima_runc.config import Settings
 from cima_runc.ml.listing import (
@@ -121,28 +121,47 @@ def _stored_rows(store: Store, boot: str | None) -> list[dict[str, Any]]:
 
 def names(row: dict[str, Any], settings: Settings) -> Names:
     """Return what a row's container is called; nothing where that cannot be read."""
+    about = _configuration(row, settings)
+    return Names() if about is None else names_of(*about)
+
+
+def _configuration(
+    row: dict[str, Any], settings: Settings
+) -> tuple[str, str, Mapping[str, Any]] | None:
+    """Return the id that a row's container's engine gave it, its bundle, and its configuration,
+    empty where it was not measured; None where that cannot be read."""
     if row["registration"] is None:
-        return names_of(row["id"], row["bundle"], {})
+        return row["id"], row["bundle"], {}
     try:
         records = Store(Path(settings.shim.state_dir)).records(row["registration"])
         for record in itertools.islice(records, _FIRST):
             config = record.content.get("config")
             if record.content.get("type") == "config" and isinstance(config, dict):
-                return names_of(row["id"].rpartition("/")[2], row["bundle"], config)
+                return row["id"].rpartition("/")[2], row["bundle"], config
     except (StoreError, RecordError, OSError):
         pass
-    return Names()
+    return None
 
 
 def by_name(shown: Iterable[dict[str, Any]], wanted: str, settings: Settings) -> set[str] | None:
-    """Return the ids of the containers that are called ``wanted``, those alone that live if any."""
+    """Return the ids of the containers that are called ``wanted``, by whomever.
+
+    One that lives stands for those that ended and that the same one calls so: an engine gives a
+    name to one at a time. It does not for those whose name is somebody else's.
+    """
     if not wanted:
         return None  # what has no name is not called so
-    called = [
-        row for row in shown if row["kind"] == "container" and names(row, settings).name == wanted
-    ]
-    living = [row for row in called if row["state"] in ("created", "running")]
-    return {row["id"] for row in living or called} or None
+    called: dict[str, list[dict[str, Any]]] = {}
+    for row in shown:
+        about = _configuration(row, settings) if row["kind"] == "container" else None
+        for who, name in () if about is None else all_names(*about):
+            if name == wanted:
+                called.setdefault(who, []).append(row)
+    found = set()
+    for rows_of_one in called.values():
+        living = [row for row in rows_of_one if row["state"] in ("created", "running")]
+        found |= {row["id"] for row in living or rows_of_one}
+    return found or None
 
 
 def called_alone(

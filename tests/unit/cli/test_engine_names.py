@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cima_runc.cli.engine_names import Names, names_of
+from cima_runc.cli.engine_names import Names, all_names, names_of
 
 ID = "0123456789ab" * 5 + "cafe"
 
@@ -50,6 +50,8 @@ def test_docker(tmp_path: Path) -> None:
     (directory / "config.v2.json").write_text(json.dumps(about))
     mount = {"destination": "/etc/hostname", "source": f"{directory}/hostname"}
     assert names_of(ID, "/run/b", {"mounts": [mount]}) == Names("alice", "demo:1")
+    called = {"mounts": [mount], "annotations": {"io.cima.name": "web", "nerdctl/name": ""}}
+    assert all_names(ID, "/run/b", called) == {("io.cima.name", "web"), ("engine", "alice")}
     # Another container's directory says nothing of this one.
     assert names_of("f" * 64, "/run/b", {"mounts": [mount]}) == Names()
 
@@ -78,3 +80,8 @@ _JSON = st.recursive(
 def test_any_configuration(annotations: Any, mounts: Any) -> None:
     found = names_of(ID, "/b", {"annotations": annotations, "mounts": mounts})
     assert all(isinstance(one, str) for one in found)
+    # It is called by each name, by that which is shown too.
+    called = {
+        name for _, name in all_names(ID, "/b", {"annotations": annotations, "mounts": mounts})
+    }
+    assert {found.name} - {""} <= called
