@@ -1,7 +1,6 @@
 """Removes the oldest records where the settings keep no more of them."""
 
 import logging
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.journald import about
 from cima_runc.agent.removed import Removed
 from cima_runc.agent.runs import Runs
+from cima_runc.agent.wall_clock import FILE, WallClock
 from cima_runc.agent.writer import Writer
 from cima_runc.base import clock, limits
 from cima_runc.ml.store import ContainerNote, Store, StoreError
@@ -34,6 +34,15 @@ class Stored:
     """Bytes of its files."""
     removable: bool
     """Whether it has ended."""
+    ended_ago: int | None = None
+    """For how many ns it has, by a clock that nobody sets; None: it did in an earlier boot."""
+    seen: str = ""
+    """When it or its host was seen last, RFC 3339, where its end was not: the host went down."""
+
+    @property
+    def ended(self) -> str:
+        """When it ended, RFC 3339, at the latest that is known."""
+        return self.note.ended or max(self.note.started, self.seen)
 
 
 def to_remove(
@@ -41,13 +50,15 @@ def to_remove(
     *,
     quota: int,
     ended_before: str | None,
+    older_than: int = 0,
     wanted: Callable[[Stored], bool] = lambda _: False,
 ) -> list[Stored]:
     """Return which of ``stored``, oldest first, go: those that are too old or too much.
 
-    ``quota`` is in bytes, ``ended_before`` in RFC 3339. What a boot's containers relied on goes
-    after the last of them. What is ``wanted`` does not grow old, and goes last where there is too
-    much. What is above a user's part is his own that goes: it costs nobody else's.
+    ``quota`` is in bytes, ``ended_before`` in RFC 3339; what ended in this boot is old only if that
+    was more than ``older_than`` ns ago, whatever its times say. What a boot's containers relied on
+    goes after the last of them. What is ``wanted`` does not grow old, and goes last where there is
+    too much. What is above a user's part is his own that goes: it costs nobody else's.
     """
     chosen = _above_their_part(stored, quota // limits.USER_PART, wanted)
     above = {one.note.registration for one in chosen}
@@ -57,7 +68,9 @@ def to_remove(
 
     def consider(one: Stored, *, is_last: bool = False) -> None:
         nonlocal too_much
-        old = ended_before is not None and (one.note.ended or one.note.started) < ended_before
+        old = ended_before is not None and one.ended < ended_before
+        if one.ended_ago is not None and one.ended_ago <= older_than:
+            old = False
         if one.removable and (old or too_much > 0):
             if wanted(one) and not (is_last and too_much > 0):
                 return
@@ -107,6 +120,8 @@ class Plan:
     """Partitions, the first ones first."""
     lines: list[bytes]
     """Lines whose last run began too long ago."""
+    before: int | None
+    """Since when the settings keep what has ended, in ns since 1970; None: nothing is too old."""
     boots: set[str]
     """Boots of which partitions are left."""
     size: int
@@ -125,6 +140,7 @@ class Retention:
         runs: Runs,
         *,
         confirmations: Confirmations | None = None,
+        wall_clock: WallClock | None = None,
     ) -> None:
         self._settings = settings
         self._boot_id = boot_id
@@ -133,6 +149,7 @@ class Retention:
         self._runs = runs
         self.confirmations = confirmations or Confirmations()
         self._removed = Removed(store.root / REMOVED)
+        self._clock = wall_clock or WallClock(store.root / FILE)
         self.size = 0
         """Bytes of all partitions when it was looked last."""
 
@@ -147,21 +164,26 @@ class Retention:
         Raises:
             OSError: it cannot be looked through.
         """
+        self._store.see(self._boot_id)
         found = filter(None, map(self._look_at, self._store.registrations()))
         stored = sorted(found, key=lambda one: one.note.started)
         storage = self._settings.value.storage
-        days = storage.keep_days
-        before = clock.at(time.time_ns() - days * _DAY_NS) if days else None
+        age = storage.keep_days * _DAY_NS
+        now = self._clock.believed(_newest(stored)) if age else None
+        before = None if now is None else max(now - age, 0)
+        ended_before = None if before is None else clock.at(before)
         gone = to_remove(
             stored,
             quota=storage.quota_mib * limits.MIB,
-            ended_before=before,
+            ended_before=ended_before,
+            older_than=age,
             wanted=lambda one: self.confirmations.wants(one.note, self._count(one.note)),
         )
         numbers = {one.note.registration for one in gone}
         return Plan(
             gone=gone,
-            lines=self._runs.begun_before(before) if before is not None else [],
+            lines=self._runs.begun_before(ended_before) if ended_before is not None else [],
+            before=before,
             boots={one.note.boot_id for one in stored if one.note.registration not in numbers},
             size=sum(one.size for one in stored) - sum(one.size for one in gone),
         )
@@ -180,8 +202,7 @@ class Retention:
         if plan.gone:
             return True
         self._runs.forget(plan.lines)
-        days = self._settings.value.storage.keep_days
-        self._forget_unmeasured(time.time_ns() - days * _DAY_NS if days else 0)
+        self._forget_unmeasured(plan.before or 0)
         self._runs.forget_above(limits.LINES)
         self.size = plan.size
         for boot_id in self._store.boots() - plan.boots - {self._boot_id}:
@@ -205,7 +226,12 @@ class Retention:
         except (StoreError, FileNotFoundError):
             return None  # it is being made or removed; of a damaged one whoever reads it is told
         living = note.boot_id == self._boot_id and note.state != "stopped"
-        return Stored(note, size, not living)
+        ago, seen = None, ""
+        if note.boot_id == self._boot_id:
+            ago = None if note.ended_ns is None else clock.since_boot() - note.ended_ns
+        elif note.ended is None:
+            seen = clock.at(self._store.seen(note.boot_id, registration))
+        return Stored(note, size, not living, ago, seen)
 
     def _forget_unmeasured(self, before: int) -> None:
         """Remove notes of unmeasured starts from before that time (ns since 1970), and too many."""
@@ -246,3 +272,11 @@ class Retention:
                 extra=about("records-removed", container=note.id, registration=note.registration),
             )
         self._writer.discard(note.registration)
+
+
+def _newest(stored: list[Stored]) -> int:
+    """Return when something was stored last, in ns since 1970; where nothing is, now."""
+    newest = max((one.ended for one in stored), default="")
+    with suppress(ValueError):
+        return clock.read(newest)
+    return clock.since_1970()

@@ -1,11 +1,17 @@
 """Wall-clock time as people read it."""
 
 import time
+from datetime import datetime
 
 
 def now() -> str:
     """Return the time in UTC, RFC 3339 with milliseconds."""
-    return at(time.time_ns())
+    return at(since_1970())
+
+
+def since_1970() -> int:
+    """Return the time in nanoseconds since 1970, as somebody has set it."""
+    return time.time_ns()
 
 
 def at(nanoseconds: int) -> str:
@@ -13,6 +19,15 @@ def at(nanoseconds: int) -> str:
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
     text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
     return f"{text}.{rest // 1_000_000:03d}Z"
+
+
+def read(text: str) -> int:
+    """Return nanoseconds since 1970 of RFC 3339.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return int(datetime.fromisoformat(text).timestamp() * 1000) * 1_000_000
 
 
 def hour() -> str:

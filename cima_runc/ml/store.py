@@ -4,6 +4,7 @@
 
     /var/lib/cima/
       boots/<boot id>/journal.jsonl        the binding journal
+      boots/<boot id>/seen                 empty; its time is when an agent ran last in that boot
       containers/<registration>/           one directory a registration, 8 digits
         records.jsonl                      the partition, one record a line
         container.json                     what the container is, and how it is
@@ -14,6 +15,7 @@
       unmeasured/<time>-<pid>.json         containers that started without the agent
       removed.jsonl                        containers removed before all of them was attested
       lines/<line>.json                    each line's runs, however little of them is kept
+      clock.json                           what is known of the time
       probe                                written now and then, to see whether that can be done
 
 Nothing that a container or an engine chose is part of a path.
@@ -315,8 +317,27 @@ class Store:
         replace_file(self.root / "probe", bytes(_PROBE_SIZE))
 
     def boots(self) -> set[str]:
-        """Return the ids of the boots that have a journal."""
+        """Return the ids of the boots of which a journal is kept, or when they were seen."""
         return set(os.listdir(self.root / "boots"))
+
+    def see(self, boot_id: str) -> None:
+        """Note that an agent runs in this boot, as far as the disk takes it."""
+        with suppress(OSError):
+            (self.root / "boots" / boot_id).mkdir(mode=0o700, exist_ok=True)
+            (self.root / "boots" / boot_id / "seen").touch(mode=0o600)
+
+    def seen(self, boot_id: str, registration: int) -> int:
+        """Return when an agent ran last in that boot, or wrote of this registration: ns since 1970.
+
+        Raises:
+            OSError: it cannot be looked at.
+        """
+        found = 0
+        for directory in (self.root / "boots" / boot_id, self._directory(registration)):
+            for name in ("seen", "journal.jsonl", "records.jsonl"):
+                with suppress(FileNotFoundError):
+                    found = max(found, (directory / name).stat().st_mtime_ns)
+        return found
 
     def remove_boot(self, boot_id: str) -> None:
         """Remove the journal of an earlier boot, of which no container is left."""

@@ -1,4 +1,5 @@
 import json
+import os
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.index import Container
 from cima_runc.agent.retention import Retention, Stored, to_remove
 from cima_runc.agent.runs import Runs
+from cima_runc.agent.wall_clock import WallClock
 from cima_runc.agent.writer import Writer
 from cima_runc.base import clock, limits
 from cima_runc.config import Settings, StorageSettings
@@ -94,6 +96,8 @@ class Host:
     def __init__(self, root: Path) -> None:
         self.store = Store(root)
         self.store.prepare()
+        # An agent has just run.
+        (root / "clock.json").write_text(json.dumps({"time": time.time_ns()}))
         self.core = Core(Table())
         self.runs = runs = Runs(self.store, Lines(self.store.root / "lines"))
         self.writer = Writer(self.core, self.store, runs, None, lambda registration: None)
@@ -108,9 +112,11 @@ class Host:
         if note.boot_id == "this":
             self.writer.restore(Container(note, bytes(32), partition))
 
-    def retention(self, **settings: int) -> Retention:
+    def retention(self, wall_clock: WallClock | None = None, **settings: int) -> Retention:
         current = CurrentSettings(Settings(storage=StorageSettings(**settings)))
-        return Retention(current, "this", self.writer, self.store, self.runs)
+        return Retention(
+            *(current, "this", self.writer, self.store, self.runs), wall_clock=wall_clock
+        )
 
     def apply(self, **settings: int) -> Retention:
         made = self.retention(**settings)
@@ -158,6 +164,64 @@ def test_age(tmp_path: Path) -> None:
     assert host.store.registrations() == [1, 2]
     host.apply(keep_days=30)
     assert host.store.registrations() == [2]
+
+
+def test_a_container_that_its_host_took_down_is_as_old_as_that(tmp_path: Path) -> None:
+    """It may have begun long before, and have run until then."""
+    host = Host(tmp_path / "state")
+    now = time.time()
+    for number, days in ((1, 1), (2, 40)):
+        boot = f"boot {number}"
+        host.stored(a_note(number, boot_id=boot, state="running", ended=None))
+        host.store.see(boot)
+        for path in (
+            host.store.root / "boots" / boot / "seen",
+            host.store.root / f"containers/{number:08d}/records.jsonl",
+        ):
+            os.utime(path, (now - days * 86_400,) * 2)
+    host.apply(keep_days=30)
+    assert host.store.registrations() == [1]
+    assert host.store.boots() == {"boot 1", "this"}
+    # Whatever else is known of that boot: what wrote records ran.
+    (host.store.root / "boots/boot 1/seen").unlink()
+    host.apply(keep_days=2)
+    assert host.store.registrations() == [1]
+
+
+@pytest.mark.parametrize(("ago", "kept"), [(29, True), (31, False)])
+def test_in_one_boot_age_is_by_the_clock_that_nobody_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ago: int, kept: bool
+) -> None:
+    """A host that begins in 1970 and gets its time later has containers of 1970."""
+    host = Host(tmp_path / "state")
+    day = 86_400 * 10**9
+    monkeypatch.setattr(clock, "since_boot", lambda: 100 * day)
+    host.stored(a_note(1, ended_ns=(100 - ago) * day))
+    host.apply(keep_days=30)
+    assert host.store.registrations() == ([1] if kept else [])
+
+
+def test_a_clock_that_is_set_forward_removes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = Host(tmp_path / "state")
+    for number in range(1, 4):
+        ended = None if number == 3 else clock.now()
+        host.stored(a_note(number, started=clock.now(), ended=ended, boot_id="earlier"))
+    (host.store.root / f"unmeasured/{time.time_ns()}-1.json").write_text("{}")
+    host.runs._lines.write(LineState(line=b"1" * 32, run=1, last=None, time=clock.now()))
+    now = time.time_ns() + 300 * 86_400 * 10**9
+    retention = host.retention(WallClock(host.store.root / "clock.json", lambda: now), keep_days=30)
+    for _ in range(2):
+        retention.apply()
+    assert host.store.registrations() == [1, 2, 3]
+    assert len(host.store.unmeasured()) == 1
+    assert host.runs._lines.read(b"1" * 32) is not None
+    (line,) = caplog.messages
+    assert line.startswith(f"the clock says {clock.at(now)}, where about ")
+    # What is too much goes by number, whatever the time is.
+    host.apply(quota_mib=1)
+    assert len(host.store.registrations()) == 0
 
 
 def test_the_writer_is_never_kept_for_long(tmp_path: Path) -> None:
