@@ -153,8 +153,8 @@ class StorageSettings(_Section):
     quota_mib: Annotated[int, Field(ge=1, le=1 << 30)] = 4096
     """MiB of records; above it those of the containers that were registered first go."""
     keep_days: Annotated[int, Field(ge=0, le=36_600)] = 0
-    """Days after a container's end, by the wall clock, that its records are kept; 0: no limit. While
-    the clock is more than a day from what is known nothing goes for its age."""
+    """Days after a container's end, by the wall clock, that its records are kept; 0: no limit.
+    While the clock is more than a day from what is known nothing goes for its age."""
 
 
 class HttpsSettings(_Section):

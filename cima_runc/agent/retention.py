@@ -1,5 +1,6 @@
 """Removes the oldest records where the settings keep no more of them."""
 
+import errno
 import logging
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +22,7 @@ REMOVED = "removed.jsonl"
 """File in the state directory: one object a line for each container that was removed although no
 evidence had been given of all its records (:class:`.removed.Removed`)."""
 _DAY_NS = 86_400 * 10**9
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _AT_ONCE = 32
 """Partitions that are removed in one turn of the writer's: each costs the disk some waits."""
 
@@ -197,7 +199,7 @@ class Retention:
             OSError: something could not be removed or written down.
         """
         for _ in range(min(_AT_ONCE, len(plan.gone))):
-            self._remove(plan.gone[0])
+            self._remove_with_room(plan.gone[0])
             del plan.gone[0]
         if plan.gone:
             return True
@@ -241,6 +243,15 @@ class Retention:
 
     def _count(self, note: ContainerNote) -> int:
         return sum(1 for _ in self._store.lines(note.registration))
+
+    def _remove_with_room(self, one: Stored) -> None:
+        """Remove what is stored, on a full disk too, where what is said of it needs room first."""
+        try:
+            self._remove(one)
+        except OSError as error:
+            if error.errno not in _NO_ROOM or not self._store.give_room():
+                raise
+            self._remove(one)
 
     def _remove(self, one: Stored) -> None:
         note = one.note

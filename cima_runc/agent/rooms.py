@@ -74,6 +74,7 @@ class Rooms:
             OSError, TpmError: nothing is lost, the next call tries again.
         """
         self.lifecycle.take_notices()
+        self.takeover.go_on()
         self.events.take()
         self.events.count_lost()
         self.dependencies.collect()
@@ -81,11 +82,7 @@ class Rooms:
         return self.writer.bind() if bind else 0.0
 
     def take_over(self) -> None:
-        """Go on with the containers of an earlier agent.
-
-        Raises:
-            OSError, TpmError: as :meth:`TakeOver.run`.
-        """
+        """Go on with the containers of an earlier agent."""
         self.takeover.run(self._retained())
 
     def forget_ended(self) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from cima_runc.agent.dependencies import Dependencies
 from cima_runc.agent.enforcement import Enforcement
 from cima_runc.agent.events import Events
 from cima_runc.agent.held import Held
-from cima_runc.agent.index import Container
+from cima_runc.agent.index import Container, lives
 from cima_runc.agent.journald import about
 from cima_runc.agent.lifecycle import Lifecycle
 from cima_runc.agent.process import ContainerProcess, MarkOf
@@ -20,12 +21,14 @@ from cima_runc.agent.registration import FIRST_RECORDS
 from cima_runc.agent.rights import rights_of
 from cima_runc.agent.writer import Writer
 from cima_runc.base import clock
+from cima_runc.base.text import printable
 from cima_runc.ml import contents
 from cima_runc.ml.lines import line_name, line_of
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import Record, RecordError
 from cima_runc.ml.store import ContainerNote, Store, StoreError
 from cima_runc.sensor.loader import Sensor
+from cima_runc.tpm.device import TpmError
 
 _log = logging.getLogger(__name__)
 
@@ -70,18 +73,17 @@ class TakeOver:
         self._sensor = sensor
         self._held = held
         self._find_again = find_again
+        self._ended: dict[int, str] = {}
+        """Why containers have ended whose ends are not recorded yet."""
 
     def run(self, retained: int) -> None:
         """Take in this boot's containers, but those that had ended by ``retained``.
 
         That is in nanoseconds since boot. The sensor has watched them all the while. Where it has
         not, since it was loaded anew, they are watched again, and that something ran in between is
-        recorded as lost.
-
-        Raises:
-            OSError, TpmError: it cannot be recorded that some have ended.
+        recorded as lost. What cannot be written or bound, as on a full disk, is tried again by
+        :meth:`go_on`: only an agent that runs can make room, and say why nothing may start.
         """
-        ended: dict[int, str] = {}
         begun: list[int] = []
         for found in self._stored(retained):
             container = found.container
@@ -98,23 +100,44 @@ class TakeOver:
                 # ask again: a new one.
                 begun.append(number)
             elif note.state != "stopped":
-                ended[number] = self._readopt(container)
+                if reason := self._readopt(container):
+                    self._ended[number] = reason
                 if note.line is None:
-                    self._adopt(found)
-        self._events.take()
+                    try:
+                        self._adopt(found)
+                    except OSError as error:
+                        why = printable(str(error))
+                        _log.error("container %s has no line until a restart: %s", note.id, why)
+        with suppress(OSError):  # the writer keeps what it could not write, and the ring the rest
+            self._events.take()
         for number in begun:
             _log.info("registration %d was not completed", number)
             self._events.unwatch(number)
             self._writer.undo(number)
-        for number, reason in ended.items():
-            gone = self._writer.get(number)
-            if reason and gone is not None:
-                self._lifecycle.end(gone, reason)
+        try:
+            self.go_on()
+        except OSError as error:
+            _log.error("ends of containers wait: %s", printable(str(error)))
         self._forget_strangers()
         self._held.begin()
-        self._writer.write()
-        self._writer.bind()
+        try:
+            self._writer.write()
+            self._writer.bind()
+        except (OSError, TpmError) as error:
+            _log.error("records of an earlier agent's containers wait: %s", printable(str(error)))
         self._writer.probe()
+
+    def go_on(self) -> None:
+        """Record the ends of containers that could not be recorded yet.
+
+        Raises:
+            OSError: it cannot be still; the next call tries again.
+        """
+        for number, reason in list(self._ended.items()):
+            gone = self._writer.get(number)
+            if gone is not None and lives(gone.note):
+                self._lifecycle.end(gone, reason, bind=False)
+            del self._ended[number]
 
     def _stored(self, retained: int) -> Iterator[_Found]:
         """Yield what is stored of this boot's containers, in order of registration."""

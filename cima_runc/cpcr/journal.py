@@ -20,6 +20,7 @@ once, for its values. Source: design, section 6.
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, cast
@@ -27,7 +28,7 @@ from typing import Any, Self, cast
 from pydantic import ValidationError
 
 from cima_runc.base import limits
-from cima_runc.base.durable import AppendFile, replace_file
+from cima_runc.base.durable import AppendFile, replace_file, sync_directory
 from cima_runc.base.errors import CimaError
 from cima_runc.base.jsonio import load_object
 from cima_runc.cpcr.bind import Bind
@@ -183,13 +184,17 @@ class Journal:
         self._path = path
         self._state = state
         self._entries = 0
+        self._is_begun = False
+        """Whether its file holds what it should."""
         self._lines: AppendFile | None = None
 
     @classmethod
     def open(cls, path: Path, *, boot_is_known: bool = False) -> Self:
         """Open or begin the journal at ``path``; a last line that was cut off is removed.
 
-        ``boot_is_known``: there are registrations of this boot, so that there must be a journal.
+        Where it cannot be written, as on a full disk, it is begun with its first entry: nothing is
+        bound before that. ``boot_is_known``: there are registrations of this boot, so that there
+        must be a journal.
 
         Raises:
             JournalError: it holds what is not a journal's.
@@ -209,11 +214,13 @@ class Journal:
                 state = apply(state, entry)
             journal = cls(path, state)
             journal._entries = len(entries)
+            journal._is_begun = True
             return journal
         # That it was lost is written down with it: an agent that is killed now must not forget it.
         state = replace(_of_version_1(entries), lost=boot_is_known and not entries)
         journal = cls(path, state)
-        journal._rewrite()
+        with suppress(OSError):
+            journal._rewrite()
         return journal
 
     @property
@@ -238,6 +245,8 @@ class Journal:
             OSError: it could not be written; the state is as before.
         """
         state = apply(self._state, entry)
+        if not self._is_begun:
+            self._rewrite()
         if self._lines is None:
             self._lines = AppendFile(self._path)
         self._lines.append(_line(entry))
@@ -286,7 +295,12 @@ class Journal:
                     "expected": state.pending.expected.hex(),
                 }
             )
+        directory = self._path.parent
+        if not directory.is_dir():
+            directory.mkdir(mode=0o700)
+            sync_directory(directory.parent)
         replace_file(self._path, b"".join(map(_line, entries)))
+        self._is_begun = True
         self._entries = len(entries)
 
 

@@ -44,7 +44,8 @@ from cima_runc.runtime.hook_state import HookState, HookStateError, parse_hook_s
 
 _NUMBER = re.compile(r"[0-9]{8,}")
 
-_PROBE_SIZE = 4096
+_PROBE_SIZE = 16 * 1024
+"""Enough for what is written before something is removed: a line of its own, and its run's."""
 
 State = Literal["created", "running", "stopped"]
 Kind = Literal["container", "dependencies"]
@@ -139,11 +140,8 @@ class Store:
         sync_directory(self.root)
 
     def journal_path(self, boot_id: str) -> Path:
-        """Return where this boot's journal is, its directory made."""
-        directory = self.root / "boots" / boot_id
-        directory.mkdir(mode=0o700, exist_ok=True)
-        sync_directory(directory.parent)
-        return directory / "journal.jsonl"
+        """Return where this boot's journal is; its directory is made with it."""
+        return self.root / "boots" / boot_id / "journal.jsonl"
 
     def registrations(self) -> list[int]:
         """Return the numbers of all registrations; they are random, and say nothing of time."""
@@ -315,6 +313,17 @@ class Store:
             OSError: it does not.
         """
         replace_file(self.root / "probe", bytes(_PROBE_SIZE))
+
+    def give_room(self) -> bool:
+        """Let go of the room that the probe takes, for what must be written before more is removed.
+
+        Returns whether there was one.
+        """
+        try:
+            (self.root / "probe").unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def boots(self) -> set[str]:
         """Return the ids of the boots of which a journal is kept, or when they were seen."""

@@ -126,8 +126,8 @@ class Host:
 
 def test_records_go_with_all_that_is_known_of_them(tmp_path: Path) -> None:
     host = Host(tmp_path / "state")
-    host.store.journal_path("earlier")
-    host.store.journal_path("this")
+    host.store.see("earlier")
+    host.store.see("this")
     host.stored(a_note(1, boot_id="earlier"))
     host.stored(a_note(2))
     host.stored(a_note(3, state="running", ended=None))

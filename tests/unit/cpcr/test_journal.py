@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -44,6 +45,34 @@ def begun(path: Path, value: bytes = ZERO) -> Journal:
     assert entry is not None
     journal.add(entry)
     return journal
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_one_that_cannot_be_begun_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, known: bool
+) -> None:
+    """Nothing is bound over it until it can; whether one before was lost is not forgotten."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    boot = tmp_path / "boot"
+    with monkeypatch.context() as disk:
+        disk.setattr("cima_runc.cpcr.journal.replace_file", full)
+        journal = opened(boot, boot_is_known=known)
+        entry = journal.reconcile(found(ZERO))
+        assert entry is not None
+        assert entry["type"] == ("foreign" if known else "initial")
+        for _ in range(2):
+            with pytest.raises(OSError, match="full"):
+                journal.add(entry)
+        assert not journal.state.begun
+        assert not (boot / "journal.jsonl").exists()
+        assert opened(boot, boot_is_known=known).state == journal.state
+    journal.add(entry)
+    assert journal.state.begun
+    journal.close()
+    assert opened(boot, boot_is_known=True).state == journal.state
 
 
 def test_the_first_value_is_read_and_durable_before_anything_else(tmp_path: Path) -> None:
