@@ -8,6 +8,7 @@ other way to get hold of them.
 import asyncio
 import enum
 import itertools
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -44,9 +45,10 @@ from cima_runc.cpcr.table import Table
 from cima_runc.measure.rootfs import Store as RootfsStore
 from cima_runc.ml.lines import Lines
 from cima_runc.ml.listing import stored_notes
-from cima_runc.ml.store import ContainerNote, Store
+from cima_runc.ml.store import ContainerNote, Store, StoreError
 
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def open_rooms(
     sensor, kernel_log, tpm = sources.sensor, sources.kernel_log, sources.tpm
     core = Core(Table(settings.binding.slots), sources.missing, lambda: current.value.limits)
     runs = Runs(store, Lines(store.root / "lines"))
-    notes = stored_notes(store, None)
+    notes = stored_notes(store, None, _is_damaged)
     runs.restore(notes)
     pcr = None
     if tpm is not None:
@@ -254,7 +256,6 @@ def open_rooms(
         ),
         takeover=TakeOver(
             settings=current,
-            boot_id=boot_id,
             writer=writer,
             store=store,
             events=events,
@@ -264,6 +265,7 @@ def open_rooms(
             sensor=sensor,
             held=held,
             find_again=find_again,
+            notes=[note for note in notes if note.boot_id == boot_id],
         ),
         questions=Questions(
             settings=current,
@@ -291,3 +293,7 @@ def open_rooms(
         plan=retention.plan,
     )
     return rooms, lobby
+
+
+def _is_damaged(registration: int, error: StoreError) -> None:
+    _log.error("registration %d is damaged and left out: %s", registration, error)

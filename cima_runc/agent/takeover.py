@@ -50,7 +50,6 @@ class TakeOver:
         self,
         *,
         settings: CurrentSettings,
-        boot_id: str,
         writer: Writer,
         store: Store,
         events: Events,
@@ -60,10 +59,11 @@ class TakeOver:
         sensor: Sensor | None,
         held: Held,
         find_again: Callable[[ContainerNote, MarkOf | None], ContainerProcess | None],
+        notes: list[ContainerNote],
     ) -> None:
-        """``find_again`` finds a process of a container (:func:`.process.find_again`)."""
+        """``find_again`` finds a process of a container (:func:`.process.find_again`); ``notes``
+        are those of this boot's, as they are stored when the agent starts."""
         self._settings = settings
-        self._boot_id = boot_id
         self._writer = writer
         self._store = store
         self._events = events
@@ -73,6 +73,7 @@ class TakeOver:
         self._sensor = sensor
         self._held = held
         self._find_again = find_again
+        self._notes = notes
         self._ended: dict[int, str] = {}
         """Why containers have ended whose ends are not recorded yet."""
 
@@ -141,7 +142,7 @@ class TakeOver:
 
     def _stored(self, retained: int) -> Iterator[_Found]:
         """Yield what is stored of this boot's containers, in order of registration."""
-        for note in self._notes(retained):
+        for note in self._left(retained):
             number = note.registration
             try:
                 records = list(self._store.records(number))
@@ -186,17 +187,9 @@ class TakeOver:
         name = line_name(note.id, annotations if isinstance(annotations, dict) else {}, cri=False)
         self._writer.adopt(number, line_of(note.uid, note.owners, name))
 
-    def _notes(self, retained: int) -> list[ContainerNote]:
-        found = []
-        for number in self._store.registrations():
-            try:
-                note = self._store.read_note(number)
-            except StoreError as error:
-                _log.error("registration %d is damaged and left out: %s", number, error)
-                continue
-            forgotten = note.ended and (note.ended_ns or 0) < retained
-            if note.boot_id == self._boot_id and not forgotten:
-                found.append(note)
+    def _left(self, retained: int) -> list[ContainerNote]:
+        notes, self._notes = self._notes, []
+        found = [note for note in notes if not (note.ended and (note.ended_ns or 0) < retained)]
         # By a clock that nobody sets, first: what comes last is a container's latest registration.
         return sorted(
             self._without_superseded(found), key=lambda note: (note.start_ticks, note.started)

@@ -1,7 +1,6 @@
 """What is shown of containers: the same whether the agent or the state directory is asked."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +62,22 @@ def _unmeasured_rows(store: Store) -> Iterator[dict[str, Any]]:
             }
 
 
-def stored_notes(store: Store, boot_id: str | None) -> list[ContainerNote]:
+def stored_notes(
+    store: Store,
+    boot_id: str | None,
+    on_damaged: Callable[[int, StoreError], None] = lambda *_: None,
+) -> list[ContainerNote]:
     """Return the stored notes of this boot's registrations, of all boots' where it is None, oldest
-    first; not those that are damaged, as by a loss of power."""
+    first; not those that are damaged, as by a loss of power, which ``on_damaged`` is told of."""
     found = []
     for registration in store.registrations():
-        with suppress(StoreError):
+        try:
             note = store.read_note(registration)
-            if boot_id is None or note.boot_id == boot_id:
-                found.append(note)
+        except StoreError as error:
+            on_damaged(registration, error)
+            continue
+        if boot_id is None or note.boot_id == boot_id:
+            found.append(note)
     return sorted(found, key=_age)
 
 

@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from simulated_host import BOOT_ID, SimulatedHost, simulated_host
 from support.unsealed import owner_part
 
 from cima_runc.cpcr import register
 from cima_runc.ml.records import parse_line
+from cima_runc.ml.store import ContainerNote, Store
 from cima_runc.tpm.device import Tpm
 from cima_runc.tpm.swtpm import software_tpm
 from cima_runc.verifier.errors import Verdict
@@ -57,13 +59,39 @@ def test_a_new_boot_begins_anew_and_earlier_partitions_stay(tmp_path: Path) -> N
         agent.tpm.close()
 
 
-def booted(state: Path, tcti: str) -> SimulatedAgent:
+@pytest.mark.parametrize("boot", ["the next boot", BOOT_ID])
+def test_an_agent_that_starts_reads_each_note_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, boot: str
+) -> None:
+    """A host may have stored a hundred thousand; one that is damaged is named once, too."""
+    with simulated_host(tmp_path) as host:
+        numbers = {host.start(name) for name in ("one", "two", "three")}
+        damaged = host.start("damaged")
+    (tmp_path / f"state/containers/{damaged:08d}/container.json").write_text("{")
+    looked: list[int] = []
+    read_note = Store.read_note
+
+    def read(store: Store, number: int) -> ContainerNote:
+        looked.append(number)
+        return read_note(store, number)
+
+    monkeypatch.setattr(Store, "read_note", read)
+    with software_tpm() as tcti:
+        agent = booted(tmp_path / "state", tcti, boot)
+        agent.rooms.take_over()
+        assert len(looked) == len(set(looked))
+        assert {*numbers, damaged} <= set(looked)
+        agent.tpm.close()
+    assert sum(f"registration {damaged} is damaged" in each for each in caplog.messages) == 1
+
+
+def booted(state: Path, tcti: str, boot_id: str = "the next boot") -> SimulatedAgent:
     kernel = SimulatedKernel()
 
     def call(name: str, *arguments: Any) -> Any:
         return getattr(kernel, name)(*arguments)
 
-    return SimulatedAgent(state, tcti, "the next boot", call)
+    return SimulatedAgent(state, tcti, boot_id, call)
 
 
 def test_a_run_after_a_reboot_goes_on_from_the_one_that_was_cut_off(tmp_path: Path) -> None:
