@@ -155,7 +155,7 @@ class SimulatedHost:
         if owner is not None:
             config["annotations"]["io.cima.owner"] = owner
         owners = owner_keys(config, self.root / "owners")
-        line = line_of(uid, owners, line_name(name, config["annotations"], cri=False))
+        line = line_of(uid, owners, line_name(name, config["annotations"], contents.NO_ENGINE))
         before = self.writer.run_of(line.hex())
         if before is not None and before.note.state != "stopped":
             self.end(before.number)

@@ -214,7 +214,7 @@ class Registration:
         name = line_name(
             candidate.state.id,
             annotations if isinstance(annotations, dict) else {},
-            cri=candidate.engine.cri,
+            candidate.engine,
         )
         return owners, line_of(candidate.uid, owners, name)
 

@@ -46,7 +46,18 @@ from cima_runc.fleet.schema import (
     table_of,
 )
 from cima_runc.fleet.values import measured_layers
-from cima_runc.ml.contents import Config, Exit, File, Previous, Register, RegisterV1, Rootfs
+from cima_runc.ml.contents import (
+    NO_ENGINE,
+    Config,
+    Engine,
+    Exit,
+    File,
+    Previous,
+    Register,
+    RegisterV1,
+    Rootfs,
+)
+from cima_runc.ml.pods import pod_of
 from cima_runc.verifier.errors import Verdict, VerificationError
 from cima_runc.verifier.report.check import Proved, Wanted, wanted
 from cima_runc.verifier.report.errors import BootIdError
@@ -64,11 +75,6 @@ _HOST, _TABLE, _CONTAINER = table_of(Host), table_of(HostTable), table_of(Contai
 _BOOT = table_of(HostBoot)
 _RECORD, _HELD, _OWNER, _LINE = table_of(Record), table_of(Held), table_of(Owner), table_of(Line)
 
-CRI = (
-    ("io.kubernetes.cri.sandbox-namespace", "io.kubernetes.cri.sandbox-name"),
-    ("io.kubernetes.pod.namespace", "io.kubernetes.pod.name"),
-)
-"""Annotations by which containerd's CRI plugin and CRI-O name a pod's namespace and name."""
 _BATCH = 500
 
 
@@ -616,35 +622,29 @@ def _record_row(container: int, record: CheckedRecord, now: int) -> dict[str, An
 def _facts(records: Sequence[CheckedRecord]) -> dict[str, Any]:
     """Return what of its records a container is chosen by."""
     values: dict[str, Any] = {}
+    engine = NO_ENGINE
     for record in records:
         match record.content:
             case RegisterV1() as first:
                 values["enforced"] = first.enforced
-                values["is_cri"] = first.engine is not None and first.engine.cri
+                # What a user's own engine says of a pod is the user's word.
+                engine = (first.engine if first.uid is None else None) or NO_ENGINE
                 if isinstance(first, Register):
                     values["run"] = first.run
             case Config() as config:
-                values |= _pod(config)
+                values |= _pod(engine, config)
             case Rootfs() as rootfs:
                 values["layers"] = measured_layers(rootfs.layers)
             case Exit() as end:
                 values["end"] = end.reason
-    if not values.pop("is_cri", False):
-        # A tenant can write these annotations; a CRI overwrites them.
-        values.pop("namespace", None)
-        values.pop("pod", None)
     return values
 
 
-def _pod(config: Config) -> dict[str, Any]:
+def _pod(engine: Engine, config: Config) -> dict[str, Any]:
+    """Return a pod's namespace and name, as the engine that made the container wrote them."""
     annotations = config.config.get("annotations")
-    if isinstance(annotations, dict):
-        for namespace, name in CRI:
-            found = annotations.get(namespace), annotations.get(name)
-            if isinstance(found[0], str):
-                pod = found[1] if isinstance(found[1], str) else None
-                return {"namespace": found[0], "pod": pod}
-    return {}
+    pod = pod_of(engine, annotations if isinstance(annotations, dict) else {})
+    return {"namespace": pod.namespace, "pod": pod.name or None} if pod.namespace else {}
 
 
 def _keep_lines(

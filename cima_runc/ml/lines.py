@@ -25,19 +25,11 @@ from cima_runc.base.bounded import read_bounded
 from cima_runc.base.durable import replace_file, sync_directory
 from cima_runc.base.errors import CimaError
 from cima_runc.evidence.fields import Count, Digest, Model
-from cima_runc.ml.contents import Previous
+from cima_runc.ml.contents import Engine, Previous
+from cima_runc.ml.pods import pod_of
 
 NAME_ANNOTATION = "io.cima.name"
 """A container's own name for its line."""
-
-CRI_NAMES = (
-    ("io.kubernetes.cri.sandbox-uid", "io.kubernetes.cri.container-name"),
-    ("io.kubernetes.pod.uid", "io.kubernetes.container.name"),
-    ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri.container-name"),
-)
-"""Annotations that containerd's CRI plugin and CRI-O set themselves: a pod's uid, a container's
-name in it. containerd 1.6 does not tell the uid; what kubelet starts anew stays in its sandbox.
-Sources: containerd pkg/cri/annotations; cri-o internal/annotations."""
 
 LineName = (
     tuple[Literal["annotation"], str] | tuple[Literal["cri"], str, str] | tuple[Literal["id"], str]
@@ -51,19 +43,19 @@ class LineError(CimaError):
     """A line's state cannot be used."""
 
 
-def line_name(container_id: str, annotations: Mapping[str, Any], *, cri: bool) -> LineName:
+def line_name(container_id: str, annotations: Mapping[str, Any], engine: Engine) -> LineName:
     """Return what a container is called: by its own annotation, by the pod, or by its id.
 
-    ``cri``: the engine that called was found to be a CRI, so that the pod's annotations are its own
-    and not the tenant's.
+    ``engine`` is the one that called. Where it is a CRI, the pod is as it wrote itself; containerd
+    1.6 does not tell the pod's uid, and what kubelet starts anew stays in its sandbox.
     """
     own = annotations.get(NAME_ANNOTATION)
     if isinstance(own, str) and own:
         return ("annotation", own)
-    for pod, name in CRI_NAMES if cri else ():
-        uid, called = annotations.get(pod), annotations.get(name)
-        if isinstance(uid, str) and isinstance(called, str) and uid and called:
-            return ("cri", uid, called)
+    pod = pod_of(engine, annotations)
+    uid = pod.uid or (pod.sandbox if engine.name == "containerd" else "")
+    if uid and pod.container:
+        return ("cri", uid, pod.container)
     return ("id", container_id)
 
 

@@ -4,13 +4,14 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
 from cima_runc.measure.config_summary import ConfigSummary, Mount
 from cima_runc.measure.mtree import escape
 from cima_runc.ml.contents import Engine
+from cima_runc.ml.pods import Pod, pod_of
 from cima_runc.verifier.pattern import exactly, literal, matches
 from cima_runc.verifier.policy import AllowedMount
 from cima_runc.verifier.rules import engines
@@ -48,28 +49,6 @@ _OWN_PLACES = (
     "/etc/podinfo",
     "/etc/podinfo/**",
 )
-
-
-_ANNOTATIONS = {
-    "containerd": (
-        "io.kubernetes.cri.sandbox-uid",
-        "io.kubernetes.cri.sandbox-id",
-        "io.kubernetes.cri.container-name",
-    ),
-    "cri-o": (
-        "io.kubernetes.pod.uid",
-        "io.kubernetes.cri-o.SandboxID",
-        "io.kubernetes.container.name",
-    ),
-}
-"""Where an engine writes a pod's uid, its sandbox's id and the container's name.
-Sources: containerd pkg/cri/annotations; CRI-O pkg/annotations."""
-
-
-class _Pod(NamedTuple):
-    uid: str = ""
-    sandbox: str = ""
-    container: str = ""
 
 
 class EngineMounts:
@@ -198,13 +177,12 @@ class EngineMounts:
             known |= {"sandbox": ("*",), "pod": ("*",), "container": ("*",)}
         return (pattern for source in of.sources for pattern in _filled(source, known))
 
-    def _pod(self, engine: Engine) -> "_Pod":
+    def _pod(self, engine: Engine) -> Pod:
         """Return what the engine itself wrote of the pod, after what a tenant had it write."""
-        if engine.name not in _ANNOTATIONS:
-            return _Pod()
-        written = dict(self._config.kubernetes)
-        uid, sandbox, container = (written.get(name, "") for name in _ANNOTATIONS[engine.name])
-        return _Pod(uid or self._only_pod(engine), sandbox, container)
+        pod = pod_of(engine, dict(self._config.kubernetes))
+        if not engine.cri:
+            return pod
+        return pod._replace(uid=pod.uid or self._only_pod(engine))
 
     def _only_pod(self, engine: Engine) -> str:
         """Return the uid of the one pod that mounts name; containerd 1.6 does not tell it."""

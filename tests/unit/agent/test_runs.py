@@ -319,7 +319,7 @@ def test_an_upgrade_adopts_a_container_that_runs(host: Host) -> None:
             for record in host.store.records(note.registration)
             if isinstance(content := read(record), Adopted)
         ]
-        line = line_of(0, [], line_name("old", {"io.cima.name": "web"}, cri=False))
+        line = line_of(0, [], line_name("old", {"io.cima.name": "web"}, contents.NO_ENGINE))
         assert [(one.line, one.run, one.previous) for one in adopted] == [(line, 1, "lost")]
         container = host.writer.get(note.registration)
         assert container is not None

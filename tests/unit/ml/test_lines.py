@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cima_runc.ml.contents import Previous
+from cima_runc.ml.contents import NO_ENGINE, Engine, Previous
 from cima_runc.ml.lines import LineError, Lines, LineState, line_name, line_of
+from cima_runc.ml.pods import Pod, pod_of
 
 OWNER, OTHER = "x25519:" + "A" * 43 + "=", "x25519:" + "B" * 43 + "="
 LAST = Previous(run=2, boot_id="b", registration=7, count=9, cpcr=bytes(32), reason="deleted")
@@ -38,31 +39,41 @@ def test_lines_never_cross(one: Any, other: Any) -> None:
     assert (line_of(*one) == line_of(*other)) == (one == other)
 
 
-@pytest.mark.parametrize("cri", [False, True])
+ENGINES = (
+    NO_ENGINE,
+    Engine(name="docker"),
+    Engine(name="podman"),
+    Engine(name="containerd"),
+    CONTAINERD := Engine(name="containerd", cri=True),
+    CRIO := Engine(name="cri-o", cri=True),
+)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
-    ("annotations", "by_engine", "by_cri"),
+    ("annotations", "wanted", "by"),
     [
-        ({}, ("id", "i"), ("id", "i")),
-        ({"io.cima.name": "n"}, ("annotation", "n"), ("annotation", "n")),
-        ({"io.cima.name": ""}, ("id", "i"), ("id", "i")),
-        ({"io.cima.name": 7}, ("id", "i"), ("id", "i")),
+        ({}, ("id", "i"), None),
+        ({"io.cima.name": "n"}, ("annotation", "n"), None),
+        ({"io.cima.name": ""}, ("id", "i"), None),
+        ({"io.cima.name": 7}, ("id", "i"), None),
         (
             {
                 "io.kubernetes.cri.sandbox-uid": "u",
                 "io.kubernetes.cri.container-name": "c",
             },
-            ("id", "i"),
             ("cri", "u", "c"),
+            CONTAINERD,
         ),
         (  # containerd 1.6
             {"io.kubernetes.cri.sandbox-id": "s", "io.kubernetes.cri.container-name": "c"},
-            ("id", "i"),
             ("cri", "s", "c"),
+            CONTAINERD,
         ),
         (  # a sandbox itself
             {"io.kubernetes.cri.sandbox-id": "s", "io.kubernetes.cri.sandbox-uid": "u"},
             ("id", "i"),
-            ("id", "i"),
+            None,
         ),
         (
             {
@@ -70,15 +81,20 @@ def test_lines_never_cross(one: Any, other: Any) -> None:
                 "io.kubernetes.cri.sandbox-uid": "u",
                 "io.kubernetes.cri.container-name": "c",
             },
-            ("id", "i"),
             ("cri", "u", "c"),
+            CONTAINERD,
         ),
         (
             {"io.kubernetes.pod.uid": "u", "io.kubernetes.container.name": "c"},
-            ("id", "i"),
             ("cri", "u", "c"),
+            CRIO,
         ),
-        ({"io.kubernetes.pod.uid": "u"}, ("id", "i"), ("id", "i")),
+        ({"io.kubernetes.pod.uid": "u"}, ("id", "i"), None),
+        (  # one's uid with another's name
+            {"io.kubernetes.pod.uid": "u", "io.kubernetes.cri.container-name": "c"},
+            ("id", "i"),
+            None,
+        ),
         (
             {
                 "io.cima.name": "n",
@@ -86,13 +102,45 @@ def test_lines_never_cross(one: Any, other: Any) -> None:
                 "io.kubernetes.container.name": "c",
             },
             ("annotation", "n"),
-            ("annotation", "n"),
+            None,
         ),
     ],
 )
-def test_name(annotations: dict[str, Any], by_engine: Any, by_cri: Any, cri: bool) -> None:
-    """What a pod's annotations say counts only where a CRI was found to have called."""
-    assert line_name("i", annotations, cri=cri) == (by_cri if cri else by_engine)
+def test_name(annotations: dict[str, Any], wanted: Any, by: Engine | None, engine: Engine) -> None:
+    """What an annotation says of a pod counts only where the CRI called that writes it."""
+    expected = wanted if by in {None, engine} else ("id", "i")
+    assert line_name("i", annotations, engine) == expected
+
+
+OF_CONTAINERD = {
+    "io.kubernetes.cri.sandbox-uid": "u",
+    "io.kubernetes.cri.sandbox-id": "s",
+    "io.kubernetes.cri.container-name": "c",
+    "io.kubernetes.cri.sandbox-namespace": "n",
+    "io.kubernetes.cri.sandbox-name": "p",
+}
+OF_CRIO = {
+    "io.kubernetes.pod.uid": "u",
+    "io.kubernetes.cri-o.SandboxID": "s",
+    "io.kubernetes.container.name": "c",
+    "io.kubernetes.pod.namespace": "n",
+    "io.kubernetes.pod.name": "p",
+}
+
+
+@given(
+    st.sampled_from(ENGINES),
+    st.dictionaries(
+        st.sampled_from(sorted(OF_CONTAINERD | OF_CRIO)), st.sampled_from(["mine", "", 7, None])
+    ),
+)
+def test_another_engines_keys_change_nothing(engine: Engine, claimed: dict[str, Any]) -> None:
+    """Whatever a pod writes by them, it is the pod that the engine itself wrote."""
+    own = {"containerd": OF_CONTAINERD, "cri-o": OF_CRIO}.get(engine.name or "", {})
+    honest = own if engine.cri else {}
+    pod = Pod("u", "s", "c", "n", "p") if honest else Pod()
+    assert pod_of(engine, claimed | honest) == pod
+    assert line_name("i", claimed | honest, engine) == line_name("i", honest, engine)
 
 
 def a_state(line: bytes, **changes: Any) -> LineState:
