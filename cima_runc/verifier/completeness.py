@@ -17,7 +17,7 @@ from cima_runc.ml.contents import (
 from cima_runc.verifier.pattern import exactly
 from cima_runc.verifier.policy import Policy
 from cima_runc.verifier.result import Finding
-from cima_runc.verifier.rules.unstable import unstable_file
+from cima_runc.verifier.rules.unstable import unknown_file, unstable_file
 from cima_runc.verifier.toml import array, quoted
 
 _KINDS = {
@@ -84,11 +84,22 @@ def _violation(content: ViolationV1, at: int, policy: Policy) -> Iterator[Findin
         what += "; it was denied"
     rule = violation_rule(kind)
     named = unstable_file(content)
-    key = f"allow_violations = {array([kind])}"
+    unknown = unknown_file(content)
+    # Where there is a path, a whole kind is more than what was seen.
+    key = f"allow_violations = {array([kind])}" if kind != "unstable" or not path else ""
     allowed = policy.allows_violation(kind) or (content.denied and kind == "unstable")
     if named is not None:
         key = f"[[unstable]] path = {quoted(exactly(named.path))}, why = {array([named.why])}"
-        allowed = allowed or any(one.allows(named.path, named.why) for one in policy.unstable)
+        allowed = allowed or any(
+            one.allows(named.path, named.why, named.func.value, has_digest=True)
+            for one in policy.unstable
+        )
+    elif unknown is not None:
+        key = f"[[unstable]] {unknown.key.rstrip().replace(chr(10), ', ')}"
+        allowed = allowed or any(
+            one.allows(unknown.path, unknown.why, unknown.func, has_digest=False)
+            for one in policy.unstable
+        )
     finding = _finding(rule, allowed, what, at, key)
     yield finding.model_copy(update={"path": path, "got": digest})
 
@@ -100,14 +111,14 @@ def _memory(content: Memory, at: int, policy: Policy) -> Finding:
     what = f"{shown} made memory executable that is no measured file ({content.kind})"
     if content.denied:
         what += "; it was denied"
-    # A pattern of no path there is none, but that of any.
-    pattern = exactly(program) or "**"
-    key = f"[[memory]] program = {quoted(pattern)}, kinds = {array([content.kind])}"
+    # Of no path there is no pattern but that of any.
+    pattern = f"[[memory]] program = {quoted(exactly(program))}, kinds = {array([content.kind])}"
+    key = pattern if program else ""
     finding = _finding("records.memory", allowed, what, at, key)
     digest = content.program_digest.hex() if content.program_digest is not None else ""
     return finding.model_copy(update={"path": shown, "got": digest})
 
 
 def _finding(rule: str, allowed: bool, what: str, record: int, key: str) -> Finding:
-    next_ = f"see cima status; to tolerate it, in the policy: {key}"
+    next_ = "see cima status" + (f"; to tolerate it, in the policy: {key}" if key else "")
     return Finding.unless(allowed, rule, what, record=record, next_=next_)

@@ -1,6 +1,7 @@
 r"""Path patterns of a policy.
 
-``*`` stands for any bytes but ``/``, ``**`` for any bytes. ``\xNN`` is the byte NN, and ``\*`` and
+``*`` stands for any bytes but ``/``, ``**`` for any bytes, ``\i`` for an id that an engine names
+things by at random: 64 hexadecimal digits, or a UUID. ``\xNN`` is the byte NN, and ``\*`` and
 ``\\`` are the character itself, so that every path can be written, as findings print it. Everything
 else stands for itself, in UTF-8. A pattern is of a whole path and begins with ``/`` or ``**``; one
 of a name that is no absolute path (IMA's ``kexec-cmdline``, ``(unreachable)/bin/sh``) begins with
@@ -15,7 +16,11 @@ from cima_runc.base.text import printable
 
 _WILDCARDS = 8
 """In one pattern at most: each may double the time that matching takes."""
-_PIECE = re.compile(r"\*\*|\*|\\x[0-9a-f]{2}|\\[*\\]|[^\\*]+|\\", re.DOTALL)
+_PIECE = re.compile(r"\*\*|\*|\\x[0-9a-f]{2}|\\[*\\i]|[^\\*]+|\\", re.DOTALL)
+ID = r"\i"
+"""An id that is named at random."""
+ID_FORM = r"[0-9a-f]{64}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+"""What it looks like, as a regular expression."""
 
 
 class PatternError(CimaError):
@@ -40,8 +45,10 @@ def compile_pattern(pattern: str) -> re.Pattern[bytes]:
         elif piece == "\\":
             raise PatternError(
                 f"the pattern {printable(pattern)} has a lone backslash",
-                hint=r"write \\ for a backslash, \* for a star, \xNN for a byte",
+                hint=r"write \\ for a backslash, \* for a star, \xNN for a byte, \i for an id",
             )
+        elif piece == ID:
+            parts.append(f"(?:{ID_FORM})".encode())
         elif piece.startswith("\\x"):
             parts.append(re.escape(bytes([int(piece[2:], 16)])))
         elif piece.startswith("\\"):

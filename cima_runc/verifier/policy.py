@@ -92,7 +92,8 @@ class AllowedMemory(Model):
 class AllowedUnstable(Model):
     """A file that may run though nothing vouches that what ran is what its digest says.
 
-    Its digest is compared with the image's all the same.
+    Its digest is compared with the image's all the same. Where there is none, nothing is: such a
+    record is allowed by a line with ``without_digest`` alone, and that line allows no other.
     """
 
     path: _Pattern
@@ -100,10 +101,20 @@ class AllowedUnstable(Model):
     why: Annotated[_Names, Field(min_length=1)]
     """The reasons that are accepted for it, by the names that the record has, such as
     ``server-can-answer-twice`` for a FUSE or network file system."""
+    func: Annotated[_Names, Field(min_length=1)] | None = None
+    """How it may be used, by the names that the record has: ``BPRM_CHECK`` executed, ``MMAP_CHECK``
+    mapped to be executed, ``FILE_CHECK`` read; None: in any of these ways."""
+    without_digest: bool = False
+    """Whether it is for records without a digest, of whose content nothing is known."""
 
-    def allows(self, path: bytes, why: str) -> bool:
+    def allows(self, path: bytes, why: str, func: str | None, *, has_digest: bool) -> bool:
         """Return whether the file with this path may run in spite of this reason."""
-        return why in self.why and matches(self.path, path)
+        return (
+            has_digest is not self.without_digest
+            and why in self.why
+            and (self.func is None or func in self.func)
+            and matches(self.path, path)
+        )
 
 
 _Unstable = Annotated[tuple[AllowedUnstable, ...], BeforeValidator(_to_tuple)]

@@ -3,12 +3,12 @@
 Every line of the file is explained, so that a person can decide on each.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from cima_runc.base.text import printable
 from cima_runc.ima.template import unpack_cima_ng
-from cima_runc.measure.config_summary import ALL_CAPABILITIES, ConfigSummary, summarize
+from cima_runc.measure.config_summary import ConfigSummary, summarize
 from cima_runc.measure.mtree import MtreeError, parse_manifest
 from cima_runc.ml.contents import (
     Memory,
@@ -26,20 +26,25 @@ from cima_runc.verifier.policy import ConfigPolicy, Policy
 from cima_runc.verifier.reference.file import ImageReference, ReferenceConfig
 from cima_runc.verifier.result import Finding
 from cima_runc.verifier.rules.config import (
-    ALL_DEVICES,
     capability_names,
     command_of,
     device_key,
     device_rules_beyond,
     hook_command,
     masked_beyond,
+    privilege_keys,
     shared_with_host,
     steered,
 )
 from cima_runc.verifier.rules.engines import HOOK_STAGES_INSIDE
 from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.rules.mounts import EngineMounts
-from cima_runc.verifier.rules.unstable import UnstableFile, unstable_file
+from cima_runc.verifier.rules.unstable import (
+    UnknownFile,
+    UnstableFile,
+    unknown_file,
+    unstable_file,
+)
 from cima_runc.verifier.toml import array, quoted
 
 _HEAD = """\
@@ -81,12 +86,21 @@ def suggest(records: Sequence[Record], references: References) -> str:
             why += " Its memory came from a checkpoint: whoever could write that chose what runs."
         lines.append(f"# {why}\nallow_missing = {array(missing)}\n")
     unstable = _unstable_files(records)
-    named = {finding.record for finding in found if finding.record in unstable}
-    violations = {
-        finding.rule
-        for finding in found
-        if finding.severity == "fail" and finding.record not in named
-    } & _VIOLATIONS.keys()
+    unknown = {
+        number: file
+        for number, content in map(measured, records)
+        if isinstance(content, ViolationV1) and (file := unknown_file(content)) is not None
+    }
+    wanting = {finding.record for finding in found if finding.severity == "fail"}
+    unknown = {number: file for number, file in unknown.items() if number in wanting}
+    named = unstable.keys() | unknown.keys()
+    others = [
+        finding for finding in found if finding.severity == "fail" and finding.record not in named
+    ]
+    # Where there is a path, the whole kind is more than what was seen.
+    strange = [one for one in others if one.rule == "records.unstable" and one.path]
+    lines += [f"# Not allowed here: {printable(one.what)}\n" for one in strange]
+    violations = {one.rule for one in others if one not in strange} & _VIOLATIONS.keys()
     if violations:
         kinds = sorted(_VIOLATIONS[each] for each in violations)
         lines.append(
@@ -104,6 +118,7 @@ def suggest(records: Sequence[Record], references: References) -> str:
     }
     lines += _files(records, wanted, unstable)
     lines += _unstable(unstable)
+    lines += _unknown(unknown.values())
     lines += _memory(records, rules)
     for finding in found:
         if finding.severity == "fail" and finding.rule in _NEVER and references.image is not None:
@@ -251,15 +266,13 @@ def _config(
 
 
 def _privileged(config: ConfigSummary) -> Iterator[str]:
-    """Yield the narrowest keys: whatever is called privileged is not all that `--privileged` is."""
-    is_all = config.all_devices and not config.masked_paths
-    if is_all and capability_names(config) >= ALL_CAPABILITIES:
-        yield "# It is privileged: nothing keeps it from the host.\nallow_privileged = true"
-        return
-    if not config.masked_paths:
-        yield "# No part of /proc and /sys is hidden from it.\nallow_unmasked = true"
-    if config.all_devices:
-        yield f"# It may use all devices of the host.\ndevice_rules = {array([ALL_DEVICES])}"
+    why = {
+        "allow_privileged": "It is privileged: nothing keeps it from the host.",
+        "allow_unmasked": "No part of /proc and /sys is hidden from it.",
+        "device_rules": "It may use all devices of the host.",
+    }
+    for key in privilege_keys(config):
+        yield f"# {why[key.partition(' ')[0]]}\n{key}"
 
 
 def _unstable_files(records: Sequence[Record]) -> dict[int, UnstableFile]:
@@ -285,6 +298,16 @@ def _unstable(files: Mapping[int, UnstableFile]) -> Iterator[str]:
             f"{why if not number else ''}[[unstable]]\npath = {quoted(exactly(path))}\n"
             f"why = {array(sorted(reasons[path]))}\n"
         )
+
+
+def _unknown(files: Iterable[UnknownFile]) -> Iterator[str]:
+    keys = sorted({file.key for file in files})
+    for number, key in enumerate(keys):
+        why = (
+            "# Files that were used, of whose content nothing is known: whoever can write there, or"
+            "\n# could before the container started, chose it.\n"
+        )
+        yield f"{why if not number else ''}[[unstable]]\n{key}"
 
 
 def _files(

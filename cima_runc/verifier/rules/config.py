@@ -6,7 +6,13 @@ from collections.abc import Iterator
 from functools import partial
 
 from cima_runc.base.text import printable
-from cima_runc.measure.config_summary import ConfigSummary, Device, DeviceRule, Hook
+from cima_runc.measure.config_summary import (
+    ALL_CAPABILITIES,
+    ConfigSummary,
+    Device,
+    DeviceRule,
+    Hook,
+)
 from cima_runc.measure.oci_config import hidden_value
 from cima_runc.verifier.pattern import exactly, matches
 from cima_runc.verifier.policy import DYNAMIC_MAJORS, AllowedDevice, ConfigPolicy, covers
@@ -283,7 +289,8 @@ class ConfigRule:
             path="linux.resources.devices, linux.maskedPaths",
             got=", ".join(reasons),
             expected="not privileged",
-            next_="start it without --privileged; allow_privileged under [config] in the policy",
+            next_="start it without --privileged; in the policy: [config] "
+            + ", ".join(privilege_keys(config)),
         )
 
     def _kernel_settings(self) -> Iterator[Finding]:
@@ -706,6 +713,17 @@ def capability_names(config: ConfigSummary) -> set[str]:
     """Return what is in any of the capability sets."""
     sets = config.capabilities
     return {*sets.bounding, *sets.effective, *sets.inheritable, *sets.permitted, *sets.ambient}
+
+
+def privilege_keys(config: ConfigSummary) -> tuple[str, ...]:
+    """Return the narrowest keys of ``[config]`` that allow what a container has of all that
+    ``--privileged`` gives: whatever is called privileged has not all of it."""
+    is_all = config.all_devices and not config.masked_paths
+    if is_all and capability_names(config) >= ALL_CAPABILITIES:
+        return ("allow_privileged = true",)
+    unmasked = () if config.masked_paths else ("allow_unmasked = true",)
+    devices = (f"device_rules = {array([ALL_DEVICES])}",) if config.all_devices else ()
+    return (*unmasked, *devices)
 
 
 def command_of(config: ConfigSummary) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from cima_runc.verifier.pattern import exactly, matches
 from cima_runc.verifier.policy import DependenciesPolicy, Policy
 from cima_runc.verifier.reference.file import HostReference
 from cima_runc.verifier.result import Finding
-from cima_runc.verifier.toml import quoted
+from cima_runc.verifier.toml import array, quoted
 
 _ANEW = "after a wanted upgrade: cima reference host, on a host that is known to be good"
 
@@ -114,7 +114,8 @@ def _file(
         path=shown,
         got=got,
         expected=" or ".join(wanted) if wanted else "no such file",
-        next=f"{_ANEW}; in the policy: [[dependencies.files]] path = {quoted(exactly(path))}",
+        next=f"{_ANEW}; in the policy: [[dependencies.files]] path = {quoted(exactly(path))}, "
+        f"sha256 = {array([got])}",
     )
 
 

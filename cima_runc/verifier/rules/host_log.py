@@ -11,7 +11,7 @@ from cima_runc.verifier.reference.file import HostReference, kernel_name
 from cima_runc.verifier.result import Finding
 from cima_runc.verifier.steps.explained import HostLog
 from cima_runc.verifier.steps.replayed import Services
-from cima_runc.verifier.toml import quoted
+from cima_runc.verifier.toml import array, quoted
 
 _ANEW = "after a wanted upgrade: cima reference host, on a host that is known to be good"
 
@@ -136,6 +136,10 @@ def _file(
             got=got,
         )
         return
+    key = (
+        f"; in the policy: [[dependencies.files]] path = {quoted(exactly(file.path))}, "
+        f"sha256 = {array([got])}"
+    )
     yield Finding(
         severity="fail",
         rule="host.changed" if wanted else "host.added",
@@ -145,5 +149,5 @@ def _file(
         path=shown,
         got=f"{printable(file.algorithm)}:{got}",
         expected=" or ".join(wanted) if wanted else "no such file",
-        next=f"{_ANEW}; in the policy: [[dependencies.files]] path = {quoted(exactly(file.path))}",
+        next=_ANEW + (key if file.algorithm == "sha256" else ""),
     )

@@ -12,7 +12,7 @@ from cima_runc.measure.config_summary import ConfigSummary, Mount
 from cima_runc.measure.mtree import escape
 from cima_runc.ml.contents import Engine
 from cima_runc.ml.pods import Pod, pod_of
-from cima_runc.verifier.pattern import exactly, literal, matches
+from cima_runc.verifier.pattern import ID, ID_FORM, exactly, literal, matches
 from cima_runc.verifier.policy import AllowedMount
 from cima_runc.verifier.rules import engines
 from cima_runc.verifier.rules.image_files import ImageFiles
@@ -96,9 +96,10 @@ class EngineMounts:
     def for_the_next(self, source: str) -> str:
         """Return a pattern of a mount's source that holds for the next container of its kind.
 
-        Ids of this container, its pod and those that it shares namespaces with become ``*``, as
-        does what engines name at random: the 64 hex digits of a volume without a name, the volume
-        that a claim made (``pvc-`` and its uid).
+        Ids of this container, its pod and those that it shares namespaces with become ``\\i``, and
+        ``*`` where they have another form; so does what engines name at random: the 64 hex digits
+        of a volume without a name, the volume that a claim made (``pvc-`` and its uid). What has a
+        name is another kind, and not taken in.
         """
         if not source.startswith("/"):
             return exactly(_raw(source))
@@ -111,8 +112,8 @@ class EngineMounts:
         inside = any(source.startswith(each + "/") for each in (*directories, _USUAL_KUBELET))
         parts, above = [], ""
         for part in source.split("/"):
-            is_random = inside and _is_random(part, above)
-            parts.append("*" if is_random else self._without_ids(part, inside))
+            random = _random(part, above) if inside else None
+            parts.append(random if random is not None else self._without_ids(part, inside))
             above = part
         kubelets = {_USUAL_KUBELET, *(one for engine in self._engines for one in engine.kubelets)}
         if any(_TERMINATION_LOG.fullmatch(source.removeprefix(each)) for each in kubelets):
@@ -139,8 +140,15 @@ class EngineMounts:
         # A person's own directory may be called as the container is: that name is not random.
         known = (each for each in self._ids if inside or _GIVEN_BY_ENGINE.fullmatch(each))
         ids = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
-        pieces = re.split(ids, part) if ids else [part]
-        return "*".join(literal(_raw(piece)) for piece in pieces)
+        pieces = re.split(f"({ids})", part) if ids else [part]
+        return "".join(
+            literal(_raw(piece))
+            if at % 2 == 0
+            else ID
+            if _GIVEN_BY_ENGINE.fullmatch(piece)
+            else "*"
+            for at, piece in enumerate(pieces)
+        )
 
     @cached_property
     def _ids(self) -> frozenset[str]:
@@ -211,16 +219,17 @@ class EngineMounts:
 
 
 _USUAL_KUBELET = "/var/lib/kubelet"
-_GIVEN_BY_ENGINE = re.compile(r"[0-9a-f]{64}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_GIVEN_BY_ENGINE = re.compile(ID_FORM)
 _ID_LENGTH = 8
 """Shorter ids are names that a person gave, and may be a part of any path."""
 _RANDOM = (
-    re.compile(r"[0-9a-f]{64}"),
-    re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
-    re.compile(r"kube-api-access-[a-z0-9]{5}"),
-    re.compile(r"\.\.[0-9]{4}(?:_[0-9]{2}){5}\.[0-9]+"),  # kubelet's, of a volume it writes at once
-    re.compile(r"pvc-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
+    (_GIVEN_BY_ENGINE, ID),
+    (re.compile(f"pvc-(?:{ID_FORM})"), f"pvc-{ID}"),
+    (re.compile(r"kube-api-access-[a-z0-9]{5}"), "kube-api-access-*"),
+    # kubelet's, of a volume that it writes at once
+    (re.compile(r"\.\.[0-9]{4}(?:_[0-9]{2}){5}\.[0-9]+"), "..*"),
 )
+"""Names that engines make at random, and the pattern of the next one."""
 
 
 _TERMINATION_LOG = re.compile(r"/pods/[^/]+/containers/[^/]+/[^/]+")
@@ -231,11 +240,12 @@ _OF_NOTHING = frozenset(
 """Filesystems to which their source is any word. That of others is a device or a server's share."""
 
 
-def _is_random(part: str, above: str) -> bool:
-    """Whether an engine has named this part of a path, which is in ``above``, at random."""
+def _random(part: str, above: str) -> str | None:
+    """Return the pattern of a part of a path, which is in ``above``, that an engine has named at
+    random; None: it has not."""
     if above == "overlay" and re.fullmatch(r"[0-9]{1,10}", part):
-        return True  # Podman's directories for the upper layers of volumes (os.MkdirTemp)
-    return any(each.fullmatch(part) for each in _RANDOM)
+        return "*"  # Podman's directories for the upper layers of volumes (os.MkdirTemp)
+    return next((pattern for form, pattern in _RANDOM if form.fullmatch(part)), None)
 
 
 def _read(found: object) -> Engine:

@@ -6,7 +6,7 @@ from cima_runc.ima.template import Func
 from cima_runc.measure.mtree import escape
 from cima_runc.ml.contents import File, Measured
 from cima_runc.verifier.kernel_line import HostFile
-from cima_runc.verifier.policy import Policy
+from cima_runc.verifier.policy import Policy, parse_policy
 from cima_runc.verifier.reference.file import HostReference, format_reference, parse_reference
 from cima_runc.verifier.rules.dependencies import check_dependencies
 from cima_runc.verifier.rules.host_log import check_host_log
@@ -65,3 +65,24 @@ def test_two_files_of_one_name() -> None:
     # What the agent names by its path is the one and not the other.
     assert failed_in_records(b"/opt/a b", OTHER, host) == {"dependency.changed"}
     assert failed_in_records(b"/opt/a_b", GOOD, host) == {"dependency.changed"}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_other_content_is_let_in_by_what_a_finding_offers(path: bytes) -> None:
+    """Kind: a key is wider than what it was offered for."""
+    files = (HostFile("sha256", b"a" * 32, b"boot_aggregate"), HostFile("sha256", OTHER, path))
+    log = HostLog("full", 2, "equal", 0, files, ())
+    records = [Measured(0, File(OTHER, path, 7, Func.BPRM_CHECK))]
+    for found in (
+        check_host_log(log, None, of(path), Policy()),
+        check_dependencies(records, of(path), Policy()),
+    ):
+        hints = [one.next for one in found if one.severity == "fail"]
+        for hint in hints:
+            keys = hint.partition("[[dependencies.files]] ")[2].replace(", sha256", "\nsha256")
+            (allowed,) = parse_policy(f"[[dependencies.files]]\n{keys}".encode()).dependencies.files
+            assert allowed.allows(path, OTHER)
+            assert not allowed.allows(path, b"x" * 32)
+    weak = (files[0], HostFile("sha1", b"s" * 20, path))
+    (finding,) = check_host_log(HostLog("full", 2, "equal", 0, weak, ()), None, of(path), Policy())
+    assert "policy" not in finding.next  # which compares SHA-256

@@ -30,6 +30,13 @@ paths = st.binary(max_size=40).map(lambda raw: b"/" + raw) | st.binary(min_size=
         (r"\x6bexec-cmdline", b"kexec-cmdline", True),
         (r"\x28unreachable)/bin/*", b"(unreachable)/bin/sh", True),
         (r"\x2fbin/sh", b"/bin/sh", True),
+        (r"/v/\i/x", b"/v/" + b"a0" * 32 + b"/x", True),
+        (r"/v/\i/x", b"/v/01234567-89ab-cdef-0123-456789abcdef/x", True),
+        (r"/v/\i/x", b"/v/eve/x", False),
+        (r"/v/\i/x", b"/v/" + b"a" * 63 + b"/x", False),
+        (r"/v/\i/x", b"/v/" + b"A" * 64 + b"/x", False),
+        (r"/v/\i/x", b"/v/i/x", False),
+        (r"/v/\\i", b"/v/\\i", True),
     ],
 )
 def test_matches(pattern: str, path: bytes, does: bool) -> None:
