@@ -24,14 +24,18 @@ from pydantic import BaseModel, ConfigDict
 from cima_runc.base import limits
 from cima_runc.base.bounded import read_bounded
 from cima_runc.base.errors import CimaError
+from cima_runc.evidence.owner import ANNOTATION
 from cima_runc.measure.bundle import parse_config, read_config, root_of
 from cima_runc.measure.idmap import IDENTITY, parse_id_maps
 from cima_runc.measure.overlay import FuseCommand, fuse_overlayfs_commands, read_rootfs
+from cima_runc.measure.podman_image import image_pairs
 from cima_runc.measure.rootfs import Mode, deadline, measure
+from cima_runc.ml.lines import NAME_ANNOTATION
 
 _PR_SET_DUMPABLE = 4
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNS = 0x00020000
+_OURS = frozenset({ANNOTATION, NAME_ANNOTATION})
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -50,6 +54,8 @@ class Task(BaseModel):
     mode: Mode
     seconds: float
     """How long measuring may take."""
+    stores: tuple[str, ...] = ()
+    """Where Podman has images, beside the container's own store."""
 
 
 class Answer(BaseModel):
@@ -61,6 +67,8 @@ class Answer(BaseModel):
     """The bundle's config.json, base64."""
     rootfs: dict[str, Any] = {}
     """Content of the ``rootfs`` record."""
+    of_image: tuple[tuple[str, str], ...] | None = None
+    """What the manifests of its image have of names that decide whose it is; None: not known."""
     refused: str = ""
 
 
@@ -84,7 +92,10 @@ def look(task: Task, user_namespace: int, mount_namespace: int) -> Answer:
     raw = read_config(task.config)
     rootfs = read_rootfs(root_of(parse_config(raw), task.bundle), mountinfo, lambda: served)
     measured = measure(rootfs, ids=ids, mode=task.mode, check=deadline(task.seconds))
-    return Answer(config=base64.b64encode(raw).decode("ascii"), rootfs=measured.content())
+    pairs = image_pairs(task.bundle, task.stores)
+    ours = None if pairs is None else tuple(one for one in sorted(pairs) if one[0] in _OURS)
+    config = base64.b64encode(raw).decode("ascii")
+    return Answer(config=config, rootfs=measured.content(), of_image=ours)
 
 
 def _served(uid: int) -> Iterator[FuseCommand]:

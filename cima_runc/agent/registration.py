@@ -30,7 +30,7 @@ from cima_runc.evidence.owner import (
 )
 from cima_runc.measure.oci_config import measured_config
 from cima_runc.ml import contents
-from cima_runc.ml.lines import line_name, line_of
+from cima_runc.ml.lines import NAME_ANNOTATION, line_name, line_of
 from cima_runc.ml.store import ContainerNote
 from cima_runc.runtime import oci_hooks
 from cima_runc.runtime.hook_state import HookState, qualified
@@ -209,13 +209,10 @@ class Registration:
 
     def _line_of(self, candidate: Candidate) -> tuple[tuple[str, ...], bytes]:
         """Return the container's owners' keys, and what it is a run of."""
-        owners, config = self._owners_of(candidate), candidate.config
-        annotations = config.get("annotations")
-        name = line_name(
-            candidate.state.id,
-            annotations if isinstance(annotations, dict) else {},
-            candidate.engine,
-        )
+        found = candidate.config.get("annotations")
+        annotations = own_annotations(candidate, found if isinstance(found, dict) else {})
+        owners = self._owners_of(candidate)
+        name = line_name(candidate.state.id, annotations, candidate.engine)
         return owners, line_of(candidate.uid, owners, name)
 
     def _end_predecessors(self, candidate: Candidate, line: bytes) -> None:
@@ -354,6 +351,39 @@ class Registration:
             if self._settings.value.binding.on_tpm_failure != "admit":
                 raise
             _log.error("a container is admitted, and bound when the TPM works again: %s", error)
+
+
+def own_annotations(candidate: Candidate, annotations: dict[str, Any]) -> dict[str, Any]:
+    """Return a container's annotations without a name that its image's author gave it.
+
+    Raises:
+        RegistrationError: the image's author would be its owner, or may be.
+    """
+    kept = dict(annotations)
+    for key in (ANNOTATION, NAME_ANNOTATION):
+        value = annotations.get(key)
+        if not isinstance(value, str):
+            continue
+        if candidate.of_image is None:
+            raise RegistrationError(
+                f"whether the annotation {key} is the image's own cannot be seen: Podman before "
+                "4.5.1 hands those on, and the image's manifest is not found or cannot be read",
+                hint="pull the image into Podman's own store, or start it without the annotation",
+            )
+        # Go writes U+FFFD for what is no character, in a way of its own.
+        if (key, value) not in candidate.of_image and "\ufffd" not in value:
+            continue
+        if key == ANNOTATION:
+            raise RegistrationError(
+                f"the annotation {key} is the image's own: its author would be the owner",
+                hint=f"--annotation {key}= with another key, or the name of a file of keys",
+            )
+        _log.warning(
+            "container %s: the annotation %s is not heeded, since it is the image's own",
+            *(candidate.state.id, key),
+        )
+        del kept[key]
+    return kept
 
 
 def _register_content(

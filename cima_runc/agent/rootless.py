@@ -15,7 +15,14 @@ from dataclasses import replace
 from pydantic import ValidationError
 
 from cima_runc.agent import userns
-from cima_runc.agent.candidate import Candidate, configuration_of, look_seconds, unmeasured_memory
+from cima_runc.agent.candidate import (
+    Candidate,
+    configuration_of,
+    hands_on,
+    look_seconds,
+    names_us,
+    unmeasured_memory,
+)
 from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.dependencies import Look
 from cima_runc.agent.inside import Answer, Task
@@ -74,6 +81,7 @@ class Looks:
                     config=state.config,
                     mode=_mode(self._settings.value.rootfs.mode),
                     seconds=deadline - loop.time(),
+                    stores=await loop.run_in_executor(None, self._engines.image_stores, state.pid),
                 )
                 async with asyncio.timeout_at(deadline + limits.USER_LOOK_GRACE):
                     out, _ = await helper.communicate(task.model_dump_json().encode("ascii"))
@@ -95,7 +103,12 @@ class Looks:
         missing = await loop.run_in_executor(None, unmeasured_memory, process.pid)
         state = replace(state, id=qualified(state.id, uid))
         look = Look(error=_NO_DEPENDENCIES)
-        return Candidate(state, config, process, answer.rootfs, look, engine, uid, missing)
+        of_image: frozenset[tuple[str, str]] | None = frozenset()
+        if names_us(config) and hands_on(engine, state.bundle):
+            of_image = None if answer.of_image is None else frozenset(answer.of_image)
+        return Candidate(
+            state, config, process, answer.rootfs, look, engine, uid, missing, of_image
+        )
 
 
 def _mode(mode: Mode) -> Mode:

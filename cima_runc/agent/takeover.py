@@ -184,8 +184,8 @@ class TakeOver:
             if isinstance(content, contents.Config):
                 annotations = content.config.get("annotations")
         note = found.container.note
-        found = annotations if isinstance(annotations, dict) else {}
-        name = line_name(note.id, found, contents.NO_ENGINE)
+        own = annotations if isinstance(annotations, dict) else {}
+        name = line_name(note.id, own, contents.NO_ENGINE)
         self._writer.adopt(number, line_of(note.uid, note.owners, name))
 
     def _left(self, retained: int) -> list[ContainerNote]:

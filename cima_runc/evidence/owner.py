@@ -89,7 +89,8 @@ def parse_private(pem: bytes) -> X25519PrivateKey:
 def annotated_owner(config: dict[str, Any]) -> str | None:
     """Return what an OCI configuration's annotation names as its owner.
 
-    Only who starts a container sets annotations.
+    Who starts a container sets annotations; the image, too, under Podman before 4.5.1: the agent
+    looks for that (:mod:`cima_runc.measure.podman_image`).
     """
     annotations = config.get("annotations")
     if isinstance(annotations, dict) and isinstance(annotations.get(ANNOTATION), str):

@@ -101,6 +101,14 @@ class EngineFinder:
             return self._behind_conmon(caller, bundle, uid)
         return self._behind_shim(caller, bundle, uid)
 
+    def image_stores(self, pid: int) -> tuple[str, ...]:
+        """Return the directories that Podman was told it has images in; () of other engines."""
+        with suppress(CimaError, OSError, psutil.Error):
+            for _, ancestor in zip(range(_NEAREST), ancestors_of(pid), strict=False):
+                if os.path.basename(executable(ancestor)) == b"conmon":
+                    return _image_stores(flag_values(command_line(ancestor), "exit-command-arg"))
+        return ()
+
     def _behind_conmon(self, conmon: int, bundle: str, uid: int) -> Engine:
         argv = command_line(conmon)
         given = flag_values(argv, "exit-command-arg")
@@ -214,6 +222,15 @@ def _spellings(path: str | None, uid: int = 0) -> tuple[str, ...]:
     named = "/" + os.path.normpath(path).strip("/")
     found = {named} if uid else {named, os.path.realpath(named)}
     return tuple(sorted(each for each in found if each != "/" and each.isprintable()))
+
+
+def _image_stores(given: Sequence[str]) -> tuple[str, ...]:
+    named = [*flag_values(given, "root"), *flag_values(given, "imagestore")]
+    for option in flag_values(given, "storage-opt"):
+        name, _, value = option.partition("=")
+        if name.rpartition(".")[2] == "imagestore":
+            named += value.split(",")
+    return tuple(dict.fromkeys(each for each in named if each.startswith("/")))
 
 
 # -- Docker ----------------------------------------------------------------------------------------
