@@ -58,6 +58,7 @@ STEERING_ANNOTATIONS = frozenset(
         "run.oci.handler",
         "run.oci.keep_original_groups",
         "run.oci.seccomp.plugins",
+        "run.oci.seccomp.receiver",
         "run.oci.seccomp_bpf_data",
         "run.oci.systemd.force_cgroup_v1",
     }
