@@ -730,8 +730,8 @@ def command_of(config: ConfigSummary) -> tuple[str, ...]:
     """Return the command without an engine's init program before it (``--init``)."""
     match config.args:
         case (init, "--", *rest):
-            mount = mount_over(config.mounts, init)
-            if mount is not None and is_engines_init(mount, init):
+            mount = mount_over(config.mounts, _raw(init))
+            if mount is not None and is_engines_init(mount, _raw(init)):
                 return tuple(rest)
     return config.args
 

@@ -45,9 +45,8 @@ def check_file(
     if by_policy is not None:
         yield _allowed(by_policy, shown, got, done, record)
         return
-    text = path.decode("utf-8", "surrogateescape")
-    mount = mount_over(mounts, text)
-    if mount is not None and is_engines_init(mount, text) and init == (path, digest):
+    mount = mount_over(mounts, path, image)
+    if mount is not None and is_engines_init(mount, path, image) and init == (path, digest):
         yield from _engines_init(mount.source, shown, got, record, host)
         return
     key = f"[[files]] path = {quoted(exactly(path))}, sha256 = ['{got}']"

@@ -271,13 +271,25 @@ def _raw(path: str) -> bytes:
     return path.encode("utf-8", "surrogatepass")
 
 
-def mount_over(mounts: Iterable[Mount], path: str) -> Mount | None:
-    """Return the mount that ``path`` lies on; None for the root filesystem."""
-    best = None
+def place_of(mount: Mount, image: ImageFiles | None = None) -> str:
+    """Return where a mount lies, escaped: as the kernel names it, through the image's links, where
+    ``image`` is given; else as it is configured."""
+    destination = escape(_raw(mount.destination))
+    return destination if image is None else image.real(destination)
+
+
+def mount_over(
+    mounts: Iterable[Mount], path: bytes, image: ImageFiles | None = None
+) -> Mount | None:
+    """Return the mount that ``path`` lies on; None for the root filesystem.
+
+    With ``image`` the path is the kernel's, else one of the configuration. Mounts are made in their
+    order, so that the last one hides those before it (config.md, Mounts).
+    """
+    wanted, best = escape(path), None
     for mount in mounts:
-        at = mount.destination.rstrip("/")
-        inside = path == at or path.startswith(at + "/")
-        if inside and (best is None or len(at) >= len(best.destination.rstrip("/"))):
+        at = place_of(mount, image).rstrip("/")
+        if wanted == at or wanted.startswith(at + "/"):
             best = mount
     return best
 
@@ -287,10 +299,11 @@ def kind(mount: Mount) -> str:
     return "bind" if mount.from_host else mount.type
 
 
-def is_engines_init(mount: Mount, path: str) -> bool:
-    """Return whether ``path`` is an engine's init program, which this mount puts there."""
-    sources = engines.INIT_PROGRAMS.get(path, ())
-    return mount.destination == path and matches_any(sources, mount.source)
+def is_engines_init(mount: Mount, path: bytes, image: ImageFiles | None = None) -> bool:
+    """Return whether ``path`` is an engine's init program, which this mount puts there; the path is
+    as for :func:`mount_over`."""
+    sources = engines.INIT_PROGRAMS.get(mount.destination, ())
+    return place_of(mount, image) == escape(path) and matches_any(sources, mount.source)
 
 
 def allows(allowed: AllowedMount, mount: Mount) -> bool:

@@ -182,6 +182,47 @@ def test_init_programs_of_all_engines(box: Box, at: str, source: str) -> None:
     assert "config.mount" in {finding.rule for finding in box.failed()}
 
 
+MERGED = {"/sbin": "usr/sbin", "/run": "/var/run", "/var/run": "/var/./volatile", "/dev": "usr/dev"}
+"""Links of directories, as merged-/usr images have them, and more of the kind."""
+
+
+@pytest.mark.parametrize(
+    ("at", "named", "source"),
+    [
+        ("/sbin/docker-init", "/usr/sbin/docker-init", "/usr/bin/docker-init"),
+        ("/sbin/tini", "/usr/sbin/tini", "/usr/bin/tini"),
+        ("/run/podman-init", "/var/volatile/podman-init", "/usr/bin/catatonit"),
+        ("/dev/init", "/usr/dev/init", "/usr/bin/catatonit"),
+    ],
+)
+def test_an_init_program_below_a_directory_that_is_a_link(
+    box: Box, at: str, named: str, source: str
+) -> None:
+    """A mount is configured by one path, and the kernel names what runs there by another."""
+    image_link = box.image.files["/bin"]
+    links = {path: image_link.model_copy(update={"link": to}) for path, to in MERGED.items()}
+    box.image = box.image.model_copy(update={"files": box.image.files | links})
+    box.config["mounts"].append(INIT | {"destination": at, "source": source})
+    box.config["process"]["args"] = [at, "--", "/app/script", "now"]
+    box.files.append((named.encode(), OTHER, Func.BPRM_CHECK))
+    assert box.failed() == []
+    # The same name, where no mount of the engine's is.
+    box.files[-1] = (at.encode(), OTHER, Func.BPRM_CHECK)
+    assert [finding.rule for finding in box.failed()] == ["file.added"]
+    # Another mount hides the engine's: what runs is of that.
+    box.files[-1] = (named.encode(), OTHER, Func.BPRM_CHECK)
+    over = {"destination": str(Path(named).parent), "type": "bind", "source": "/srv"}
+    box.config["mounts"].append(over | {"options": ["rbind"]})
+    assert {finding.rule for finding in box.failed()} == {"config.mount", "file.mounted"}
+    assert "of /srv" in next(each.what for each in box.failed() if each.rule == "file.mounted")
+
+
+def test_what_ran_from_a_mount_below_a_link_is_said_to(box: Box) -> None:
+    box.config["mounts"].append({"destination": "/bin/x", "type": "bind", "source": "/srv/x"})
+    box.files.append((b"/usr/bin/x/y", OTHER, Func.BPRM_CHECK))
+    assert {finding.rule for finding in box.failed()} == {"config.mount", "file.mounted"}
+
+
 def test_only_what_ran_first_is_the_engines_init(box: Box) -> None:
     """Under a chroot, another program can have the same path."""
     box = with_init(box)
