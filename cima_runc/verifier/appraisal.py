@@ -79,15 +79,17 @@ def appraise(
     references: References,
     policy: Policy,
     dependencies: Sequence[Record] = (),
+    secret: bytes | None = None,
 ) -> Appraised:
     """Appraise all records of a container, and those of its dependencies.
 
-    The verdict is UNKNOWN where nothing could be compared with an image.
+    With the container's ``secret`` the values of its environment are compared. The verdict is
+    UNKNOWN where nothing could be compared with an image.
 
     Raises:
         ContentError: a record is of no type that we know, or not of the shape that its type has.
     """
-    run = _Run(references, policy)
+    run = _Run(references, policy, secret)
     own = [measured(record) for record in records]
     findings = [*completeness(own, policy), *run.compare(own)]
     if references.image is not None and (not own or own[0].number):
@@ -190,7 +192,9 @@ class _Run:
                 register = self._register
                 self._config = summarize(content.config, register.namespaces if register else {})
                 made = register.to_json() if register is not None else {}
-                mounts = EngineMounts(made, self._config, files)
+                mounts = EngineMounts(
+                    made, self._config, files, values=image.config, secret=self.secret
+                )
                 rule = ConfigRule(
                     self._config,
                     image.config,

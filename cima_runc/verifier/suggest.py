@@ -75,7 +75,7 @@ def suggest(records: Sequence[Record], references: References) -> str:
     known = References(image, references.host)
     found = appraise(records, known, Policy()).findings
     rules = {finding.rule for finding in found if finding.severity == "fail"}
-    config, mounts = _config_of(records, ImageFiles(image))
+    config, mounts = _config_of(records, image)
     lines = [_HEAD]
     for rule, key, why in _TOP:
         if rule in rules:
@@ -354,7 +354,7 @@ def _memory(records: Sequence[Record], rules: set[str]) -> Iterator[str]:
 
 
 def _config_of(
-    records: Sequence[Record], image: ImageFiles
+    records: Sequence[Record], image: ImageReference
 ) -> tuple[ConfigSummary | None, EngineMounts | None]:
     register: Mapping[str, Any] = {}
     for record in records:
@@ -363,5 +363,6 @@ def _config_of(
             register = content
         if content.get("type") == "config" and isinstance(content.get("config"), dict):
             config = summarize(content["config"], register.get("namespaces"))
-            return config, EngineMounts(register, config, image)
+            files = ImageFiles(image)
+            return config, EngineMounts(register, config, files, values=image.config)
     return None, None

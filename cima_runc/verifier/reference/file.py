@@ -91,6 +91,9 @@ class ReferenceConfig(_Model):
     first one among them, by the user's number. None: not known, as in files that earlier versions
     made."""
     working_dir: str = ""
+    homes: tuple[str, ...] = ()
+    """Home directories that the image's own /etc/passwd names, sorted; none in files that earlier
+    versions made."""
     env: tuple[str, ...] = ()
     """Names of the environment variables that it sets, sorted."""
     env_values: dict[str, str] = Field(default_factory=dict)

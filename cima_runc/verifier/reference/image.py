@@ -382,6 +382,7 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
         "/" + escape(entry.path): _reference_file(entry, number) for entry, number in flattened
     }
     config = _reference_config(found.config.config or _Process())
+    config = config.model_copy(update={"homes": names.homes(files)})
     reference = ImageReference(
         name=found.name,
         platform=str(found.platform),

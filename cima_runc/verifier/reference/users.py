@@ -75,6 +75,14 @@ class NameFiles:
         above = files.get("/etc")
         return above is None or above.type != "link"
 
+    def homes(self, files: Mapping[str, ReferenceFile]) -> tuple[str, ...]:
+        """Return the home directories that an image's passwd(5) names: what engines set ``HOME``
+        to, whether the image has them or not."""
+        lines = (line.strip().split(b":") for line in self._text(PASSWD, files).split(b"\n"))
+        found = {fields[5] for fields in lines if len(fields) > 5}
+        texts = (home.decode("utf-8", "ignore") for home in found if home.startswith(b"/"))
+        return tuple(sorted(set(texts)))
+
     def _text(self, path: str, files: Mapping[str, ReferenceFile]) -> bytes:
         found = files.get(path)
         return self._texts.get(found.sha256 or "", b"") if found is not None else b""

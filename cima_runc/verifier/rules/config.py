@@ -375,10 +375,11 @@ class ConfigRule:
                 )
                 continue
             key = self._engine.allowing(mount)
+            why = self._engine.objection(mount)
             yield self._finding(
                 False,
                 "config.mount",
-                f"the mount {at}{from_} is not allowed",
+                f"the mount {at}{from_} is not allowed" + (f": {why}" if why else ""),
                 path=at,
                 got=f"{printable(mount.source)} ({printable(kind(mount))}, {access})",
                 expected="only mounts that engines make",

@@ -27,6 +27,8 @@ class EngineMount:
     own_place: bool = False
     """Whether it counts only at a place that hides nothing and that no program looks at by itself:
     what is in it was chosen by whoever started the container."""
+    chosen: bool = False
+    """Whether the same holds of what is in it, which is at a place of its own in any case."""
 
 
 _NAME_FILES = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
@@ -74,6 +76,10 @@ INIT_PROGRAMS: dict[str, tuple[str, ...]] = {
 
 CRI = ("containerd", "cri-o")
 """The engines that Kubernetes has; the paths of a kubelet are known of those only."""
+
+SETTING_HOME = ("podman",)
+"""Engines that set ``HOME`` by themselves, from the image's ``/etc/passwd``; with others the
+runtime does, where nobody else has."""
 
 MOUNTS: tuple[EngineMount, ...] = (
     EngineMount("proc", ("/proc",)),
@@ -164,6 +170,7 @@ MOUNTS: tuple[EngineMount, ...] = (
             f"{_POD}/volumes/kubernetes.io~secret/*-token-*",
         ),
         CRI,
+        chosen=True,  # a volume of the pod's own may have such a name
     ),
     EngineMount(
         "bind",

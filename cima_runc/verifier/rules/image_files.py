@@ -1,7 +1,9 @@
 """An image's files, looked up by the paths that the kernel gives."""
 
 import base64
+import posixpath
 import struct
+from collections.abc import Iterator
 from functools import cached_property
 
 from cima_runc.measure.mtree import escape
@@ -10,6 +12,9 @@ from cima_runc.verifier.reference.file import ImageReference, ReferenceFile
 
 _LINKS = 40
 """Symbolic links followed in one path (MAXSYMLINKS in linux/namei.h)."""
+
+_SCRIPTS = (".cjs", ".js", ".lua", ".mjs", ".php", ".pl", ".py", ".pyc", ".rb", ".sh", ".ts")
+"""How scripts are called that need not be executable, being given to an interpreter."""
 
 
 _ACL_GROUP = 0x08
@@ -80,6 +85,22 @@ class ImageFiles:
                 found.add(file.gid)
             found |= _groups_of(acl or "")
         return frozenset(found)
+
+    def has_program_in(self, directory: str) -> bool:
+        """Whether a program or script is in a directory, not in one below it."""
+        return any(
+            posixpath.dirname(path) == directory
+            and each.type == "file"
+            and (int(each.mode, 8) & 0o111 != 0 or path.endswith(_SCRIPTS))
+            for path, each in self._files.items()
+            if path.startswith(directory)
+        )
+
+    def directories(self) -> Iterator[str]:
+        """Yield the paths of directories, and of symbolic links, whose names are plain ASCII."""
+        for path, each in self._files.items():
+            if each.type in {"dir", "link"} and "\\" not in path:
+                yield path
 
     def with_content(self, sha256: str) -> str | None:
         """Return the first path of a file with this content (hex SHA-256); None for none."""

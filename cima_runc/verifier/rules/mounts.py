@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -14,8 +14,10 @@ from cima_runc.ml.contents import Engine
 from cima_runc.ml.pods import Pod, pod_of
 from cima_runc.verifier.pattern import ID, ID_FORM, exactly, literal, matches
 from cima_runc.verifier.policy import AllowedMount
+from cima_runc.verifier.reference.file import ReferenceConfig
 from cima_runc.verifier.rules import engines
 from cima_runc.verifier.rules.image_files import ImageFiles
+from cima_runc.verifier.rules.looked_at import LookedAt
 from cima_runc.verifier.toml import array, quoted
 
 _NAME = re.compile(r"\{([a-z]+)\}")
@@ -35,20 +37,11 @@ _BEFORE_VERSION_2 = {
     ),
 }
 """What counts for records of version 1, which do not say where engines keep their things."""
-_PROGRAMS = frozenset(
-    {
-        *("bin", "boot", "dev", "etc", "home", "lib", "lib32", "lib64", "libx32", "media", "mnt"),
-        *("opt", "proc", "root", "run", "sbin", "srv", "sys", "tmp", "usr", "var"),
-    }
-)
-"""Directories below which programs look for code and settings by themselves."""
-_OWN_PLACES = (
-    "/run/secrets",
-    "/run/secrets/**",
-    "/var/run/secrets/**",
-    "/etc/podinfo",
-    "/etc/podinfo/**",
-)
+_OWN_PLACES = ("/run/secrets", "/var/run/secrets", "/etc/podinfo")
+"""Directories that hold data by custom: no program looks below them by itself. Any other place is
+one for some image: its programs start in ``/`` or look in directories of theirs there, as
+LinuxServer.io's do for ``/custom-cont-init.d``; Node looks for ``node_modules``, Bundler for a
+``Gemfile`` in each directory above the one it is in."""
 
 
 class EngineMounts:
@@ -72,8 +65,12 @@ class EngineMounts:
         register: Mapping[str, Any],
         config: ConfigSummary,
         image: ImageFiles | None = None,
+        *,
+        values: ReferenceConfig | None = None,
+        secret: bytes | None = None,
     ) -> None:
-        """``register`` is the content of that record; ``image`` shows what a mount would hide."""
+        """``register`` is the content of that record; ``image`` shows what a mount would hide,
+        ``values`` what the image sets; ``secret`` is what the environment's are hidden with."""
         self._config = config
         self._image = image
         found = register.get("engine")
@@ -82,16 +79,47 @@ class EngineMounts:
         # A user's container is registered as UID/ID.
         own = str(register.get("id", "*")).rpartition("/")[2]
         self._own = literal(own.encode("utf-8", "surrogatepass")) if is_known else "*"
+        self._looked_at: LookedAt | None = None
+        if image is not None:
+            sets_home = any(engine.name in engines.SETTING_HOME for engine in self._engines)
+            self._looked_at = LookedAt(
+                config, image, values or ReferenceConfig(), sets_home=sets_home, secret=secret
+            )
 
     def makes(self, mount: Mount) -> bool:
         """Return whether it is one of them."""
-        return any(
-            kind(mount) == each.type
-            and matches_any(each.destinations, mount.destination)
-            and (each.type != "bind" or self._is_source(each, mount))
-            and (not each.own_place or self._is_own_place(mount.destination))
-            for each in engines.MOUNTS
-        )
+        return any(not self._objection(each, mount) for each in self._of_kind(mount))
+
+    def objection(self, mount: Mount) -> str:
+        """Return why a mount that the engine makes counts as none, where it lies: or nothing."""
+        found = [self._objection(each, mount) for each in self._of_kind(mount)]
+        return min(found, key=len, default="")
+
+    def _of_kind(self, mount: Mount) -> Iterator[engines.EngineMount]:
+        for each in engines.MOUNTS:
+            if (
+                kind(mount) == each.type
+                and matches_any(each.destinations, mount.destination)
+                and (each.type != "bind" or self._is_source(each, mount))
+            ):
+                yield each
+
+    def _objection(self, of: engines.EngineMount, mount: Mount) -> str:
+        if of.own_place and self._image is None:
+            return "it is not known what the image has there"
+        if self._image is None or not (of.own_place or of.chosen):
+            return ""
+        assert self._looked_at is not None
+        place = self._image.real(escape(_raw(mount.destination)))
+        below = next((each for each in _OWN_PLACES if f"{place}/".startswith(f"{each}/")), "")
+        if of.chosen and not below:
+            below = place.removesuffix("/kubernetes.io/serviceaccount")  # a link leads elsewhere
+        if not below or matches_any(("/**/..", "/**/.", "**//**"), mount.destination):
+            return "programs may look for code there by themselves"
+        if of.own_place and self._image.has_below(place):
+            return "it hides what the image has there"
+        by = self._looked_at.by_what(place, below)
+        return f"programs may look for code there: {by}" if by else ""
 
     def for_the_next(self, source: str) -> str:
         """Return a pattern of a mount's source that holds for the next container of its kind.
@@ -201,21 +229,6 @@ class EngineMounts:
             if (rest := mount.source.removeprefix(f"{kubelet}/pods/")) != mount.source
         }
         return found.pop() if len(found) == 1 else ""
-
-    def _is_own_place(self, destination: str) -> bool:
-        """Whether a mount there hides nothing, and is where no program looks by itself."""
-        if self._image is None or matches_any(("/**/..", "/**/.", "**//**"), destination):
-            return False
-        real = self._image.real(escape(_raw(destination)))
-        if self._image.has_below(real):
-            return False
-        cwd = self._image.real(escape(_raw(self._config.cwd)))
-        if cwd != "/" and f"{real}/".startswith(f"{cwd}/"):
-            return False
-        first = real.split("/")[1]
-        return matches_any(_OWN_PLACES, real) or (
-            first not in _PROGRAMS and self._image.at(f"/{first}") is None
-        )
 
 
 _USUAL_KUBELET = "/var/lib/kubelet"

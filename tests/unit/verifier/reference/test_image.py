@@ -77,6 +77,7 @@ def test_reference_values(layout: Layout, tmp_path: Path) -> None:
         "user": "1:2",
         "user_groups": {},
         "working_dir": "/tmp",
+        "homes": (),
         "env": ("A", "B", "PATH"),
         "env_values": {"A": "1=2", "B": "", "PATH": "/bin"},
     }

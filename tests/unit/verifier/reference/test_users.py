@@ -89,6 +89,17 @@ def test_groups_of_files_that_were_not_read_are_not_known(tmp_path: Path, case: 
     assert groups(tmp_path / "x", archive(*UNREAD[case])) is None
 
 
+def test_homes_of_the_images_users(tmp_path: Path) -> None:
+    """Whether the image has the directory or not: engines set HOME to it."""
+    root, known = b"root:x:0:0::/root:/bin/sh\r\n", b"a:x:1:1::/home/a:\n"
+    lines = root + known + b"b:x:2:2::rel:\nc:x:3:3:\nd:x:4:4::/\xff:\n"
+    etc = archive(directory("etc/"), member("etc/passwd", lines))
+    layout = Layout()
+    layout.image(etc, config={})
+    found = read_image(layout.write_directory(tmp_path / "x")).reference.config
+    assert found.homes == ("/", "/home/a", "/root")
+
+
 @given(st.text(), st.binary())
 def test_anything(name: str, text: bytes) -> None:
     found = _numbered(name, text)

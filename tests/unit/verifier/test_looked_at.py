@@ -1,0 +1,233 @@
+"""Kind: what whoever starts a container chose is mounted where something of it looks for code.
+
+An engine's own mounts of secrets, configs and volumes count as harmless at a few places that hold
+data by custom, and only where neither the working directory nor a home is near.
+"""
+
+import itertools
+from typing import Any
+
+import pytest
+from unit.verifier.appraised import Box, image
+from unit.verifier.test_engine_mounts import HOSTS, ID, POD, bind, box_on
+
+from cima_runc.measure.oci_config import hidden_value
+from cima_runc.ml.contents import measured
+from cima_runc.verifier.appraisal import References, compare
+from cima_runc.verifier.policy import Policy, parse_policy
+from cima_runc.verifier.reference.file import ImageReference, ReferenceFile
+from cima_runc.verifier.suggest import suggest
+
+SECRET = b"s" * 32
+VOLUMES = f"/var/lib/kubelet/pods/{POD}/volumes"
+SOURCES = {
+    "kubernetes": f"{VOLUMES}/kubernetes.io~configmap/code",
+    "cri-o": f"{VOLUMES}/kubernetes.io~secret/code",
+    "docker": f"/var/lib/docker/containers/{ID}/mounts/secrets/code",
+    "podman": f"/var/lib/containers/storage/overlay-containers/{ID}/userdata/secrets/code",
+}
+TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
+TOKENS = f"{VOLUMES}/kubernetes.io~projected/kube-api-access-abcde"
+
+DATA = (
+    "/run/secrets/token",
+    "/run/secrets/db/password",
+    "/var/run/secrets/eks.amazonaws.com/serviceaccount",
+    "/var/run/secrets/tokens",
+    "/etc/podinfo",
+    "/etc/podinfo/labels",
+)
+"""Where nothing looks for code, wherever a container starts and whatever its home is."""
+CODE = (
+    *("/email", "/json", "/secrets", "/config", "/conf", "/plugins", "/cnf", "/projected-volume"),
+    *("/node_modules", "/node_modules/supports-color", "/__pypackages__", "/vendor", "/packages"),
+    *("/.local", "/.cargo", "/.config", "/.git", "/.bundle", "/.npmrc", "/.pnp.cjs", "/.mvn"),
+    *("/Gemfile", "/package.json", "/pyvenv.cfg", "/conftest.py", "/Directory.Build.props"),
+    *("/custom-cont-init.d", "/docker-entrypoint-initdb.d", "/entrypoint.d", "/mods", "/R"),
+    *("/home", "/home/app/.local", "/root", "/root/.bashrc", "/root/.ssh", "/nonexistent/.local"),
+    *("/app/node_modules", "/app/.env.js", "/srv/x", "/opt/x", "/mnt/x", "/data/x", "/tmp/x"),
+    *("/usr/lib/python3.11", "/usr/local/lib/site_ruby", "/usr/share/x", "/lib/x", "/lib64/x"),
+    *("/etc", "/etc/config", "/etc/profile.d", "/etc/ld.so.conf.d", "/etc/pam.d", "/etc/gitconfig"),
+    *("/etc/nginx/conf.d", "/etc/php/conf.d", "/etc/perl", "/etc/xdg", "/etc/podinfox"),
+    *("/run", "/run/x", "/run/secretsx", "/var/run", "/var/lib/x", "/var/www/.user.ini"),
+    *("/run/secrets/../x", "/run/secrets//x", "/run/secrets/.."),
+)
+"""Where some program looks by itself: in some language, tool or image."""
+CWDS = ("/", "/app", "/usr/bin")
+HOMES = (None, "/", "/root", "/app", "/nonexistent", "/tmp", "/home/app")
+USERS = (0, 1000)
+
+
+@pytest.fixture(name="reference", scope="module")
+def _reference(tmp_path_factory: pytest.TempPathFactory) -> ImageReference:
+    found = image(tmp_path_factory.mktemp("image"))
+    config = found.config.model_copy(update={"homes": ("/home/app", "/root", "/run/secrets/own")})
+    return found.model_copy(update={"config": config})
+
+
+def started(
+    reference: ImageReference,
+    *mounts: dict[str, Any],
+    host: str = "kubernetes",
+    cwd: str = "/",
+    uid: int = 0,
+    **env: str | None,
+) -> Box:
+    """A container that was started in a directory, by a user, with variables."""
+    values = reference.config.model_copy(update={"working_dir": cwd, "user": str(uid)})
+    of = reference.model_copy(update={"config": values})
+    box = box_on(HOSTS[host], of, *mounts)
+    box.config["process"]["cwd"] = cwd
+    box.config["process"]["user"]["uid"] = uid
+    box.config["process"]["env"] += [
+        f"{name}={hidden_value(SECRET, value)}" for name, value in env.items() if value is not None
+    ]
+    return box
+
+
+def refused(box: Box, secret: bytes | None = SECRET, policy: str = "") -> dict[str, str]:
+    """The places of mounts that are refused, and what is to be done."""
+    records = [measured(record) for record in box.records()]
+    known = parse_policy(policy.encode()) if policy else Policy()
+    found = compare(records, References(box.image), known, None, secret)
+    failed = [each for each in found if each.severity == "fail"]
+    assert {each.rule for each in failed} <= {"config.mount"}, failed
+    return {each.path: each.next for each in failed}
+
+
+@pytest.mark.parametrize("host", SOURCES)
+def test_data_is_data_and_code_is_code(host: str, reference: ImageReference) -> None:
+    mounts = [bind(at, SOURCES[host]) for at in (*DATA, *CODE)]
+    table = list(itertools.product(CWDS, HOMES, USERS))
+    # The engine has no part in it: each of the others takes every seventh line.
+    for cwd, home, uid in table if host == "kubernetes" else table[::7]:
+        found = refused(started(reference, *mounts, host=host, cwd=cwd, uid=uid, HOME=home))
+        assert found.keys() == set(CODE), (cwd, home, uid)
+
+
+NEAR = (
+    *("/run/secrets", "/run/secrets/x", "/run/secrets/x/y", "/run", "/var/run/secrets/x"),
+    *("/etc/podinfo", "/etc", "/elsewhere", "/app/../run/secrets/x", "run/secrets/x", "."),
+    *(
+        "/run/secrets/own",
+        "/proc/self/root/run/secrets/x",
+        "/run/./secrets/x",
+        "//run/secrets/x",
+        "/link/x",
+    ),
+)
+"""Homes of a stranger's choice, one of them behind a link of the image."""
+
+
+def linked(reference: ImageReference) -> ImageReference:
+    link = ReferenceFile(type="link", mode="0777", uid=0, gid=0, link="/run/secrets", layer=1)
+    return reference.model_copy(update={"files": reference.files | {"/link": link}})
+
+
+@pytest.mark.parametrize(
+    "name", ["HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_DATA_DIRS", "XDG_CONFIG_DIRS"]
+)
+@pytest.mark.parametrize("near", NEAR)
+def test_a_home_of_the_strangers_choice(name: str, near: str, reference: ImageReference) -> None:
+    """Also where a volume of his is called as kubelet's token is."""
+    at = "/run/secrets/x" if near not in {"/etc", "/etc/podinfo"} else "/etc/podinfo"
+    if near.startswith("/var"):
+        at = "/var/run/secrets/x"
+    of = linked(reference)
+    assert refused(started(of, bind(at, SOURCES["kubernetes"]), **{name: near})).keys() >= {at}
+    if near == "/elsewhere":
+        assert TOKEN in refused(started(of, **{name: near}))
+    lists = f"/usr/share:{near}"
+    assert at in refused(started(of, bind(at, SOURCES["kubernetes"]), **{name: lists}))
+
+
+def test_a_home_in_kubelets_token(reference: ImageReference) -> None:
+    assert TOKEN in refused(started(reference, HOME=TOKEN))
+    assert TOKEN in refused(started(reference, HOME=f"{TOKEN}/x"))
+    assert TOKEN in refused(started(reference, cwd=TOKEN))
+
+
+HONEST = {
+    "HOME": ("/", "", "/root", "/app", "/usr/lib", "/tmp", "/home/svc", "/nonexistent", "/image"),
+    "XDG_CONFIG_HOME": ("/tmp", "/root/.config", "/home/svc/.config", "/app", "/app/.config"),
+    "XDG_CACHE_HOME": ("/tmp", "/tmp/.cache", "/data/.cache"),
+    "XDG_DATA_DIRS": ("/usr/local/share:/usr/share", "/usr/share:/image/share"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in HONEST.items() for value in values]
+)
+@pytest.mark.parametrize("host", SOURCES)
+def test_honest_homes(host: str, name: str, value: str, reference: ImageReference) -> None:
+    """The image's own, one of its directories, its user's, and where nothing of a stranger's is."""
+    own = {"HOME": "/image", "XDG_DATA_DIRS": "/usr/share:/image/share"}
+    values = reference.config.model_copy(update={"env": tuple(sorted(own)), "env_values": own})
+    of = reference.model_copy(update={"config": values})
+    mounts = [bind(at, SOURCES[host]) for at in DATA]
+    data = {"destination": "/data", "type": "tmpfs", "source": "tmpfs"}
+    box = started(of, *mounts, data, host=host, cwd="/app", **{name: value})
+    box.config["process"]["user"]["username"] = "svc"
+    assert refused(box).keys() == {"/data"}
+
+
+@pytest.mark.parametrize("cwd", ["/run", "/run/secrets", "/run/secrets/x", "/run/secrets/x/y"])
+def test_a_working_directory_near_it(cwd: str, reference: ImageReference) -> None:
+    at = "/run/secrets/x"
+    assert at in refused(started(reference, bind(at, SOURCES["kubernetes"]), cwd=cwd))
+
+
+@pytest.mark.parametrize(
+    ("program", "at", "wrong"),
+    [
+        ("/run/main.py", "/run/secrets", True),  # whose `import secrets` finds this one
+        ("/run/main.txt", "/run/secrets", False),
+        ("/run/main.py", "/run/secrets/x", False),
+        ("/run/secrets/main.py", "/run/secrets/email", True),
+        ("/run/secrets/main.py", "/run/secrets/node_modules/x", True),
+        ("/run/secrets/y/main.py", "/run/secrets/x", False),
+        ("/etc/rc.py", "/etc/podinfo", False),
+    ],
+)
+def test_programs_of_the_image_beside_it(
+    program: str, at: str, wrong: bool, reference: ImageReference
+) -> None:
+    script = reference.files["/app/script"].model_copy(update={"mode": "0644"})
+    of = reference.model_copy(update={"files": reference.files | {program: script}})
+    found = refused(started(of, bind(at, SOURCES["kubernetes"])))
+    assert (at in found) is wrong
+
+
+def test_without_the_containers_secret(reference: ImageReference) -> None:
+    """What nobody can compare is believed where the engine or the image sets it, and only there."""
+    at = "/run/secrets/x"
+    assert (
+        refused(
+            started(reference, bind(at, SOURCES["podman"]), host="podman", HOME="/x"), None
+        ).keys()
+        == set()
+    )
+    unknown = started(reference, bind(at, SOURCES["kubernetes"]), HOME="/x")
+    assert refused(unknown, None).keys() == {
+        at,
+        "/etc/podinfo",
+        TOKEN,
+        "/var/run/secrets/all-in-one",
+    }
+    values = {"env": ("HOME",), "env_values": {"HOME": "/x"}}
+    config = reference.config.model_copy(update=values)
+    of = reference.model_copy(update={"config": config})
+    assert refused(started(of, bind(at, SOURCES["kubernetes"]), HOME="/x"), None) == {}
+    near = config.model_copy(update={"env_values": {"HOME": at}})
+    of = reference.model_copy(update={"config": near})
+    assert at in refused(started(of, bind(at, SOURCES["kubernetes"]), HOME=at), None)
+
+
+@pytest.mark.parametrize("at", ["/config", "/email", "/run/secrets/x"])
+def test_the_policy_names_the_one_mount(at: str, reference: ImageReference) -> None:
+    box = started(reference, bind(at, SOURCES["kubernetes"]), HOME="/elsewhere")
+    found = refused(box)
+    key = found[at].partition("in the policy: ")[2].replace("[config] ", "[config]\n")
+    assert at not in refused(box, policy=key)
+    assert key.count("destination") == 1
+    assert refused(box, policy=suggest(box.records(), References(box.image))) == {}
