@@ -16,6 +16,7 @@ from cima_runc.cli.records import record_lines
 from cima_runc.cli.references import values_in
 from cima_runc.cli.shapes import LastVerdict
 from cima_runc.ml.records import Record, parse_line
+from cima_runc.ml.store import Store, StoreError
 from cima_runc.verifier.appraisal import Appraised
 from cima_runc.verifier.appraisal import appraise as appraise_records
 from cima_runc.verifier.result import Finding, Source
@@ -47,7 +48,9 @@ def appraise(
             raise ReferencesError("no reference values were given", hint="give --reference")
         records = read_partition(container)
         dependencies = read_dependencies(records)
-        appraised = appraise_records(records, values.references, values.policy, dependencies)
+        appraised = appraise_records(
+            records, values.references, values.policy, dependencies, _secret(records)
+        )
     except CimaError as error:
         error.exit_code = COULD_NOT
         raise
@@ -62,9 +65,8 @@ def appraise(
 
 def _keep(records: list[Record], appraised: Appraised, sources: Sequence[Source]) -> None:
     """Leave the verdict for ``cima ps``, where this user may."""
-    register = next((r.content for r in records if r.content.get("type") == "register"), {})
-    registration = register.get("registration")
-    if not isinstance(registration, int):
+    registration = _registration(records)
+    if registration is None:
         return
     found = LastVerdict(
         verdict=appraised.verdict.value,
@@ -76,6 +78,23 @@ def _keep(records: list[Record], appraised: Appraised, sources: Sequence[Source]
         last_verdict.keep(context.settings().shim.state_dir, registration, found)
     except OSError as error:
         note(f"the verdict is not kept for cima ps: {error.strerror}")
+
+
+def _registration(records: list[Record]) -> int | None:
+    register = next((r.content for r in records if r.content.get("type") == "register"), {})
+    number = register.get("registration")
+    return number if isinstance(number, int) else None
+
+
+def _secret(records: list[Record]) -> bytes | None:
+    """Return what the environment's values are hidden with, where this user may read it."""
+    registration = _registration(records)
+    if registration is None:
+        return None
+    try:
+        return Store(Path(context.settings().shim.state_dir)).read_secret(registration)
+    except StoreError:
+        return None
 
 
 def read_partition(wanted: str) -> list[Record]:

@@ -15,6 +15,7 @@ from cima_runc.cli import context, shapes
 from cima_runc.cli.main import app
 from cima_runc.cli.references import read_references, values_in
 from cima_runc.ima.template import Func
+from cima_runc.measure.oci_config import hidden_value
 from cima_runc.ml.listing import boot_id
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.store import ContainerNote, Store
@@ -84,6 +85,21 @@ class Host:
 def _host(tmp_path: Path) -> Iterator[Host]:
     yield Host(tmp_path)
     context.choose(SETTINGS_FILE)
+
+
+def test_values_of_the_environment_are_compared_by_who_may_read_the_secret(host: Host) -> None:
+    own = {"env": ("NODE_OPTIONS",), "env_values": {"NODE_OPTIONS": "--require=/app/x.js"}}
+    config = host.box.image.config.model_copy(update=own)
+    of = host.box.image.model_copy(update={"config": config})
+    host.reference.write_bytes(format_reference(of))
+    other = hidden_value(bytes(32), "--require=/data/evil.js")
+    host.box.config["process"]["env"].append(f"NODE_OPTIONS={other}")
+    host.finish()
+    ran = host.cima("appraise", "box", "--reference", host.reference)
+    assert ran.exit_code == 1 and "has not the image's value" in ran.stdout
+    (host.store.verdict_path(2).parent / "secret").unlink()
+    ran = host.cima("appraise", "box", "--reference", host.reference)
+    assert ran.exit_code == 0 and "its value is not compared" in ran.stdout
 
 
 def test_trusted(host: Host) -> None:
