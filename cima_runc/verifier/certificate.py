@@ -91,13 +91,14 @@ def _touch(fields: asn1.Certificate) -> None:
         fields.name_constraints_value,
         tbs["validity"],
         fields["signature_algorithm"],
+        fields["signature_value"],
         tbs["subject_public_key_info"],
     ):
         if value is not None:
             value.native  # noqa: B018
     for attribute in fields.subject_directory_attributes_value or ():
         attribute["type"].dotted  # noqa: B018 - of the values nothing is asked
-    fields.subject.human_friendly  # noqa: B018
+    fields.subject.human_friendly, fields.issuer.human_friendly  # noqa: B018
 
 
 def read_bundle(data: bytes, what: str) -> Certificates:

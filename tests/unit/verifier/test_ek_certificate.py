@@ -407,12 +407,20 @@ def test_a_request_cannot_be_made_to_fail_otherwise() -> None:
     @given(st.integers(0, len(good) - 1), st.integers(0, 255))
     @settings(max_examples=400)
     def turned(at: int, value: int) -> None:
-        changed = good[:at] + bytes([value]) + good[at + 1 :]
+        look_at(good[:at] + bytes([value]) + good[at + 1 :])
+
+    def look_at(changed: bytes) -> None:
         assert (check(changed, pem(CA.der())) == "") == (changed == good)
         check(good, pem(ROOT.der()), changed)
         check(good, changed)
 
     turned()
+    # What names are made of is read as late as they are compared: tags of all of their values.
+    names = [at for at in range(len(good)) if good[at : at + 3] == b"\x06\x03\x55"]
+    assert names
+    for at in names:
+        for tag in (0x05, 0x30, 0x31, 0x80, 0xA0, 0xFF):
+            look_at(good[: at + 5] + bytes([tag]) + good[at + 6 :])
 
 
 def test_json_of_the_cases_is_of_this_form() -> None:
