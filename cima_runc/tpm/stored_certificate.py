@@ -10,7 +10,10 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 _SEQUENCE = 0x30
+_BIT_STRING = 0x03
 _OCTET_STRING = 0x04
+_PARTS = (_SEQUENCE, _SEQUENCE, _BIT_STRING)
+"""What is signed, with which algorithm, and the signature."""
 _STORED_CERT = b"\x10\x01"
 _FULL_CERT = b"\x10\x02"
 _STORED_HEAD = 5
@@ -43,14 +46,21 @@ def unwrap(data: bytes) -> bytes:
 
 
 def is_certificate(data: bytes) -> bool:
-    """Whether ``data`` is one whole DER SEQUENCE that begins with another, as certificates do."""
+    """Whether ``data`` is one whole DER SEQUENCE of what a certificate is made of.
+
+    By less than all three parts the beginning of something else, and the certificate in the next
+    index, can be taken for one. Source: RFC 5280, 4.1.
+    """
     element = _element(data)
-    return (
-        data[:1] == bytes([_SEQUENCE])
-        and element is not None
-        and sum(element) == len(data)
-        and data[element[0] : element[0] + 1] == bytes([_SEQUENCE])
-    )
+    if data[:1] != bytes([_SEQUENCE]) or element is None or sum(element) != len(data):
+        return False
+    data = data[element[0] :]
+    for tag in _PARTS:
+        part = _element(data)
+        if data[:1] != bytes([tag]) or part is None or sum(part) > len(data):
+            return False
+        data = data[sum(part) :]
+    return not data
 
 
 def elements(data: bytes) -> tuple[list[bytes], bytes]:

@@ -4,7 +4,10 @@ from support.x509_by_hand import tlv
 
 from cima_runc.tpm.stored_certificate import is_certificate, join_chain, unwrap
 
-CERTIFICATES = [tlv(0x30, tlv(0x30, bytes(size)), b"rest") for size in (1, 100, 200, 700, 70_000)]
+CERTIFICATES = [
+    tlv(0x30, tlv(0x30, bytes(size)), tlv(0x30), tlv(0x03, b"signed"))
+    for size in (1, 100, 200, 700, 70_000)
+]
 certificates = st.lists(st.sampled_from(CERTIFICATES), min_size=1, max_size=4)
 
 
@@ -22,6 +25,17 @@ def test_each_in_an_index_and_one_that_is_foreign(chain: list[bytes], junk: byte
     found, foreign = join_chain(enumerate([junk, *chain, junk]))
     assert found == chain
     assert foreign == [0, len(chain) + 1]
+
+
+@given(certificates, st.integers(0, 40), st.binary(max_size=3))
+def test_what_looks_like_the_beginning_of_one_that_the_next_index_ends(
+    chain: list[bytes], size: int, junk: bytes
+) -> None:
+    """A SEQUENCE as long as the certificates behind it, or as some bytes of them."""
+    for claimed in (size, *(len(b"".join(chain[:count])) for count in range(1, len(chain) + 1))):
+        begun = tlv(0x30, bytes(claimed))[:-claimed] if claimed else b"\x30\x00"
+        found, _ = join_chain(enumerate([begun + junk[:claimed], *chain]))
+        assert not [one for one in found if one not in chain]
 
 
 def test_the_beginning_of_one_that_never_goes_on() -> None:
