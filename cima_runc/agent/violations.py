@@ -31,7 +31,8 @@ _REASONS: Final = {
     Why.BPF: "bpf(2) was called for what is not the container's",
     Why.TRACING: "kernel tracing was opened for writing",
     Why.RAW_DEVICE: "a device was opened for writing that holds file systems, or memory",
-    Why.WAS_MAPPED: "it was mapped shared and writable, and may change without a writer",
+    Why.WAS_MAPPED: "it was mapped shared and writable, or written past the page cache, and may"
+    " change without a writer",
     Why.KERNEL_CODE: "a module, or another kernel, was loaded",
     Why.HELPER_SET: "a setting was opened for writing by which the kernel runs programs",
     Why.HELPER_RAN: "a program of the container's files ran outside of it",

@@ -163,7 +163,8 @@ static __always_inline u32 writer_of(struct inode *real)
 		return WRITER;
 	if (READ(real, i_mapping, i_mmap_writable.counter) > 0)
 		return SHARED_MAPPING;
-	return STABLE;
+	/* What is cached could not be written back: the disk holds something else. */
+	return READ(real, i_mapping, wb_err) ? WAS_MAPPED : STABLE;
 }
 
 /* The address of the inode that holds the data of this one. */

@@ -116,7 +116,8 @@ class Why(StrEnum):
     """A block device, or one that gives memory or a disk past all files, was opened for writing."""
     WAS_MAPPED = "was-mapped"
     """A container mapped it shared and writable: bytes behind its end, and what was being read into
-    the mapping, are of no digest."""
+    the mapping, are of no digest. Or what is cached of it may differ from the disk: it was opened
+    for direct writes, given another file's blocks, or could not be written back."""
     KERNEL_CODE = "kernel-code"
     """A module, or another kernel, was loaded."""
 

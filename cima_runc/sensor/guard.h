@@ -145,8 +145,11 @@ int BPF_PROG(cima_file_open, struct file *file)
 	if (magic == OVERLAYFS)
 		return refuse(copied_up(address(inode), address(file->f_path.dentry), OPENED_WHILE_MAPPED), -ETXTBSY);
 	if (magic != PROC && magic != TRACEFS && magic != DEBUGFS && magic != SYSFS && magic != CGROUP &&
-	    magic != BINFMT_MISC)
+	    magic != BINFMT_MISC) {
+		if (is_past_the_cache(file) && mark_of_current())
+			remember(address(inode));
 		return written_to(address(inode), address(file->f_path.dentry), OPENED_WHILE_MAPPED);
+	}
 	why = meaning_of(magic, file->f_path.dentry, &kind);
 	if (!why)
 		return 0;
@@ -178,6 +181,22 @@ SEC("?lsm/inode_setattr")
 int BPF_PROG(cima_setattr_3, void *idmap, struct dentry *dentry, struct iattr *attr)
 {
 	return changes_size(dentry, attr);
+}
+
+/*
+ * A file is given another one's blocks (FIDEDUPERANGE), by a descriptor that need not be open for writing. The
+ * kernel compares what is cached of both. An overlay's comes here again as the one that holds the data.
+ */
+SEC("?fentry/vfs_dedupe_file_range_one")
+int BPF_PROG(cima_dedupe, struct file *from, s64 at, struct file *to)
+{
+	u64 real = address(to->f_inode);
+
+	if (to->f_inode->i_sb->s_magic == OVERLAYFS || !mark_of_current())
+		return 0;
+	remember(real);
+	written_to(real, address(to->f_path.dentry), OPENED_WHILE_MAPPED);
+	return 0;
 }
 
 /* Another's memory: attaching, /proc/PID/mem, process_vm_writev(2). Who is told is whose it is. */
@@ -269,6 +288,46 @@ int BPF_PROG(cima_bpf, int cmd, void *attr, unsigned int size)
 		return 0;
 	note(mark->registration, ABOUT(GUARD, BPF_CALL, NONE, 1), 0, 0);
 	return -EPERM;
+}
+
+/*
+ * A probe has the instruction executed that was in the file when it was put there, whatever the file holds
+ * later; perf_event_open(2) makes one without tracefs.
+ */
+static __always_inline int probes(struct inode *inode)
+{
+	struct mark *mark = mark_of_current();
+	int denied;
+
+	if (!mark)
+		return 0;
+	denied = is_enforced(mark->registration);
+	note(mark->registration, ABOUT(GUARD, TRACING, NONE, denied), address(inode), 0);
+	if (denied)
+		bpf_send_signal(SIGKILL);
+	return 0;
+}
+
+SEC("?fentry/uprobe_register")
+int BPF_PROG(cima_uprobe, struct inode *inode)
+{
+	return probes(inode);
+}
+
+/* Up to Linux 6.11 one that counts who waits for it as well. */
+SEC("?fentry/uprobe_register_refctr")
+int BPF_PROG(cima_uprobe_counted, struct inode *inode)
+{
+	return probes(inode);
+}
+
+/* The kernel writes memory to the blocks of a file, below what is cached of it. */
+SEC("?fentry/swap_cgroup_swapon")
+int BPF_PROG(cima_swapon)
+{
+	struct mark *mark = mark_of_current();
+
+	return mark ? note(mark->registration, ABOUT(GUARD, RAW_DEVICE, NONE, 0), 0, 0) : 0;
 }
 
 /* Code for the kernel itself: a module, or another kernel. It can do what it likes. */
@@ -395,20 +454,18 @@ int BPF_PROG(cima_mount, struct super_block *sb)
 }
 
 /*
- * One that is read-only now may have been written before, whoever changes that. The host is refused
- * nothing, however many file systems a container mounted.
+ * One that is read-only now may have been written before, whoever changes that. It does not become a container's
+ * by that: it may be the host's, with every container's files. The host is refused nothing, however many file
+ * systems a container mounted.
  */
 SEC("lsm/sb_remount")
 int BPF_PROG(cima_remount, struct super_block *sb)
 {
-	struct mark *mark = mark_of_current();
-	u64 key = (u64)sb, owner = mark && !is_of_no_device(sb->s_magic) ? mark->registration : 0;
+	u64 key = (u64)sb, nobody = 0;
 
-	if (!owner && bpf_map_lookup_elem(&mounted, &key))
+	if (bpf_map_lookup_elem(&mounted, &key) || !bpf_map_update_elem(&mounted, &key, &nobody, BPF_NOEXIST))
 		return 0;
-	if (!bpf_map_update_elem(&mounted, &key, &owner, BPF_ANY))
-		return 0;
-	if (mark)
+	if (mark_of_current())
 		return -ENOMEM;
 	forget(address(sb));
 	return 0;

@@ -50,6 +50,7 @@ enum {
 enum { PROT_WRITE = 2, PROT_EXEC = 4, MAP_SHARED = 1, MAP_SHARED_VALIDATE = 3, MAP_TYPE = 15 };
 enum { VM_WRITE = 2, VM_EXEC = 4, VM_SHARED = 8, READ_IMPLIES_EXEC = 0x400000 };
 enum { FMODE_READ = 1, FMODE_WRITE = 2, FMODE_EXEC = 0x20, ATTR_SIZE = 8 };
+enum { FMODE_BACKING = 3 << 24 /* either bit, by release */, O_DIRECT = 0x4000, F_SETFL = 4 };
 enum { S_IFMT = 0170000, S_IFCHR = 0020000, S_IFBLK = 0060000, S_IFREG = 0100000, S_PRIVATE = 1 << 9, S_IMA = 1 << 10 };
 enum { FS_REQUIRES_DEV = 1 };
 enum { SB_RDONLY = 1, SB_KERNMOUNT = 1 << 22, SB_I_IMA_UNVERIFIABLE_SIGNATURE = 0x20 };
@@ -169,6 +170,7 @@ struct rb_root_cached {
 } KERNEL;
 struct address_space {
 	struct inode *host;
+	u32 wb_err;
 	atomic_t i_mmap_writable;
 	struct rb_root_cached i_mmap;
 } KERNEL;
@@ -189,6 +191,10 @@ struct file {
 	unsigned int f_flags;
 	struct path f_path;
 	struct inode *f_inode;
+} KERNEL;
+/* fs/file_table.c: the file that another one is handed through to, which begins it */
+struct backing_file {
+	struct path user_path;
 } KERNEL;
 struct linux_binprm {
 	struct file *file;

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * Files that a container mapped shared and writable. When mapping and descriptor are gone, they can still
- * change, and nobody counts that: bytes behind the end of a file, in its last page, are none of what is
- * hashed, and run where that page is mapped executable; a read from a disk that was begun into the mapping
- * (O_DIRECT), or a copy from another process, lands when it is ready. For as long as such a file's inode
- * lives no digest of it is believed.
+ * Files that a container could write past what is counted. When mapping and descriptor are gone, they can still
+ * change: bytes behind the end of a file, in its last page, are none of what is hashed, and run where that page
+ * is mapped executable; a read from a disk that was begun into a shared mapping (O_DIRECT), or a copy from
+ * another process, lands when it is ready; and where page cache and disk differ, what is hashed is the one, and
+ * what runs may be the other. For as long as such a file's inode lives no digest of it is believed.
  *
  * A container has room for its share of them, and for those that the sensor knows of for another reason. Those
  * beyond it are forgotten (forgotten.h).
@@ -40,6 +40,30 @@ static __always_inline int is_way_to_write(struct file *file, unsigned long flag
 	return (type == MAP_SHARED || type == MAP_SHARED_VALIDATE) && READ(file, f_mode) & FMODE_WRITE &&
 	       (READ(file, f_inode, i_mode) & S_IFMT) == S_IFREG &&
 	       !(READ(file, f_inode, i_flags) & S_PRIVATE);
+}
+
+/*
+ * Whether what is written to this open file passes by the page cache, which then may differ from the disk: a
+ * direct write that fails in its midst leaves what was read meanwhile. Or whether somebody maps another file, and
+ * has this one's pages: a FUSE server had it handed through.
+ */
+static __always_inline int is_past_the_cache(struct file *file)
+{
+	struct backing_file *backing = (void *)file;
+
+	if (file->f_flags & O_DIRECT)
+		return 1;
+	return file->f_mode & FMODE_BACKING && bpf_core_field_exists(backing->user_path) &&
+	       BPF_CORE_READ(backing, user_path.dentry, d_sb, s_magic) == FUSE;
+}
+
+/* A descriptor becomes one for direct writes: an overlay's is handed on to the file that holds the data. */
+SEC("lsm/file_fcntl")
+int BPF_PROG(cima_file_fcntl, struct file *file, unsigned int cmd, unsigned long arg)
+{
+	if (cmd == F_SETFL && arg & O_DIRECT && file->f_mode & FMODE_WRITE && mark_of_current())
+		remember(real_of(address(file->f_inode)));
+	return 0;
 }
 
 #endif

@@ -2,6 +2,7 @@
 root and the BPF LSM; digests need IMA."""
 
 import ctypes
+import fcntl
 import hashlib
 import mmap
 import os
@@ -31,6 +32,7 @@ __all__ = ["container"]
 PROT_READ, PROT_WRITE, PROT_EXEC, MAP_PRIVATE = 1, 2, 4, 2
 BPF_MAP_GET_FD_BY_ID = 14
 SYS_BPF, SYS_INIT_MODULE, SYS_FINIT_MODULE, SYS_KEXEC_LOAD = 321, 175, 313, 246
+SYS_PERF_EVENT_OPEN = 298
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -143,6 +145,29 @@ def written_behind_its_end(file: Path) -> None:
     map_executable(file)
 
 
+def opened_for_direct_writes(file: Path) -> None:
+    """Which the file system may not have: who asks is remembered all the same."""
+    with suppress(OSError):
+        os.close(os.open(file, os.O_WRONLY | os.O_DIRECT))
+    map_executable(file)
+
+
+def set_to_direct_writes(file: Path) -> None:
+    with file.open("r+b") as opened, suppress(OSError):
+        fcntl.fcntl(opened, fcntl.F_SETFL, os.O_DIRECT)
+    map_executable(file)
+
+
+def probe(file: Path) -> None:
+    """As perf_event_open(2) makes one, in no mapping (type, size and config1 of its attributes)."""
+    attributes = bytearray(112)
+    kind = int(Path("/sys/bus/event_source/devices/uprobe/type").read_text())
+    path = ctypes.create_string_buffer(os.fsencode(file))
+    struct.pack_into("=II", attributes, 0, kind, len(attributes))
+    struct.pack_into("=Q", attributes, 56, ctypes.addressof(path))
+    libc.syscall(SYS_PERF_EVENT_OPEN, bytes(attributes), 0, -1, -1, 0)
+
+
 def module(file: Path) -> None:
     assert libc.syscall(SYS_INIT_MODULE, bytes(4096), 4096, b"") == -1
 
@@ -169,6 +194,9 @@ def another_kernel(file: Path) -> None:
         (physical_memory, Kind.GUARD, Why.RAW_DEVICE),
         (registers, Kind.GUARD, Why.RAW_DEVICE),
         (written_behind_its_end, Kind.USE, Why.WAS_MAPPED),
+        (opened_for_direct_writes, Kind.USE, Why.WAS_MAPPED),
+        (set_to_direct_writes, Kind.USE, Why.WAS_MAPPED),
+        (probe, Kind.GUARD, Why.TRACING),
         (module, Kind.GUARD, Why.KERNEL_CODE),
         (module_in_a_file, Kind.GUARD, Why.KERNEL_CODE),
         (another_kernel, Kind.GUARD, Why.KERNEL_CODE),

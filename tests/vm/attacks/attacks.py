@@ -78,6 +78,12 @@ def _stale() -> list[Attack]:
             ("overlay",), "past_the_end beyond_share", "the same, beyond 65,536 files", "unstable"
         ),
         *_places(("overlay", *DISKS), "read_in_flight", "a read from a disk lands in it", *changed),
+        *_places(
+            ("overlay", "ext4"), "direct_write opened", "a direct write fails half-way", "unstable"
+        ),
+        *_places(("overlay",), "direct_write fcntl", "the same, with F_SETFL", "unstable"),
+        *_places(("xfs", "btrfs"), "deduplicated", "given another file's blocks", *changed),
+        Attack("handed_through", "the pages of a file behind FUSE", CHANGED, "privileged", "ext4"),
         Attack("lower_by_handle", "a layer's file, opened by its handle", CHANGED, "privileged"),
         Attack("pinned_pages code", "read into registered buffers", CHANGED, "ctr", "tmpfs"),
         Attack("pinned_pages program", "the same, a program", CHANGED, "ctr", "tmpfs"),
@@ -217,6 +223,7 @@ def _elsewhere() -> list[Attack]:
             Attack(f"kernel_code {mode}", f"code for the kernel: {mode}", guard, "privileged")
             for mode in ("module", "module_file", "kexec")
         ),
+        Attack("probed", "a probe keeps what the file held", guard, "privileged"),
         Attack("blinded_sensor maps", "the sensor's maps emptied", guard, "privileged"),
         Attack("blinded_sensor links", "the sensor's programs detached", guard, "privileged"),
         Attack("blinded_sensor ftrace", "the kernel's tracing off", guard, "privileged"),
