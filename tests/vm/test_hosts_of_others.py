@@ -280,7 +280,7 @@ def as_kubelet_makes_it(kubelet: Path, uid: str, name: str, random: str) -> list
         ("/dev/termination-log", log, 0),
         ("/var/run/secrets/kubernetes.io/serviceaccount", token, 1),
         ("/etc/podinfo", info, 1),
-        ("/var/run/secrets/all-in-one", projected, 1),
+        ("/projected-volume", projected, 1),
     ]
     return [(7, [(1, at), (2, str(source)), (3, ro)]) for at, source, ro in pairs]
 

@@ -2,6 +2,7 @@
 
 import base64
 import posixpath
+import re
 import struct
 from collections.abc import Iterator
 from functools import cached_property
@@ -17,6 +18,8 @@ _SCRIPTS = (".cjs", ".js", ".lua", ".mjs", ".php", ".pl", ".py", ".pyc", ".rb", 
 """How scripts are called that need not be executable, being given to an interpreter."""
 
 
+_MODULES = re.compile(r"python\d[\d.]*|site-packages|dist-packages|lib-dynload")
+"""Directories that Python looks for modules in."""
 _ACL_GROUP = 0x08
 """The tag of a named group in an access control list (include/uapi/linux/posix_acl.h)."""
 
@@ -73,6 +76,20 @@ class ImageFiles:
         if path == "/" or (found is not None and found.type != "dir"):
             return True
         return any(each.startswith(f"{path}/") for each in self._files)
+
+    @cached_property
+    def modules(self) -> frozenset[str]:
+        """Names of Python's modules that are found by themselves, without those built in."""
+        found: set[str] = set()
+        for path in self._files:
+            directory, _, name = path.rpartition("/")
+            if name == "__init__.py":
+                directory, _, name = directory.rpartition("/")
+            elif not name.endswith((".py", ".so")):
+                continue
+            if _MODULES.fullmatch(directory.rpartition("/")[2]):
+                found.add(name.partition(".")[0])
+        return frozenset(found)
 
     @cached_property
     def groups(self) -> frozenset[int]:

@@ -1,9 +1,10 @@
 """Where programs look for code and settings by themselves, by how a container was started.
 
-Of a fixed place that holds data by custom (``/run/secrets``) this says whether something of the
-container looks there all the same: by its working directory, by the directory that a script is in,
-or since a variable names a directory there as somebody's home. Every language has such a rule, and
-every tool its own names: so what matters is the directory, not what is looked for in it.
+Of a place that holds data by custom (``/run/secrets``), or by its name (``/my-config``), this says
+whether something of the container looks there all the same: by its working directory, by the
+directory that a script is in, or since a variable names a directory there as somebody's home. Every
+language has such a rule, and every tool its own names: so what matters is the directory, not what
+is looked for in it.
 Sources: the manuals of Python (site, sys.path), Node (modules), Ruby (Gem.user_dir), Git (FILES);
 XDG Base Directory Specification.
 """
@@ -11,6 +12,7 @@ XDG Base Directory Specification.
 # ruff: noqa: S108 - these are names in a container; nothing is written there
 
 import posixpath
+import re
 from collections.abc import Iterator
 from functools import cached_property
 
@@ -33,6 +35,17 @@ HOMES = frozenset(
 )
 """Variables below whose directories programs of every kind look for code and settings: Python for
 ``.local/lib/python3*/site-packages/usercustomize.py``, Ruby for ``gem``, Git for ``git/config``."""
+_WORDS = (
+    *("ca", "cert", "certificates", "certs", "cnf", "conf", "config", "configs", "configuration"),
+    *("credential", "credentials", "creds", "data", "info", "key", "keys", "license", "password"),
+    *("podinfo", "projected", "secret", "secrets", "settings", "ssl", "tls", "token", "tokens"),
+    *("volume",),
+)
+_OF_DATA = re.compile(
+    rf"(?:[A-Za-z0-9_-]+[-_])?(?:{'|'.join(_WORDS)})(?:[-_][A-Za-z0-9_-]+)?"
+    r"|[A-Za-z0-9][A-Za-z0-9_-]*\.(?:cnf|conf|crt|key|pem|txt|yaml|yml)"
+)
+"""Names in the root directory that say that there is data, as swarms and pods have them."""
 _USUAL = ("/", "/root", "/nonexistent", "/dev/null", "/dev/shm", "/home", "/tmp", "/var/tmp")
 _OF_XDG = ("/.cache", "/.config", "/.local/share", "/.local/state")
 _LISTS = ("/etc/xdg", "/usr/local/share:/usr/share", "/usr/local/share/:/usr/share/")
@@ -71,6 +84,18 @@ class LookedAt:
             if name in HOMES and not self._is_elsewhere(name, hidden, place, below):
                 return f"{name} is not known to name a directory elsewhere"
         return ""
+
+    def holds_data_by_name(self, top: str) -> bool:
+        """Whether a directory or file in the root, which the image does not have, is for data.
+
+        Where programs look for modules in the root, its name must not be one of theirs.
+        """
+        name = top.removeprefix("/")
+        if _OF_DATA.fullmatch(name) is None or self._image.at(top) is not None:
+            return False
+        looks = self._image.real(escape(self._config.cwd.encode("utf-8", "surrogatepass"))) == "/"
+        looks = looks or self._image.has_program_in("/")
+        return not (looks and name.partition(".")[0] in self._image.modules)
 
     def _is_near(self, directory: str, place: str, below: str) -> bool:
         if not directory.startswith("/"):

@@ -38,10 +38,10 @@ _BEFORE_VERSION_2 = {
 }
 """What counts for records of version 1, which do not say where engines keep their things."""
 _OWN_PLACES = ("/run/secrets", "/var/run/secrets", "/etc/podinfo")
-"""Directories that hold data by custom: no program looks below them by itself. Any other place is
-one for some image: its programs start in ``/`` or look in directories of theirs there, as
-LinuxServer.io's do for ``/custom-cont-init.d``; Node looks for ``node_modules``, Bundler for a
-``Gemfile`` in each directory above the one it is in."""
+"""Directories that hold data by custom: no program looks below them by itself. Any other place may
+be one for some image, but where its name in the root says that it holds data: programs start in
+``/`` or look in directories of theirs there, as LinuxServer.io's do for ``/custom-cont-init.d``;
+Node looks for ``node_modules``, Bundler for a ``Gemfile`` in each directory above its own."""
 
 
 class EngineMounts:
@@ -114,6 +114,9 @@ class EngineMounts:
         below = next((each for each in _OWN_PLACES if f"{place}/".startswith(f"{each}/")), "")
         if of.chosen and not below:
             below = place.removesuffix("/kubernetes.io/serviceaccount")  # a link leads elsewhere
+        top = "/" + place.split("/")[1]
+        if not below and self._looked_at.holds_data_by_name(top):
+            below = top
         if not below or matches_any(("/**/..", "/**/.", "**//**"), mount.destination):
             return "programs may look for code there by themselves"
         if of.own_place and self._image.has_below(place):

@@ -55,7 +55,7 @@ def docker(root: str) -> list[dict[str, Any]]:
         bind("/etc/hosts", f"{own}/hosts"),
         bind("/dev/shm", f"{own}/mounts/shm"),
         bind("/run/secrets/token", f"{own}/mounts/secrets/abc"),
-        bind("/run/secrets/cnf", f"{own}/mounts/secrets/def"),
+        bind("/cnf", f"{own}/mounts/secrets/def"),
     ]
 
 
@@ -82,7 +82,7 @@ def pod(kubelet: str) -> list[dict[str, Any]]:
         bind("/dev/termination-log", f"{own}/containers/app/0a1b2c3d"),
         bind(account, f"{own}/volumes/kubernetes.io~projected/kube-api-access-abcde"),
         bind("/etc/podinfo", f"{own}/volumes/kubernetes.io~downward-api/podinfo"),
-        bind("/var/run/secrets/all-in-one", f"{own}/volumes/kubernetes.io~projected/all-in-one"),
+        bind("/projected-volume", f"{own}/volumes/kubernetes.io~projected/all-in-one"),
     ]
 
 

@@ -36,16 +36,27 @@ DATA = (
     "/var/run/secrets/tokens",
     "/etc/podinfo",
     "/etc/podinfo/labels",
+    *("/cnf", "/config", "/config/a/b", "/my-config", "/certs", "/tls", "/projected-volume"),
+    *("/nginx.conf", "/app.yml", "/ca.pem", "/data-of-app", "/config_2"),
 )
 """Where nothing looks for code, wherever a container starts and whatever its home is."""
 CODE = (
-    *("/email", "/json", "/secrets", "/config", "/conf", "/plugins", "/cnf", "/projected-volume"),
+    *(
+        "/email",
+        "/json",
+        "/plugins",
+        "/conf.d",
+        "/config.d",
+        "/config.py",
+        "/config.json",
+        "/-config",
+    ),
     *("/node_modules", "/node_modules/supports-color", "/__pypackages__", "/vendor", "/packages"),
     *("/.local", "/.cargo", "/.config", "/.git", "/.bundle", "/.npmrc", "/.pnp.cjs", "/.mvn"),
     *("/Gemfile", "/package.json", "/pyvenv.cfg", "/conftest.py", "/Directory.Build.props"),
     *("/custom-cont-init.d", "/docker-entrypoint-initdb.d", "/entrypoint.d", "/mods", "/R"),
     *("/home", "/home/app/.local", "/root", "/root/.bashrc", "/root/.ssh", "/nonexistent/.local"),
-    *("/app/node_modules", "/app/.env.js", "/srv/x", "/opt/x", "/mnt/x", "/data/x", "/tmp/x"),
+    *("/app/node_modules", "/app/.env.js", "/srv/x", "/opt/x", "/mnt/x", "/plugins/x", "/tmp/x"),
     *("/usr/lib/python3.11", "/usr/local/lib/site_ruby", "/usr/share/x", "/lib/x", "/lib64/x"),
     *("/etc", "/etc/config", "/etc/profile.d", "/etc/ld.so.conf.d", "/etc/pam.d", "/etc/gitconfig"),
     *("/etc/nginx/conf.d", "/etc/php/conf.d", "/etc/perl", "/etc/xdg", "/etc/podinfox"),
@@ -103,6 +114,35 @@ def test_data_is_data_and_code_is_code(host: str, reference: ImageReference) -> 
     for cwd, home, uid in table if host == "kubernetes" else table[::7]:
         found = refused(started(reference, *mounts, host=host, cwd=cwd, uid=uid, HOME=home))
         assert found.keys() == set(CODE), (cwd, home, uid)
+
+
+@pytest.mark.parametrize(
+    ("cwd", "program", "refuses"),
+    [("/", None, True), ("/app", None, False), ("/app", "/main.py", True), ("/link", None, True)],
+)
+def test_a_name_for_data_that_is_a_modules_as_well(
+    cwd: str, program: str | None, refuses: bool, reference: ImageReference
+) -> None:
+    script = reference.files["/app/script"].model_copy(update={"mode": "0644"})
+    link = ReferenceFile(type="link", mode="0777", uid=0, gid=0, link="/", layer=1)
+    modules = (
+        "/usr/lib/python3.11/secrets.py",
+        "/usr/lib/python3/dist-packages/config/__init__.py",
+        "/usr/lib/python3.11/lib-dynload/info.cpython-311-x86_64-linux-gnu.so",
+        "/usr/lib/python3.11/logging/conf.py",
+        *([program] if program else []),
+    )
+    files = reference.files | {"/link": link} | dict.fromkeys(modules, script)
+    of = reference.model_copy(update={"files": files})
+    at = ("/secrets", "/config", "/info", "/conf", "/tls")
+    found = refused(started(of, *(bind(each, SOURCES["kubernetes"]) for each in at), cwd=cwd))
+    assert found.keys() == ({"/secrets", "/config", "/info"} if refuses else set())
+
+
+def test_a_directory_that_the_image_has_is_its_own(reference: ImageReference) -> None:
+    empty = ReferenceFile(type="dir", mode="0755", uid=0, gid=0, layer=1)
+    of = reference.model_copy(update={"files": reference.files | {"/config": empty}})
+    assert "/config" in refused(started(of, bind("/config", SOURCES["kubernetes"])))
 
 
 NEAR = (
@@ -212,7 +252,7 @@ def test_without_the_containers_secret(reference: ImageReference) -> None:
         at,
         "/etc/podinfo",
         TOKEN,
-        "/var/run/secrets/all-in-one",
+        "/projected-volume",
     }
     values = {"env": ("HOME",), "env_values": {"HOME": "/x"}}
     config = reference.config.model_copy(update=values)
@@ -223,7 +263,7 @@ def test_without_the_containers_secret(reference: ImageReference) -> None:
     assert at in refused(started(of, bind(at, SOURCES["kubernetes"]), HOME=at), None)
 
 
-@pytest.mark.parametrize("at", ["/config", "/email", "/run/secrets/x"])
+@pytest.mark.parametrize("at", ["/plugins", "/email", "/run/secrets/x"])
 def test_the_policy_names_the_one_mount(at: str, reference: ImageReference) -> None:
     box = started(reference, bind(at, SOURCES["kubernetes"]), HOME="/elsewhere")
     found = refused(box)
