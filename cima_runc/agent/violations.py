@@ -30,7 +30,8 @@ _REASONS: Final = {
     Why.USERFAULTFD: "a process can fill in pages that others map",
     Why.BPF: "bpf(2) was called for what is not the container's",
     Why.TRACING: "kernel tracing was opened for writing",
-    Why.RAW_DEVICE: "a device was opened for writing that holds file systems, or memory",
+    Why.RAW_DEVICE: "what is below files was reached for: a device that holds file systems, or"
+    " memory, opened for writing, a file swapped to, or blocks exchanged",
     Why.WAS_MAPPED: "it was mapped shared and writable, or written past the page cache, and may"
     " change without a writer",
     Why.KERNEL_CODE: "a module, or another kernel, was loaded",

@@ -113,7 +113,8 @@ class Why(StrEnum):
     PINNED_MEMORY = "pinned-memory"
     """io_uring or AF_XDP keeps pages of it, and can write to them when no mapping is left."""
     RAW_DEVICE = "raw-device"
-    """A block device, or one that gives memory or a disk past all files, was opened for writing."""
+    """A block device, or one that gives memory or a disk past all files, was opened for writing; a
+    file was swapped to, or was to have its blocks exchanged."""
     WAS_MAPPED = "was-mapped"
     """A container mapped it shared and writable: bytes behind its end, and what was being read into
     the mapping, are of no digest. Or what is cached of it may differ from the disk: it was opened

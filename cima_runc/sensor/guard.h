@@ -11,7 +11,7 @@
  * Where a container may be running what is in it, that container is told; where one of them may run its
  * image's files alone, it is refused to tasks of containers.
  */
-static __always_inline int written_to(u64 real, u64 dentry, u32 why)
+static __always_inline int changed_by(u64 real, u64 dentry, u32 why, int may_refuse)
 {
 	u64 user;
 	struct writes *written = bpf_map_lookup_elem(&writes, &real);
@@ -26,7 +26,7 @@ static __always_inline int written_to(u64 real, u64 dentry, u32 why)
 	if (!written->user[0] || !is_in_use((struct inode *)real, written))
 		return 0;
 	mark = mark_of_current();
-	for (u32 i = 0; mark && i < USERS_MAX; i++)
+	for (u32 i = 0; may_refuse && mark && i < USERS_MAX; i++)
 		denied |= written->user[i] && is_enforced(written->user[i]);
 	for (u32 i = 0; i < USERS_MAX; i++) {
 		user = written->user[i];
@@ -37,6 +37,11 @@ static __always_inline int written_to(u64 real, u64 dentry, u32 why)
 	if (written->more_users && total)
 		__sync_fetch_and_add(&total->unattributed, 1);
 	return refuse(denied, -ETXTBSY);
+}
+
+static __always_inline int written_to(u64 real, u64 dentry, u32 why)
+{
+	return changed_by(real, dentry, why, 1);
 }
 
 /* Text of up to 15 bytes, as two words. */
@@ -146,8 +151,8 @@ int BPF_PROG(cima_file_open, struct file *file)
 		return refuse(copied_up(address(inode), address(file->f_path.dentry), OPENED_WHILE_MAPPED), -ETXTBSY);
 	if (magic != PROC && magic != TRACEFS && magic != DEBUGFS && magic != SYSFS && magic != CGROUP &&
 	    magic != BINFMT_MISC) {
-		if (is_past_the_cache(file) && mark_of_current())
-			remember(address(inode));
+		if (file->f_flags & O_DIRECT || file->f_mode & FMODE_BACKING)
+			remember_if_past_the_cache(address(file));
 		return written_to(address(inode), address(file->f_path.dentry), OPENED_WHILE_MAPPED);
 	}
 	why = meaning_of(magic, file->f_path.dentry, &kind);
@@ -184,19 +189,39 @@ int BPF_PROG(cima_setattr_3, void *idmap, struct dentry *dentry, struct iattr *a
 }
 
 /*
- * A file is given another one's blocks (FIDEDUPERANGE), by a descriptor that need not be open for writing. The
- * kernel compares what is cached of both. An overlay's comes here again as the one that holds the data.
+ * A file is given another one's blocks (FIDEDUPERANGE), by a descriptor that need not be open for writing, and may be,
+ * as the kernel has seen by now. It compares what is cached of both.
  */
-SEC("?fentry/vfs_dedupe_file_range_one")
-int BPF_PROG(cima_dedupe, struct file *from, s64 at, struct file *to)
+SEC("?fentry/generic_remap_file_range_prep")
+int BPF_PROG(cima_dedupe, struct file *from, s64 at, struct file *to, s64 at_to, s64 *size, unsigned int flags)
 {
 	u64 real = address(to->f_inode);
 
-	if (to->f_inode->i_sb->s_magic == OVERLAYFS || !mark_of_current())
+	if (!(flags & REMAP_FILE_DEDUP) || !mark_of_current())
 		return 0;
 	remember(real);
-	written_to(real, address(to->f_path.dentry), OPENED_WHILE_MAPPED);
-	return 0;
+	return changed_by(real, address(to->f_path.dentry), OPENED_WHILE_MAPPED, 0);
+}
+
+/*
+ * ext4 exchanges blocks of two files and leaves what is cached of the second. No container needs to: it is refused
+ * on a host that only records, too.
+ */
+static __always_inline int moves_blocks(struct file *file, unsigned int cmd)
+{
+	return cmd == EXT4_IOC_MOVE_EXT ? reaches_for(GUARD, RAW_DEVICE, file, 1) : 0;
+}
+
+SEC("lsm/file_ioctl")
+int BPF_PROG(cima_ioctl, struct file *file, unsigned int cmd)
+{
+	return moves_blocks(file, cmd);
+}
+
+SEC("?lsm/file_ioctl_compat")
+int BPF_PROG(cima_ioctl_compat, struct file *file, unsigned int cmd)
+{
+	return moves_blocks(file, cmd);
 }
 
 /* Another's memory: attaching, /proc/PID/mem, process_vm_writev(2). Who is told is whose it is. */
@@ -322,12 +347,23 @@ int BPF_PROG(cima_uprobe_counted, struct inode *inode)
 }
 
 /* The kernel writes memory to the blocks of a file, below what is cached of it. */
-SEC("?fentry/swap_cgroup_swapon")
-int BPF_PROG(cima_swapon)
+static __always_inline int swaps(long result)
 {
-	struct mark *mark = mark_of_current();
+	struct mark *mark = result ? 0 : mark_of_current();
 
 	return mark ? note(mark->registration, ABOUT(GUARD, RAW_DEVICE, NONE, 0), 0, 0) : 0;
+}
+
+SEC("?fexit/__x64_sys_swapon")
+int BPF_PROG(cima_swapon, void *regs, long result)
+{
+	return swaps(result);
+}
+
+SEC("?fexit/__ia32_sys_swapon")
+int BPF_PROG(cima_swapon_32, void *regs, long result)
+{
+	return swaps(result);
 }
 
 /* Code for the kernel itself: a module, or another kernel. It can do what it likes. */

@@ -32,6 +32,7 @@ _WRITES: Final = {
     "cima_mount": "bpf_lsm_sb_kern_mount",
     "cima_remount": "bpf_lsm_sb_remount",
     "cima_file_fcntl": "bpf_lsm_file_fcntl",
+    "cima_ioctl": "bpf_lsm_file_ioctl",
     "cima_sb_free": "bpf_lsm_sb_free_security",
 }
 """Without one of these nobody can say whether a file was written."""
@@ -60,10 +61,12 @@ _CALLS: Final = {
     "cima_personality_32": ("__ia32_sys_personality", "__ia32_sys_personality"),
     "cima_pinned": ("io_pin_pages", "__x64_sys_io_uring_setup"),
     "cima_umem": ("xdp_umem_create", "xsk_create"),
-    "cima_dedupe": ("vfs_dedupe_file_range_one", "vfs_dedupe_file_range"),
+    "cima_ioctl_compat": ("bpf_lsm_file_ioctl_compat", "bpf_lsm_file_ioctl_compat"),
+    "cima_dedupe": ("generic_remap_file_range_prep", "vfs_dedupe_file_range"),
     "cima_uprobe": ("uprobe_register", "uprobe_register"),
     "cima_uprobe_counted": ("uprobe_register_refctr", "uprobe_register_refctr"),
-    "cima_swapon": ("swap_cgroup_swapon", "swap_cgroup_swapon"),
+    "cima_swapon": ("__x64_sys_swapon", "__x64_sys_swapon"),
+    "cima_swapon_32": ("__ia32_sys_swapon", "__ia32_sys_swapon"),
 }
 """What is looked at, and what a kernel has where it can be done at all."""
 

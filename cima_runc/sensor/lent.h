@@ -43,7 +43,7 @@ __noinline int lend(u64 inode)
 	if (written)
 		written->lent = 1;
 	/* Who mapped it meanwhile saw no writer. */
-	written_to(inode, 0, PINNED_MEMORY);
+	changed_by(inode, 0, PINNED_MEMORY, 0);
 	return 0;
 }
 

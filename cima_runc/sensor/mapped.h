@@ -43,18 +43,22 @@ static __always_inline int is_way_to_write(struct file *file, unsigned long flag
 }
 
 /*
- * Whether what is written to this open file passes by the page cache, which then may differ from the disk: a
- * direct write that fails in its midst leaves what was read meanwhile. Or whether somebody maps another file, and
- * has this one's pages: a FUSE server had it handed through.
+ * What is written to an open file may pass by the page cache, which then can differ from the disk: a direct write
+ * that fails in its midst leaves what was read meanwhile. Or somebody maps another file, and has this one's pages: a
+ * FUSE server had it handed through.
+ *
+ * A global function: inlined, all that comes after it is verified once for each of the ways through it.
  */
-static __always_inline int is_past_the_cache(struct file *file)
+__noinline int remember_if_past_the_cache(u64 address_of_file)
 {
+	struct file *file = (void *)address_of_file;
 	struct backing_file *backing = (void *)file;
+	int is_direct = READ(file, f_flags) & O_DIRECT;
 
-	if (file->f_flags & O_DIRECT)
-		return 1;
-	return file->f_mode & FMODE_BACKING && bpf_core_field_exists(backing->user_path) &&
-	       BPF_CORE_READ(backing, user_path.dentry, d_sb, s_magic) == FUSE;
+	if (!is_direct && (!bpf_core_field_exists(backing->user_path) ||
+			   BPF_CORE_READ(backing, user_path.dentry, d_sb, s_magic) != FUSE))
+		return 0;
+	return mark_of_current() ? remember((u64)READ_POINTER(file, f_inode)) : 0;
 }
 
 /* A descriptor becomes one for direct writes: an overlay's is handed on to the file that holds the data. */

@@ -13,6 +13,7 @@ CHOSEN = {
     "stale_program",
     "changed_after_use pwrite",
     "changed_script",
+    "direct_write opened",
     "execmem vdso",
     "execmod again",
     "process_memory proc_mem",

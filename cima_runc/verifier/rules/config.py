@@ -529,7 +529,9 @@ class ConfigRule:
         wanted = self._image.user_number or self._image.user or "0"
         # What the image, or the policy, says of the first one was compared with the user.
         is_judged = not _is_user(wanted, self._config) or bool(wanted.partition(":")[2])
-        is_judged = is_judged or any(_is_user(each, self._config) for each in self._policy.users)
+        is_judged |= any(
+            ":" in each and _is_user(each, self._config) for each in self._policy.users
+        )
         gids = set(user.additional_gids) - {user.gid} | (set() if is_judged else {user.gid})
         others = gids - {*own, *self._policy.groups}
         for gid in sorted(others & self._files.groups if others and self._files else ()):

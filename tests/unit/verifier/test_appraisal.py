@@ -797,7 +797,9 @@ def test_groups(box: Box, user: str, gid: int, more: list[int], told: list[int])
 
 def test_a_user_that_the_policy_has_is_in_its_groups(box: Box) -> None:
     box = grouped(box, "1000", 0, [0], IMAGE_GROUPS)
-    assert box.failed("[config]\nusers = ['1000']") == []
+    # Of a user alone nothing is said of its first group.
+    for policy in ("", "[config]\nusers = ['1000']"):
+        assert [each.rule for each in box.failed(policy)] == ["config.groups"]
     assert box.failed("[config]\nusers = ['1000:0']") == []
     box.config["process"]["user"] = {"uid": 0, "gid": 50, "additionalGids": [50]}
     assert [each.rule for each in box.failed()] == ["config.user"]

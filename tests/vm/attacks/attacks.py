@@ -70,7 +70,10 @@ def _stale() -> list[Attack]:
             (*DISKS, "tmpfs"), "stale_from_neighbour use", "dirty from another container", *changed
         ),
         *_places(ALL, "truncated_by_path", "cut off by truncate(2)", *changed),
-        *_places(("ext4",), "moved_extents", "blocks moved by EXT4_IOC_MOVE_EXT", *changed),
+        *_places(
+            ("ext4",), "moved_extents after_use", "blocks moved by EXT4_IOC_MOVE_EXT", *changed
+        ),
+        *_places(("ext4",), "moved_extents before_use", "the same, before its first use", *changed),
         Attack("own_overlay", "the lower file of its own overlay", CHANGED, "privileged"),
         *_places(ALL, "alias hard_link", "changed by its other name", *changed),
         *_places(ALL, "past_the_end", "code behind the file's end, in its last page", "unstable"),

@@ -1,6 +1,7 @@
 /*
  * EXT4_IOC_MOVE_EXT exchanges the blocks of two files; the donor's content changes and its i_version
- * does not. Both are opened before the first use. Must be seen: the new digest, or that it is not stable.
+ * does not. Both are opened before the first use. Argument: after_use, or before_use, where what is cached of the
+ * donor stays, and nothing was ever hashed. Must be seen: the new digest, that it is not stable, or a refusal.
  */
 #include "attack.h"
 
@@ -32,10 +33,14 @@ ATTACK(moved_extents)
 	donor = opened(CODE, O_RDWR);
 	must(fsync(donor), "fsync");
 	move.donor_fd = donor;
-	code = map_code(PROT_READ | PROT_EXEC, MAP_PRIVATE);
-	call(code);
-	munmap(code, PAGE);
-	posix_fadvise(donor, 0, 0, POSIX_FADV_DONTNEED);
+	if (is_mode(argv, "after_use")) {
+		code = map_code(PROT_READ | PROT_EXEC, MAP_PRIVATE);
+		call(code);
+		munmap(code, PAGE);
+		posix_fadvise(donor, 0, 0, POSIX_FADV_DONTNEED);
+	} else {
+		must(pread(donor, evil, size, 0), "pread");
+	}
 	posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
 	/* Pages that some processor still holds in a batch: busy for a moment. */
 	for (int i = 0; i < 50 && ioctl(fd, EXT4_IOC_MOVE_EXT, &move) < 0 && errno == EBUSY; i++)
@@ -44,6 +49,13 @@ ATTACK(moved_extents)
 		must(-1, "EXT4_IOC_MOVE_EXT");
 	close(donor);
 	close(fd);
+	if (is_mode(argv, "before_use")) {
+		code = map_code(PROT_READ | PROT_EXEC, MAP_PRIVATE);
+		call(code);
+		munmap(code, PAGE);
+		donor = opened(CODE, O_RDONLY);
+		posix_fadvise(donor, 0, 0, POSIX_FADV_DONTNEED);
+	}
 	truth(CODE);
 	signal(SIGSEGV, it_ran);
 	call(map_code(PROT_READ | PROT_EXEC, MAP_PRIVATE));
