@@ -30,7 +30,7 @@ ORIGINS = (
     ),
 )
 """What a frozen guest is made from, beside its image."""
-WARM_UP_SECONDS = 600.0
+WARM_UP_SECONDS = 1200.0
 THAW_SECONDS = 60.0
 MIGRATION_SECONDS = 300.0
 QUIT_SECONDS = 60.0

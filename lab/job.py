@@ -17,7 +17,7 @@ CHECKOUT = LAB.parent
 PARTS = ("examples", "tests", "docs/how-to", "pyproject.toml")
 """What of the checkout a guest gets beside the installed program, in /opt/cima-test."""
 CERTIFICATES = "/opt/cima-test/tpm-ca.pem"
-BOOT_SECONDS = 600
+BOOT_SECONDS = 1200
 GRACE_SECONDS = 120
 CHUNK = 1 << 16
 
