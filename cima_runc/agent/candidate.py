@@ -18,7 +18,7 @@ from cima_runc.base import limits
 from cima_runc.base.bounded import read_bounded
 from cima_runc.base.text import printable
 from cima_runc.config import RootfsSettings, Settings
-from cima_runc.evidence.owner import ANNOTATION
+from cima_runc.evidence.owner import names_us
 from cima_runc.measure.bundle import (
     BundleError,
     cgroups_path,
@@ -29,11 +29,10 @@ from cima_runc.measure.bundle import (
 from cima_runc.measure.engine import EngineFinder
 from cima_runc.measure.idmap import parse_id_maps
 from cima_runc.measure.overlay import RootFilesystem, fuse_overlayfs_commands, read_rootfs
-from cima_runc.measure.podman_image import BUNDLE, image_pairs
+from cima_runc.measure.podman_image import BUNDLE, Pairs, image_pairs
 from cima_runc.measure.rootfs import Store as RootfsStore
 from cima_runc.measure.rootfs import deadline, measure
 from cima_runc.ml.contents import NO_ENGINE, Engine
-from cima_runc.ml.lines import NAME_ANNOTATION
 from cima_runc.runtime import installation, oci_hooks
 from cima_runc.runtime.bundle_guard import foreign_part
 from cima_runc.runtime.hook_state import HookState, parse_hook_state
@@ -61,7 +60,7 @@ class Candidate:
     missing: tuple[str, ...] = ()
     """What cannot be relied on: ``bundle``, where others may write that; ``memory``, where it came
     from a checkpoint."""
-    of_image: frozenset[tuple[str, str]] | None = frozenset()
+    of_image: Pairs | None = frozenset()
     """Annotations that may be its image's, where its engine hands them on; None: not known."""
     waits: Callable[[], bool] = lambda: True
     """Whether it waits still: who is told nothing in time may start it, or has ended it."""
@@ -209,21 +208,23 @@ def look_at(
             process.close()
             raise
         engine = engines.find(process.pid, state.bundle, config)
-        of_image: frozenset[tuple[str, str]] | None = frozenset()
-        if names_us(config) and hands_on(engine, state.bundle):
-            of_image = image_pairs(state.bundle, engines.image_stores(process.pid))
+        of_image = handed_on(
+            config,
+            engine,
+            state.bundle,
+            lambda: image_pairs(state.bundle, engines.image_stores(process.pid)),
+        )
         look = dependencies.look_at(process.pid)
         return Candidate(
             state, config, process, rootfs, look, engine, missing=missing, of_image=of_image
         )
 
 
-def names_us(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration has an annotation that decides whose container it is."""
-    annotations = config.get("annotations")
-    return isinstance(annotations, dict) and bool(
-        {ANNOTATION, NAME_ANNOTATION} & annotations.keys()
-    )
+def handed_on(
+    config: Mapping[str, Any], engine: Engine, bundle: str, pairs: Callable[[], Pairs | None]
+) -> Pairs | None:
+    """Return what of a container's annotations may be its image's: ``pairs`` where that matters."""
+    return pairs() if names_us(config) and hands_on(engine, bundle) else frozenset()
 
 
 def hands_on(engine: Engine, bundle: str) -> bool:

@@ -24,18 +24,16 @@ from pydantic import BaseModel, ConfigDict
 from cima_runc.base import limits
 from cima_runc.base.bounded import read_bounded
 from cima_runc.base.errors import CimaError
-from cima_runc.evidence.owner import ANNOTATION
+from cima_runc.evidence.owner import WHOSE, names_us
 from cima_runc.measure.bundle import parse_config, read_config, root_of
 from cima_runc.measure.idmap import IDENTITY, parse_id_maps
 from cima_runc.measure.overlay import FuseCommand, fuse_overlayfs_commands, read_rootfs
 from cima_runc.measure.podman_image import image_pairs
 from cima_runc.measure.rootfs import Mode, deadline, measure
-from cima_runc.ml.lines import NAME_ANNOTATION
 
 _PR_SET_DUMPABLE = 4
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNS = 0x00020000
-_OURS = frozenset({ANNOTATION, NAME_ANNOTATION})
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -90,10 +88,11 @@ def look(task: Task, user_namespace: int, mount_namespace: int) -> Answer:
         ids = parse_id_maps(uids, gids)
     _enter(mount_namespace, _CLONE_NEWNS)
     raw = read_config(task.config)
-    rootfs = read_rootfs(root_of(parse_config(raw), task.bundle), mountinfo, lambda: served)
+    parsed = parse_config(raw)
+    rootfs = read_rootfs(root_of(parsed, task.bundle), mountinfo, lambda: served)
     measured = measure(rootfs, ids=ids, mode=task.mode, check=deadline(task.seconds))
-    pairs = image_pairs(task.bundle, task.stores)
-    ours = None if pairs is None else tuple(one for one in sorted(pairs) if one[0] in _OURS)
+    pairs = image_pairs(task.bundle, task.stores) if names_us(parsed) else frozenset()
+    ours = None if pairs is None else tuple(one for one in sorted(pairs) if one[0] in WHOSE)
     config = base64.b64encode(raw).decode("ascii")
     return Answer(config=config, rootfs=measured.content(), of_image=ours)
 

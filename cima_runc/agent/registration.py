@@ -24,13 +24,14 @@ from cima_runc.base.text import printable
 from cima_runc.evidence.owner import (
     ANNOTATION,
     VARIABLE,
+    WHOSE,
     annotated_owner,
     owner_keys,
     variable_owner,
 )
 from cima_runc.measure.oci_config import measured_config
 from cima_runc.ml import contents
-from cima_runc.ml.lines import NAME_ANNOTATION, line_name, line_of
+from cima_runc.ml.lines import line_name, line_of
 from cima_runc.ml.store import ContainerNote
 from cima_runc.runtime import oci_hooks
 from cima_runc.runtime.hook_state import HookState, qualified
@@ -360,7 +361,7 @@ def own_annotations(candidate: Candidate, annotations: dict[str, Any]) -> dict[s
         RegistrationError: the image's author would be its owner, or may be.
     """
     kept = dict(annotations)
-    for key in (ANNOTATION, NAME_ANNOTATION):
+    for key in WHOSE:
         value = annotations.get(key)
         if not isinstance(value, str):
             continue

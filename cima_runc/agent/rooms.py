@@ -196,7 +196,7 @@ def open_rooms(
     sensor, kernel_log, tpm = sources.sensor, sources.kernel_log, sources.tpm
     core = Core(Table(settings.binding.slots), sources.missing, lambda: current.value.limits)
     runs = Runs(store, Lines(store.root / "lines"))
-    notes = stored_notes(store, None, _is_damaged)
+    notes = stored_notes(store, None, _tell_of_damage)
     runs.restore(notes)
     pcr = None
     if tpm is not None:
@@ -295,5 +295,5 @@ def open_rooms(
     return rooms, lobby
 
 
-def _is_damaged(registration: int, error: StoreError) -> None:
+def _tell_of_damage(registration: int, error: StoreError) -> None:
     _log.error("registration %d is damaged and left out: %s", registration, error)

@@ -18,9 +18,8 @@ from cima_runc.agent import userns
 from cima_runc.agent.candidate import (
     Candidate,
     configuration_of,
-    hands_on,
+    handed_on,
     look_seconds,
-    names_us,
     unmeasured_memory,
 )
 from cima_runc.agent.current import CurrentSettings
@@ -103,9 +102,8 @@ class Looks:
         missing = await loop.run_in_executor(None, unmeasured_memory, process.pid)
         state = replace(state, id=qualified(state.id, uid))
         look = Look(error=_NO_DEPENDENCIES)
-        of_image: frozenset[tuple[str, str]] | None = frozenset()
-        if names_us(config) and hands_on(engine, state.bundle):
-            of_image = None if answer.of_image is None else frozenset(answer.of_image)
+        seen = None if answer.of_image is None else frozenset(answer.of_image)
+        of_image = handed_on(config, engine, state.bundle, lambda: seen)
         return Candidate(
             state, config, process, answer.rootfs, look, engine, uid, missing, of_image
         )

@@ -9,6 +9,7 @@ where there are several.
 import base64
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.evidence.fields import decode_base64
+from cima_runc.ml.lines import NAME_ANNOTATION
 
 ANNOTATION = "io.cima.owner"
 VARIABLE = "CIMA_OWNER"
+WHOSE = (ANNOTATION, NAME_ANNOTATION)
+"""Annotations that decide whose a container is, and what it is a run of."""
 
 _PREFIX = "x25519:"
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -96,6 +100,12 @@ def annotated_owner(config: dict[str, Any]) -> str | None:
     if isinstance(annotations, dict) and isinstance(annotations.get(ANNOTATION), str):
         return str(annotations[ANNOTATION])
     return None
+
+
+def names_us(config: Mapping[str, Any]) -> bool:
+    """Whether an OCI configuration has one of :data:`WHOSE`."""
+    annotations = config.get("annotations")
+    return isinstance(annotations, dict) and not annotations.keys().isdisjoint(WHOSE)
 
 
 def variable_owner(config: dict[str, Any]) -> str | None:

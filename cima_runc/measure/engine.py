@@ -104,9 +104,9 @@ class EngineFinder:
     def image_stores(self, pid: int) -> tuple[str, ...]:
         """Return the directories that Podman was told it has images in; () of other engines."""
         with suppress(CimaError, OSError, psutil.Error):
-            for _, ancestor in zip(range(_NEAREST), ancestors_of(pid), strict=False):
-                if os.path.basename(executable(ancestor)) == b"conmon":
-                    return _image_stores(flag_values(command_line(ancestor), "exit-command-arg"))
+            caller = _caller(pid)
+            if caller is not None and os.path.basename(executable(caller)) == _CONMON:
+                return _image_stores(flag_values(command_line(caller), "exit-command-arg"))
         return ()
 
     def _behind_conmon(self, conmon: int, bundle: str, uid: int) -> Engine:

@@ -21,6 +21,8 @@ from cima_runc.base.jsonio import JsonError, load_object
 
 BUNDLE = re.compile(r"(/.+)/([a-z0-9]+)-containers/([^/]+)/userdata")
 """Podman's: its store, the storage driver, the container's id."""
+Pairs = frozenset[tuple[str, str]]
+"""Names with a text as value."""
 _LISTS = ("containers.json", "volatile-containers.json")
 _LIST_SIZE = 64 * limits.MIB
 _MANIFEST_SIZE = 4 * limits.MIB
@@ -28,7 +30,7 @@ _MANIFEST_SIZE = 4 * limits.MIB
 _IMAGE = re.compile(r"[0-9a-f]{64}")
 
 
-def image_pairs(bundle: str, stores: Sequence[str] = ()) -> frozenset[tuple[str, str]] | None:
+def image_pairs(bundle: str, stores: Sequence[str] = ()) -> Pairs | None:
     """Return all names with a text as value that the manifests of a container's image have.
 
     None: they cannot be seen, or not all of them be read. Wherever in a manifest a pair is, it is

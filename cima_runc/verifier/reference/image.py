@@ -382,7 +382,6 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
         "/" + escape(entry.path): _reference_file(entry, number) for entry, number in flattened
     }
     config = _reference_config(found.config.config or _Process())
-    config = config.model_copy(update={"homes": names.homes(files)})
     reference = ImageReference(
         name=found.name,
         platform=str(found.platform),
@@ -392,6 +391,7 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
             update={
                 "user_number": names.number(config.user, files),
                 "user_groups": names.groups(files),
+                "homes": names.homes(files),
             }
         ),
         layers=tuple(layers),

@@ -78,7 +78,7 @@ class NameFiles:
     def homes(self, files: Mapping[str, ReferenceFile]) -> tuple[str, ...]:
         """Return the home directories that an image's passwd(5) names: what engines set ``HOME``
         to, whether the image has them or not."""
-        lines = (line.strip().split(b":") for line in self._text(PASSWD, files).split(b"\n"))
+        lines = _lines(self._text(PASSWD, files))
         found = {fields[5] for fields in lines if len(fields) > 5}
         texts = (home.decode("utf-8", "ignore") for home in found if home.startswith(b"/"))
         return tuple(sorted(set(texts)))
@@ -107,8 +107,8 @@ def _numbered(name: str, text: bytes) -> str | None:
         return name
     for fields in _lines(text):
         if len(fields) > 2 and fields[0] == name.encode("utf-8", "surrogatepass") and name:
-            number = fields[2].decode("latin-1")
-            return str(int(number)) if _NUMBER.fullmatch(number) else None
+            number = _third(fields)
+            return None if number is None else str(number)
     return None
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from cima_runc.agent.candidate import hands_on, names_us
+from cima_runc.agent.candidate import hands_on
 from cima_runc.agent.registration import RegistrationError, own_annotations
+from cima_runc.evidence.owner import names_us
 from cima_runc.measure.engine import _image_stores
 from cima_runc.measure.podman_image import image_pairs
 from cima_runc.ml.contents import NO_ENGINE, Engine
