@@ -14,12 +14,14 @@ import sys
 import time
 import venv
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cima_runc
+from cima_runc.base import durable
 from cima_runc.cli import shapes
 from cima_runc.tpm.swtpm import software_tpm
 
@@ -58,6 +60,8 @@ def private_mounts(directory: Path) -> None:
     ):
         subprocess.run(command, check=True)
     SETTINGS_FILE.parent.mkdir(exist_ok=True)
+    # Threads that were there before stay outside, and see nothing that is mounted from here on.
+    durable._SYNCERS = ThreadPoolExecutor(max_workers=4)
 
 
 def installation(directory: Path) -> Path:

@@ -68,13 +68,13 @@ class Case:
         self,
         *,
         kill_at: tuple[int, bool] | None = None,
-        kill_after: float | None = None,
+        kill_after: tuple[int, float] | None = None,
         **changes: Any,
     ) -> Told:
         """Run an agent to its end.
 
         It is killed when the TPM gets the command ``kill_at``, or has done it; or so many seconds
-        after its process has started.
+        after so many calls to the kernel (what it has done by a time depends on the machine).
         """
         job = replace(self.job, **changes)
         near, far = processes.Pipe()
@@ -83,11 +83,15 @@ class Case:
         process.start()
         far.close()
         told.close()
-        self.kernel.serve(near)
+        calls, seconds = kill_after or (0, 0.0)
+
+        def on_call(call: int) -> None:
+            if call == calls:
+                threading.Timer(seconds, process.kill).start()
+
+        self.kernel.serve(near, on_call)
         if kill_at is not None:
             self._kill_at(process, *kill_at)
-        if kill_after is not None:
-            threading.Timer(kill_after, process.kill).start()
         found = Told([], [], [])
         try:
             while tell.poll(SECONDS):
@@ -302,7 +306,8 @@ def test_two_hundred_random_kills(proxy: TpmProxy, state: Path) -> None:
     print(f"seed {seed}")
     chance = random.Random(seed)
     for _ in range(200):
-        told = case.agent(kill_after=chance.uniform(0.02, 0.3), endless=True)
+        after = chance.randrange(1, 40), chance.uniform(0, 0.02)
+        told = case.agent(kill_after=after, endless=True)
         assert not told.refused
         assert told.end is None
     case.check()

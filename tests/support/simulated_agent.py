@@ -3,6 +3,7 @@
 The kernel is in the test's process; the service runs in one of its own, so that it can be killed.
 """
 
+import itertools
 import json
 import os
 import threading
@@ -125,13 +126,16 @@ class SimulatedKernel:
     def tables(self) -> tuple[dict[int, int], dict[int, int]]:
         return dict(self.rows), dict(self.ended)
 
-    def serve(self, channel: Connection) -> threading.Thread:
-        """Answer one agent until it is gone."""
+    def serve(
+        self, channel: Connection, on_call: Callable[[int], None] = lambda call: None
+    ) -> threading.Thread:
+        """Answer one agent until it is gone; ``on_call`` is told of each call's number before."""
 
         def work() -> None:
-            while True:
+            for call in itertools.count(1):
                 try:
                     name, arguments = channel.recv()
+                    on_call(call)
                     channel.send(getattr(self, name)(*arguments))
                 except (EOFError, OSError):
                     return
