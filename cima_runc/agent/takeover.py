@@ -259,13 +259,17 @@ class TakeOver:
         return self._enforcement.again(image, first.get("rootfs", {"layers": []})).handle
 
     def _forget_strangers(self) -> None:
-        """Watch nothing that is not registered: its registration was never completed."""
+        """Watch nothing that is not registered: its registration was never completed.
+
+        What the sensor counts for those whose ends are not recorded yet is not lost.
+        """
         if self._sensor is None:
             return
-        for number in self._sensor.registrations() - self._lifecycle.held_registrations:
+        known = self._lifecycle.held_registrations | self._ended.keys()
+        for number in self._sensor.registrations() - known:
             _log.info("registration %d came to nothing and is watched no more", number)
             self._events.unwatch(number)
-        for number in self._sensor.unwatched():
+        for number in self._sensor.unwatched().keys() - known:
             self._sensor.forget(number)
 
 

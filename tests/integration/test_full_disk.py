@@ -117,6 +117,40 @@ def test_it_starts_refuses_and_makes_room(state: Path, boot: str, *, ended_meanw
             assert again.writer.expected_value == again.tpm.read_pcrs([12])[12]
 
 
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_what_was_lost_of_several_that_ended_is_recorded_when_there_is_room(
+    state: Path, restarts: int
+) -> None:
+    """Also by an agent that follows the one that could not write."""
+    kernel = Kernel(capacity=1)
+    names = {f"box-{pid}": pid for pid in (5, 6, 7)}
+    with software_tpm() as tcti:
+        with agent(state, tcti, "this", kernel) as first:
+            numbers = [first.start(name, pid) for name, pid in names.items()]
+            tick(first)
+        for number, pid in zip(numbers, names.values(), strict=True):
+            kernel.execute(number, b"/filling")
+            kernel.execute(number, b"/foreign")
+            kernel.exit(pid)
+        fill(state)
+        for _ in range(restarts):
+            with agent(state, tcti, "this", kernel) as refused:
+                assert refused.writer.trouble is not None
+        with agent(state, tcti, "this", kernel) as again:
+            (state / "filling").unlink()
+            tick(again)
+            assert again.writer.trouble is None
+            dropped = 0
+            for number in numbers:
+                contents = [record.content for record in again.store.records(number)]
+                assert contents[-1]["type"] == "exit"
+                lost = [one for one in contents if one.get("type") == "lost"]
+                assert all(one["count"] is not None for one in lost)
+                dropped += sum(one["count"] for one in lost)
+            assert dropped == 5, "there was room for one event of six"
+    assert kernel.tables() == ({}, {})
+
+
 def test_room_that_retention_makes_is_enough(state: Path) -> None:
     """Nobody else gives any back: what is said of what goes has to be written first."""
     kernel = Kernel()
