@@ -372,7 +372,7 @@ def _user(user: Mapping[str, Any]) -> User:
     return User(
         uid=_number(user, "uid") or 0,
         gid=_number(user, "gid") or 0,
-        additional_gids=tuple(gid for gid in _list(gids) if type(gid) is int),
+        additional_gids=tuple(gid for gid in map(_integer, _list(gids)) if gid is not None),
         username=_string(user, "username"),
     )
 
@@ -441,7 +441,7 @@ def _all_devices(resources: Mapping[str, Any]) -> bool:
     """
     allowed: dict[str, set[str]] = {"b": set(), "c": set()}
     for rule in _objects(resources, "devices"):
-        if any(type(rule.get(key)) is int and rule[key] >= 0 for key in ("major", "minor")):
+        if any(_device_number(rule, key) is not None for key in ("major", "minor")):
             continue
         kinds = _string(rule, "type")
         for kind in allowed if kinds in {"", "a"} else {kinds} & allowed.keys():
@@ -530,10 +530,20 @@ def _string(holder: Mapping[str, Any], key: str) -> str:
 
 
 def _number(holder: Mapping[str, Any], key: str) -> int | None:
-    value = holder.get(key)
+    return _integer(holder.get(key))
+
+
+def _integer(value: object) -> int | None:
+    """Return an integer, also one beyond 2^53 - 1, which is measured as its decimal string."""
+    if isinstance(value, str) and _DECIMAL.fullmatch(value):
+        return int(value)
     return value if type(value) is int else None
 
 
+_DECIMAL = re.compile(r"-?[0-9]{1,20}", re.ASCII)
+
+
 def _limit(holder: Mapping[str, Any], key: str) -> int | None:
-    value = _number(holder, key)
-    return value if value is not None and value > 0 else None
+    # What is beyond 2^53 - 1 limits nothing.
+    value = holder.get(key)
+    return value if type(value) is int and value > 0 else None

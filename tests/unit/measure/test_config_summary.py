@@ -151,10 +151,26 @@ def test_privileged_is_all_of_it() -> None:
         ([{"allow": True, "access": "rw"}, {"allow": False, "access": "rw"}], False),
         ([{"allow": True}, {"allow": False}], False),
         ([{"allow": False}, {"allow": True}], True),
+        ([{"allow": True, "major": str(2**53)}], False),
+        ([{"allow": True}, {"allow": False, "major": str(2**53)}], True),
     ],
 )
 def test_devices(rules: list[Any], everything: bool) -> None:
     assert changed("linux.resources.devices", rules).all_devices == everything
+
+
+def test_integers_that_are_measured_as_text_are_integers() -> None:
+    large = str(2**53)
+    user = changed("process.user", {"uid": large, "gid": large, "additionalGids": [large]}).user
+    assert (user.uid, user.gid, user.additional_gids) == (2**53, 2**53, (2**53,))
+    device = {"path": "/dev/x", "type": "b", "major": large, "minor": large}
+    (found,) = changed("linux.devices", [device]).devices
+    assert (found.major, found.minor) == (2**53, 2**53)
+    rules = changed("linux.resources.devices", [{"allow": True, "type": "b", "major": large}])
+    assert [str(rule) for rule in rules.device_rules] == [f"b {large}:*"]
+    resources = {"memory": {"limit": large}, "pids": {"limit": "-1"}}
+    limits = changed("linux.resources", resources).resources
+    assert (limits.memory_bytes, limits.pids) == (None, None)
 
 
 @pytest.mark.parametrize("paths", [[], [""], [None], ["proc/kcore"], "/proc/kcore", None])
