@@ -104,15 +104,9 @@ static __always_inline int is_raw(struct inode *inode)
 /* `always`: it is refused on a host that only records, too. */
 static __always_inline int reaches_for(u32 kind, u32 why, struct file *file, int always)
 {
-	struct mark *mark = mark_of_current();
-	int denied;
+	u64 dentry = address(file->f_path.dentry);
 
-	if (!mark)
-		return 0;
-	denied = always || is_enforced(mark->registration);
-	note(mark->registration, ABOUT(kind, why, FILE_CHECK, denied), address(file->f_inode),
-	     address(file->f_path.dentry));
-	return refuse(denied, -EPERM);
+	return refuse(tell(ABOUT(kind, why, FILE_CHECK, always), address(file->f_inode), dentry), -EPERM);
 }
 
 /*
@@ -204,32 +198,43 @@ int BPF_PROG(cima_dedupe, struct file *from, s64 at, struct file *to, s64 at_to,
 }
 
 /*
- * ext4 exchanges blocks of two files and leaves what is cached of the second. No container needs to: it is refused
- * on a host that only records, too.
+ * What no container needs, and is refused on a host that only records, too: ext4 exchanges blocks of two files and
+ * leaves what is cached of the second; a FUSE server hands a file through, which others then map by another inode.
  */
-static __always_inline int moves_blocks(struct file *file, unsigned int cmd)
+static __always_inline int passes_the_cache(struct file *file, unsigned int cmd)
 {
-	return cmd == EXT4_IOC_MOVE_EXT ? reaches_for(GUARD, RAW_DEVICE, file, 1) : 0;
+	if (cmd != EXT4_IOC_MOVE_EXT && (cmd != FUSE_DEV_IOC_BACKING_OPEN || file->f_inode->i_rdev != FUSE_DEVICE))
+		return 0;
+	return reaches_for(GUARD, RAW_DEVICE, file, 1);
 }
 
 SEC("lsm/file_ioctl")
 int BPF_PROG(cima_ioctl, struct file *file, unsigned int cmd)
 {
-	return moves_blocks(file, cmd);
+	return passes_the_cache(file, cmd);
 }
 
 SEC("?lsm/file_ioctl_compat")
 int BPF_PROG(cima_ioctl_compat, struct file *file, unsigned int cmd)
 {
-	return moves_blocks(file, cmd);
+	return passes_the_cache(file, cmd);
 }
 
-/* Another's memory: attaching, /proc/PID/mem, process_vm_writev(2). Who is told is whose it is. */
-static __always_inline int reached_into(u64 registration, u64 by)
+/*
+ * Another's memory: attaching, /proc/PID/mem, process_vm_writev(2). Who is told is whose it is, and in whose
+ * namespace a task of another container does it.
+ */
+static __always_inline int reached_into(u64 registration, struct mark *by)
 {
-	int denied = by && (is_enforced(by) || (registration && is_enforced(registration)));
+	u64 told = registration, host = by ? guest_of(by) : 0;
+	int denied;
 
-	note(registration ? registration : by, ABOUT(CHANGED, PTRACE, NONE, denied), 0, 0);
+	if (!told && by)
+		told = by->registration;
+	denied = by && (is_enforced_here() || is_enforced(told));
+	note(told, ABOUT(CHANGED, PTRACE, NONE, denied), 0, 0);
+	if (host && host != told)
+		note(host, ABOUT(CHANGED, PTRACE, NONE, denied), 0, 0);
 	return refuse(denied, -EPERM);
 }
 
@@ -237,17 +242,15 @@ SEC("lsm/ptrace_access_check")
 int BPF_PROG(cima_ptrace, struct task_struct *child, unsigned int mode)
 {
 	struct mark *mark, *theirs;
-	u64 owner = 0, by = 0;
+	u64 owner = 0;
 
 	if (!(mode & PTRACE_MODE_ATTACH))
 		return 0;
 	mark = mark_of_current();
-	if (mark)
-		by = mark->registration;
 	theirs = bpf_task_storage_get(&marks, child, 0, 0);
 	if (theirs && registered(theirs->registration))
 		owner = theirs->registration;
-	return owner || by ? reached_into(owner, by) : 0;
+	return owner || mark ? reached_into(owner, mark) : 0;
 }
 
 SEC("lsm/ptrace_traceme")
@@ -255,7 +258,7 @@ int BPF_PROG(cima_traceme, struct task_struct *parent)
 {
 	struct mark *mark = mark_of_current();
 
-	return mark ? reached_into(mark->registration, mark->registration) : 0;
+	return mark ? reached_into(mark->registration, mark) : 0;
 }
 
 /* Pages that a program has not touched yet are whatever the holder of a userfaultfd says. */
@@ -263,18 +266,11 @@ SEC("lsm/inode_init_security_anon")
 int BPF_PROG(cima_anon_inode, struct inode *inode, const struct qstr *name)
 {
 	struct name text = {};
-	struct mark *mark;
-	int denied;
 
 	bpf_probe_read_kernel_str(&text, sizeof(text), BPF_CORE_READ(name, name));
 	if (!IS(text, "[userfaultfd]"))
 		return 0;
-	mark = mark_of_current();
-	if (!mark)
-		return 0;
-	denied = is_enforced(mark->registration);
-	note(mark->registration, ABOUT(CHANGED, USERFAULTFD, NONE, denied), 0, 0);
-	return refuse(denied, -EPERM);
+	return refuse(tell(ABOUT(CHANGED, USERFAULTFD, NONE, 0), 0, 0), -EPERM);
 }
 
 /*
@@ -296,7 +292,6 @@ enum { BPF_PROG_LOAD = 5 };
 SEC("lsm/bpf")
 int BPF_PROG(cima_bpf, int cmd, void *attr, unsigned int size)
 {
-	struct mark *mark;
 	u32 type = 0;
 
 	if ((u32)cmd > 63)
@@ -308,11 +303,7 @@ int BPF_PROG(cima_bpf, int cmd, void *attr, unsigned int size)
 	} else if (!(CALLS_OF_OTHERS & BIT(cmd))) {
 		return 0;
 	}
-	mark = mark_of_current();
-	if (!mark)
-		return 0;
-	note(mark->registration, ABOUT(GUARD, BPF_CALL, NONE, 1), 0, 0);
-	return -EPERM;
+	return refuse(tell(ABOUT(GUARD, BPF_CALL, NONE, 1), 0, 0), -EPERM);
 }
 
 /*
@@ -321,14 +312,7 @@ int BPF_PROG(cima_bpf, int cmd, void *attr, unsigned int size)
  */
 static __always_inline int probes(struct inode *inode)
 {
-	struct mark *mark = mark_of_current();
-	int denied;
-
-	if (!mark)
-		return 0;
-	denied = is_enforced(mark->registration);
-	note(mark->registration, ABOUT(GUARD, TRACING, NONE, denied), address(inode), 0);
-	if (denied)
+	if (tell(ABOUT(GUARD, TRACING, NONE, 0), address(inode), 0))
 		bpf_send_signal(SIGKILL);
 	return 0;
 }
@@ -349,9 +333,7 @@ int BPF_PROG(cima_uprobe_counted, struct inode *inode)
 /* The kernel writes memory to the blocks of a file, below what is cached of it. */
 static __always_inline int swaps(long result)
 {
-	struct mark *mark = result ? 0 : mark_of_current();
-
-	return mark ? note(mark->registration, ABOUT(GUARD, RAW_DEVICE, NONE, 0), 0, 0) : 0;
+	return result ? 0 : note_both(ABOUT(GUARD, RAW_DEVICE, NONE, 0), 0, 0);
 }
 
 SEC("?fexit/__x64_sys_swapon")
@@ -369,14 +351,7 @@ int BPF_PROG(cima_swapon_32, void *regs, long result)
 /* Code for the kernel itself: a module, or another kernel. It can do what it likes. */
 static __always_inline int loads_into_kernel(u64 inode, u64 dentry)
 {
-	struct mark *mark = mark_of_current();
-	int denied;
-
-	if (!mark)
-		return 0;
-	denied = is_enforced(mark->registration);
-	note(mark->registration, ABOUT(GUARD, KERNEL_CODE, NONE, denied), inode, dentry);
-	return refuse(denied, -EPERM);
+	return refuse(tell(ABOUT(GUARD, KERNEL_CODE, NONE, 0), inode, dentry), -EPERM);
 }
 
 SEC("lsm/kernel_load_data")
@@ -402,12 +377,7 @@ int BPF_PROG(cima_read_file, struct file *file, u32 id)
 /* Nor are its pins: who removes one, or the file system that holds them, detaches it. */
 static __always_inline int unpins(void)
 {
-	struct mark *mark = mark_of_current();
-
-	if (!mark)
-		return 0;
-	note(mark->registration, ABOUT(GUARD, BPF_CALL, NONE, 1), 0, 0);
-	return -EPERM;
+	return refuse(tell(ABOUT(GUARD, BPF_CALL, NONE, 1), 0, 0), -EPERM);
 }
 
 SEC("lsm/inode_unlink")
@@ -458,32 +428,43 @@ SEC("lsm/fs_context_parse_param")
 int BPF_PROG(cima_mount_option, struct fs_context *fc, struct fs_parameter *param)
 {
 	struct name name = {}, key = {};
-	struct mark *mark;
-	int denied;
 
 	bpf_probe_read_kernel_str(&name, sizeof(name), BPF_CORE_READ(fc, fs_type, name));
 	bpf_probe_read_kernel_str(&key, sizeof(key), BPF_CORE_READ(param, key));
 	if (!IS(name, "cgroup") || !IS(key, "release_agent"))
 		return 0;
-	mark = mark_of_current();
-	if (!mark)
-		return 0;
-	denied = is_enforced(mark->registration);
-	note(mark->registration, ABOUT(HELPER, HELPER_SET, NONE, denied), 0, 0);
-	return refuse(denied, -EPERM);
+	return refuse(tell(ABOUT(HELPER, HELPER_SET, NONE, 0), 0, 0), -EPERM);
 }
 
-/* File systems that a container mounts: what it can write below them is seen by nobody. */
+/* Of what kind it is, is not known here yet. */
+SEC("lsm/sb_alloc_security")
+int BPF_PROG(cima_sb_alloc, struct super_block *sb)
+{
+	struct mark *mark = mark_of_current();
+	u64 key = (u64)sb;
+
+	if (mark && bpf_map_update_elem(&mounted, &key, &mark->registration, BPF_ANY))
+		forget(key);
+	return 0;
+}
+
+/*
+ * File systems that a container mounts: what it can write below them is seen by nobody. One that was there before
+ * is not: it may be the host's, with every container's files.
+ */
 SEC("lsm/sb_kern_mount")
 int BPF_PROG(cima_mount, struct super_block *sb)
 {
 	u64 key = (u64)sb;
-	struct mark *mark;
+	struct mark *mark = mark_of_current();
 
-	if (is_of_no_device(sb->s_magic))
-		return 0;
-	mark = mark_of_current();
 	if (!mark)
+		return 0;
+	if (is_of_no_device(sb->s_magic)) {
+		bpf_map_delete_elem(&mounted, &key);
+		return 0;
+	}
+	if (!bpf_map_lookup_elem(&mounted, &key) && !was_forgotten(key))
 		return 0;
 	/* One that is not remembered would be believed. */
 	return bpf_map_update_elem(&mounted, &key, &mark->registration, BPF_ANY) ? -ENOMEM : 0;

@@ -29,6 +29,7 @@ _WRITES: Final = {
     "cima_collect_ends": "ima_collect_measurement",
     "cima_file_open": "bpf_lsm_file_open",
     "cima_inode_free": "bpf_lsm_inode_free_security",
+    "cima_sb_alloc": "bpf_lsm_sb_alloc_security",
     "cima_mount": "bpf_lsm_sb_kern_mount",
     "cima_remount": "bpf_lsm_sb_remount",
     "cima_file_fcntl": "bpf_lsm_file_fcntl",

@@ -58,6 +58,8 @@ enum { F_SEAL_WRITE = 8, PTRACE_MODE_ATTACH = 2, PF_KTHREAD = 0x200000 };
 enum { HASH_ALGO_SHA256 = 4, IMA_COLLECTED = 0x20 };
 enum { CLONE_NEWNS = 0x20000, REMAP_FILE_DEDUP = 1 };
 #define EXT4_IOC_MOVE_EXT 0xc028660fU /* fs/ext4/ext4.h */
+#define FUSE_DEV_IOC_BACKING_OPEN 0x4010e501U /* include/uapi/linux/fuse.h */
+#define FUSE_DEVICE (10 << MINORBITS | 229) /* /dev/fuse, as Documentation/admin-guide/devices.txt says */
 /* linux/major.h, and the minor numbers of drivers/char/mem.c */
 enum { MINORBITS = 20, MEM_MAJOR = 1, SCSI_GENERIC_MAJOR = 21, MSR_MAJOR = 202, MEM = 1, KMEM = 2, PORT = 4 };
 #define MNT_NS_ANON_INO 0xEFFFFFF7U /* the number of every anonymous mount namespace, from 7.x on */

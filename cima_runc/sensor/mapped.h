@@ -19,6 +19,9 @@ __noinline int remember(u64 real)
 	struct mark *mark = mark_of_current();
 	struct registration *owner = mark ? registered(mark->registration) : 0;
 
+	/* Nothing else can run, and of nothing else the sensor is told that it is gone. */
+	if ((READ((struct inode *)real, i_mode) & S_IFMT) != S_IFREG)
+		return 0;
 	if (written && written->mapped)
 		return 0;
 	if (!written && (!owner || owner->mapped < (s64)settings.share))

@@ -6,19 +6,28 @@
 #ifndef CIMA_MEMORY_H
 #define CIMA_MEMORY_H
 
-/* Report executable memory of the task with this mark; returns what the kernel is to do. */
-static __always_inline int note_memory(struct mark *mark, u32 why)
+static __always_inline int denies_memory(u64 registration)
 {
-	struct registration *owner = registered(mark->registration);
-	int denied = owner && owner->flags & DENY_MEMORY;
+	struct registration *owner = registration ? registered(registration) : 0;
+
+	return owner && owner->flags & DENY_MEMORY;
+}
+
+__noinline int note_memory_of(u64 registration, struct mark *mark, u32 why, u32 denied)
+{
 	struct scratch *s = claim_scratch();
-	u32 bytes = mark->path_len;
+	u32 bytes;
 
 	if (!s) {
-		count_dropped(mark->registration);
-		return refuse(denied, -EACCES);
+		count_dropped(registration);
+		return 0;
 	}
-	begin_event(&s->report.event, mark->registration, MEMORY, why, NONE);
+	if (!mark) {
+		release_scratch(s);
+		return 0;
+	}
+	bytes = mark->path_len;
+	begin_event(&s->report.event, registration, MEMORY, why, NONE);
 	s->report.event.denied = denied;
 	s->report.path_hash = mark->path_hash;
 	if (mark->hash >= 0) {
@@ -31,6 +40,18 @@ static __always_inline int note_memory(struct mark *mark, u32 why)
 	}
 	send(&s->report);
 	release_scratch(s);
+	return 0;
+}
+
+/* Report executable memory of the task with this mark; returns what the kernel is to do. */
+static __always_inline int note_memory(struct mark *mark, u32 why)
+{
+	u64 host = guest_of(mark);
+	int denied = denies_memory(mark->registration) || denies_memory(host);
+
+	note_memory_of(mark->registration, mark, why, denied);
+	if (host)
+		note_memory_of(host, mark, why, denied);
 	return refuse(denied, -EACCES);
 }
 
@@ -144,10 +165,8 @@ int BPF_PROG(cima_file_mprotect, struct vm_area_struct *vma, unsigned long reqpr
 		if (prot & PROT_WRITE && note_memory(mark, EXECMEM))
 			return -EACCES;
 	}
-	denied = is_enforced(mark->registration);
 	inode = READ_POINTER(file, f_inode);
-	note(mark->registration, ABOUT(USE, MPROTECT, MMAP_CHECK, denied), (u64)inode,
-	     (u64)BPF_CORE_READ(file, f_path.dentry));
+	denied = tell(ABOUT(USE, MPROTECT, MMAP_CHECK, 0), (u64)inode, (u64)BPF_CORE_READ(file, f_path.dentry));
 	return refuse(denied, -EACCES);
 }
 

@@ -6,8 +6,10 @@
 #ifndef CIMA_NAMESPACES_H
 #define CIMA_NAMESPACES_H
 
-static __always_inline void is_born(u64 registration, struct mnt_namespace *ns)
+/* What is made in a container's namespace is that one's, whosever the task is: of its own it has a mark. */
+static __always_inline void is_born(struct mark *mark, struct mnt_namespace *ns)
 {
+	u64 host = guest_of(mark), registration = host ? host : mark->registration;
 	struct watched entry = {.registration = registration, .namespace_id = namespace_id(ns), .nested = 1};
 	struct registration *owner = registered(registration);
 	u32 inum = BPF_CORE_READ(ns, ns.inum);
@@ -38,7 +40,7 @@ int BPF_PROG(cima_copy_mnt_ns, u64 flags, struct mnt_namespace *old, void *user_
 		return 0;
 	mark = mark_of_current();
 	if (mark)
-		is_born(mark->registration, new);
+		is_born(mark, new);
 	return 0;
 }
 
@@ -52,8 +54,7 @@ int BPF_PROG(cima_ns_born, struct ns_common___6_18 *ns)
 		return 0;
 	mark = mark_of_current();
 	if (mark)
-		is_born(mark->registration,
-			(void *)ns - bpf_core_field_offset(struct mnt_namespace___6_18, ns));
+		is_born(mark, (void *)ns - bpf_core_field_offset(struct mnt_namespace___6_18, ns));
 	return 0;
 }
 

@@ -62,10 +62,10 @@ int BPF_PROG(cima_bprm_check, struct linux_binprm *bprm)
 }
 
 /* Whether a process from outside has more rights than the container. */
-static __always_inline void check_entry(struct mark *mark, struct linux_binprm *bprm)
+static __always_inline void check_entry(u64 registration, struct linux_binprm *bprm)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct registration *owner = registered(mark->registration);
+	struct registration *owner = registered(registration);
 	const struct cred *cred = BPF_CORE_READ(task, real_cred);
 	int filtered = BPF_CORE_READ(task, seccomp.mode) != 0;
 	struct dentry *dentry = bprm->file->f_path.dentry;
@@ -86,9 +86,9 @@ static __always_inline void check_entry(struct mark *mark, struct linux_binprm *
 		return;
 	}
 	if (bounding & ~owner->bounding)
-		note(mark->registration, ABOUT(ENTRY, CAPABILITIES, BPRM_CHECK, 0), address(bprm->file->f_inode), address(dentry));
+		note(registration, ABOUT(ENTRY, CAPABILITIES, BPRM_CHECK, 0), address(bprm->file->f_inode), address(dentry));
 	if (owner->flags & SECCOMP_SEEN && !filtered)
-		note(mark->registration, ABOUT(ENTRY, NO_SECCOMP, BPRM_CHECK, 0), address(bprm->file->f_inode), address(dentry));
+		note(registration, ABOUT(ENTRY, NO_SECCOMP, BPRM_CHECK, 0), address(bprm->file->f_inode), address(dentry));
 }
 
 /* A program has taken the task over. */
@@ -98,6 +98,7 @@ int BPF_PROG(cima_committed, struct linux_binprm *bprm)
 	struct mark *mark = mark_of_current();
 	struct judged judged = {};
 	struct scratch *s;
+	u64 host;
 	u32 bytes;
 
 	if (!mark)
@@ -105,8 +106,11 @@ int BPF_PROG(cima_committed, struct linux_binprm *bprm)
 	catch_up(mark);
 	if (mark->entered) {
 		mark->entered = 0;
-		check_entry(mark, bprm);
+		check_entry(mark->registration, bprm);
 	}
+	host = guest_of(mark);
+	if (host)
+		check_entry(host, bprm);
 	mark->looked_at = 0;
 	mark->is_new = 1;
 	mark->hash = judge(address(bprm->file->f_inode), 0, &judged) ? -1 : judged.known.hash;

@@ -11,6 +11,7 @@
  *	digests.h	which digest is believed
  *	report.h	events, and the ring
  *	allowed.h	enforcement
+ *	told.h		who is told of what a task does
  *	uses.h		files that run, and are read
  *	programs.h	programs, and who comes from outside
  *	scripts.h	scripts that their interpreters have not opened yet
@@ -27,6 +28,7 @@
 #include "digests.h"
 #include "report.h"
 #include "allowed.h"
+#include "told.h"
 #include "uses.h"
 #include "programs.h"
 #include "mapped.h"

@@ -87,6 +87,7 @@ def _stale() -> list[Attack]:
         *_places(("overlay",), "direct_write fcntl", "the same, with F_SETFL", "unstable"),
         *_places(("xfs", "btrfs"), "deduplicated", "given another file's blocks", *changed),
         Attack("handed_through", "the pages of a file behind FUSE", CHANGED, "privileged", "ext4"),
+        Attack("handed_through", "the same, an overlay's", CHANGED, "privileged"),
         Attack("lower_by_handle", "a layer's file, opened by its handle", CHANGED, "privileged"),
         Attack("pinned_pages code", "read into registered buffers", CHANGED, "ctr", "tmpfs"),
         Attack("pinned_pages program", "the same, a program", CHANGED, "ctr", "tmpfs"),

@@ -56,6 +56,14 @@ def in_container(command: str) -> tuple[str, str]:
         return name, container.run(directory, name, seconds=3000)
 
 
+def test_what_cannot_run_is_not_remembered() -> None:
+    before = entries()
+    done = container.attack("direct_pipes", "docker", "ext4")
+    assert done.said == "200 pipes\n", done
+    assert (done.verdict, done.evidence) == ("TRUSTED", frozenset()), done
+    assert entries()["writes"] - before["writes"] < 100, "of 400 pipes"
+
+
 @pytest.mark.parametrize(
     "counts", [IN_SHORT, pytest.param(FULL, marks=pytest.mark.debian())], ids=["short", "full"]
 )

@@ -37,6 +37,16 @@ def test_a_crowd_that_has_files_hashed_loses_nobody_elses_events(image: None) ->
     assert guest.status()
 
 
+def test_a_disk_that_is_mounted_once_more_spoils_nothing_of_others(image: None) -> None:
+    """It may be the host's own: who has its device mounts it, to look at it or to trim it."""
+    with container.fresh_volume("ext4") as shared:
+        done = container.attack("mounted_again", "privileged", "ext4", shared)
+        assert done.said == "mounted again\n", done
+        seen = container.attack("honest", "docker", "ext4", shared)
+    assert seen.said.count("ran: good") == 3, seen
+    assert (seen.verdict, seen.evidence) == ("TRUSTED", frozenset()), seen
+
+
 def test_a_remount_of_a_file_system_that_others_use_spoils_nothing_of_theirs(image: None) -> None:
     """It may be the host's own, by way of a file that the engine mounts in the container."""
     with container.fresh_volume("ext4") as shared:

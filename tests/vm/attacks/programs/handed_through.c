@@ -73,7 +73,9 @@ static void answer(struct fuse_in_header *in, int backing)
 		return reply(in->unique, 0, &found, sizeof(found));
 	case FUSE_OPEN:
 		open.backing = ioctl(dev, BACKING_OPEN, &map);
-		return open.backing < 0 ? reply(in->unique, -EOPNOTSUPP, 0, 0) : reply(in->unique, 0, &open, sizeof(open));
+		if (open.backing < 0)
+			return reply(in->unique, errno == EPERM ? -EPERM : -EOPNOTSUPP, 0, 0);
+		return reply(in->unique, 0, &open, sizeof(open));
 	case FUSE_FORGET:
 	case FUSE_BATCH_FORGET:
 		return;

@@ -1,0 +1,15 @@
+/* A disk that is mounted already, with others' files on it, is mounted once more: its device, in /data/again. */
+#include <sys/sysmacros.h>
+#include "attack.h"
+
+ATTACK(mounted_again)
+{
+	struct stat at;
+
+	must(stat("/data", &at), "stat");
+	must(mknod("/data/disk", S_IFBLK | 0600, at.st_dev), "mknod");
+	must(mkdir("/data/again", 0755), "mkdir");
+	must(mount("/data/disk", "/data/again", "ext4", 0, 0), "mount");
+	printf("mounted again\n");
+	return 0;
+}
