@@ -441,7 +441,7 @@ SEC("lsm/sb_alloc_security")
 int BPF_PROG(cima_sb_alloc, struct super_block *sb)
 {
 	struct mark *mark = mark_of_current();
-	u64 key = (u64)sb;
+	u64 key = address(sb);
 
 	if (mark && bpf_map_update_elem(&mounted, &key, &mark->registration, BPF_ANY))
 		forget(key);
@@ -455,7 +455,7 @@ int BPF_PROG(cima_sb_alloc, struct super_block *sb)
 SEC("lsm/sb_kern_mount")
 int BPF_PROG(cima_mount, struct super_block *sb)
 {
-	u64 key = (u64)sb;
+	u64 key = address(sb);
 	struct mark *mark = mark_of_current();
 
 	if (!mark)
