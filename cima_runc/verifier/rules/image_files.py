@@ -4,7 +4,8 @@ import base64
 import posixpath
 import re
 import struct
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 
 from cima_runc.measure.mtree import escape
@@ -18,8 +19,15 @@ _SCRIPTS = (".cjs", ".js", ".lua", ".mjs", ".php", ".pl", ".py", ".pyc", ".rb", 
 """How scripts are called that need not be executable, being given to an interpreter."""
 
 
-_MODULES = re.compile(r"python\d[\d.]*|site-packages|dist-packages|lib-dynload")
-"""Directories that Python looks for modules in."""
+_OF_NODE = (".cjs", ".js", ".json", ".mjs", ".node", ".ts")
+"""What Node adds to a module's name, after it has looked for a file that is called so."""
+_MODULES = re.compile(
+    r"(?:graalpy|pypy|python)\d[\d.]*t?|lib_pypy|site-packages|dist-packages|lib-dynload"
+)
+"""Directories that Python looks for modules in; with ``t``, without its global lock."""
+_OF_PYTHON = (".py", ".pyc", ".so")
+_NO_DIRECTORIES = re.compile(r"(?:.*-nspkg|_virtualenv|a1_coverage|distutils-precedence)\.pth")
+"""Files of path configurations (Python, site) of which it is known that they name no directory."""
 _ACL_GROUP = 0x08
 """The tag of a named group in an access control list (include/uapi/linux/posix_acl.h)."""
 
@@ -77,19 +85,51 @@ class ImageFiles:
             return True
         return any(each.startswith(f"{path}/") for each in self._files)
 
+    def has_module(self, name: str, path: Collection[str]) -> bool:
+        """Whether a module of this name may be found, without those that an interpreter has built
+        in: one of Python's where it looks by itself or in a directory of ``path``, or any other's
+        in the root.
+
+        Where a file may name more directories to Python, what lies in any but in a package counts.
+        """
+        if any(f"/{name}{suffix}" in self._files for suffix in _OF_NODE):
+            return True
+        return any(
+            directory == "/"  # where a directory comes first
+            or directory in path
+            or _MODULES.fullmatch(posixpath.basename(directory)) is not None
+            or (self._has_paths and not self._is_package(directory))
+            for directory in self._modules.get(name, ())
+        )
+
     @cached_property
-    def modules(self) -> frozenset[str]:
-        """Names of Python's modules that are found by themselves, without those built in."""
-        found: set[str] = set()
+    def _modules(self) -> Mapping[str, set[str]]:
+        """Names of Python's modules and packages, and the directories that they are in."""
+        found: dict[str, set[str]] = defaultdict(set)
         for path in self._files:
-            directory, _, name = path.rpartition("/")
-            if name == "__init__.py":
-                directory, _, name = directory.rpartition("/")
-            elif not name.endswith((".py", ".so")):
-                continue
-            if _MODULES.fullmatch(directory.rpartition("/")[2]):
-                found.add(name.partition(".")[0])
-        return frozenset(found)
+            if path.endswith(_OF_PYTHON):
+                directory, _, name = path.rpartition("/")
+                found[name.partition(".")[0]].add(directory or "/")
+                above, _, package = directory.rpartition("/")
+                found[package].add(above or "/")
+        return found
+
+    @cached_property
+    def _has_paths(self) -> bool:
+        return any(
+            path.endswith(".pth")
+            and _MODULES.fullmatch(path.split("/")[-2]) is not None
+            and _NO_DIRECTORIES.fullmatch(path.rpartition("/")[2]) is None
+            for path in self._files
+        )
+
+    def _is_package(self, directory: str) -> bool:
+        return any(f"{directory}/__init__{suffix}" in self._files for suffix in _OF_PYTHON)
+
+    @cached_property
+    def includes(self) -> frozenset[str]:
+        """Names of directories with PHP's files in them, wherever they are."""
+        return frozenset(path.split("/")[-2] for path in self._files if path.endswith(".php"))
 
     @cached_property
     def groups(self) -> frozenset[int]:
@@ -113,10 +153,10 @@ class ImageFiles:
             if path.startswith(directory)
         )
 
-    def directories(self) -> Iterator[str]:
+    def directories(self, *, with_files: bool = False) -> Iterator[str]:
         """Yield the paths of directories, and of symbolic links, whose names are plain ASCII."""
         for path, each in self._files.items():
-            if each.type in {"dir", "link"} and "\\" not in path:
+            if (with_files or each.type in {"dir", "link"}) and "\\" not in path:
                 yield path
 
     def with_content(self, sha256: str) -> str | None:

@@ -2,11 +2,12 @@
 
 Of a place that holds data by custom (``/run/secrets``), or by its name (``/my-config``), this says
 whether something of the container looks there all the same: by its working directory, by the
-directory that a script is in, or since a variable names a directory there as somebody's home. Every
-language has such a rule, and every tool its own names: so what matters is the directory, not what
-is looked for in it.
-Sources: the manuals of Python (site, sys.path), Node (modules), Ruby (Gem.user_dir), Git (FILES);
-XDG Base Directory Specification.
+directory that a script is in, since a variable or the image's passwd(5) names a directory there as
+somebody's home, or a variable one to look for modules in. Every language has such a rule, and every
+tool its own names: so what matters is the directory, not what is looked for in it.
+Sources: the manuals of Python (site, sys.path), Node (modules), Ruby (Gem.user_dir), PHP (include),
+Git (FILES), kubectl (exec plugins), AWS SDKs (credential_process); XDG Base Directory
+Specification; runc's libcontainer/env.go and init_linux.go, crun's container.c and utils.c.
 """
 
 # ruff: noqa: S108 - these are names in a container; nothing is written there
@@ -16,6 +17,7 @@ import re
 from collections.abc import Iterator
 from functools import cached_property
 
+from cima_runc.base.text import printable
 from cima_runc.measure.config_summary import ConfigSummary
 from cima_runc.measure.mtree import escape
 from cima_runc.measure.oci_config import hidden_value
@@ -35,6 +37,48 @@ HOMES = frozenset(
 )
 """Variables below whose directories programs of every kind look for code and settings: Python for
 ``.local/lib/python3*/site-packages/usercustomize.py``, Ruby for ``gem``, Git for ``git/config``."""
+SETTINGS = frozenset(
+    {
+        "AWS_CONFIG_FILE",
+        "CARGO_HOME",
+        "COMPOSER_HOME",
+        "GRADLE_USER_HOME",
+        "KUBECONFIG",
+        "PIP_CONFIG_FILE",
+    }
+)
+"""Variables that name settings of which some are commands, or name code, and that have many honest
+uses: they count as :data:`HOMES` do, where they may name something that was mounted."""
+PATHS = frozenset(
+    {
+        "AWKPATH",
+        "CLASSPATH",
+        "ERL_LIBS",
+        "FPATH",
+        "GEM_HOME",
+        "GEM_PATH",
+        "GUILE_LOAD_PATH",
+        "JULIA_LOAD_PATH",
+        "LD_LIBRARY_PATH",
+        "LUA_CPATH",
+        "LUA_PATH",
+        "MONO_PATH",
+        "NODE_PATH",
+        "PERL5LIB",
+        "PERLLIB",
+        "PHPRC",
+        "PHP_INI_SCAN_DIR",
+        "PSModulePath",
+        "PYTHONPATH",
+        "PYTHONUSERBASE",
+        "RUBYLIB",
+        "R_LIBS",
+        "R_LIBS_SITE",
+        "R_LIBS_USER",
+    }
+)
+"""Variables of directories that languages look for modules in, between colons; Lua's have
+semicolons, and a ``?`` in each."""
 _WORDS = (
     *("ca", "cert", "certificates", "certs", "cnf", "conf", "config", "configs", "configuration"),
     *("credential", "credentials", "creds", "data", "info", "key", "keys", "license", "password"),
@@ -48,7 +92,16 @@ _OF_DATA = re.compile(
 """Names in the root directory that say that there is data, as swarms and pods have them."""
 _USUAL = ("/", "/root", "/nonexistent", "/dev/null", "/dev/shm", "/home", "/tmp", "/var/tmp")
 _OF_XDG = ("/.cache", "/.config", "/.local/share", "/.local/state")
+_OF_SETTINGS = (
+    *("/.aws/config", "/.cargo", "/.composer", "/.config/composer", "/.config/pip/pip.conf"),
+    *("/.gradle", "/.kube/config", "/.pip/pip.conf", "/admin.conf", "/config", "/kubeconfig"),
+    *("/kubeconfig.yaml", "/kubeconfig.yml", "/kubernetes/admin.conf", "/pip.conf", "/value"),
+)
 _LISTS = ("/etc/xdg", "/usr/local/share:/usr/share", "/usr/local/share/:/usr/share/")
+
+
+_NAMING = HOMES | SETTINGS
+_PATHS_OF_RELEASES = ("LUA_CPATH_", "LUA_PATH_")
 
 
 class LookedAt:
@@ -81,8 +134,17 @@ class LookedAt:
         if self._has_programs(place, below):
             return "the image has programs beside it"
         for name, hidden in self._config.hidden_env:
-            if name in HOMES and not self._is_elsewhere(name, hidden, place, below):
-                return f"{name} is not known to name a directory elsewhere"
+            if name in _NAMING and not self._is_elsewhere(name, hidden, place, below):
+                what = "a directory" if name in HOMES else "something"
+                return f"{name} is not known to name {what} elsewhere"
+        # Where HOME is not set, or empty (runc), the runtime sets it by passwd(5). What becomes
+        # another user (gosu, su) does so whatever it was before, so that all users' count.
+        for home in self._values.homes:
+            if self._is_near(home, place, below):
+                return f"{printable(home)} is a user's home in the image's /etc/passwd"
+        for name, directory in self._paths:
+            if self._is_near(directory, place, below):
+                return f"the image's {name} names {printable(directory)}"
         return ""
 
     def holds_data_by_name(self, top: str) -> bool:
@@ -93,14 +155,38 @@ class LookedAt:
         name = top.removeprefix("/")
         if _OF_DATA.fullmatch(name) is None or self._image.at(top) is not None:
             return False
-        looks = self._image.real(escape(self._config.cwd.encode("utf-8", "surrogatepass"))) == "/"
-        looks = looks or self._image.has_program_in("/")
-        return not (looks and name.partition(".")[0] in self._image.modules)
+        starts_in = self._real(self._config.cwd) == "/"
+        if starts_in and name in self._image.includes:
+            return False  # PHP's include looks there before it does beside the script
+        of_root = {each for each, directory in self._paths if self._real(directory) == "/"}
+        if not of_root <= {"PYTHONPATH"}:
+            return False
+        if not (starts_in or of_root or self._image.has_program_in("/")):
+            return True
+        path = {self._real(directory) for each, directory in self._paths if each == "PYTHONPATH"}
+        return not self._image.has_module(name, path)
+
+    def _real(self, directory: str) -> str:
+        return self._image.real(escape(directory.encode("utf-8", "surrogatepass")))
+
+    @cached_property
+    def _paths(self) -> tuple[tuple[str, str], ...]:
+        """What the image's own variables name to look for modules in, with these.
+
+        The working directory that an empty or relative one is of is judged by itself.
+        """
+        return tuple(
+            (name, posixpath.join(self._config.cwd, directory))
+            for name, value in sorted(self._values.env_values.items())
+            if name in PATHS or name.startswith(_PATHS_OF_RELEASES)
+            for each in re.split("[:;]", value)
+            if (directory := each.partition("?")[0]) not in {"", ".", "./"}
+        )
 
     def _is_near(self, directory: str, place: str, below: str) -> bool:
         if not directory.startswith("/"):
             return True
-        real = self._image.real(escape(directory.encode("utf-8", "surrogatepass")))
+        real = self._real(directory)
         return _is_in(real, below) or (real != "/" and _is_in(place, real))
 
     def _has_programs(self, place: str, below: str) -> bool:
@@ -132,9 +218,9 @@ class LookedAt:
 
     @cached_property
     def _told(self) -> dict[str, str]:
-        """The values of :data:`HOMES` that could be told, by how they are hidden."""
+        """The values of these variables that could be told, by how they are hidden."""
         assert self._secret is not None
-        wanted = {hidden for name, hidden in self._config.hidden_env if name in HOMES}
+        wanted = {hidden for name, hidden in self._config.hidden_env if name in _NAMING}
         found: dict[str, str] = {}
         for value in self._candidates():
             if len(found) == len(wanted):
@@ -147,14 +233,19 @@ class LookedAt:
     def _candidates(self) -> Iterator[str]:
         yield ""
         yield from _LISTS
-        yield from (value for name in sorted(HOMES) if (value := self._values.env_values.get(name)))
+        own = self._values.env_values
+        yield from (value for name in sorted(_NAMING) if (value := own.get(name)))
         users = {self._values.user.partition(":")[0], self._config.user.username} - {""}
         mounts = (mount.destination for mount in self._config.mounts)
         homes = (f"/home/{user}" for user in sorted(users))
+        names_files = any(name in SETTINGS for name in self._config.env)
+        parts = (*_OF_XDG, *_OF_SETTINGS) if names_files else _OF_XDG
         for directory in (*_USUAL, *self._values.homes, *homes, self._config.cwd, *mounts):
             yield directory
-            yield from (directory.rstrip("/") + part for part in _OF_XDG)
-        yield from self._image.directories()
+            yield from (directory.rstrip("/") + part for part in parts)
+        if names_files:
+            yield from ("/etc" + part for part in parts)
+        yield from self._image.directories(with_files=names_files)
 
 
 def _is_in(path: str, directory: str) -> bool:

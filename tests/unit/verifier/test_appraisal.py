@@ -25,7 +25,9 @@ from cima_runc.verifier.appraisal import References, appraise, compare
 from cima_runc.verifier.errors import Verdict
 from cima_runc.verifier.policy import Policy, parse_policy
 from cima_runc.verifier.reference.file import HostReference, ImageReference
+from cima_runc.verifier.rules.config import LOADING, makes_load
 from cima_runc.verifier.rules.engines import EMPTY_FILES, REPLACED_FILES
+from cima_runc.verifier.rules.looked_at import PATHS, SETTINGS
 from cima_runc.verifier.suggest import suggest
 
 OTHER = b"\x11" * 32
@@ -537,23 +539,79 @@ def test_configuration(
 
 
 LOADED_BY = {
+    "ant": "ANT_ARGS ANT_OPTS",
+    "apt": "APT_CONFIG",
     "awk": "AWKPATH AWKLIBPATH",
-    "bundler": "BUNDLE_GEMFILE",
+    "babel": "BABEL_CACHE_PATH",
+    "bundler": "BUNDLE_GEMFILE BUNDLE_APP_CONFIG BUNDLE_BIN_PATH BUNDLE_PATH BUNDLE_USER_CONFIG"
+    " BUNDLE_USER_HOME BUNDLE_USER_PLUGIN BUNDLER_ORIG_RUBYOPT",
+    "bootsnap": "BOOTSNAP_CACHE_DIR",
+    "cargo": "CARGO_BUILD_RUSTC CARGO_BUILD_RUSTC_WRAPPER CARGO_BUILD_RUSTC_WORKSPACE_WRAPPER"
+    " CARGO_BUILD_RUSTFLAGS CARGO_ENCODED_RUSTFLAGS RUSTC RUSTC_WRAPPER RUSTC_WORKSPACE_WRAPPER"
+    " RUSTDOC RUSTFLAGS",
+    "chicken": "CHICKEN_REPOSITORY_PATH",
+    "clojure": "CLJ_CONFIG",
+    "cmake": "CMAKE_TOOLCHAIN_FILE",
+    "composer": "COMPOSER COMPOSER_VENDOR_DIR",
+    "corepack": "COREPACK_HOME",
+    "cvs": "CVS_RSH",
+    "deno": "DENO_DIR",
+    "dotnet": "DOTNET_ROOT DOTNET_ROOT_X64 DOTNET_STARTUP_HOOKS",
     "elixir": "ELIXIR_ERL_OPTIONS ERL_FLAGS",
+    "flask": "FLASK_APP",
+    "gem": "GEMRC",
+    "ghc": "GHC_ENVIRONMENT GHC_PACKAGE_PATH",
+    "ghostscript": "GS_LIB GS_OPTIONS",
+    "git": "GIT_COMMON_DIR GIT_DIR GIT_EDITOR GIT_SEQUENCE_EDITOR",
+    "glib": "GI_TYPELIB_PATH GST_PLUGIN_SCANNER GST_PLUGIN_SYSTEM_PATH GTK_EXE_PREFIX"
+    " GTK_IM_MODULE_FILE GDK_PIXBUF_MODULEDIR",
+    "go": "GOENV GOFLAGS GOWORK",
+    "google": "GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES",
+    "gradle": "GRADLE_OPTS",
     "guile": "GUILE_LOAD_PATH GUILE_LOAD_COMPILED_PATH GUILE_EXTENSIONS_PATH",
-    "julia": "JULIA_LOAD_PATH JULIA_DEPOT_PATH JULIA_PROJECT",
+    "hg": "HGRCPATH",
+    "imagemagick": "MAGICK_CONFIGURE_PATH MAGICK_HOME",
+    "ipython": "IPYTHONDIR",
+    "julia": "JULIA_LOAD_PATH JULIA_DEPOT_PATH JULIA_PROJECT JULIA_BINDIR",
+    "jupyter": "JUPYTER_CONFIG_DIR JUPYTER_CONFIG_PATH JUPYTER_DATA_DIR JUPYTER_PATH",
     "less": "LESSOPEN LESSCLOSE",
+    "lisp": "CL_SOURCE_REGISTRY SBCL_HOME",
+    "luarocks": "LUAROCKS_CONFIG",
     "make": "MAKEFILES MAKEFLAGS GNUMAKEFLAGS",
-    "mono": "MONO_PATH MONO_CONFIG MONO_ENV_OPTIONS",
-    "ocaml": "CAML_LD_LIBRARY_PATH",
+    "maven": "MAVEN_ARGS MAVEN_OPTS",
+    "mix": "MIX_ARCHIVES MIX_BUILD_PATH MIX_BUILD_ROOT MIX_DEPS_PATH MIX_EXS MIX_HOME MIX_PATH",
+    "mono": "MONO_PATH MONO_CONFIG MONO_ENV_OPTIONS MONO_GAC_PREFIX",
+    "mysql": "LIBMYSQL_PLUGINS LIBMYSQL_PLUGIN_DIR MYSQL_HOME",
+    "node": "NODE_COMPILE_CACHE V8_COMPILE_CACHE_CACHE_DIR NODE_OPTIONS NODE_PATH",
+    "npm": "npm_config_prefix NPM_CONFIG_ONLOAD_SCRIPT npm_config_node-gyp npm_config_node_gyp"
+    " npm_config_pnpmfile NPM_CONFIG_GLOBAL_PNPMFILE",
+    "ocaml": "CAML_LD_LIBRARY_PATH CAMLLIB OCAMLFIND_CONF OCAMLLIB OCAMLPATH",
+    "octave": "OCTAVE_PATH OCTAVE_SITE_INITFILE OCTAVE_VERSION_INITFILE",
     "perl": "PERL5LIB PERL5OPT PERLLIB PERL5DB",
-    "python": "PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONPYCACHEPREFIX",
-    "R": "R_PROFILE R_PROFILE_USER R_ENVIRON R_ENVIRON_USER R_LIBS R_LIBS_SITE R_LIBS_USER",
-    "ruby": "RUBYLIB RUBYOPT GEM_HOME GEM_PATH",
-    "tcl": "TCLLIBPATH TCL_LIBRARY",
+    "psql": "PGSYSCONFDIR PSQLRC",
+    "python": "PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONPYCACHEPREFIX PYTHON_PRESITE",
+    "R": "R_PROFILE R_PROFILE_USER R_ENVIRON R_ENVIRON_USER R_LIBS R_LIBS_SITE R_LIBS_USER R_HOME"
+    " R_TESTS",
+    "racket": "PLTCOMPILEDROOTS PLTUSERHOME",
+    "raku": "PERL6LIB RAKULIB",
+    "rebar": "REBAR_CONFIG REBAR_GLOBAL_CONFIG_DIR",
+    "rpm": "RPM_CONFIGDIR",
+    "ruby": "RUBYLIB RUBYOPT GEM_HOME GEM_PATH RUBY_CRASH_REPORT TRUFFLERUBYOPT",
+    "sbt": "SBT_OPTS",
+    "svn": "SVN_SSH",
+    "tcl": "TCLLIBPATH TCL_LIBRARY TK_LIBRARY",
+    "tex": "TEXMFCNF",
+    "wget": "WGETRC",
+    "zip": "ZIPOPT",
 }
 """By their manuals: what programs read before their own code, or with it. Any of them may name
 ``/proc/self/environ``, which holds what whoever starts the container has written."""
+
+
+def test_each_of_them_is_named_once() -> None:
+    names = [name for each in LOADED_BY.values() for name in each.split()]
+    assert len(names) == len(set(names))
+    assert not LOADING & SETTINGS and all(map(makes_load, PATHS))
 
 
 @pytest.mark.parametrize("program", LOADED_BY)
@@ -562,7 +620,8 @@ def test_variables_by_which_a_program_loads_other_code(box: Box, program: str) -
         process(env=[f"{name}=00"])(box.config)
         (finding,) = box.failed()
         assert (finding.rule, finding.got) == ("config.env", name)
-    harmless = ["HOME=00", "TZ=00", "DEBUG=00", "ENV=00", "APP_ENV=00"]
+    harmless = ["HOME=00", "TZ=00", "DEBUG=00", "ENV=00", "APP_ENV=00", "FLASK_ENV=00"]
+    harmless += ["NPM_CONFIG_REGISTRY=00", "GIT_ASKPASS=00", "PGHOST=00", "MYSQL_HOST=00"]
     process(env=[*harmless, f"{program.upper()}_VERSION=00"])(box.config)
     assert box.failed() == []
 

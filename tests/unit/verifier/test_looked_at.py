@@ -16,6 +16,7 @@ from cima_runc.ml.contents import measured
 from cima_runc.verifier.appraisal import References, compare
 from cima_runc.verifier.policy import Policy, parse_policy
 from cima_runc.verifier.reference.file import ImageReference, ReferenceFile
+from cima_runc.verifier.rules.looked_at import SETTINGS
 from cima_runc.verifier.suggest import suggest
 
 SECRET = b"s" * 32
@@ -72,7 +73,7 @@ USERS = (0, 1000)
 @pytest.fixture(name="reference", scope="module")
 def _reference(tmp_path_factory: pytest.TempPathFactory) -> ImageReference:
     found = image(tmp_path_factory.mktemp("image"))
-    config = found.config.model_copy(update={"homes": ("/home/app", "/root", "/run/secrets/own")})
+    config = found.config.model_copy(update={"homes": ("/home/app", "/root", "/run/ircd", "/")})
     return found.model_copy(update={"config": config})
 
 
@@ -139,6 +140,192 @@ def test_a_name_for_data_that_is_a_modules_as_well(
     assert found.keys() == ({"/secrets", "/config", "/info"} if refuses else set())
 
 
+PYTHONS = ("/usr/lib/python3.11", "/usr/local/lib/python3.13t", "/opt/pypy/lib/pypy3.10")
+IN_THE_ROOT = {
+    "cwd": ({"cwd": "/"}, ()),
+    "script": ({"cwd": "/app"}, ("/app.py",)),
+    "variable": ({"cwd": "/app", "PYTHONPATH": "/:/src"}, ()),
+    "relative": ({"cwd": "/app/sub", "PYTHONPATH": "lib:../..:"}, ()),
+}
+"""By what Python looks in the root before it does where the image's own module is."""
+FOUND = (
+    *(f"{directory}/{name}" for directory in PYTHONS for name in ("config.py", "config.pyc")),
+    *("/usr/lib/python3/dist-packages/config/__init__.py", "/opt/v/site-packages/config/part.py"),
+    *("/config.py", "/config.pyc", "/config.cpython-311-x86_64-linux-gnu.so"),
+    *("/config.js", "/config.json", "/config.node", "/config.mjs", "/config.ts"),
+)
+SCRIPTS = (".py", ".pyc", ".js", ".mjs", ".ts")
+NOT_FOUND = (
+    *("/app/config.py", "/app/lib/config/__init__.py", "/usr/lib/python3.11/logging/config.py"),
+    *("/config.sh", "/config.md", "/usr/lib/python3.11/config.txt", "/app/config.js"),
+    *("/usr/lib/node_modules/config/index.js", "/app/config/db.php"),
+)
+
+
+def having(reference: ImageReference, *paths: str, **env: str) -> ImageReference:
+    """The same with files, of which none may be executed, and variables."""
+    script = reference.files["/app/script"].model_copy(update={"mode": "0644"})
+    values = {"env": tuple(sorted(env)), "env_values": env}
+    return reference.model_copy(
+        update={
+            "files": reference.files | dict.fromkeys(paths, script),
+            "config": reference.config.model_copy(update=values),
+        }
+    )
+
+
+def taken_for_data(of: ImageReference, *at: str, cwd: str = "/app", **env: str) -> set[str]:
+    """Which of some mounts are accepted."""
+    own = of.config.env_values
+    box = started(of, *(bind(each, SOURCES["kubernetes"]) for each in at), cwd=cwd, **own, **env)
+    return set(at) - refused(box).keys()
+
+
+@pytest.mark.parametrize("module", [*FOUND, *NOT_FOUND])
+@pytest.mark.parametrize("by", [*IN_THE_ROOT, None])
+def test_a_module_that_is_hidden(by: str | None, module: str, reference: ImageReference) -> None:
+    """Kind: a mount is called as a module of the image that is found later, wherever that is."""
+    env, more = IN_THE_ROOT[by] if by else ({"cwd": "/app"}, ())
+    cwd = env["cwd"]
+    of = having(
+        reference, module, *more, **{name: value for name, value in env.items() if name != "cwd"}
+    )
+    harmless = {"/certs", "/config.yaml", "/my-config"}
+    hidden = by is not None and module in FOUND
+    # A script in the root looks beside itself.
+    hidden |= module in FOUND and module.startswith("/config") and module.endswith(SCRIPTS)
+    hidden |= by == "cwd" and module.endswith(".php")  # include looks where it was started
+    expected = harmless if hidden else {"/config", *harmless}
+    assert taken_for_data(of, "/config", *harmless, cwd=cwd) == expected
+
+
+@pytest.mark.parametrize("cwd", ["/", "/app"])
+@pytest.mark.parametrize(
+    ("path", "paths_file", "module", "hides"),
+    [
+        ("/src", None, "/src/config.py", True),
+        ("/lib/a:{app}src", None, "/app/src/config/__init__.py", True),
+        ("/src", None, "/src/pkg/config.py", False),
+        ("/src", "easy-install.pth", "/anywhere/config.py", True),
+        ("/src", "app.pth", "/anywhere/config/code.py", True),
+        ("/src", "app.pth", "/anywhere/pkg/config.py", False),
+        ("/src", "distutils-precedence.pth", "/anywhere/config.py", False),
+        ("/src", "zope-nspkg.pth", "/anywhere/config.py", False),
+    ],
+)
+def test_a_module_that_python_is_told_of(
+    cwd: str,
+    path: str,
+    paths_file: str | None,
+    module: str,
+    hides: bool,
+    reference: ImageReference,
+) -> None:
+    path = path.format(app="app/" if cwd == "/" else "")
+    paths = [f"/usr/lib/python3/dist-packages/{paths_file}"] if paths_file else []
+    package = "/".join([*module.split("/")[:-1], "__init__.py"])
+    more = [package] if "/pkg/" in module else []
+    of = having(reference, "/app.py", module, *paths, *more, PYTHONPATH=path)
+    assert taken_for_data(of, "/config", cwd=cwd) == (set() if hides else {"/config"})
+
+
+ROOT_VARIABLES = {
+    "CLASSPATH": ("/", "/app.jar:/"),
+    "LUA_CPATH_5_4": ("/?.so",),
+    "LUA_PATH": ("/?.lua;/?/init.lua;;", "/app/?.lua;/./?.lua"),
+    "NODE_PATH": ("/", "/app/lib:/", "../"),
+    "PERL5LIB": ("/", "//"),
+    "RUBYLIB": ("/", "/app/.."),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, all_ in ROOT_VARIABLES.items() for value in all_]
+)
+def test_a_variable_of_the_image_that_names_the_root(
+    name: str, value: str, reference: ImageReference
+) -> None:
+    """What the other languages look for in such a directory is not told apart."""
+    of = having(reference, **{name: value})
+    assert taken_for_data(of, "/config", "/certs", "/run/secrets/x") == {"/run/secrets/x"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PYTHONPATH", ":/app"),
+        ("PYTHONPATH", "/"),
+        ("NODE_PATH", "/usr/lib/node_modules:."),
+        ("LUA_PATH", "/usr/local/openresty/lualib/?.lua;./?.lua;/usr/share/?/init.lua;;"),
+        ("CLASSPATH", ".:/app/lib/*"),
+        ("PERL5LIB", ""),
+    ],
+)
+@pytest.mark.parametrize("cwd", ["/", "/app"])
+def test_usual_paths_of_images(cwd: str, name: str, value: str, reference: ImageReference) -> None:
+    of = having(reference, **{name: value})
+    at = ("/config", "/secrets", "/data-of-app", "/run/secrets/x", "/etc/podinfo")
+    assert taken_for_data(of, *at, cwd=cwd) == set(at)
+
+
+@pytest.mark.parametrize(
+    "name", ["PYTHONPATH", "RUBYLIB", "NODE_PATH", "PHP_INI_SCAN_DIR", "GEM_PATH", "CLASSPATH"]
+)
+@pytest.mark.parametrize("at", ["/config", "/config/sub", "/run/secrets/x"])
+def test_a_variable_of_the_image_that_names_the_place(
+    at: str, name: str, reference: ImageReference
+) -> None:
+    for value in (at, f"/usr/lib/x:{at}/sub"):
+        of = having(reference, **{name: value})
+        assert taken_for_data(of, at, "/certs") == {"/certs"}
+
+
+HOMES_OF_USERS = ("/config", "/config/app", "/run/secrets/own", "/run", "/etc", "/data/./git")
+
+
+@pytest.mark.parametrize("home", HOMES_OF_USERS)
+@pytest.mark.parametrize("variable", [None, "", "/root"])
+@pytest.mark.parametrize("host", SOURCES)
+def test_a_users_home_in_the_image(
+    host: str, variable: str | None, home: str, reference: ImageReference
+) -> None:
+    """Kind: nobody says where the home is, so that it is what passwd(5) has: to the runtime, or to
+    a program that becomes that user."""
+    config = reference.config.model_copy(update={"homes": ("/nonexistent", home, "/root")})
+    of = reference.model_copy(update={"config": config})
+    places = {"/config", "/run/secrets/x", "/etc/podinfo", "/data", "/certs"}
+    mounts = [bind(each, SOURCES[host]) for each in sorted(places)]
+    found = refused(started(of, *mounts, host=host, HOME=variable))
+    near = {
+        "/run/secrets/own": {"/run/secrets/x"},
+        "/run": {"/run/secrets/x"},
+        "/etc": {"/etc/podinfo"},
+        "/data/./git": {"/data"},
+    }
+    assert found.keys() & places == near.get(home, {"/config"})
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_settings_that_name_code(name: str, reference: ImageReference) -> None:
+    """They count where they may name something that was mounted, and only there."""
+    at = ("/secrets/kube", "/run/secrets/x")
+    file = having(reference, "/srv/tool/settings")
+    mounted = {"destination": "/srv/mine", "type": "tmpfs", "source": "tmpfs"}
+    for value in ("/secrets/kube/other", "/elsewhere/x", "relative", "/tmp:/run/secrets/x/y"):
+        assert taken_for_data(file, *at, **{name: value}) == set(), value
+    assert taken_for_data(file, *at, **{name: "/secrets/kube/config"}) == {at[1]}
+    assert taken_for_data(file, *at, **{name: "/run/secrets/x"}) == {at[0]}
+    honest = ("", "/dev/null", "/root/.kube/config", "/home/app/.aws/config", "/srv/tool/settings")
+    for value in (*honest, "/srv/mine/config", "/etc/kubernetes/admin.conf", "/root/.gradle"):
+        mounts = [bind(each, SOURCES["kubernetes"]) for each in at]
+        found = refused(started(file, *mounts, mounted, **{name: value}))
+        assert found.keys() == {"/srv/mine"}, value
+    # Where no engine mounts what somebody chose, it may have any value.
+    box = Box.honest(reference)
+    box.config["process"]["env"].append(f"{name}={hidden_value(SECRET, '/elsewhere/x')}")
+    assert refused(box) == {}
+
+
 def test_a_directory_that_the_image_has_is_its_own(reference: ImageReference) -> None:
     empty = ReferenceFile(type="dir", mode="0755", uid=0, gid=0, layer=1)
     of = reference.model_copy(update={"files": reference.files | {"/config": empty}})
@@ -161,7 +348,13 @@ NEAR = (
 
 def linked(reference: ImageReference) -> ImageReference:
     link = ReferenceFile(type="link", mode="0777", uid=0, gid=0, link="/run/secrets", layer=1)
-    return reference.model_copy(update={"files": reference.files | {"/link": link}})
+    homes = (*reference.config.homes, "/run/secrets/own")
+    return reference.model_copy(
+        update={
+            "files": reference.files | {"/link": link},
+            "config": reference.config.model_copy(update={"homes": homes}),
+        }
+    )
 
 
 @pytest.mark.parametrize(
