@@ -27,13 +27,7 @@ _CAPABILITIES: Final = (
 
 
 def rights_of(
-    config: dict[str, Any],
-    bundle: str,
-    pid: int,
-    *,
-    uid: int = 0,
-    deny_memory: bool,
-    has_begun: bool = False,
+    config: dict[str, Any], bundle: str, pid: int, *, uid: int = 0, deny_memory: bool
 ) -> Rights:
     """Return the rights of a container with this OCI configuration, in this bundle.
 
@@ -55,7 +49,6 @@ def rights_of(
         bounding=bounding_set(config),
         seccomp=isinstance(linux, dict) and bool(linux.get("seccomp")),
         deny_memory=deny_memory,
-        has_begun=has_begun,
     )
 
 

@@ -234,7 +234,6 @@ class TakeOver:
                         process.pid,
                         uid=note.uid,
                         deny_memory=self._settings.value.enforcement.memory == "deny",
-                        has_begun=True,
                     ),
                 )
         if process is None:

@@ -200,12 +200,15 @@ int BPF_PROG(cima_dedupe, struct file *from, s64 at, struct file *to, s64 at_to,
 /*
  * What no container needs, and is refused on a host that only records, too: ext4 exchanges blocks of two files and
  * leaves what is cached of the second; a FUSE server hands a file through, which others then map by another inode.
+ * Servers ask for that whether or not they may, and go on without: it is no reach for anything.
  */
 static __always_inline int passes_the_cache(struct file *file, unsigned int cmd)
 {
-	if (cmd != EXT4_IOC_MOVE_EXT && (cmd != FUSE_DEV_IOC_BACKING_OPEN || file->f_inode->i_rdev != FUSE_DEVICE))
-		return 0;
-	return reaches_for(GUARD, RAW_DEVICE, file, 1);
+	if (cmd == EXT4_IOC_MOVE_EXT)
+		return reaches_for(GUARD, RAW_DEVICE, file, 1);
+	if (cmd == FUSE_DEV_IOC_BACKING_OPEN && file->f_inode->i_rdev == FUSE_DEVICE)
+		return refuse(mark_of_current() != 0, -EPERM);
+	return 0;
 }
 
 SEC("lsm/file_ioctl")
@@ -436,15 +439,36 @@ int BPF_PROG(cima_mount_option, struct fs_context *fc, struct fs_parameter *para
 	return refuse(tell(ABOUT(HELPER, HELPER_SET, NONE, 0), 0, 0), -EPERM);
 }
 
+/*
+ * The superblocks that this task had made last: more than one where a file system has one of its own inside of it
+ * (erofs, btrfs). What is mounted is made in the same system call, or was there before.
+ */
+struct made {
+	u64 last, before;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct made);
+} superblocks SEC(".maps");
+
 /* Of what kind it is, is not known here yet. */
 SEC("lsm/sb_alloc_security")
 int BPF_PROG(cima_sb_alloc, struct super_block *sb)
 {
+	struct task_struct *task = bpf_get_current_task_btf();
 	struct mark *mark = mark_of_current();
 	u64 key = address(sb);
+	struct made *made;
 
-	if (mark && bpf_map_update_elem(&mounted, &key, &mark->registration, BPF_ANY))
-		forget(key);
+	if (!mark)
+		return 0;
+	made = bpf_task_storage_get(&superblocks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!made)
+		return bpf_map_update_elem(&mounted, &key, &mark->registration, BPF_ANY) ? -ENOMEM : 0;
+	made->before = made->last;
+	made->last = key;
 	return 0;
 }
 
@@ -455,16 +479,18 @@ int BPF_PROG(cima_sb_alloc, struct super_block *sb)
 SEC("lsm/sb_kern_mount")
 int BPF_PROG(cima_mount, struct super_block *sb)
 {
-	u64 key = address(sb);
+	struct task_struct *task = bpf_get_current_task_btf();
 	struct mark *mark = mark_of_current();
+	u64 key = address(sb);
+	struct made *made;
 
 	if (!mark)
 		return 0;
-	if (is_of_no_device(sb->s_magic)) {
-		bpf_map_delete_elem(&mounted, &key);
+	made = bpf_task_storage_get(&superblocks, task, 0, 0);
+	if (!made || (made->last != key && made->before != key))
 		return 0;
-	}
-	if (!bpf_map_lookup_elem(&mounted, &key) && !was_forgotten(key))
+	made->last = made->before = 0;
+	if (is_of_no_device(sb->s_magic))
 		return 0;
 	/* One that is not remembered would be believed. */
 	return bpf_map_update_elem(&mounted, &key, &mark->registration, BPF_ANY) ? -ENOMEM : 0;

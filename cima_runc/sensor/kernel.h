@@ -116,8 +116,12 @@ struct nsproxy {
 struct capabilities { /* kernel_cap_t, 8 bytes by whichever name */
 	u64 val;
 };
+struct user_namespace {
+	int level; /* 0: the initial one */
+} KERNEL;
 struct cred {
 	struct capabilities cap_bset;
+	struct user_namespace *user_ns;
 } KERNEL;
 struct seccomp {
 	int mode;

@@ -158,8 +158,6 @@ class Rights:
     """Whether its processes have a seccomp filter."""
     deny_memory: bool = False
     """Whether executable memory is refused."""
-    has_begun: bool = False
-    """Whether its first process may run its program already, and execute nothing any more."""
 
     def flags(self) -> int:
         """Return ``enum registration_flag`` of sensor.h."""
@@ -167,7 +165,6 @@ class Rights:
             (Flag.BOUNDING_KNOWN if self.bounding is not None else 0)
             | (Flag.SECCOMP_SEEN if self.seccomp else 0)
             | (Flag.DENY_MEMORY if self.deny_memory else 0)
-            | (Flag.FIRST_SEEN if self.has_begun and self.bounding is not None else 0)
         )
 
 

@@ -58,15 +58,6 @@ def test_seccomp_and_memory(tmp_path: Path) -> None:
     assert rights_of(config(None, **filters), str(tmp_path), 1, deny_memory=True).flags() == 2 | 8
 
 
-@pytest.mark.parametrize(("names", "flags"), [([], 1 | 4), (["CAP_KILL"], 1 | 4), (["CAP_X"], 0)])
-def test_a_first_process_that_may_execute_nothing_any_more(
-    tmp_path: Path, names: list[str], flags: int
-) -> None:
-    """Who enters is compared with what is known; where nothing is, with what runs first."""
-    again = rights_of(config(names), str(tmp_path), 1, deny_memory=False, has_begun=True)
-    assert again.flags() == flags
-
-
 def test_a_users_file_system_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The agent's one writer asks: a server of files that hangs would stop all containers."""
 

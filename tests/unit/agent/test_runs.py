@@ -362,7 +362,7 @@ def test_a_container_that_is_watched_again_has_the_rights_that_it_began_with(
     host.rooms.registration.register(replace(candidate, config=config))
     host.kernel.rows.clear()
     host.open()
-    assert len(told) == 2 and replace(told[0], has_begun=True) == told[1]
+    assert len(told) == 2 and told[0] == told[1]
     assert told[1].bounding == 0b100001 and told[1].seccomp
 
 

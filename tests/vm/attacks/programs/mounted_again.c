@@ -1,4 +1,7 @@
-/* A disk that is mounted already, with others' files on it, is mounted once more: its device, in /data/again. */
+/*
+ * A disk that is mounted already, with others' files on it, is mounted anew, with nothing changed, and then once
+ * more: its device, in /data/again.
+ */
 #include <sys/sysmacros.h>
 #include "attack.h"
 
@@ -6,6 +9,7 @@ ATTACK(mounted_again)
 {
 	struct stat at;
 
+	must(mount(0, "/data", 0, MS_REMOUNT | MS_RELATIME, 0), "mount -o remount");
 	must(stat("/data", &at), "stat");
 	must(mknod("/data/disk", S_IFBLK | 0600, at.st_dev), "mknod");
 	must(mkdir("/data/again", 0755), "mkdir");
