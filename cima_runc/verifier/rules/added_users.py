@@ -14,7 +14,7 @@ generateUserGroupEntry, generatePasswdAndGroup) of 4.3, 5.4 and 5.8, and pkg/loo
 import base64
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from cima_runc.measure.config_summary import ConfigSummary
 from cima_runc.verifier.reference.file import ReferenceConfig, ReferenceFile
@@ -30,9 +30,16 @@ _ONE_FIELD = re.compile(r"/[^:\x00-\x1f\x7f]*")
 
 
 def files_with_lines(
-    path: str, image: ImageFiles, values: ReferenceConfig, config: ConfigSummary
+    path: str,
+    image: ImageFiles,
+    values: ReferenceConfig,
+    config: ConfigSummary,
+    host_users: Sequence[str] = (),
 ) -> Iterator[ReferenceFile]:
-    """Yield what may be at a path when Podman has added its line to the image's own file."""
+    """Yield what may be at a path when Podman has added its line to the image's own file.
+
+    ``host_users``: names that the host may have for the container's user (``NAME:FULL NAME``).
+    """
     directory = image.at("/etc")
     if path not in {PASSWD, GROUP} or (directory is not None and directory.type != "dir"):
         return
@@ -41,7 +48,7 @@ def files_with_lines(
     if text is None:
         return
     if path == PASSWD:
-        lines = _passwd_lines(names_by_number(text), config)
+        lines = _passwd_lines(names_by_number(text), config, host_users)
     else:
         lines = _group_lines(
             names_by_number(text), names_by_number(passwd or b""), values.user, config
@@ -59,12 +66,16 @@ def _text(path: str, image: ImageFiles) -> bytes | None:
     return None if found.text is None else base64.b64decode(found.text)
 
 
-def _passwd_lines(known: dict[int, list[bytes]], config: ConfigSummary) -> Iterator[bytes]:
+def _passwd_lines(
+    known: dict[int, list[bytes]], config: ConfigSummary, host_users: Sequence[str]
+) -> Iterator[bytes]:
     uid, gid, home = config.user.uid, config.user.gid, config.cwd
     if uid in known or _ONE_FIELD.fullmatch(home) is None:
         return
-    # The second: what the host calls a user of that number, since 4.4.
-    for name, full in ((str(uid), "container user"), *engines.HOST_USERS.get(uid, ())):
+    # Since 4.4 it is called as the host calls a user of that number, where it has one.
+    named = (*engines.HOST_USERS.get(uid, ()), *host_users)
+    for each in (f"{uid}:container user", *named):
+        name, _, full = each.partition(":")
         line = f"{name}:*:{uid}:{gid}:{full}:{home}:/bin/sh\n"
         yield line.encode("utf-8", "surrogatepass")
 

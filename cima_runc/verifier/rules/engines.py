@@ -85,12 +85,12 @@ ADDING_USERS = ("podman",)
 """Engines that add lines to ``/etc/passwd`` and ``/etc/group`` in the container's own layer
 (:mod:`cima_runc.verifier.rules.added_users`)."""
 
-HOST_USERS: dict[int, tuple[tuple[str, str], ...]] = {
-    0: (("root", "root"), ("root", "Super User"), ("root", "")),
-    65534: (("nobody", "nobody"), ("nobody", "Kernel Overflow User"), ("nobody", "Nobody")),
+HOST_USERS: dict[int, tuple[str, ...]] = {
+    0: ("root:root", "root:Super User", "root"),
+    65534: ("nobody:nobody", "nobody:Kernel Overflow User", "nobody:Nobody", "nobody"),
 }
-"""Users that every host has, by number: their names and full names as Debian, Fedora, openSUSE,
-Alpine and Arch have them. Podman calls a user of that number so whom the image does not know."""
+"""Users that every host has, by number: names and full names as Debian, Fedora, openSUSE, Alpine
+and Arch have them. Podman calls a container's user so whom the image does not know."""
 
 MOUNTS: tuple[EngineMount, ...] = (
     EngineMount("proc", ("/proc",)),

@@ -216,7 +216,9 @@ class RootfsRule:
     def _has_added_users(self, path: str, entry: Entry) -> bool:
         if self._config is None or not self._adds_users:
             return False
-        found = files_with_lines(path, self._image, self._reference.config, self._config)
+        found = files_with_lines(
+            path, self._image, self._reference.config, self._config, self._policy.host_users
+        )
         return any(_is_same(entry, each) for each in found)
 
 

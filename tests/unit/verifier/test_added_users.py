@@ -12,6 +12,7 @@ from unit.verifier.appraised import Box, image, upper
 
 from cima_runc.measure.mtree import Entry
 from cima_runc.ml.contents import Engine
+from cima_runc.verifier.policy import PolicyError, parse_policy
 from cima_runc.verifier.reference.file import ImageReference, ReferenceFile
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\napp:x:100:101::/home/app:\n"
@@ -246,6 +247,34 @@ def test_a_directory_that_is_no_field(reference: ImageReference, directory: str)
     """Podman writes the working directory as it is, and whoever starts a container chooses it."""
     podman = Podman(directory=directory)
     assert refuses(box(reference, "1001", podman, *as_written(podman, "1001")))
+
+
+HOSTS = LINE.replace("1001:*", "me:*").replace("container user", "Me Too")
+
+
+@pytest.mark.parametrize(
+    ("names", "line", "is_allowed"),
+    [
+        (["you", "me:Me Too"], HOSTS, True),
+        (["me:Me Too"], LINE, True),
+        (["me"], HOSTS.replace("Me Too", ""), True),
+        (["me"], HOSTS, False),
+        (["you:Me Too"], HOSTS, False),
+        (["me:Me Too"], HOSTS.replace(":1001:", ":0:"), False),
+        (["me:Me Too"], HOSTS + HOSTS, False),
+    ],
+)
+def test_names_of_the_host_that_the_policy_tells(
+    reference: ImageReference, names: list[str], line: str, is_allowed: bool
+) -> None:
+    found = box(reference, "1001", GOOD, file("etc/passwd", PASSWD + line))
+    assert (found.failed(f"[rootfs]\nhost_users = {names}\n") == []) is is_allowed
+
+
+@pytest.mark.parametrize("name", ["", ":x", "a:b:c", "a\\n", "a:b\\n"])
+def test_a_name_that_is_none(name: str) -> None:
+    with pytest.raises(PolicyError, match="host_users"):
+        parse_policy(f'[rootfs]\nhost_users = ["{name}"]\n'.encode())
 
 
 def test_behind_a_link(reference: ImageReference) -> None:
