@@ -206,7 +206,15 @@ class _Run:
                 )
                 yield from rule.check()
             case Rootfs():
-                layers = RootfsRule(image, files, self._config, self.policy.rootfs, number)
+                engine = self._register.engine if self._register is not None else None
+                layers = RootfsRule(
+                    image,
+                    files,
+                    self._config,
+                    self.policy.rootfs,
+                    number,
+                    engine=engine.name if engine is not None else None,
+                )
                 yield from layers.check(content)
                 self.compared += layers.compared
             case Unmeasured():

@@ -55,6 +55,8 @@ _Kinds = Annotated[tuple[ViolationKind, ...], BeforeValidator(_to_kinds)]
 _Digests = Annotated[tuple[Digest, ...], BeforeValidator(_to_tuple)]
 _Pattern = Annotated[str, AfterValidator(_check_pattern)]
 _Patterns = Annotated[tuple[_Pattern, ...], BeforeValidator(_to_tuple)]
+_HostUser = Annotated[str, Field(pattern=r"\A[^:\x00-\x1f\x7f]+(:[^:\x00-\x1f\x7f]*)?\z")]
+_HostUsers = Annotated[tuple[_HostUser, ...], BeforeValidator(_to_tuple)]
 _Commands = Annotated[tuple[tuple[str, ...], ...], BeforeValidator(_to_tuples)]
 
 
@@ -146,6 +148,10 @@ class RootfsPolicy(Model):
     allow_written: _Patterns = ()
     """What the container's own layer may hold when it starts, as after a restart; what engines
     make there is allowed anyhow."""
+    host_users: _HostUsers = ()
+    """Users of the host, each as ``NAME`` or ``NAME:FULL NAME``, by whom Podman may call the
+    container's own user in the line that it adds to ``/etc/passwd`` where the image does not know
+    that number and the host does."""
 
 
 class AllowedMount(Model):

@@ -7,6 +7,7 @@ import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.support import oci
 from tests.vm import guest
@@ -111,10 +112,23 @@ def odd() -> list[bytes]:
     return [*busybox(), first, second, third]
 
 
-COMMANDS: dict[str, tuple[Callable[[], list[bytes]], list[str]]] = {
-    "busybox": (busybox, ["/bin/script"]),
-    "debian": (debian, ["/app/main"]),
-    "odd": (odd, ["/hard/two"]),
+def numbered() -> list[bytes]:
+    """Users and groups, and not the one that it runs as."""
+    etc = oci.archive(
+        oci.directory("etc"),
+        oci.member("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n"),
+        oci.member("etc/group", b"root:x:0:\nstaff:x:50:\n", mode=0o640, gid=50),
+        oci.directory("work"),
+        oci.member("work/own", b"own", mode=0o640, uid=1001, gid=1001),
+    )
+    return [*busybox(), etc]
+
+
+IMAGES: dict[str, tuple[Callable[[], list[bytes]], dict[str, Any]]] = {
+    "busybox": (busybox, {"Cmd": ["/bin/script"]}),
+    "debian": (debian, {"Cmd": ["/app/main"]}),
+    "odd": (odd, {"Cmd": ["/hard/two"]}),
+    "numbered": (numbered, {"Cmd": ["/bin/script"], "User": "1001", "WorkingDir": "/work"}),
 }
 
 
@@ -124,9 +138,9 @@ def archive(name: str) -> Path:
     if path.exists():
         return path
     DIRECTORY.mkdir(exist_ok=True)
-    make, command = COMMANDS[name]
+    make, config = IMAGES[name]
     building = path.with_suffix(".new")
-    oci.docker_save(building, *make(), tag=f"{name}:latest", config={"Cmd": command})
+    oci.docker_save(building, *make(), tag=f"{name}:latest", config=config)
     for load in (["docker", "load", "-i"], ["podman", "load", "-i"], ["ctr", "image", "import"]):
         guest.ok(*load, building, timeout=900)  # an emulated guest on a busy machine
     return building.rename(path)

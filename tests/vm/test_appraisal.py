@@ -173,6 +173,22 @@ def test_users_that_are_others_on_the_host(tmp_path: Path) -> None:
     trusted("odd", tmp_path)
 
 
+def test_a_user_whom_the_image_does_not_know(tmp_path: Path) -> None:
+    """Podman adds a line for it to the image's /etc/passwd; what others add is found."""
+    reference("numbered")
+    name = f"numbered-{os.getpid()}"
+    ran = guest.run(*guest.podman("cima-runc", f"--name={name}", "localhost/numbered"))
+    assert (ran.code, ran.out) == (0, "the script ran\n"), ran
+    assert "./etc/passwd" in rootfs()["layers"][-1]["manifest"]
+    trusted("numbered", tmp_path)
+    guest.ok("podman", "--runtime=cima-runc", "start", "-a", name)
+    trusted("numbered", tmp_path, 'allow_restarts = true\n')
+    guest.ok("podman", "rm", name)
+    ran = with_podman("numbered", options=("--passwd-entry=toor::0:0::/:/bin/sh",))
+    assert ran.code == 0, ran
+    assert untrusted(ran, "numbered", tmp_path) == {"rootfs.written": "/etc/passwd"}
+
+
 @pytest.mark.debian("12")
 def test_fuse_overlayfs(tmp_path: Path) -> None:
     """It is measured layer by layer too, from the command line of the process that serves it.

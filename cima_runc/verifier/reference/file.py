@@ -26,6 +26,9 @@ LayerDigest = Annotated[str, StringConstraints(pattern=r"\Asha256:[0-9a-f]{64}\z
 EscapedPath = Annotated[str, StringConstraints(pattern=r"\A/[!-~]*\z", max_length=4 * limits.PATH)]
 
 
+_BASE64 = r"\A([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?\z"
+
+
 class ReferenceFileError(CimaError):
     """A file is not one of reference values that this version understands."""
 
@@ -51,6 +54,9 @@ class ReferenceFile(_Model):
     """A device's major and minor number."""
     xattrs: dict[str, str] | None = None
     """Security-relevant extended attributes, base64."""
+    text: Annotated[str, StringConstraints(pattern=_BASE64)] | None = None
+    """The content of /etc/passwd and /etc/group, base64: Podman adds lines to them. None: not
+    known, as in files that earlier versions made."""
     layer: int
     """The layer that it is from, counted from 0 at the bottom."""
 

@@ -381,6 +381,7 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
     files = {
         "/" + escape(entry.path): _reference_file(entry, number) for entry, number in flattened
     }
+    files |= names.texts(files)
     config = _reference_config(found.config.config or _Process())
     reference = ImageReference(
         name=found.name,

@@ -1,10 +1,11 @@
 """The numbers of a user that an image names, and of users' groups, by the image's own /etc/passwd
-and /etc/group.
+and /etc/group, and the texts of both.
 
 Engines look them up when they start a container. Source: github.com/moby/sys/user (GetExecUser),
 which Docker and containerd use; passwd(5), group(5).
 """
 
+import base64
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,6 +68,14 @@ class NameFiles:
                 found.setdefault(str(uid), set()).update({first}, members.get(fields[0], ()))
         return {uid: tuple(sorted(gids)) for uid, gids in found.items()}
 
+    def texts(self, files: Mapping[str, ReferenceFile]) -> dict[str, ReferenceFile]:
+        """Return both files with their texts, where these were read."""
+        return {
+            path: files[path].model_copy(update={"text": base64.b64encode(text).decode("ascii")})
+            for path in (PASSWD, GROUP)
+            if path in files and (text := self._texts.get(files[path].sha256 or "")) is not None
+        }
+
     def _is_read(self, path: str, files: Mapping[str, ReferenceFile]) -> bool:
         """Whether a file's text is known, or that there is none."""
         found = files.get(path)
@@ -86,6 +95,16 @@ class NameFiles:
     def _text(self, path: str, files: Mapping[str, ReferenceFile]) -> bytes:
         found = files.get(path)
         return self._texts.get(found.sha256 or "", b"") if found is not None else b""
+
+
+def names_by_number(text: bytes) -> dict[int, list[bytes]]:
+    """Return the names in a passwd(5) or group(5) by the numbers in their third fields."""
+    found: dict[int, list[bytes]] = {}
+    for fields in _lines(text):
+        number = _third(fields)
+        if number is not None:
+            found.setdefault(number, []).append(fields[0])
+    return found
 
 
 def _keeping(

@@ -81,6 +81,17 @@ SETTING_HOME = ("podman",)
 """Engines that set ``HOME`` by themselves, from the image's ``/etc/passwd``; with others the
 runtime does, where nobody else has."""
 
+ADDING_USERS = ("podman",)
+"""Engines that add lines to ``/etc/passwd`` and ``/etc/group`` in the container's own layer
+(:mod:`cima_runc.verifier.rules.added_users`)."""
+
+HOST_USERS: dict[int, tuple[str, ...]] = {
+    0: ("root:root", "root:Super User", "root"),
+    65534: ("nobody:nobody", "nobody:Kernel Overflow User", "nobody:Nobody", "nobody"),
+}
+"""Users that every host has, by number: names and full names as Debian, Fedora, openSUSE, Alpine
+and Arch have them. Podman calls a container's user so whom the image does not know."""
+
 MOUNTS: tuple[EngineMount, ...] = (
     EngineMount("proc", ("/proc",)),
     EngineMount("sysfs", ("/sys",)),

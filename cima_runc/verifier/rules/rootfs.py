@@ -3,8 +3,9 @@
 The image's layers compare by digest. The layers that engines and containers write (Docker's init
 layer, the upper directory) are of no image: the record holds their manifests, and each entry is
 judged. Allowed is what hides or changes nothing: a copy of the image's own entry, a mount point
-and the directories that lead to it, and what engines make everywhere
-(:mod:`cima_runc.verifier.rules.engines`).
+and the directories that lead to it, what engines make everywhere
+(:mod:`cima_runc.verifier.rules.engines`), and the lines that Podman adds for the container's user
+(:mod:`cima_runc.verifier.rules.added_users`).
 """
 
 import base64
@@ -20,6 +21,7 @@ from cima_runc.verifier.policy import RootfsPolicy
 from cima_runc.verifier.reference.file import ImageReference, ReferenceFile
 from cima_runc.verifier.result import Finding
 from cima_runc.verifier.rules import engines
+from cima_runc.verifier.rules.added_users import files_with_lines
 from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.toml import array
 
@@ -36,7 +38,12 @@ class RootfsRule:
         config: ConfigSummary | None,
         policy: RootfsPolicy,
         record: int,
+        *,
+        engine: str | None = None,
     ) -> None:
+        """``engine``: the name of the one that made the container, as far as it is known."""
+        self._config = config
+        self._adds_users = engine in engines.ADDING_USERS
         self._reference = reference
         self._image = image
         self._policy = policy
@@ -192,6 +199,8 @@ class RootfsRule:
             return image is not None and _is_same(entry, image)
         if image is not None and _is_same(entry, image):
             return True
+        if self._has_added_users(path, entry):
+            return True
         if entry.type == "dir":
             if image is not None and image.type == "dir":
                 return path in self._mount_points and not entry.is_opaque
@@ -203,6 +212,14 @@ class RootfsRule:
         if entry.type == "link" and entry.link is not None:
             return escape(entry.link) in engines.LINKS.get(path, ())
         return False
+
+    def _has_added_users(self, path: str, entry: Entry) -> bool:
+        if self._config is None or not self._adds_users:
+            return False
+        found = files_with_lines(
+            path, self._image, self._reference.config, self._config, self._policy.host_users
+        )
+        return any(_is_same(entry, each) for each in found)
 
 
 def _is_same(entry: Entry, image: ReferenceFile) -> bool:

@@ -1,5 +1,6 @@
 """Kind: a user that the image names, where engines write a number."""
 
+import base64
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cima_runc.base import limits
+from cima_runc.verifier.reference.file import (
+    ImageReference,
+    ReferenceFileError,
+    format_reference,
+    parse_reference,
+)
 from cima_runc.verifier.reference.image import read_image
 from cima_runc.verifier.reference.users import NameFiles, _numbered
 from tests.support.oci import Layout, archive, directory, member
@@ -69,6 +76,35 @@ def test_groups_that_engines_give_a_user(tmp_path: Path) -> None:
     assert groups(tmp_path / "b", alone) == {"0": (0,), "33": (34,), "7": (7,), "8": (8,)}
     assert groups(tmp_path / "c", archive(member("etc/group", GROUP))) == {}
     assert groups(tmp_path / "d", archive(member("etc/passwd"), member("etc/group"))) == {}
+
+
+def texts(path: Path, *layers: bytes) -> dict[str, bytes]:
+    layout = Layout()
+    layout.image(*layers, config={})
+    written = format_reference(read_image(layout.write_directory(path)).reference)
+    found = parse_reference(written)
+    assert isinstance(found, ImageReference) and format_reference(found) == written
+    return {k: base64.b64decode(v.text) for k, v in found.files.items() if v.text is not None}
+
+
+def test_texts_of_both_files_are_kept(tmp_path: Path) -> None:
+    """As the container will see them, and of no other file."""
+    first = archive(member("etc/passwd", b"app:x:1:1\n"), member("etc/shadow", b"app:x:1:1\n"))
+    other = archive(member("etc/passwd", PASSWD), member("./etc/group", b""))
+    assert texts(tmp_path / "a", first, other) == {"/etc/passwd": PASSWD, "/etc/group": b""}
+    assert texts(tmp_path / "b", first, archive(member("etc/.wh.passwd"))) == {}
+    for number, case in enumerate(UNREAD):
+        found = texts(tmp_path / f"unread-{number}", archive(*UNREAD[case]))
+        assert "/etc/group" not in found and "/etc/passwd" not in found, case
+
+
+def test_a_text_that_is_none(tmp_path: Path) -> None:
+    layout = Layout()
+    layout.image(archive(member("etc/group", b"x")), config={})
+    written = format_reference(read_image(layout.write_directory(tmp_path)).reference)
+    assert b'"text": "eA=="' in written
+    with pytest.raises(ReferenceFileError, match="text"):
+        parse_reference(written.replace(b'"eA=="', b'"eA="'))
 
 
 UNREAD = {
