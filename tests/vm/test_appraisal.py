@@ -182,7 +182,7 @@ def test_a_user_whom_the_image_does_not_know(tmp_path: Path) -> None:
     assert "./etc/passwd" in rootfs()["layers"][-1]["manifest"]
     trusted("numbered", tmp_path)
     guest.ok("podman", "--runtime=cima-runc", "start", "-a", name)
-    trusted("numbered", tmp_path, 'allow_restarts = true\n')
+    trusted("numbered", tmp_path, "allow_restarts = true\n")
     guest.ok("podman", "rm", name)
     ran = with_podman("numbered", options=("--passwd-entry=toor::0:0::/:/bin/sh",))
     assert ran.code == 0, ran
