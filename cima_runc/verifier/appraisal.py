@@ -30,6 +30,7 @@ from cima_runc.ml.contents import (
     Content,
     File,
     Measured,
+    Register,
     RegisterV1,
     Rootfs,
     Service,
@@ -44,6 +45,8 @@ from cima_runc.verifier.errors import Verdict
 from cima_runc.verifier.policy import Policy
 from cima_runc.verifier.reference.file import HostReference, ImageReference
 from cima_runc.verifier.result import Finding
+from cima_runc.verifier.rules import engines
+from cima_runc.verifier.rules.added_users import groups_of_a_restart
 from cima_runc.verifier.rules.config import ConfigRule
 from cima_runc.verifier.rules.dependencies import check_dependencies
 from cima_runc.verifier.rules.files import check_file
@@ -195,6 +198,9 @@ class _Run:
                 mounts = EngineMounts(
                     made, self._config, files, values=image.config, secret=self.secret
                 )
+                groups: frozenset[int] = frozenset()
+                if self._adds_users and isinstance(register, Register) and register.run > 1:
+                    groups = groups_of_a_restart(files, self._config)
                 rule = ConfigRule(
                     self._config,
                     image.config,
@@ -202,18 +208,18 @@ class _Run:
                     number,
                     mounts=mounts,
                     files=files,
+                    groups=groups,
                     secret=self.secret,
                 )
                 yield from rule.check()
             case Rootfs():
-                engine = self._register.engine if self._register is not None else None
                 layers = RootfsRule(
                     image,
                     files,
                     self._config,
                     self.policy.rootfs,
                     number,
-                    engine=engine.name if engine is not None else None,
+                    adds_users=self._adds_users,
                 )
                 yield from layers.check(content)
                 self.compared += layers.compared
@@ -234,6 +240,12 @@ class _Run:
                     record=number,
                     next="this is no container's partition: see cima log",
                 )
+
+    @property
+    def _adds_users(self) -> bool:
+        """Whether the container is known to be of an engine that adds lines for its user."""
+        engine = self._register.engine if self._register is not None else None
+        return engine is not None and engine.name in engines.ADDING_USERS
 
     def _file(
         self, number: int, path: bytes, digest: bytes, func: Func, seen: set[tuple[bytes, bytes]]

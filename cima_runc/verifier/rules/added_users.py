@@ -40,8 +40,7 @@ def files_with_lines(
 
     ``host_users``: names that the host may have for the container's user (``NAME:FULL NAME``).
     """
-    directory = image.at("/etc")
-    if path not in {PASSWD, GROUP} or (directory is not None and directory.type != "dir"):
+    if path not in {PASSWD, GROUP}:
         return
     passwd, group = _text(PASSWD, image), _text(GROUP, image)
     text = passwd if path == PASSWD else group
@@ -58,9 +57,25 @@ def files_with_lines(
         yield (image.at(path) or NEW_FILE).model_copy(update={"sha256": sha256})
 
 
+def groups_of_a_restart(image: ImageFiles, config: ConfigSummary) -> frozenset[int]:
+    """Return the groups that a container's user is in when it starts again, by Podman's own lines.
+
+    No group was given then, and the line names the user as the image or the other line does.
+    """
+    passwd, group = _text(PASSWD, image), _text(GROUP, image)
+    if passwd is None or group is None:
+        return frozenset()
+    uid = config.user.uid
+    added = 0 if uid in names_by_number(passwd) else uid
+    return frozenset({added} - names_by_number(group).keys())
+
+
 def _text(path: str, image: ImageFiles) -> bytes | None:
-    """Return a file's text; None where it is not known, as in files that earlier versions made."""
-    found = image.at(path)
+    """Return a file's text; None where it is not known, as in files that earlier versions made, or
+    is behind a link."""
+    found, directory = image.at(path), image.at("/etc")
+    if directory is not None and directory.type != "dir":
+        return None
     if found is None:
         return b""
     return None if found.text is None else base64.b64decode(found.text)

@@ -322,15 +322,17 @@ class ConfigRule:
         *,
         mounts: EngineMounts | None = None,
         files: ImageFiles | None = None,
+        groups: frozenset[int] = frozenset(),
         secret: bytes | None = None,
     ) -> None:
         """``mounts``: those that this container's engine makes; None as for version 1. ``files``:
-        the image's. ``secret`` is what the environment's values are hidden with; None where nobody
-        told it."""
+        the image's. ``groups``: those that the engine has put the image's user into. ``secret`` is
+        what the environment's values are hidden with; None where nobody told it."""
         self._config = config
         self._engine = mounts or EngineMounts({}, config)
         self._image = image
         self._files = files
+        self._groups_added = groups
         self._policy = policy
         self._secret = secret
         self._record = record
@@ -644,7 +646,7 @@ class ConfigRule:
             ":" in each and _is_user(each, self._config) for each in self._policy.users
         )
         gids = set(user.additional_gids) - {user.gid} | (set() if is_judged else {user.gid})
-        others = gids - {*own, *self._policy.groups}
+        others = gids - {*own, *self._policy.groups, *self._groups_added}
         for gid in sorted(others & self._files.groups if others and self._files else ()):
             yield self._finding(
                 False,

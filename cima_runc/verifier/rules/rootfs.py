@@ -39,11 +39,11 @@ class RootfsRule:
         policy: RootfsPolicy,
         record: int,
         *,
-        engine: str | None = None,
+        adds_users: bool = False,
     ) -> None:
-        """``engine``: the name of the one that made the container, as far as it is known."""
+        """``adds_users``: whether the engine adds lines for the container's user."""
         self._config = config
-        self._adds_users = engine in engines.ADDING_USERS
+        self._adds_users = adds_users
         self._reference = reference
         self._image = image
         self._policy = policy

@@ -249,6 +249,45 @@ def test_a_directory_that_is_no_field(reference: ImageReference, directory: str)
     assert refuses(box(reference, "1001", podman, *as_written(podman, "1001")))
 
 
+def restarted(box: Box, user: dict[str, Any], engine: str = "podman", run: int = 2) -> set[str]:
+    """Rules by which a container that starts again as this user is untrusted."""
+    for gid in (0, 7, 1001):
+        known = ReferenceFile(type="file", mode="0640", uid=0, gid=gid, layer=0)
+        files = {**box.image.files, f"/app/of-{gid}": known}
+        groups = {"0": (0, 50), "100": (101, 50)}
+        config = box.image.config.model_copy(update={"user_groups": groups})
+        box.image = box.image.model_copy(update={"files": files, "config": config})
+    box.config["process"]["user"] = user
+    box.register["engine"] = Engine(name=engine).model_dump(mode="json")  # type: ignore[arg-type]
+    line, previous = "00" * 32, "lost" if run > 1 else None
+    box.register |= {"line": line, "run": run, "previous": previous}
+    policy = "allow_restarts = true\n[config]\nusers = ['1001', '100']\n"
+    return {each.rule for each in box.failed(policy)}
+
+
+def test_groups_of_a_restart(reference: ImageReference) -> None:
+    """Podman reads the groups anew, with the line that it has added itself."""
+    user = {"uid": 1001, "gid": 0, "additionalGids": [0, 1001]}
+    own = box(reference, "1001", GOOD, *as_written(GOOD, "1001"))
+    assert restarted(own, user) == set()
+    assert "config.groups" in restarted(own, user, run=1)
+    assert "config.groups" in restarted(own, user, engine="docker")
+    assert "config.groups" in restarted(own, user | {"additionalGids": [7]})
+    # The image's own group of that number has the members that the image says.
+    podman = Podman(group=GROUP + "many:x:1001:\n")
+    assert restarted(box(reference, "1001", podman), user) == {"config.groups"}
+
+
+def test_groups_of_a_restart_of_a_user_with_a_name(reference: ImageReference) -> None:
+    user = {"uid": 100, "gid": 101, "additionalGids": [101, 50, 0]}
+    podman = Podman("5.8", group="staff:x:50:app\n")
+    own = box(reference, "app", podman, *as_written(podman, "app"))
+    assert restarted(own, user) == set()
+    assert restarted(box(reference, "app", Podman("5.8")), user) == {"config.groups"}
+    user["additionalGids"] = [101, 1001]
+    assert restarted(own, user) == {"config.groups"}
+
+
 HOSTS = LINE.replace("1001:*", "me:*").replace("container user", "Me Too")
 
 
