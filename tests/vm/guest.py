@@ -35,6 +35,9 @@ class Ran:
 PATIENCE = 900.0
 """Seconds for a command. How long an emulated processor takes beside others says nothing."""
 
+# Of programs that ask systemd, which has much to do when a guest has just booted: 25 s otherwise.
+os.environ.setdefault("SYSTEMD_BUS_TIMEOUT", f"{PATIENCE:.0f}s")
+
 
 def run(*command: str | Path, stdin: str | bytes = b"", timeout: float = PATIENCE) -> Ran:
     """Run a command to its end; `cima` is forked from a Python that has its imports."""
