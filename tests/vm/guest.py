@@ -35,8 +35,9 @@ class Ran:
 PATIENCE = 900.0
 """Seconds for a command. How long an emulated processor takes beside others says nothing."""
 
-# Of programs that ask systemd, which has much to do when a guest has just booted: 25 s otherwise.
+# Of programs that ask systemd or Docker, which have much to do in a guest: 25 and 60 s otherwise.
 os.environ.setdefault("SYSTEMD_BUS_TIMEOUT", f"{PATIENCE:.0f}s")
+os.environ.setdefault("COMPOSE_HTTP_TIMEOUT", f"{PATIENCE:.0f}")
 
 
 def run(*command: str | Path, stdin: str | bytes = b"", timeout: float = PATIENCE) -> Ran:
