@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.vm import guest
+from tests.vm import guest, images
 from tests.vm.guest import IMAGE, Ran
+from tests.vm.test_appraisal import rootfs as measured_rootfs
+from tests.vm.test_appraisal import trusted
 
 pytestmark = pytest.mark.debian("12")
 
@@ -127,6 +129,17 @@ def test_keep_id(allowed: None) -> None:
     records = run_measured("--userns=keep-id", "--user=0")
     rootfs = records[2]["content"]
     assert (rootfs["root"]["uid"], rootfs["root"]["gid"]) == (0, 0)
+
+
+def test_a_user_whom_the_image_does_not_know(allowed: None, tmp_path: Path) -> None:
+    archive = HOME / "numbered.tar"
+    shutil.copy(images.archive("numbered"), archive)
+    shutil.chown(archive, USER, USER)
+    assert as_user("podman", "load", "-i", str(archive)).code == 0
+    done = podman("run", "--rm", "--network=none", "localhost/numbered")
+    assert done.code == 0, done.err
+    assert "./etc/passwd" in measured_rootfs()["layers"][-1]["manifest"]
+    trusted("numbered", tmp_path)
 
 
 def test_a_life(allowed: None) -> None:
