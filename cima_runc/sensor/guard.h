@@ -336,7 +336,9 @@ int BPF_PROG(cima_uprobe_counted, struct inode *inode)
 /* The kernel writes memory to the blocks of a file, below what is cached of it. */
 static __always_inline int swaps(long result)
 {
-	return result ? 0 : note_both(ABOUT(GUARD, RAW_DEVICE, NONE, 0), 0, 0);
+	if (!result)
+		note_both(ABOUT(GUARD, RAW_DEVICE, NONE, 0), 0, 0);
+	return 0;
 }
 
 SEC("?fexit/__x64_sys_swapon")
