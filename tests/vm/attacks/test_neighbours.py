@@ -37,21 +37,21 @@ def test_a_crowd_that_has_files_hashed_loses_nobody_elses_events(image: None) ->
     assert guest.status()
 
 
-def test_a_disk_that_is_mounted_once_more_spoils_nothing_of_others(image: None) -> None:
-    """It may be the host's own: who has its device mounts it, to look at it or to trim it."""
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        # The host's own, by way of a file that the engine mounts in the container.
+        ("mounted_anew", "mounted anew\n"),
+        # Who has its device mounts it once more, to look at it or to trim it.
+        ("mounted_again", "mounted again\n"),
+    ],
+)
+def test_a_mount_of_a_file_system_that_others_use_spoils_nothing_of_theirs(
+    image: None, program: str, said: str
+) -> None:
     with container.fresh_volume("ext4") as shared:
-        done = container.attack("mounted_again", "privileged", "ext4", shared)
-        assert done.said == "mounted again\n", done
-        seen = container.attack("honest", "docker", "ext4", shared)
-    assert seen.said.count("ran: good") == 3, seen
-    assert (seen.verdict, seen.evidence) == ("TRUSTED", frozenset()), seen
-
-
-def test_a_remount_of_a_file_system_that_others_use_spoils_nothing_of_theirs(image: None) -> None:
-    """It may be the host's own, by way of a file that the engine mounts in the container."""
-    with container.fresh_volume("ext4") as shared:
-        done = container.attack("mounted_anew", "privileged", "ext4", shared)
-        assert done.said == "mounted anew\n", done
+        done = container.attack(program, "privileged", "ext4", shared)
+        assert done.said == said, done
         seen = container.attack("honest", "docker", "ext4", shared)
     assert seen.said.count("ran: good") == 3, seen
     assert (seen.verdict, seen.evidence) == ("TRUSTED", frozenset()), seen
