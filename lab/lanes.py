@@ -23,7 +23,8 @@ JOIN_SECONDS = 5.0
 class Task:
     """Something to run; it waits for the tasks in `after` to end, however they do.
 
-    Among those that can run, the one with the most `seconds` expected is taken first.
+    Among those that can run, one that is `owed`, or that such a one waits for, is taken first, and
+    of these the one with the most `seconds` expected. Others may be left when the time is up.
     """
 
     title: str
@@ -33,6 +34,7 @@ class Task:
     log: Path
     after: tuple["Task", ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    owed: bool = True
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,16 @@ class Ended:
 
 
 class Lanes:
-    """Runs tasks, as many at once in each lane as `workers` says for it."""
+    """Runs tasks, as many at once in each lane as `workers` says for it.
 
-    def __init__(self, tasks: Iterable[Task], workers: dict[str, int]) -> None:
+    At `until` (seconds since 1970) what is not owed is ended, or not begun: it is in `left` then.
+    """
+
+    def __init__(
+        self, tasks: Iterable[Task], workers: dict[str, int], until: float | None = None
+    ) -> None:
+        self.left: set[Task] = set()
+        self._until = until
         self._waiting = list(tasks)
         self._running: dict[Task, float] = {}
         self._ended: dict[Task, Ended] = {}
@@ -56,7 +65,12 @@ class Lanes:
         self._changed = threading.Condition()
         self._stopped = False
 
-    def run(self, on_end: Callable[[Ended], None], on_wait: Callable[[list[Task]], None]) -> None:
+    def run(
+        self,
+        on_end: Callable[[Ended], None],
+        on_wait: Callable[[list[Task]], None],
+        wait_seconds: float = 30,
+    ) -> None:
         """Run all; `on_end` hears of each that ended, `on_wait` now and then of those that run."""
         threads = [
             threading.Thread(target=self._work, args=(lane,), daemon=True)
@@ -69,7 +83,9 @@ class Lanes:
                 thread.start()
             while any(thread.is_alive() for thread in threads):
                 with self._changed:
-                    self._changed.wait(30)
+                    self._changed.wait(wait_seconds)
+                    if self._until is not None and time.time() >= self._until:
+                        self._leave()
                     new = [ended for task, ended in self._ended.items() if task not in told]
                     running = list(self._running)
                 for ended in new:
@@ -90,9 +106,10 @@ class Lanes:
         with self._changed:
             while not self._stopped:
                 left = [task for task in self._waiting if task.lane == lane]
-                ready = [task for task in left if all(each in self._ended for each in task.after)]
+                over = self._ended.keys() | self.left
+                ready = [task for task in left if over.issuperset(task.after)]
                 if ready:
-                    task = max(ready, key=lambda task: task.seconds)
+                    task = max(ready, key=lambda task: (self._is_owed(task), task.seconds))
                     self._waiting.remove(task)
                     self._running[task] = time.monotonic()
                     return task
@@ -101,13 +118,17 @@ class Lanes:
                 self._changed.wait(5)
         return None
 
+    def _is_owed(self, task: Task) -> bool:
+        return task.owed or any(each.owed and task in each.after for each in self._waiting)
+
     def _work(self, lane: str) -> None:
         while task := self._next(lane):
             begun = time.monotonic()
             status = self._run(task)
             with self._changed:
                 del self._running[task]
-                self._ended[task] = Ended(task, status, time.monotonic() - begun)
+                if task not in self.left:
+                    self._ended[task] = Ended(task, status, time.monotonic() - begun)
                 self._changed.notify_all()
 
     def _run(self, task: Task) -> int:
@@ -130,16 +151,28 @@ class Lanes:
                 del self._children[task]
         return status
 
+    def _leave(self) -> None:
+        """Have what is not owed end, and begin no more of it."""
+        running = {task for task in self._running if not self._is_owed(task)}
+        waiting = {task for task in self._waiting if not self._is_owed(task)}
+        self._waiting = [task for task in self._waiting if task not in waiting]
+        self.left |= running | waiting
+        self._changed.notify_all()
+        self._end(running)
+
     def _stop(self) -> None:
-        """Have everything that runs end: as at Ctrl-C, so that it cleans up, and then by force."""
+        """Have everything that runs end."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+            self._end(set(self._running))
+
+    def _end(self, tasks: set[Task]) -> None:
+        """Have tasks that run end: as at Ctrl-C, so that they clean up, and then by force."""
         for number, seconds in ENDINGS:
             deadline = time.monotonic() + seconds
-            with self._changed:
-                for child in self._children.values():
-                    with suppress(ProcessLookupError):
-                        os.killpg(child.pid, number)
-                while self._children and time.monotonic() < deadline:
-                    self._changed.wait(0.1)
+            for task in tasks & self._children.keys():
+                with suppress(ProcessLookupError):
+                    os.killpg(self._children[task].pid, number)
+            while tasks & self._children.keys() and time.monotonic() < deadline:
+                self._changed.wait(0.1)

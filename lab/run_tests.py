@@ -11,13 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import coverage_report as coverage
 from changed import changed_files, touched
 from guest_report import IN_GUEST, by_file, processor_seconds, tests_in
 from lanes import Ended, Lanes, Task
+from passed import Before, Files
 from releases import releases
 from shards import Durations, Shard, divide, record, recorded
 from suites import CHECKOUT, all_tests
@@ -52,6 +53,9 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--changed", action="store_true", help="only tests that import what differs from main")
     add("--everything", action="store_true", help="in each release also what another is enough for")
     add("--record", action="store_true", help="keep the durations, for shards of later runs")
+    add("--until", type=float, metavar="SECONDS", help="when the time is up (seconds since "
+        "1970): what passed before, with the very same files, is then left as it is")  # fmt: skip
+    add("--missing", action="store_true", help="only what did not pass with these very files yet")
     return parser.parse_known_args(argv)
 
 
@@ -68,6 +72,11 @@ class Plan:
     targets: list[str]
     passed_on: list[str]
     directory: Path
+    files: Files | None = None
+    keys: dict[Task, str] = field(default_factory=dict)
+    """What the tasks are remembered by, in a run of all tests."""
+    before: dict[Task, Before] = field(default_factory=dict)
+    """Those of them that passed before."""
 
     @property
     def is_whole(self) -> bool:
@@ -77,7 +86,7 @@ class Plan:
         return not (limited or self.targets or self.passed_on)
 
     def tasks(self) -> list[Task]:
-        """Return all of it."""
+        """Return all of it; what passed before with the same files is not owed."""
         options = self.options
         only_guests = options.guests or options.debian
         native = [each for each in self.targets if not each.startswith(("tests/vm", "tests/lab"))]
@@ -95,10 +104,11 @@ class Plan:
                 command = [*coverage.RUN, *command[1:]]
                 environment = coverage.environment(self.directory)
             title = "tests on this machine"
-            tasks.append(self._task(title, command, "native", 1, environment=environment))
+            task = self._task(title, command, "native", 1, environment=environment)
+            tasks.append(self._remembered(task))
         if not (options.native or options.debian) and (lab or not self.targets):
             command = [PYTEST, *(lab or ["tests/lab"]), *self.passed_on]
-            tasks.append(self._task("the lab itself", command, "guests", 100))
+            tasks.append(self._remembered(self._task("the lab itself", command, "guests", 100)))
         if not options.native:
             tasks += self._guest_tasks()
         return tasks
@@ -131,7 +141,8 @@ class Plan:
         if len(own) < 2 and sum(each.seconds for each in own) < FREEZE_FROM_SECONDS:
             return None
         command = [str(LAB / "vm.py"), "--debian", release, "--frozen", "--verbose", "/bin/true"]
-        return self._task(f"Debian {release}: a guest to thaw", command, "guests", 1e6)
+        title = f"Debian {release}: a guest to thaw"
+        return replace(self._task(title, command, "guests", 1e6), owed=False)
 
     def _shard(self, number: int, shard: Shard, after: tuple[Task, ...]) -> Task:
         name = self._name(number)
@@ -142,7 +153,28 @@ class Plan:
         everything = ["--everything"] if self.options.everything else []
         job = [str(LAB / "guest-pytest"), "-v", *shard.tests, *everything, *self.passed_on]
         command = [*boot, *job]
-        return self._task(shard.title, command, "guests", shard.seconds, after=after, number=number)
+        task = self._task(shard.title, command, "guests", shard.seconds, after=after, number=number)
+        return self._remembered(task, shard.tests)
+
+    def _remembered(self, task: Task, tests: tuple[str, ...] | None = None) -> Task:
+        """The task, owed unless it passed before; `tests` are those that a guest has of it."""
+        if not self.files or not self.is_whole:
+            return task
+        title = f"{task.title}{' with everything' if self.options.everything else ''}"
+        own = self.files.key_of(title, tests)
+        before = self.files.before(own)
+        task = replace(task, owed=before is None)
+        self.keys[task] = own
+        if before:
+            self.before[task] = before
+        return task
+
+    def parts(self, task: Task) -> list[Path]:
+        """Return the directories with what the task counted."""
+        here = task.log.with_suffix(".coverage")
+        native = self.directory / coverage.NATIVE
+        found = [here, *([native] if task.lane == "native" else [])]
+        return [each for each in found if each.is_dir()]
 
     def _name(self, number: int) -> Path:
         return self.directory / f"shard-{number:02}"
@@ -221,11 +253,16 @@ class Progress:
         self._number, self._count = 0, len(tasks)
         self._begun = time.monotonic()
 
+    @staticmethod
+    def is_good(ended: Ended) -> bool:
+        """Whether no test failed."""
+        return ended.status in (0, NO_TESTS_RAN)
+
     def ended(self, ended: Ended) -> None:
         """Tell how a task ended: in a line, or with all that it printed where it failed."""
         self._number += 1
         text = ended.task.log.read_text(errors="replace") if ended.task.log.exists() else ""
-        good = ended.status in (0, NO_TESTS_RAN)
+        good = self.is_good(ended)
         summary = [line.strip("= ") for line in text.splitlines() if line.startswith("====")]
         last = f": {summary[-1]}" if summary else ""
         say(
@@ -278,25 +315,43 @@ def main() -> int:
         if not targets:
             return 0
     directory = new_directory()
-    plan = Plan(options, targets, passed_on, directory)
+    plan = Plan(options, targets, passed_on, directory, Files.of_checkout())
     tasks = plan.tasks()
     if not tasks:
         say("there is nothing to run")
         return 2
+    if plan.before:
+        say(f"{len(plan.before)} of {len(plan.keys)} tasks passed before with these very files")
+    skipped = [task for task in plan.before if options.missing]
+    tasks = [task for task in tasks if task not in skipped]
     for number in SIGNALS:
         signal.signal(number, end_on_signal)
-    if len(tasks) == 1:
+    if len(tasks) == 1 and not plan.is_whole:
         os.execv(tasks[0].command[0], tasks[0].command)  # noqa: S606 - that is what is wanted
     progress = Progress(tasks)
-    guests = guests_at_once()
-    Lanes(tasks, {"native": 1, "guests": guests}).run(progress.ended, progress.waiting)
+
+    def on_end(ended: Ended) -> None:
+        progress.ended(ended)
+        if plan.files and ended.task in plan.keys and Progress.is_good(ended):
+            plan.files.passed(plan.keys[ended.task], plan.parts(ended.task))
+
+    lanes = Lanes(tasks, {"native": 1, "guests": guests_at_once()}, options.until)
+    lanes.run(on_end, progress.waiting)
+    counted = [part for task in tasks for part in plan.parts(task) if task not in lanes.left]
+    for task, before in plan.before.items():
+        if task in lanes.left or task in skipped:
+            at = time.strftime("%Y-%m-%d %H:%M", time.localtime(before.at))
+            say(
+                f"not run again: {task.title}: passed {at}, commit {before.commit[:12]}, same files"
+            )
+            counted += before.parts
     shards = [task for task in tasks if task.log.name.startswith("shard-")]
     measured = durations_of(directory, shards)
     if options.record:
         record(measured)
     for ended in progress.failed:
         say(f"failed: {ended.task.title}: exit status {ended.status}; {ended.task.log}")
-    if plan.is_whole and not coverage.show(directory):
+    if plan.is_whole and not coverage.show(directory, counted):
         say("failed: fewer lines and branches run in tests than pyproject.toml wants")
         return 1
     if not passed_on and (shards and not any(measured.values())):

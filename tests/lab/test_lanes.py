@@ -16,9 +16,16 @@ LAB = Path(__file__).parents[2] / "lab"
 
 @pytest.fixture
 def task(tmp_path: Path) -> Callable[..., Task]:
-    def make(name: str, shell: str, lane: str = "a", seconds: float = 1, after: tuple = ()) -> Task:
+    def make(
+        name: str,
+        shell: str,
+        lane: str = "a",
+        seconds: float = 1,
+        after: tuple = (),
+        owed: bool = True,
+    ) -> Task:
         command = ["sh", "-c", shell]
-        return Task(name, command, lane, seconds, tmp_path / f"{name}.log", after)
+        return Task(name, command, lane, seconds, tmp_path / f"{name}.log", after, owed=owed)
 
     return make
 
@@ -54,6 +61,34 @@ def test_lanes_are_beside_each_other(task: Callable[..., Task], tmp_path: Path) 
         task("third", "true", "b"),
     ]
     assert [each.status for each in run(tasks, a=1, b=1)] == [0, 0, 0]
+
+
+def test_what_is_owed_comes_first_with_what_it_waits_for(task: Callable[..., Task]) -> None:
+    ready = task("ready", "true", seconds=1, owed=False)
+    tasks = [
+        task("other", "true", seconds=9, owed=False),
+        ready,
+        task("owed", "true", seconds=1, after=(ready,)),
+    ]
+    assert [each.task.title for each in run(tasks, a=1)] == ["ready", "owed", "other"]
+
+
+def test_when_the_time_is_up_only_what_is_owed_goes_on(task: Callable[..., Task]) -> None:
+    ready = task("ready", "sleep 60", lane="b", owed=False)
+    tasks = [
+        task("runs", "sleep 60", lane="a", owed=False),
+        task("owed", "sleep 3", lane="c"),
+        task("owed later", "exit 4", lane="c", seconds=0),
+        ready,
+        task("waits", "true", lane="b", after=(ready,), owed=False),
+    ]
+    ended: list[Ended] = []
+    lanes = Lanes(tasks, {"a": 1, "b": 1, "c": 1}, until=time.time() + 1)
+    begun = time.monotonic()
+    lanes.run(ended.append, lambda _: None, 0.1)
+    assert time.monotonic() - begun < 50
+    assert [(each.task.title, each.status) for each in ended] == [("owed", 0), ("owed later", 4)]
+    assert {each.title for each in lanes.left} == {"runs", "ready", "waits"}
 
 
 PROGRAM = """

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import passed
 import pytest
 import run_tests
 from lanes import Ended, Task
+from passed import Files
 from releases import releases
 from run_tests import Plan, Progress
 from suites import all_tests, runs_on
@@ -13,11 +15,15 @@ from suites import all_tests, runs_on
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(run_tests, "prepare", lambda: None)
+    monkeypatch.setattr(passed, "CACHE", tmp_path / "cache")
+    files = Files({"README.md": "100644 0 0"}, "0" * 40)
 
     def make(*words: str) -> Plan:
         options, others = run_tests.arguments([*words])
         targets = [word for word in others if word.startswith("tests/")]
-        return Plan(options, targets, [each for each in others if each not in targets], tmp_path)
+        return Plan(
+            options, targets, [each for each in others if each not in targets], tmp_path, files
+        )
 
     return make
 
@@ -50,6 +56,28 @@ def test_without_arguments_everything(plan) -> None:
             [f"Debian {release}: a guest to thaw"] if default else []
         )
     assert len({task.log for task in tasks}) == len(tasks), "each has a log of its own"
+
+
+def test_what_passed_before_is_not_owed(plan, tmp_path: Path) -> None:
+    first = plan()
+    tasks = first.tasks()
+    assert [task.title for task in tasks if not task.owed] == [
+        f"Debian {each}: a guest to thaw" for each in releases()
+    ]
+    assert [task.title for task in tasks if task not in first.keys] == [
+        "lint, format, types",
+        *(f"Debian {each}: a guest to thaw" for each in releases()),
+    ]
+    for task in tasks[-2:]:
+        first.files.passed(first.keys[task], [])
+    again = plan()
+    left = [task.title for task in again.tasks() if not task.owed]
+    assert left[-2:] == [task.title for task in tasks[-2:]]
+    assert len(left) == 2 + len(releases())
+    assert not plan("--everything").before, "of which there is more"
+    part = plan("--debian", "13")
+    assert all(task.owed for task in part.tasks() if task.after)
+    assert not part.keys, "only runs of all tests count for coverage"
 
 
 def test_one_guest_test_is_one_task_that_freezes_nothing(plan) -> None:
