@@ -55,6 +55,8 @@ _INITS = (
     "/usr/sbin/docker-init",
     "/usr/local/bin/docker-init",
     "/usr/libexec/docker/docker-init",
+    *(f"/usr/{at}/docker-init" for at in ("lib/docker", "libexec", "local/libexec")),
+    *(f"/usr/local/{at}/docker/docker-init" for at in ("lib", "libexec")),
     "/snap/docker/*/bin/docker-init",
     "/var/lib/snapd/snap/docker/*/bin/docker-init",
 )
@@ -63,6 +65,7 @@ _CATATONIT = (
     "/usr/libexec/podman/catatonit",
     "/usr/libexec/catatonit/catatonit",
     "/usr/lib/podman/catatonit",
+    "/usr/local/lib/podman/catatonit",
     "/usr/local/libexec/podman/catatonit",
 )
 

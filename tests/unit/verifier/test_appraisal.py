@@ -168,7 +168,13 @@ def test_docker_init_is_allowed_and_said_not_to_be_compared(box: Box) -> None:
     ("at", "source"),
     [
         ("/sbin/docker-init", "/snap/docker/2932/bin/docker-init"),
+        ("/sbin/docker-init", "/usr/libexec/docker-init"),
+        ("/sbin/docker-init", "/usr/lib/docker/docker-init"),
+        ("/sbin/docker-init", "/usr/local/libexec/docker-init"),
+        ("/sbin/docker-init", "/usr/local/lib/docker/docker-init"),
+        ("/sbin/docker-init", "/usr/local/libexec/docker/docker-init"),
         ("/run/podman-init", "/usr/bin/catatonit"),
+        ("/run/podman-init", "/usr/local/lib/podman/catatonit"),
         ("/dev/init", "/usr/libexec/podman/catatonit"),
         ("/sbin/tini", "/usr/bin/tini"),
         ("/sbin/tini", "/usr/local/bin/tini"),
