@@ -128,6 +128,9 @@ MOUNTS: tuple[EngineMount, ...] = (
             (("/dev/shm",), "shm"),
         )
     ),
+    # Where conmon listens for the container's word that it is ready (--sdnotify=container, the
+    # default in a unit of Type=notify). What an earlier run wrote beside its socket is still there.
+    EngineMount("bind", ("/run/notify",), _in(_USERDATA, "notify"), ("podman",), chosen=True),
     EngineMount("bind", ("/**",), _in(_USERDATA, "secrets/*"), ("podman",), own_place=True),
     # The directory that secrets are mounted into, with what the host's mounts.conf names.
     EngineMount(
