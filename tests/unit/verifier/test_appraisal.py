@@ -141,6 +141,29 @@ def test_a_file_seen_in_two_namespaces_is_reported_once(reference: ImageReferenc
     assert sum(finding.rule == "file.added" for finding in found) == 1
 
 
+@pytest.mark.parametrize(
+    ("entrypoint", "args", "is_own"),
+    [
+        ([""], ["/app/script", "now"], True),  # how a Dockerfile undoes a base image's
+        ([""], ["/app/script"], False),
+        ([""], ["", "/app/script", "now"], False),
+        (["", "x"], ["/app/script", "now"], False),
+        (["", "x"], ["x", "/app/script", "now"], False),
+        ([], ["/app/script", "now"], True),
+        (["/usr/bin/sh"], ["/app/script", "now"], False),
+        (["/usr/bin/sh"], ["/usr/bin/sh", "/app/script", "now"], True),
+    ],
+)
+def test_an_entrypoint_that_is_none(
+    box: Box, entrypoint: list[str], args: list[str], is_own: bool
+) -> None:
+    """Kind: what an image says is compared as it is written, and engines do not take it so."""
+    values = {"entrypoint": tuple(entrypoint), "cmd": ("/app/script", "now")}
+    box.image = box.image.model_copy(update={"config": box.image.config.model_copy(update=values)})
+    box.config["process"]["args"] = args
+    assert {found.rule for found in box.failed()} == (set() if is_own else {"config.args"})
+
+
 # -- the engine's init program --------------------------------------------------------------------
 
 INIT = {
