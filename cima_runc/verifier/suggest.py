@@ -226,7 +226,7 @@ def _config(
                 f"\ndevice_rules = {array(more)}"
             )
     if "config.args" in rules:
-        own = " ".join((*image.entrypoint, *image.cmd)) or "none"
+        own = " ".join(image.command) or "none"
         keys.append(
             f"# Commands beside the image's own, which is: {printable(own)}."
             f"\nargs = [{array(command_of(config))}]"

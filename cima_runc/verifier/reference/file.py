@@ -105,6 +105,16 @@ class ReferenceConfig(_Model):
     env_values: dict[str, str] = Field(default_factory=dict)
     """Their values; empty in files that earlier versions made."""
 
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What engines start where nobody names a command.
+
+        An entrypoint of one empty word is none to them: so it is written in a Dockerfile to undo a
+        base image's. Sources: moby daemon/create.go (mergeAndVerifyConfig), containerd pkg/cri
+        (WithProcessArgs).
+        """
+        return self.cmd if self.entrypoint == ("",) else (*self.entrypoint, *self.cmd)
+
 
 class ImageReference(_Model):
     """What a container of one image should be."""

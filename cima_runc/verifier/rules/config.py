@@ -578,7 +578,7 @@ class ConfigRule:
 
     def _process(self) -> Iterator[Finding]:
         config, image, policy = self._config, self._image, self._policy
-        own = (*image.entrypoint, *image.cmd)
+        own = image.command
         args = command_of(config)
         if args not in {own, *policy.args} and not policy.allow_any_args:
             yield self._finding(

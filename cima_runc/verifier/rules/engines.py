@@ -55,6 +55,8 @@ _INITS = (
     "/usr/sbin/docker-init",
     "/usr/local/bin/docker-init",
     "/usr/libexec/docker/docker-init",
+    *(f"/usr/{at}/docker-init" for at in ("lib/docker", "libexec", "local/libexec")),
+    *(f"/usr/local/{at}/docker/docker-init" for at in ("lib", "libexec")),
     "/snap/docker/*/bin/docker-init",
     "/var/lib/snapd/snap/docker/*/bin/docker-init",
 )
@@ -63,6 +65,7 @@ _CATATONIT = (
     "/usr/libexec/podman/catatonit",
     "/usr/libexec/catatonit/catatonit",
     "/usr/lib/podman/catatonit",
+    "/usr/local/lib/podman/catatonit",
     "/usr/local/libexec/podman/catatonit",
 )
 
@@ -125,6 +128,9 @@ MOUNTS: tuple[EngineMount, ...] = (
             (("/dev/shm",), "shm"),
         )
     ),
+    # Where conmon listens for the container's word that it is ready (--sdnotify=container, the
+    # default in a unit of Type=notify). What an earlier run wrote beside its socket is still there.
+    EngineMount("bind", ("/run/notify",), _in(_USERDATA, "notify"), ("podman",), chosen=True),
     EngineMount("bind", ("/**",), _in(_USERDATA, "secrets/*"), ("podman",), own_place=True),
     # The directory that secrets are mounted into, with what the host's mounts.conf names.
     EngineMount(

@@ -140,7 +140,7 @@ class LookedAt:
         # Where HOME is not set, or empty (runc), the runtime sets it by passwd(5). What becomes
         # another user (gosu, su) does so whatever it was before, so that all users' count.
         for home in self._values.homes:
-            if self._is_near(home, place, below):
+            if self._is_near(home, place, below) and not self._is_operators(home, place):
                 return f"{printable(home)} is a user's home in the image's /etc/passwd"
         for name, directory in self._paths:
             if self._is_near(directory, place, below):
@@ -188,6 +188,14 @@ class LookedAt:
             return True
         real = self._real(directory)
         return _is_in(real, below) or (real != "/" and _is_in(place, real))
+
+    def _is_operators(self, home: str, place: str) -> bool:
+        """Whether a home is /var, as busybox's user operator has it, and the place in its ``run``.
+
+        In a home programs look for directories called after them, as they do in ``/``: none is
+        called ``run``, which holds what the system keeps there.
+        """
+        return self._real(home) == "/var" and _is_in(place, "/var/run/secrets")
 
     def _has_programs(self, place: str, below: str) -> bool:
         """Whether a script of the image may look for modules in the place by where it is itself.

@@ -141,6 +141,29 @@ def test_a_file_seen_in_two_namespaces_is_reported_once(reference: ImageReferenc
     assert sum(finding.rule == "file.added" for finding in found) == 1
 
 
+@pytest.mark.parametrize(
+    ("entrypoint", "args", "is_own"),
+    [
+        ([""], ["/app/script", "now"], True),  # how a Dockerfile undoes a base image's
+        ([""], ["/app/script"], False),
+        ([""], ["", "/app/script", "now"], False),
+        (["", "x"], ["/app/script", "now"], False),
+        (["", "x"], ["x", "/app/script", "now"], False),
+        ([], ["/app/script", "now"], True),
+        (["/usr/bin/sh"], ["/app/script", "now"], False),
+        (["/usr/bin/sh"], ["/usr/bin/sh", "/app/script", "now"], True),
+    ],
+)
+def test_an_entrypoint_that_is_none(
+    box: Box, entrypoint: list[str], args: list[str], is_own: bool
+) -> None:
+    """Kind: what an image says is compared as it is written, and engines do not take it so."""
+    values = {"entrypoint": tuple(entrypoint), "cmd": ("/app/script", "now")}
+    box.image = box.image.model_copy(update={"config": box.image.config.model_copy(update=values)})
+    box.config["process"]["args"] = args
+    assert {found.rule for found in box.failed()} == (set() if is_own else {"config.args"})
+
+
 # -- the engine's init program --------------------------------------------------------------------
 
 INIT = {
@@ -168,7 +191,13 @@ def test_docker_init_is_allowed_and_said_not_to_be_compared(box: Box) -> None:
     ("at", "source"),
     [
         ("/sbin/docker-init", "/snap/docker/2932/bin/docker-init"),
+        ("/sbin/docker-init", "/usr/libexec/docker-init"),
+        ("/sbin/docker-init", "/usr/lib/docker/docker-init"),
+        ("/sbin/docker-init", "/usr/local/libexec/docker-init"),
+        ("/sbin/docker-init", "/usr/local/lib/docker/docker-init"),
+        ("/sbin/docker-init", "/usr/local/libexec/docker/docker-init"),
         ("/run/podman-init", "/usr/bin/catatonit"),
+        ("/run/podman-init", "/usr/local/lib/podman/catatonit"),
         ("/dev/init", "/usr/libexec/podman/catatonit"),
         ("/sbin/tini", "/usr/bin/tini"),
         ("/sbin/tini", "/usr/local/bin/tini"),

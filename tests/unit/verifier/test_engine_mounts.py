@@ -71,6 +71,7 @@ def podman(data: str, state: str) -> list[dict[str, Any]]:
         bind("/dev/shm", f"{kept}/shm"),
         bind("/run/secrets", f"{own}/run/secrets"),
         bind("/run/secrets/token", f"{kept}/secrets/token"),
+        bind("/run/notify", f"{kept}/notify"),
     ]
 
 
@@ -264,6 +265,16 @@ def test_what_podman_mounts_for_a_systemd(reference: ImageReference) -> None:
     mounts = [bind("/var/log/journal", "/srv/x"), empty | {"destination": "/usr/bin"}]
     found = box_on(replace(host, mounts=[*host.mounts, *mounts]), reference)
     assert refused(found) == {"/var/log/journal", "/usr/bin"}
+
+
+def test_nothing_looks_for_code_in_what_an_earlier_run_left(reference: ImageReference) -> None:
+    """Podman makes a container's /run/notify once, and keeps what is written there."""
+    box = box_on(HOSTS["podman"], reference)
+    for cwd in ("/run", "/run/notify", "/run/notify/x"):
+        box.config["process"]["cwd"] = cwd
+        assert "/run/notify" in refused(box), cwd
+    box.config["process"]["cwd"] = "/"
+    assert refused(box) == set()
 
 
 @ALL

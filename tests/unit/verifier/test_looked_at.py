@@ -332,6 +332,45 @@ def test_a_directory_that_the_image_has_is_its_own(reference: ImageReference) ->
     assert "/config" in refused(started(of, bind("/config", SOURCES["kubernetes"])))
 
 
+BUSYBOX = ("/bin", "/dev", "/home", "/root", "/usr/sbin", "/var", "/var/spool/mail", "/var/www")
+"""Homes in the passwd(5) of busybox's image, and of those made from it (prom/prometheus)."""
+
+
+@pytest.mark.parametrize("cwd", ["/", "/prometheus"])
+@pytest.mark.parametrize("host", ["kubernetes", "cri-o", "k3s"])
+def test_a_pod_of_busybox(host: str, cwd: str, reference: ImageReference) -> None:
+    """Kind: an image whose token is refused for a home that nobody has there: it has no link at
+    /var/run, and a user operator whose home is /var."""
+    config = reference.config.model_copy(update={"homes": BUSYBOX})
+    of = reference.model_copy(update={"config": config})
+    assert refused(started(of, host=host, cwd=cwd)) == {}
+    secret = bind("/var/run/secrets/eks.amazonaws.com/serviceaccount", f"{TOKENS}x")
+    assert refused(started(of, secret, host=host, cwd=cwd)) == {}
+    # It is the home alone that says nothing.
+    for given in ({"HOME": "/var"}, {"XDG_DATA_HOME": "/var"}, {"cwd": "/var"}):
+        assert TOKEN in refused(started(of, host=host, **given))
+
+
+@pytest.mark.parametrize("home", ["/var/run", "/var/run/secrets", "/var/run/secrets/x", "/link"])
+def test_other_homes_of_users_near_a_token(home: str, reference: ImageReference) -> None:
+    link = ReferenceFile(type="link", mode="0777", uid=0, gid=0, link="/var/run", layer=1)
+    config = reference.config.model_copy(update={"homes": (*BUSYBOX, home)})
+    files = reference.files | {"/link": link}
+    of = reference.model_copy(update={"config": config, "files": files})
+    at = "/var/run/secrets/x"
+    assert at in refused(started(of, bind(at, SOURCES["kubernetes"])))
+
+
+@pytest.mark.parametrize("link", ["/var/volatile", "volatile"])
+def test_a_home_that_a_tokens_link_leads_into(link: str, reference: ImageReference) -> None:
+    """What lies elsewhere below /var is not known to be the system's."""
+    run = ReferenceFile(type="link", mode="0777", uid=0, gid=0, link=link, layer=1)
+    config = reference.config.model_copy(update={"homes": BUSYBOX})
+    files = reference.files | {"/var/run": run}
+    of = reference.model_copy(update={"config": config, "files": files})
+    assert TOKEN in refused(started(of))
+
+
 NEAR = (
     *("/run/secrets", "/run/secrets/x", "/run/secrets/x/y", "/run", "/var/run/secrets/x"),
     *("/etc/podinfo", "/etc", "/elsewhere", "/app/../run/secrets/x", "run/secrets/x", "."),
