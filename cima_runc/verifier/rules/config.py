@@ -50,6 +50,7 @@ LOADING = frozenset(
         "BASH_ENV",
         "BOOTSNAP_CACHE_DIR",
         "BROWSER",
+        "BUNDLER_SETUP",
         "BUNDLE_APP_CONFIG",
         "BUNDLE_BIN_PATH",
         "BUNDLE_GEMFILE",
@@ -66,6 +67,7 @@ LOADING = frozenset(
         "CARGO_BUILD_RUSTC_WRAPPER",
         "CARGO_BUILD_RUSTFLAGS",
         "CARGO_ENCODED_RUSTFLAGS",
+        "CDPATH",
         "CHICKEN_REPOSITORY_PATH",
         "CLASSPATH",
         "CLJ_CONFIG",
@@ -73,6 +75,7 @@ LOADING = frozenset(
         "CMAKE_TOOLCHAIN_FILE",
         "COMPOSER",
         "COMPOSER_VENDOR_DIR",
+        "CONFIG_SITE",
         "CORECLR_ENABLE_PROFILING",
         "COREPACK_HOME",
         "COR_ENABLE_PROFILING",
@@ -99,6 +102,7 @@ LOADING = frozenset(
         "GHC_PACKAGE_PATH",
         "GIO_EXTRA_MODULES",
         "GIO_MODULE_DIR",
+        "GITPERLLIB",
         "GIT_COMMON_DIR",
         "GIT_CONFIG_COUNT",
         "GIT_CONFIG_GLOBAL",
@@ -132,6 +136,9 @@ LOADING = frozenset(
         "GUILE_EXTENSIONS_PATH",
         "GUILE_LOAD_COMPILED_PATH",
         "GUILE_LOAD_PATH",
+        "GUILE_SYSTEM_COMPILED_PATH",
+        "GUILE_SYSTEM_EXTENSIONS_PATH",
+        "GUILE_SYSTEM_PATH",
         "HGRCPATH",
         "IBM_JAVA_OPTIONS",
         "IPYTHONDIR",
@@ -188,6 +195,7 @@ LOADING = frozenset(
         "NODE_OPTIONS",
         "NODE_PATH",
         "NODE_REPL_EXTERNAL_MODULE",
+        "NULLCMD",
         "OCAMLFIND_CONF",
         "OCAMLLIB",
         "OCAMLPATH",
@@ -227,11 +235,19 @@ LOADING = frozenset(
         "QT_PLUGIN_PATH",
         "QT_QPA_PLATFORM_PLUGIN_PATH",
         "RAKULIB",
+        "READNULLCMD",
         "REBAR_CONFIG",
         "REBAR_GLOBAL_CONFIG_DIR",
+        "RELEASE_BOOT_SCRIPT",
+        "RELEASE_BOOT_SCRIPT_CLEAN",
+        "RELEASE_REMOTE_VM_ARGS",
+        "RELEASE_SYS_CONFIG",
+        "RELEASE_VM_ARGS",
+        "RELEASE_VSN",
         "RPM_CONFIGDIR",
         "RSYNC_CONNECT_PROG",
         "RSYNC_RSH",
+        "RUBYGEMS_GEMDEPS",
         "RUBYLIB",
         "RUBYOPT",
         "RUBY_CRASH_REPORT",
@@ -271,10 +287,11 @@ LOADING = frozenset(
 )
 """Environment variables that make a program load other code, beside :data:`_LOADING_PREFIXES`.
 Sources: sudo's initial_badenv_table (env.c), the manuals of the languages, of tools that run a
-variable as a command where nobody types (GNU tar, Git, rsync), and those of the loaders of glibc
-(ld.so(8), elf/rtld.c, elf/dl-support.c) and musl. Such names code, or a file or directory that
-does: a cache of what was compiled is code as well. Those with many honest uses are in
-:data:`~cima_runc.verifier.rules.looked_at.SETTINGS`, and count by what they name.
+variable as a command where nobody types (GNU tar, Git, rsync), those of the loaders of glibc
+(ld.so(8), elf/rtld.c, elf/dl-support.c) and musl, and what languages' own starters read beside
+(RubyGems' rubygems.rb, the script that ``mix release`` makes, Guile's load.c). Such names code, or
+a file or directory that does: a cache of what was compiled is code as well. Those with many honest
+uses are in :data:`~cima_runc.verifier.rules.looked_at.SETTINGS`, and count by what they name.
 ``ENV`` is none: a shell reads the file
 that it names only where a person types (POSIX.1-2017, sh), who may type what the file would do, and
 many programs have a variable of this name for something else. ``BROWSER`` is a command line that
@@ -294,6 +311,8 @@ _LOADING_PREFIXES = (
     "LUA_INIT",
     "LUA_PATH",
 )
+_TCL_MODULES = re.compile(r"TCL\d+[._]\d+_TM_PATH")
+"""Where Tcl looks for modules, by its version (tm(n))."""
 _NPM = re.compile(
     r"npm_config_(call|git|(global[_-])?pnpmfile|globalconfig|init[_-]module|node[_-]gyp"
     r"|node[_-]options|onload[_-]script|prefix|script[_-]shell|userconfig)",
@@ -768,7 +787,7 @@ def _is_engines_hook(hook: Hook) -> bool:
 def makes_load(name: str) -> bool:
     """Return whether an environment variable makes programs load other code."""
     named = name in LOADING or name.startswith(_LOADING_PREFIXES)
-    return named or _NPM.fullmatch(name) is not None
+    return named or any(each.fullmatch(name) for each in (_NPM, _TCL_MODULES))
 
 
 def steered(name: str, value: str) -> str:
