@@ -97,10 +97,23 @@ _OF_SETTINGS = (
     *("/.gradle", "/.kube/config", "/.pip/pip.conf", "/admin.conf", "/config", "/kubeconfig"),
     *("/kubeconfig.yaml", "/kubeconfig.yml", "/kubernetes/admin.conf", "/pip.conf", "/value"),
 )
+SEARCHED = "PATH"
+"""Where a program is looked for is where a shell looks for what a script is to read: POSIX.1-2017,
+``dot``, of a name without a slash, which need not be executable there."""
+_DEFAULT_PATHS = (
+    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "/usr/local/bin:/usr/bin:/bin",
+    "/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin",
+    "/usr/sbin:/usr/bin:/sbin:/bin",
+    "/usr/bin:/bin",
+    "/bin:/usr/bin",
+)
+"""What engines set where the image does not (the first), and shells where nobody does."""
+_PROGRAMS = ("", "/bin")
 _LISTS = ("/etc/xdg", "/usr/local/share:/usr/share", "/usr/local/share/:/usr/share/")
 
 
-_NAMING = HOMES | SETTINGS
+_NAMING = HOMES | SETTINGS | {SEARCHED}
 _PATHS_OF_RELEASES = ("LUA_CPATH_", "LUA_PATH_")
 
 
@@ -135,7 +148,7 @@ class LookedAt:
             return "the image has programs beside it"
         for name, hidden in self._config.hidden_env:
             if name in _NAMING and not self._is_elsewhere(name, hidden, place, below):
-                what = "a directory" if name in HOMES else "something"
+                what = "something" if name in SETTINGS else "a directory"
                 return f"{name} is not known to name {what} elsewhere"
         # Where HOME is not set, or empty (runc), the runtime sets it by passwd(5). What becomes
         # another user (gosu, su) does so whatever it was before, so that all users' count.
@@ -206,6 +219,8 @@ class LookedAt:
     def _is_elsewhere(self, name: str, hidden: str, place: str, below: str) -> bool:
         """Whether a variable is known to name no directory near a place."""
         own = self._values.env_values.get(name)
+        if name == SEARCHED and own is None and (self._secret is None or name in self._values.env):
+            return True  # engines set it as well; values of earlier versions have its name alone
         if self._secret is not None:
             value = self._told.get(hidden)
         elif name in self._values.env:
@@ -214,7 +229,13 @@ class LookedAt:
             value = "" if name == "HOME" and self._sets_home else None
         if value is None:
             return False
-        return not any(self._is_near(each, place, below) for each in value.split(":") if each)
+        found = [each for each in value.split(":") if each]
+        if name == SEARCHED:
+            # The working directory, which an empty one is as well, was judged.
+            found = [posixpath.join(self._config.cwd, each) for each in found]
+            if posixpath.dirname(place) == "/" and "/" in map(self._real, found):
+                return False
+        return not any(self._is_near(each, place, below) for each in found)
 
     @cached_property
     def _told(self) -> dict[str, str]:
@@ -232,7 +253,7 @@ class LookedAt:
 
     def _candidates(self) -> Iterator[str]:
         yield ""
-        yield from _LISTS
+        yield from (*_LISTS, *_DEFAULT_PATHS)
         own = self._values.env_values
         yield from (value for name in sorted(_NAMING) if (value := own.get(name)))
         users = {self._values.user.partition(":")[0], self._config.user.username} - {""}
@@ -246,6 +267,10 @@ class LookedAt:
         if names_files:
             yield from ("/etc" + part for part in parts)
         yield from self._image.directories(with_files=names_files)
+        searched = own.get(SEARCHED, _DEFAULT_PATHS[0])
+        mounted = [mount.destination + part for mount in self._config.mounts for part in _PROGRAMS]
+        for directory in (*mounted, *self._image.directories()):
+            yield from (f"{directory}:{searched}", f"{searched}:{directory}")
 
 
 def _is_in(path: str, directory: str) -> bool:
