@@ -170,7 +170,9 @@ class LookedAt:
             return False
         starts_in = self._real(self._config.cwd) == "/"
         if starts_in and name in self._image.includes:
-            return False  # PHP's include looks there before it does beside the script
+            # PHP's include looks there before it does beside the script; so does Lua 5.1's and
+            # LuaJIT's require (luaconf.h, LUA_PATH_DEFAULT), before all that is installed.
+            return False
         of_root = {each for each, directory in self._paths if self._real(directory) == "/"}
         if not of_root <= {"PYTHONPATH"}:
             return False

@@ -141,6 +141,28 @@ def test_a_name_for_data_that_is_a_modules_as_well(
     assert found.keys() == ({"/secrets", "/config", "/info"} if refuses else set())
 
 
+@pytest.mark.parametrize(
+    ("file", "hides"),
+    [
+        ("/app/config/db.php", {"/config"}),
+        ("/app/config/of/db.php", {"/config"}),  # include 'config/of/db.php'
+        ("/usr/share/lua/5.1/ssl/https.lua", {"/ssl"}),
+        ("/usr/share/lua/5.1/ssl.lua", {"/ssl"}),  # ./?/init.lua, as gateways have it
+        ("/usr/share/lua/5.1/ssl/certs/x.lua", {"/ssl", "/certs"}),
+        ("/app/config/of/db.txt", set()),
+        ("/app/ssl.php", set()),
+    ],
+)
+def test_a_directory_by_which_the_images_code_is_called(
+    file: str, hides: set[str], reference: ImageReference
+) -> None:
+    """Kind: a language looks in the directory that it was started in before it does where the
+    image's file is."""
+    at = {"/config", "/ssl", "/certs"}
+    assert taken_for_data(having(reference, file), *sorted(at), cwd="/") == at - hides
+    assert taken_for_data(having(reference, file), *sorted(at), cwd="/app") == at
+
+
 PYTHONS = ("/usr/lib/python3.11", "/usr/local/lib/python3.13t", "/opt/pypy/lib/pypy3.10")
 IN_THE_ROOT = {
     "cwd": ({"cwd": "/"}, ()),
