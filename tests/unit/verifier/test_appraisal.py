@@ -393,6 +393,7 @@ def test_an_empty_file_where_the_image_has_one(box: Box, path: str) -> None:
         [entry(".dockerenv", "file", mode=0o4755)],
         [entry("bin")],
         [entry("usr", xattrs=(("security.capability", b"x"),))],
+        [entry("run", xattrs=(("trusted.overlay.redirect", b"/app"),))],
     ],
 )
 @pytest.mark.parametrize("kind", ["init", "upper"])
