@@ -23,6 +23,7 @@ from cima_runc.measure.mtree import escape
 from cima_runc.measure.oci_config import hidden_value
 from cima_runc.verifier.reference.file import ReferenceConfig
 from cima_runc.verifier.rules.image_files import ImageFiles
+from cima_runc.verifier.rules.loading import makes_load
 
 HOMES = frozenset(
     {
@@ -114,6 +115,7 @@ _LISTS = ("/etc/xdg", "/usr/local/share:/usr/share", "/usr/local/share/:/usr/sha
 
 
 _NAMING = HOMES | SETTINGS | {SEARCHED}
+_ABSOLUTE = re.compile(r"/[^\s:;=,'\"]+")
 _PATHS_OF_RELEASES = ("LUA_CPATH_", "LUA_PATH_")
 
 
@@ -155,9 +157,9 @@ class LookedAt:
         for home in self._values.homes:
             if self._is_near(home, place, below):
                 return f"{printable(home)} is a user's home in the image's /etc/passwd"
-        for name, directory in self._paths:
+        for name, directory in (*self._paths, *self._named):
             if self._is_near(directory, place, below):
-                return f"the image's {name} names {printable(directory)}"
+                return f"the image's {printable(name)} names {printable(directory)}"
         return ""
 
     def holds_data_by_name(self, top: str) -> bool:
@@ -196,6 +198,16 @@ class LookedAt:
             if name in PATHS or name.startswith(_PATHS_OF_RELEASES)
             for each in re.split("[:;]", value)
             if (directory := each.partition("?")[0]) not in {"", ".", "./"}
+        )
+
+    @cached_property
+    def _named(self) -> tuple[tuple[str, str], ...]:
+        """What the image's other variables that load code name, as ``-javaagent:/a.jar`` does."""
+        return tuple(
+            (name, path)
+            for name, value in sorted(self._values.env_values.items())
+            if makes_load(name)
+            for path in _ABSOLUTE.findall(value)
         )
 
     def _is_near(self, directory: str, place: str, below: str) -> bool:

@@ -25,8 +25,8 @@ from cima_runc.verifier.appraisal import References, appraise, compare
 from cima_runc.verifier.errors import Verdict
 from cima_runc.verifier.policy import Policy, parse_policy
 from cima_runc.verifier.reference.file import HostReference, ImageReference
-from cima_runc.verifier.rules.config import LOADING, makes_load
 from cima_runc.verifier.rules.engines import EMPTY_FILES, REPLACED_FILES
+from cima_runc.verifier.rules.loading import LOADING, makes_load
 from cima_runc.verifier.rules.looked_at import PATHS, SETTINGS
 from cima_runc.verifier.suggest import suggest
 

@@ -303,6 +303,28 @@ def test_a_variable_of_the_image_that_names_the_place(
         assert taken_for_data(of, at, "/certs") == {"/certs"}
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("BASH_ENV", "/config/env.sh"),
+        ("BUNDLE_GEMFILE", "/config/Gemfile"),
+        ("GIT_CONFIG_GLOBAL", "/config/git"),
+        ("JAVA_TOOL_OPTIONS", "-Xmx1g -javaagent:/config/agent.jar=x"),
+        ("NODE_OPTIONS", "--enable-source-maps --require=/config/trace.js"),
+        ("RUBYOPT", "-I/config/lib -rtrace"),
+        ("npm_config_userconfig", "/config/npmrc"),
+    ],
+)
+def test_a_variable_of_the_image_that_names_code_in_the_place(
+    name: str, value: str, reference: ImageReference
+) -> None:
+    """Kind: the image itself says that there is code, by whatever variable that loads some."""
+    of = having(reference, **{name: value})
+    assert taken_for_data(of, "/certs", "/config") == {"/certs"}
+    of = having(reference, **{name: value.replace("/config/", "/usr/lib/")})
+    assert taken_for_data(of, "/certs", "/config") == {"/certs", "/config"}
+
+
 HOMES_OF_USERS = ("/config", "/config/app", "/run/secrets/own", "/run", "/etc", "/data/./git")
 
 
