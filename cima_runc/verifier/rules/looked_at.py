@@ -116,6 +116,8 @@ _LISTS = ("/etc/xdg", "/usr/local/share:/usr/share", "/usr/local/share/:/usr/sha
 
 _NAMING = HOMES | SETTINGS | {SEARCHED}
 _ABSOLUTE = re.compile(r"/[^\s:;=,'\"]+")
+_PROPERTY = re.compile(r"(?<!\S)-D(?!java\.)\S+")
+"""A property that Java's programs read: where certificates or settings are. Its own name code."""
 _PATHS_OF_RELEASES = ("LUA_CPATH_", "LUA_PATH_")
 
 
@@ -207,7 +209,7 @@ class LookedAt:
             (name, path)
             for name, value in sorted(self._values.env_values.items())
             if makes_load(name)
-            for path in _ABSOLUTE.findall(value)
+            for path in _ABSOLUTE.findall(_PROPERTY.sub("", value))
         )
 
     def _is_near(self, directory: str, place: str, below: str) -> bool:

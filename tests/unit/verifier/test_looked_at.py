@@ -310,6 +310,7 @@ def test_a_variable_of_the_image_that_names_the_place(
         ("BUNDLE_GEMFILE", "/config/Gemfile"),
         ("GIT_CONFIG_GLOBAL", "/config/git"),
         ("JAVA_TOOL_OPTIONS", "-Xmx1g -javaagent:/config/agent.jar=x"),
+        ("JAVA_TOOL_OPTIONS", "-Djava.ext.dirs=/config/ext"),
         ("NODE_OPTIONS", "--enable-source-maps --require=/config/trace.js"),
         ("RUBYOPT", "-I/config/lib -rtrace"),
         ("npm_config_userconfig", "/config/npmrc"),
@@ -322,6 +323,12 @@ def test_a_variable_of_the_image_that_names_code_in_the_place(
     of = having(reference, **{name: value})
     assert taken_for_data(of, "/certs", "/config") == {"/certs"}
     of = having(reference, **{name: value.replace("/config/", "/usr/lib/")})
+    assert taken_for_data(of, "/certs", "/config") == {"/certs", "/config"}
+
+
+def test_properties_of_java_name_data(reference: ImageReference) -> None:
+    value = "-Djavax.net.ssl.trustStore=/certs/store.jks -Dspring.config.location=/config/"
+    of = having(reference, JAVA_TOOL_OPTIONS=value)
     assert taken_for_data(of, "/certs", "/config") == {"/certs", "/config"}
 
 
