@@ -26,6 +26,7 @@ _MODULES = re.compile(
 )
 """Directories that Python looks for modules in; with ``t``, without its global lock."""
 _OF_PYTHON = (".py", ".pyc", ".so")
+_RELATIVE = (".lua", ".php")
 _NO_DIRECTORIES = re.compile(r"(?:.*-nspkg|_virtualenv|a1_coverage|distutils-precedence)\.pth")
 """Files of path configurations (Python, site) of which it is known that they name no directory."""
 _ACL_GROUP = 0x08
@@ -128,8 +129,15 @@ class ImageFiles:
 
     @cached_property
     def includes(self) -> frozenset[str]:
-        """Names of directories with PHP's files in them, wherever they are."""
-        return frozenset(path.split("/")[-2] for path in self._files if path.endswith(".php"))
+        """First names of what PHP may include and Lua require by a relative path: all directories
+        that such files are below, since any of them may be on the path, and Lua's modules."""
+        found: set[str] = set()
+        for path in self._files:
+            if path.endswith(_RELATIVE):
+                *above, name = path.split("/")
+                found.update(above)
+                found.add(name.removesuffix(".lua"))
+        return frozenset(found - {""})
 
     @cached_property
     def groups(self) -> frozenset[int]:

@@ -23,6 +23,7 @@ from cima_runc.measure.mtree import escape
 from cima_runc.measure.oci_config import hidden_value
 from cima_runc.verifier.reference.file import ReferenceConfig
 from cima_runc.verifier.rules.image_files import ImageFiles
+from cima_runc.verifier.rules.loading import makes_load
 
 HOMES = frozenset(
     {
@@ -97,10 +98,26 @@ _OF_SETTINGS = (
     *("/.gradle", "/.kube/config", "/.pip/pip.conf", "/admin.conf", "/config", "/kubeconfig"),
     *("/kubeconfig.yaml", "/kubeconfig.yml", "/kubernetes/admin.conf", "/pip.conf", "/value"),
 )
+SEARCHED = "PATH"
+"""Where a program is looked for is where a shell looks for what a script is to read: POSIX.1-2017,
+``dot``, of a name without a slash, which need not be executable there."""
+_DEFAULT_PATHS = (
+    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "/usr/local/bin:/usr/bin:/bin",
+    "/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin",
+    "/usr/sbin:/usr/bin:/sbin:/bin",
+    "/usr/bin:/bin",
+    "/bin:/usr/bin",
+)
+"""What engines set where the image does not (the first), and shells where nobody does."""
+_PROGRAMS = ("", "/bin")
 _LISTS = ("/etc/xdg", "/usr/local/share:/usr/share", "/usr/local/share/:/usr/share/")
 
 
-_NAMING = HOMES | SETTINGS
+_NAMING = HOMES | SETTINGS | {SEARCHED}
+_ABSOLUTE = re.compile(r"/[^\s:;=,'\"]+")
+_PROPERTY = re.compile(r"(?<!\S)-D(?!java\.)\S+")
+"""A property that Java's programs read: where certificates or settings are. Its own name code."""
 _PATHS_OF_RELEASES = ("LUA_CPATH_", "LUA_PATH_")
 
 
@@ -135,16 +152,16 @@ class LookedAt:
             return "the image has programs beside it"
         for name, hidden in self._config.hidden_env:
             if name in _NAMING and not self._is_elsewhere(name, hidden, place, below):
-                what = "a directory" if name in HOMES else "something"
+                what = "something" if name in SETTINGS else "a directory"
                 return f"{name} is not known to name {what} elsewhere"
         # Where HOME is not set, or empty (runc), the runtime sets it by passwd(5). What becomes
         # another user (gosu, su) does so whatever it was before, so that all users' count.
         for home in self._values.homes:
             if self._is_near(home, place, below) and not self._is_operators(home, place):
                 return f"{printable(home)} is a user's home in the image's /etc/passwd"
-        for name, directory in self._paths:
+        for name, directory in (*self._paths, *self._named):
             if self._is_near(directory, place, below):
-                return f"the image's {name} names {printable(directory)}"
+                return f"the image's {printable(name)} names {printable(directory)}"
         return ""
 
     def holds_data_by_name(self, top: str) -> bool:
@@ -157,7 +174,9 @@ class LookedAt:
             return False
         starts_in = self._real(self._config.cwd) == "/"
         if starts_in and name in self._image.includes:
-            return False  # PHP's include looks there before it does beside the script
+            # PHP's include looks there before it does beside the script; so does Lua 5.1's and
+            # LuaJIT's require (luaconf.h, LUA_PATH_DEFAULT), before all that is installed.
+            return False
         of_root = {each for each, directory in self._paths if self._real(directory) == "/"}
         if not of_root <= {"PYTHONPATH"}:
             return False
@@ -181,6 +200,16 @@ class LookedAt:
             if name in PATHS or name.startswith(_PATHS_OF_RELEASES)
             for each in re.split("[:;]", value)
             if (directory := each.partition("?")[0]) not in {"", ".", "./"}
+        )
+
+    @cached_property
+    def _named(self) -> tuple[tuple[str, str], ...]:
+        """What the image's other variables that load code name, as ``-javaagent:/a.jar`` does."""
+        return tuple(
+            (name, path)
+            for name, value in sorted(self._values.env_values.items())
+            if makes_load(name)
+            for path in _ABSOLUTE.findall(_PROPERTY.sub("", value))
         )
 
     def _is_near(self, directory: str, place: str, below: str) -> bool:
@@ -214,6 +243,8 @@ class LookedAt:
     def _is_elsewhere(self, name: str, hidden: str, place: str, below: str) -> bool:
         """Whether a variable is known to name no directory near a place."""
         own = self._values.env_values.get(name)
+        if name == SEARCHED and own is None and (self._secret is None or name in self._values.env):
+            return True  # engines set it as well; values of earlier versions have its name alone
         if self._secret is not None:
             value = self._told.get(hidden)
         elif name in self._values.env:
@@ -222,7 +253,13 @@ class LookedAt:
             value = "" if name == "HOME" and self._sets_home else None
         if value is None:
             return False
-        return not any(self._is_near(each, place, below) for each in value.split(":") if each)
+        found = [each for each in value.split(":") if each]
+        if name == SEARCHED:
+            # The working directory, which an empty one is as well, was judged.
+            found = [posixpath.join(self._config.cwd, each) for each in found]
+            if posixpath.dirname(place) == "/" and "/" in map(self._real, found):
+                return False
+        return not any(self._is_near(each, place, below) for each in found)
 
     @cached_property
     def _told(self) -> dict[str, str]:
@@ -240,7 +277,7 @@ class LookedAt:
 
     def _candidates(self) -> Iterator[str]:
         yield ""
-        yield from _LISTS
+        yield from (*_LISTS, *_DEFAULT_PATHS)
         own = self._values.env_values
         yield from (value for name in sorted(_NAMING) if (value := own.get(name)))
         users = {self._values.user.partition(":")[0], self._config.user.username} - {""}
@@ -254,6 +291,10 @@ class LookedAt:
         if names_files:
             yield from ("/etc" + part for part in parts)
         yield from self._image.directories(with_files=names_files)
+        searched = own.get(SEARCHED, _DEFAULT_PATHS[0])
+        mounted = [mount.destination + part for mount in self._config.mounts for part in _PROGRAMS]
+        for directory in (*mounted, *self._image.directories()):
+            yield from (f"{directory}:{searched}", f"{searched}:{directory}")
 
 
 def _is_in(path: str, directory: str) -> bool:

@@ -15,6 +15,7 @@ from functools import partial
 from cima_runc.base.text import printable
 from cima_runc.measure.config_summary import ConfigSummary
 from cima_runc.measure.mtree import Entry, MtreeError, digest, escape, format_mode, parse_manifest
+from cima_runc.measure.xattrs import OPAQUE, OVERLAY
 from cima_runc.ml.contents import Layer, Rootfs
 from cima_runc.verifier.pattern import exactly, matches
 from cima_runc.verifier.policy import RootfsPolicy
@@ -204,7 +205,7 @@ class RootfsRule:
         if entry.type == "dir":
             if image is not None and image.type == "dir":
                 return path in self._mount_points and not entry.is_opaque
-            return image is None and path in self._leading
+            return image is None and path in self._leading and not _shows_another(entry)
         if entry.type == "file" and not entry.size and not entry.xattrs:
             if image is None and path in engines.EMPTY_FILES:
                 return True
@@ -220,6 +221,14 @@ class RootfsRule:
             path, self._image, self._reference.config, self._config, self._policy.host_users
         )
         return any(_is_same(entry, each) for each in found)
+
+
+def _shows_another(entry: Entry) -> bool:
+    """Whether overlayfs shows something else in a directory than what the layer has there, as what
+    the image has at another path (``redirect``). That it is opaque hides nothing, where nothing is.
+    """
+    names = {name for name, _ in entry.xattrs if name.startswith(OVERLAY)}
+    return not names <= {OPAQUE[0]}
 
 
 def _is_same(entry: Entry, image: ReferenceFile) -> bool:

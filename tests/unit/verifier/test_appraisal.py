@@ -25,8 +25,8 @@ from cima_runc.verifier.appraisal import References, appraise, compare
 from cima_runc.verifier.errors import Verdict
 from cima_runc.verifier.policy import Policy, parse_policy
 from cima_runc.verifier.reference.file import HostReference, ImageReference
-from cima_runc.verifier.rules.config import LOADING, makes_load
 from cima_runc.verifier.rules.engines import EMPTY_FILES, REPLACED_FILES
+from cima_runc.verifier.rules.loading import LOADING, makes_load
 from cima_runc.verifier.rules.looked_at import PATHS, SETTINGS
 from cima_runc.verifier.suggest import suggest
 
@@ -422,6 +422,7 @@ def test_an_empty_file_where_the_image_has_one(box: Box, path: str) -> None:
         [entry(".dockerenv", "file", mode=0o4755)],
         [entry("bin")],
         [entry("usr", xattrs=(("security.capability", b"x"),))],
+        [entry("run", xattrs=(("trusted.overlay.redirect", b"/app"),))],
     ],
 )
 @pytest.mark.parametrize("kind", ["init", "upper"])
@@ -575,6 +576,7 @@ LOADED_BY = {
     "bundler": "BUNDLE_GEMFILE BUNDLE_APP_CONFIG BUNDLE_BIN_PATH BUNDLE_PATH BUNDLE_USER_CONFIG"
     " BUNDLE_USER_HOME BUNDLE_USER_PLUGIN BUNDLER_ORIG_RUBYOPT",
     "bootsnap": "BOOTSNAP_CACHE_DIR",
+    "autoconf": "CONFIG_SITE",
     "cargo": "CARGO_BUILD_RUSTC CARGO_BUILD_RUSTC_WRAPPER CARGO_BUILD_RUSTC_WORKSPACE_WRAPPER"
     " CARGO_BUILD_RUSTFLAGS CARGO_ENCODED_RUSTFLAGS RUSTC RUSTC_WRAPPER RUSTC_WORKSPACE_WRAPPER"
     " RUSTDOC RUSTFLAGS",
@@ -591,13 +593,14 @@ LOADED_BY = {
     "gem": "GEMRC",
     "ghc": "GHC_ENVIRONMENT GHC_PACKAGE_PATH",
     "ghostscript": "GS_LIB GS_OPTIONS",
-    "git": "GIT_COMMON_DIR GIT_DIR GIT_EDITOR GIT_SEQUENCE_EDITOR",
+    "git": "GIT_COMMON_DIR GIT_DIR GIT_EDITOR GIT_SEQUENCE_EDITOR GITPERLLIB",
     "glib": "GI_TYPELIB_PATH GST_PLUGIN_SCANNER GST_PLUGIN_SYSTEM_PATH GTK_EXE_PREFIX"
     " GTK_IM_MODULE_FILE GDK_PIXBUF_MODULEDIR",
     "go": "GOENV GOFLAGS GOWORK",
     "google": "GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES",
     "gradle": "GRADLE_OPTS",
-    "guile": "GUILE_LOAD_PATH GUILE_LOAD_COMPILED_PATH GUILE_EXTENSIONS_PATH",
+    "guile": "GUILE_LOAD_PATH GUILE_LOAD_COMPILED_PATH GUILE_EXTENSIONS_PATH GUILE_SYSTEM_PATH"
+    " GUILE_SYSTEM_COMPILED_PATH GUILE_SYSTEM_EXTENSIONS_PATH",
     "hg": "HGRCPATH",
     "imagemagick": "MAGICK_CONFIGURE_PATH MAGICK_HOME",
     "ipython": "IPYTHONDIR",
@@ -609,6 +612,8 @@ LOADED_BY = {
     "make": "MAKEFILES MAKEFLAGS GNUMAKEFLAGS",
     "maven": "MAVEN_ARGS MAVEN_OPTS",
     "mix": "MIX_ARCHIVES MIX_BUILD_PATH MIX_BUILD_ROOT MIX_DEPS_PATH MIX_EXS MIX_HOME MIX_PATH",
+    "mix release": "RELEASE_BOOT_SCRIPT RELEASE_BOOT_SCRIPT_CLEAN RELEASE_REMOTE_VM_ARGS"
+    " RELEASE_SYS_CONFIG RELEASE_VM_ARGS RELEASE_VSN",
     "mono": "MONO_PATH MONO_CONFIG MONO_ENV_OPTIONS MONO_GAC_PREFIX",
     "mysql": "LIBMYSQL_PLUGINS LIBMYSQL_PLUGIN_DIR MYSQL_HOME",
     "node": "NODE_COMPILE_CACHE V8_COMPILE_CACHE_CACHE_DIR NODE_OPTIONS NODE_PATH",
@@ -625,10 +630,12 @@ LOADED_BY = {
     "raku": "PERL6LIB RAKULIB",
     "rebar": "REBAR_CONFIG REBAR_GLOBAL_CONFIG_DIR",
     "rpm": "RPM_CONFIGDIR",
-    "ruby": "RUBYLIB RUBYOPT GEM_HOME GEM_PATH RUBY_CRASH_REPORT TRUFFLERUBYOPT",
+    "ruby": "RUBYLIB RUBYOPT GEM_HOME GEM_PATH RUBY_CRASH_REPORT TRUFFLERUBYOPT BUNDLER_SETUP"
+    " RUBYGEMS_GEMDEPS",
     "sbt": "SBT_OPTS",
+    "shells": "CDPATH NULLCMD READNULLCMD",
     "svn": "SVN_SSH",
-    "tcl": "TCLLIBPATH TCL_LIBRARY TK_LIBRARY",
+    "tcl": "TCLLIBPATH TCL_LIBRARY TK_LIBRARY TCL8_6_TM_PATH TCL9.0_TM_PATH",
     "tex": "TEXMFCNF",
     "wget": "WGETRC",
     "zip": "ZIPOPT",

@@ -91,8 +91,9 @@ def started(
     box = box_on(HOSTS[host], of, *mounts)
     box.config["process"]["cwd"] = cwd
     box.config["process"]["user"]["uid"] = uid
-    box.config["process"]["env"] += [
-        f"{name}={hidden_value(SECRET, value)}" for name, value in env.items() if value is not None
+    said = {"PATH": "/bin", **env}
+    box.config["process"]["env"] = [
+        f"{name}={hidden_value(SECRET, value)}" for name, value in said.items() if value is not None
     ]
     return box
 
@@ -140,6 +141,28 @@ def test_a_name_for_data_that_is_a_modules_as_well(
     assert found.keys() == ({"/secrets", "/config", "/info"} if refuses else set())
 
 
+@pytest.mark.parametrize(
+    ("file", "hides"),
+    [
+        ("/app/config/db.php", {"/config"}),
+        ("/app/config/of/db.php", {"/config"}),  # include 'config/of/db.php'
+        ("/usr/share/lua/5.1/ssl/https.lua", {"/ssl"}),
+        ("/usr/share/lua/5.1/ssl.lua", {"/ssl"}),  # ./?/init.lua, as gateways have it
+        ("/usr/share/lua/5.1/ssl/certs/x.lua", {"/ssl", "/certs"}),
+        ("/app/config/of/db.txt", set()),
+        ("/app/ssl.php", set()),
+    ],
+)
+def test_a_directory_by_which_the_images_code_is_called(
+    file: str, hides: set[str], reference: ImageReference
+) -> None:
+    """Kind: a language looks in the directory that it was started in before it does where the
+    image's file is."""
+    at = {"/config", "/ssl", "/certs"}
+    assert taken_for_data(having(reference, file), *sorted(at), cwd="/") == at - hides
+    assert taken_for_data(having(reference, file), *sorted(at), cwd="/app") == at
+
+
 PYTHONS = ("/usr/lib/python3.11", "/usr/local/lib/python3.13t", "/opt/pypy/lib/pypy3.10")
 IN_THE_ROOT = {
     "cwd": ({"cwd": "/"}, ()),
@@ -176,8 +199,8 @@ def having(reference: ImageReference, *paths: str, **env: str) -> ImageReference
 
 def taken_for_data(of: ImageReference, *at: str, cwd: str = "/app", **env: str) -> set[str]:
     """Which of some mounts are accepted."""
-    own = of.config.env_values
-    box = started(of, *(bind(each, SOURCES["kubernetes"]) for each in at), cwd=cwd, **own, **env)
+    env = {**of.config.env_values, **env}
+    box = started(of, *(bind(each, SOURCES["kubernetes"]) for each in at), cwd=cwd, **env)
     return set(at) - refused(box).keys()
 
 
@@ -280,6 +303,35 @@ def test_a_variable_of_the_image_that_names_the_place(
         assert taken_for_data(of, at, "/certs") == {"/certs"}
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("BASH_ENV", "/config/env.sh"),
+        ("BUNDLE_GEMFILE", "/config/Gemfile"),
+        ("GIT_CONFIG_GLOBAL", "/config/git"),
+        ("JAVA_TOOL_OPTIONS", "-Xmx1g -javaagent:/config/agent.jar=x"),
+        ("JAVA_TOOL_OPTIONS", "-Djava.ext.dirs=/config/ext"),
+        ("NODE_OPTIONS", "--enable-source-maps --require=/config/trace.js"),
+        ("RUBYOPT", "-I/config/lib -rtrace"),
+        ("npm_config_userconfig", "/config/npmrc"),
+    ],
+)
+def test_a_variable_of_the_image_that_names_code_in_the_place(
+    name: str, value: str, reference: ImageReference
+) -> None:
+    """Kind: the image itself says that there is code, by whatever variable that loads some."""
+    of = having(reference, **{name: value})
+    assert taken_for_data(of, "/certs", "/config") == {"/certs"}
+    of = having(reference, **{name: value.replace("/config/", "/usr/lib/")})
+    assert taken_for_data(of, "/certs", "/config") == {"/certs", "/config"}
+
+
+def test_properties_of_java_name_data(reference: ImageReference) -> None:
+    value = "-Djavax.net.ssl.trustStore=/certs/store.jks -Dspring.config.location=/config/"
+    of = having(reference, JAVA_TOOL_OPTIONS=value)
+    assert taken_for_data(of, "/certs", "/config") == {"/certs", "/config"}
+
+
 HOMES_OF_USERS = ("/config", "/config/app", "/run/secrets/own", "/run", "/etc", "/data/./git")
 
 
@@ -324,6 +376,74 @@ def test_settings_that_name_code(name: str, reference: ImageReference) -> None:
     box = Box.honest(reference)
     box.config["process"]["env"].append(f"{name}={hidden_value(SECRET, '/elsewhere/x')}")
     assert refused(box) == {}
+
+
+SEARCHED = "/usr/local/bin:/usr/bin:/image/bin"
+
+
+def searching(reference: ImageReference) -> ImageReference:
+    values = {"env": ("PATH",), "env_values": {"PATH": SEARCHED}}
+    config = reference.config.model_copy(update=values)
+    tools = ReferenceFile(type="dir", mode="0755", uid=0, gid=0, layer=1)
+    files = reference.files | {"/opt/tools/bin": tools}
+    return reference.model_copy(update={"config": config, "files": files})
+
+
+PLACES = ("/secrets/x", "/run/secrets/x", "/etc/podinfo")
+
+
+@pytest.mark.parametrize(
+    ("value", "near"),
+    [
+        (f"/run/secrets/x:{SEARCHED}", ("/run/secrets/x",)),
+        (f"{SEARCHED}:/etc/podinfo", ("/etc/podinfo",)),
+        (f"/run/secrets/x/y:{SEARCHED}", PLACES),  # nobody can tell it
+        ("/elsewhere", PLACES),
+        ("/secrets/x", ("/secrets/x",)),
+        ("run/secrets/x", PLACES),
+    ],
+)
+def test_where_a_shell_finds_what_a_script_reads(
+    value: str, near: tuple[str, ...], reference: ImageReference
+) -> None:
+    """Kind: a variable with many honest uses by which a program of the image reads other code: of
+    `. settings.sh` a shell looks for the file in PATH, where it need not be executable."""
+    found = taken_for_data(searching(reference), *PLACES, PATH=value)
+    assert found == set(PLACES) - set(near)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        SEARCHED,
+        "",
+        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        f"/opt/tools/bin:{SEARCHED}",
+        f"{SEARCHED}:/opt/tools/bin",
+        f"/srv/mine/bin:{SEARCHED}",
+    ],
+)
+@pytest.mark.parametrize("secret", [SECRET, None])
+def test_honest_paths(secret: bytes | None, value: str, reference: ImageReference) -> None:
+    """The image's own, an engine's, and with a directory of the image, or one that is mounted."""
+    mounts = [bind(each, SOURCES["kubernetes"]) for each in PLACES]
+    mounted = {"destination": "/srv/mine", "type": "tmpfs", "source": "tmpfs"}
+    of = searching(reference)
+    assert refused(started(of, *mounts, mounted, PATH=value), secret).keys() == {"/srv/mine"}
+    # Values that an earlier version made have the name alone.
+    config = of.config.model_copy(update={"env_values": {}})
+    of = of.model_copy(update={"config": config})
+    assert refused(started(of, *mounts, PATH=value), secret) == {}
+
+
+def test_an_images_own_path_near_a_place(reference: ImageReference) -> None:
+    for value, near in (("/bin:/secrets/x", "/secrets/x"), ("/etc/podinfo", "/etc/podinfo")):
+        of = having(reference, PATH=value)
+        assert taken_for_data(of, *PLACES, PATH=value) == set(PLACES) - {near}
+    of = having(reference, PATH="/bin:/")  # `. app.yml`
+    assert taken_for_data(of, "/app.yml", "/run/secrets/x", PATH="/bin:/") == {"/run/secrets/x"}
+    of = having(reference, PATH="bin:")
+    assert taken_for_data(of, *PLACES, cwd="/app", PATH="bin:") == set(PLACES)
 
 
 def test_a_directory_that_the_image_has_is_its_own(reference: ImageReference) -> None:
