@@ -22,6 +22,9 @@ _REQUEST = 8 * 1024
 _SECONDS = 10.0
 """How long one may take to come."""
 _CONNECTIONS = 8
+"""How many are answered at a time."""
+_HEARD = 64
+"""How many are heard at a time, to be told that there are too many."""
 _FRESH_SECONDS = 5.0
 """How long an answer is given again: the TPM is not asked as often as somebody likes."""
 
@@ -135,6 +138,11 @@ class Metrics:
             self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._connections >= _HEARD:
+            # Any program of the host may open as many as it likes and say nothing, and the agent
+            # needs its descriptors for containers.
+            writer.transport.abort()
+            return
         self._connections += 1
         try:
             async with asyncio.timeout(_SECONDS):

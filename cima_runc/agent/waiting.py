@@ -67,10 +67,11 @@ class WaitingRoom(Generic[_T]):
         return one.answer
 
     def take(self) -> list[Waiting[_T]]:
-        """Return all that wait; from now on they do not."""
+        """Return all that wait; from now on they do not. Who has gone away is not among them: an
+        answer that is not wanted any more takes none, and the others are answered together."""
         with self._lock:
             taken, self._waiting = self._waiting, []
-        return taken
+        return [one for one in taken if one.answer.set_running_or_notify_cancel()]
 
 
 def beat_seconds(slots: int) -> float:

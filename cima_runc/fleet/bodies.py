@@ -1,7 +1,8 @@
-"""Bodies of those who are not known: how much of them is in memory at a time.
+"""Bodies of requests: how much of them is in memory at a time.
 
 One report may have many megabytes, and whoever opens a connection may send one. What is held for
-one address, and for all together, has an end; who is known has room beside it.
+one address, and for all together, has an end; a host that is known has room of its own beside it,
+which has an end too: it may open as many connections.
 """
 
 from collections import Counter
@@ -18,9 +19,12 @@ class Bodies:
     """The bodies that are held now, in one event loop."""
 
     def __init__(
-        self, each: int = limits.STRANGERS_BODIES, most: int = 8 * limits.STRANGERS_BODIES
+        self,
+        each: int = limits.STRANGERS_BODIES,
+        most: int | None = 8 * limits.STRANGERS_BODIES,
     ):
-        """``each`` is how many bytes are held of one address, ``most`` of all."""
+        """``each`` is how many bytes are held of one address or host, ``most`` of all; None: what
+        one holds is no matter of the others'."""
         self._each = each
         self._most = most
         self._held: Counter[str] = Counter()
@@ -37,10 +41,9 @@ class Bodies:
             async for part in request.stream():
                 size += len(part)
                 self._held[who] += len(part)
-                if self._held[who] > self._each or self._held.total() > self._most:
-                    raise LimitedError(
-                        "too much is sent from this address at a time", hint="try again in a minute"
-                    )
+                is_full = self._most is not None and self._held.total() > self._most
+                if self._held[who] > self._each or is_full:
+                    raise LimitedError("too much is sent at a time", hint="try again in a minute")
                 parts.append(part)
             yield b"".join(parts)
         finally:

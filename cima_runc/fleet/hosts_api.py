@@ -46,6 +46,9 @@ class Frequent:
     def __init__(self, service: Service) -> None:
         self._service = service
         self.strangers = Bodies()
+        # Of each host: a report beside one that it has given up waiting for, and an answer.
+        self.reports = Bodies(2 * limits.REPORT, None)
+        self.answers = Bodies(limits.EVIDENCE, None)
 
     def session_is_good(self, authorization: str | None, ak: str) -> bool:
         """Return whether somebody is the host that the service has proved a while ago."""
@@ -87,7 +90,7 @@ class Frequent:
         """Take a report; answer what became of it.
 
         Raises:
-            LimitedError: too much is sent from this address at a time.
+            LimitedError: too much is sent by this host, or from this address, at a time.
         """
         rates, metrics = self._service.rates, self._service.metrics
         now = time.monotonic()
@@ -104,9 +107,8 @@ class Frequent:
             metrics.reports.labels("limited").inc()
             limited = LimitedError("too many reports", hint="report again in a minute")
             return _answer(429, refusal(limited), _RETRY)
-        if proved:
-            return await self._take(ak, who, request, await request.body())
-        async with self.strangers.of(request, who) as body:
+        bodies = self.reports if proved else self.strangers
+        async with bodies.of(request, who) as body:
             return await self._take(ak, who, request, body)
 
     async def _take(self, ak: str, who: str, request: Request, body: bytes) -> Response:
@@ -191,10 +193,9 @@ def routes(service: Service, frequent: Frequent) -> APIRouter:
         now = time.monotonic()
         if not rates.answered.has_room(ak, now) or not rates.answers.allows(ak, now):
             raise LimitedError("too many answers", hint="answer again in a minute")
-        body = await request.body()
         status = 200 if (content_type or "").startswith(_JSON) else 502
 
-        def keep() -> int | None:
+        def keep(body: bytes) -> int | None:
             with service.database.read() as connection:
                 if not passed_on.is_wanted(connection, ak, name):
                     return None
@@ -202,7 +203,8 @@ def routes(service: Service, frequent: Frequent) -> APIRouter:
             with service.database.write() as connection:
                 return len(raw) if passed_on.answer(connection, ak, name, status, raw) else None
 
-        size = await service.run_for_host(keep)
+        async with frequent.answers.of(request, ak) as body:
+            size = await service.run_for_host(keep, body)
         if size is None:
             raise passed_on.NotHereError("nobody waits for this answer any more")
         rates.answered.spend(ak, now, size / limits.MIB)

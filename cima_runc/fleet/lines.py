@@ -51,10 +51,13 @@ class SeenRuns:
 
     def _was_told_of(self, one: SeenRun) -> bool:
         """Whether one that was seen before goes on from it, or from one that does."""
-        todo = [one]
+        todo, looked_at = [one], {one.row}
         while todo:
             for following in self._following.get(todo.pop().registration, ()):
                 if following.row < one.row:
                     return True
-                todo.append(following)
+                # A host may say of runs that they go on from each other, or from themselves.
+                if following.row not in looked_at:
+                    looked_at.add(following.row)
+                    todo.append(following)
         return False

@@ -127,7 +127,11 @@ class Provider:
             OidcError: the provider does not answer.
         """
         pending = self._pending(cookie)
-        given = {name: values[0] for name, values in parse_qs(query, max_num_fields=16).items()}
+        try:
+            several = parse_qs(query, max_num_fields=16)
+        except ValueError as error:
+            raise SignOnError("the answer has too many fields", hint="sign in again") from error
+        given = {name: values[0] for name, values in several.items()}
         if not hmac.compare_digest(
             given.get("state", "").encode("utf-8", "replace"), pending["state"].encode("ascii")
         ):

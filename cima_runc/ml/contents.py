@@ -502,7 +502,12 @@ def parse(value: Mapping[str, Any]) -> Content:
         raise ShapeError(
             f"a record of the type {kind} is not well formed: {first_of(error)}"
         ) from error
-    if content.to_json() != value:
-        kind = printable(repr(value.get("type"))[:60])
+    kind = printable(repr(value.get("type"))[:60])
+    try:
+        is_exact = content.to_json() == value
+    except UnicodeEncodeError as error:
+        # A key of an object within, which nothing has looked at before.
+        raise ShapeError(f"a record of the type {kind} holds what is not UTF-8") from error
+    if not is_exact:
         raise ShapeError(f"a record of the type {kind} has null where nothing should be")
     return content

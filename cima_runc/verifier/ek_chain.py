@@ -18,7 +18,7 @@ from OpenSSL import crypto
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.verifier.certificate import Certificate, read_certificate
-from cima_runc.verifier.ek_ways import has_signed, ways_up
+from cima_runc.verifier.ek_ways import HasSigned, remembering, ways_up
 
 TCG_KEY_PURPOSES = ("2.23.133.8.", "2.23.133.5.4.100.")
 """Arcs of the TCG's extended key usages (TCG OID registry, tcg-kp and tcg-dice-kp): the second is
@@ -70,12 +70,13 @@ def check_chain(
         UntrustedChainError: there is no path; it says what is wrong with the best one.
     """
     problems: list[str] = []
+    signed = remembering()
     # One anchor at a time: of two with the same name OpenSSL would try the first alone.
     for anchor in trusted:
         # Where no way leads up, OpenSSL says what is wrong.
-        for way in (*islice(ways_up(leaf, between, anchor), _WAYS), between):
+        for way in (*islice(ways_up(leaf, between, anchor, signed), _WAYS), between):
             try:
-                return _path(leaf, way, anchor)
+                return _path(leaf, way, anchor, signed)
             except UntrustedChainError as error:
                 if error.what and error.what not in problems:
                     problems.append(error.what)
@@ -85,11 +86,11 @@ def check_chain(
 
 
 def _path(
-    leaf: Certificate, between: Sequence[Certificate], anchor: Certificate
+    leaf: Certificate, between: Sequence[Certificate], anchor: Certificate, signed: HasSigned
 ) -> tuple[Certificate, ...]:
     by_hand = leaf.is_for_oaep
     if by_hand:  # X509_verify_cert takes no leaf whose key it cannot read
-        first = next((one for one in (*between, anchor) if has_signed(one, leaf)), None)
+        first = next((one for one in (*between, anchor) if signed(one, leaf)), None)
         if first is None:
             raise UntrustedChainError("")
         path = (leaf, *_verified(first, between, anchor))

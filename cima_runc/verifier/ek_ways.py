@@ -5,7 +5,7 @@ authority whose key was renewed, or that two others have certified) it may choos
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -19,15 +19,28 @@ _STEPS = 256
 _HASHES = {each.name: each for each in (hashes.SHA1, hashes.SHA256, hashes.SHA384, hashes.SHA512)}
 
 
+HasSigned = Callable[[Certificate, Certificate], bool]
+
+
+def remembering() -> HasSigned:
+    """Return :func:`has_signed` that looks once at each pair: for all anchors of one chain. Whoever
+    hands that on decides how long the keys are, and of anchors there are hundreds."""
+    return cache(has_signed)
+
+
 def ways_up(
-    leaf: Certificate, between: Sequence[Certificate], anchor: Certificate
+    leaf: Certificate,
+    between: Sequence[Certificate],
+    anchor: Certificate,
+    signed: HasSigned | None = None,
 ) -> Iterator[tuple[Certificate, ...]]:
     """Yield the certificates of ``between`` on each way from ``leaf`` to ``anchor``, lowest first.
 
     Shorter ways come first. Only names and signatures are looked at, and no more than
-    :data:`_STEPS` certificates: whoever hands them on decides how many ways there are.
+    :data:`_STEPS` certificates: whoever hands them on decides how many ways there are. ``signed``
+    is of :func:`remembering`.
     """
-    has_signed_ = cache(has_signed)
+    has_signed_ = signed or remembering()
     pending: deque[tuple[Certificate, ...]] = deque([()])
     for _ in range(_STEPS):
         if not pending:

@@ -98,9 +98,7 @@ def routes(service: Service) -> APIRouter:
         return await service.run(work)
 
     async def form_of(request: Request) -> dict[str, str]:
-        fields = dict(
-            parse_qsl((await request.body()).decode("ascii", "replace"), max_num_fields=64)
-        )
+        fields = _fields(await request.body(), 64)
         if not sessions.is_form(request.cookies.get(COOKIE), fields.get("form", "")):
             raise FormError("this form is not of your session", hint="open its page again")
         return fields
@@ -173,8 +171,7 @@ def routes(service: Service) -> APIRouter:
         """Take a token, and give a cookie."""
         if request.headers.get("Sec-Fetch-Site", "same-origin") not in {"same-origin", "none"}:
             raise FormError("another site sent this form", hint="open the page yourself")
-        body = (await request.body()).decode("ascii", "replace")
-        fields = dict(parse_qsl(body, max_num_fields=8))
+        fields = _fields(await request.body(), 8)
         where = _own(fields.get("next"))
 
         def work() -> str:
@@ -509,6 +506,18 @@ def routes(service: Service) -> APIRouter:
         return shown(request, person, "audit", more=more, **found)
 
     return router
+
+
+def _fields(body: bytes, most: int) -> dict[str, str]:
+    """Return what a form holds.
+
+    Raises:
+        FormError: more than ``most`` fields; no form of ours has as many.
+    """
+    try:
+        return dict(parse_qsl(body.decode("ascii", "replace"), max_num_fields=most))
+    except ValueError as error:
+        raise FormError("this form has too many fields", hint="open its page again") from error
 
 
 def _own(where: str | None) -> str:

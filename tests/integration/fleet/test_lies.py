@@ -414,6 +414,26 @@ def test_what_strangers_send_takes_no_room_of_known_hosts(
     fleet.sync(host)
 
 
+def test_what_one_known_host_sends_at_a_time_has_an_end(
+    fleet: ServedFleet, host: FleetHost
+) -> None:
+    """It may open as many connections as it likes, and reports and answers may be large."""
+    fleet.sync(host)
+    other = FleetHost()
+    fleet.enrol(other)
+    fleet.sync(other)
+    frequent = fleet.client.app._app._frequent  # type: ignore[attr-defined]
+    frequent.reports = frequent.answers = Bodies(each=10_000, most=None)
+    ak = host.tpm.ak_name.hex()
+    headers = {"Authorization": f"Bearer {host.session}"}
+    # What other connections of the host hold now.
+    frequent.reports._held[ak] = 9_000
+    for route in (f"/v1/hosts/{ak}/reports", f"/v1/hosts/{ak}/answers/{'0' * 24}"):
+        answer = fleet.client.post(route, content=os.urandom(2_000), headers=headers)
+        assert (answer.status_code, answer.json()["error"]) == (429, "LimitedError")
+    fleet.sync(other)
+
+
 def test_who_guesses_tokens_locks_out_nobody_behind_the_same_address(fleet: ServedFleet) -> None:
     fleet.service.rates.refused._per_minute = FEW
     assert set(until_limited(lambda: fleet.ask("GET", "/v1/hosts", "cima_guess"))) <= {401}

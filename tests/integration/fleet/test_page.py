@@ -196,6 +196,17 @@ def test_a_cookie_ends_with_its_token(fleet: ServedFleet) -> None:
     assert client.get("/").status_code == 303
 
 
+def test_a_form_of_too_many_fields_is_refused(fleet: ServedFleet) -> None:
+    """It was a fault of the service's, with a traceback in its log for each, from anybody."""
+    many = "&".join(f"a{at}=b" for at in range(100))
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    for one, path in (
+        (visitor(fleet), "/sign-in"),
+        (visitor(fleet, fleet.token(Role.OPERATOR)), f"/enrolments/{'0' * 24}/refuse"),
+    ):
+        assert one.post(path, content=many, headers=form).status_code == 403
+
+
 def test_nobody_elses_form_works(fleet: ServedFleet, planted: Planted) -> None:
     operator = visitor(fleet, fleet.token(Role.OPERATOR))
     viewer = visitor(fleet, fleet.token(Role.VIEWER))

@@ -211,6 +211,8 @@ def test_what_was_not_begun_by_this_browser(sign_on: SignOn) -> None:
     assert sign_on.arrive(back, "x.é").status_code == 403
     denied = f"{PAGE}/sign-in/callback?error=access_denied"
     assert sign_on.arrive(denied, cookie).status_code == 403
+    many = "&".join(f"a{at}=b" for at in range(100))
+    assert sign_on.arrive(f"{PAGE}/sign-in/callback?{many}", cookie).status_code == 403
     state = parse_qs(urlsplit(url).query)["state"][0]
     stolen = f"{PAGE}/sign-in/callback?code=stolen&state={state}"
     assert sign_on.arrive(stolen, cookie).status_code == 403

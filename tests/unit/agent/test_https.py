@@ -66,6 +66,20 @@ def test_malformed(body: dict[str, Any]) -> None:
     assert not asked
 
 
+@pytest.mark.parametrize("odd", [b'"\\ud800"', b"NaN", b"1e999", b"-Infinity", b'{"\\ud800":0}'])
+@pytest.mark.parametrize(
+    ("path", "field"), [("evidence", b"nonce"), ("evidence", b"\\ud800"), ("activate", b"secret")]
+)
+def test_malformed_in_a_way_that_no_answer_can_repeat(path: str, field: bytes, odd: bytes) -> None:
+    body = b'{"' + field + b'":' + odd + b"}"
+    json_type = {"content-type": "application/json"}
+    # The transport raises what a server would log as a fault of ours.
+    answer, asked = ask("POST", f"/v1/{path}", content=body, headers=json_type)
+    assert answer.status_code == 422
+    assert set(answer.json()) == {"error", "hint"}
+    assert not asked
+
+
 def test_too_large() -> None:
     answer, asked = ask("POST", "/v1/evidence", content=b" " * (limits.HTTP_REQUEST + 1))
     assert answer.status_code == 413

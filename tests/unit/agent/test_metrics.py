@@ -179,6 +179,22 @@ def test_the_tpm_is_asked_no_oftener_however_many_ask() -> None:
     served(talk, status)
 
 
+def test_who_says_nothing_takes_few_descriptors() -> None:
+    """Kind: a limit that is looked at when a request is whole, and not when a connection comes."""
+
+    async def talk(port: int) -> None:
+        silent = [await asyncio.open_connection(ADDRESS, port) for _ in range(100)]
+        ends = [asyncio.create_task(reader.read()) for reader, _ in silent]
+        _, waiting = await asyncio.wait(ends, timeout=3)
+        assert len(waiting) == 64
+        for _, writer in silent:
+            writer.close()
+        await asyncio.gather(*ends, return_exceptions=True)
+        assert (await say(port, b"GET /metrics HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 200")
+
+    served(talk)
+
+
 def test_an_agent_that_cannot_say_is_no_fault() -> None:
     async def status() -> Mapping[str, Any]:
         raise CimaError("the TPM does not answer")

@@ -1,9 +1,14 @@
+from typing import Any, cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cima_runc.agent.attester import Attester
 from cima_runc.agent.waiting import TooManyError, WaitingRoom, beat_seconds, until_beat
+from cima_runc.config import Settings
 from cima_runc.evidence.request import Asker, Request
+from cima_runc.ml.listing import NoSuchContainerError
 
 
 def request(container: str = "c") -> Request:
@@ -38,6 +43,33 @@ def test_no_more_than_there_are_places() -> None:
         room.add(request(f"c{at}"), Asker.OUTSIDE, None)
     with pytest.raises(TooManyError):
         room.add(request("another"), Asker.OUTSIDE, None)
+
+
+class NoContainers:
+    """A writer that has none."""
+
+    def latest(self, _: str) -> None:
+        return None
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_who_went_away_spoils_no_answer_of_those_who_wait_with_him(gone: int) -> None:
+    attester = Attester(
+        settings=Settings(), writer=cast(Any, NoContainers()), tpm=None, commit=lambda: None
+    )
+    answers = [attester.ask(request(f"c{at}"), source=None) for at in range(2)]
+    assert answers[gone].cancel()
+    attester.serve()
+    # It was a fault of ours, InvalidStateError, and said so in the agent's log.
+    assert isinstance(answers[1 - gone].exception(0), NoSuchContainerError)
+
+
+def test_who_goes_away_while_he_is_answered_is_too_late() -> None:
+    room = WaitingRoom[bytes]()
+    answer = room.add(request(), Asker.OUTSIDE, None)
+    (taken,) = room.take()
+    assert not answer.cancel()
+    taken.answer.set_result(b"evidence")
 
 
 @given(st.floats(0, 1e9), st.sampled_from([1 << n for n in range(10, 16)]))

@@ -1,4 +1,4 @@
-"""What strangers send is held in memory up to a limit, for one and for all."""
+"""What is sent is held in memory up to a limit, for one and for all."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -44,5 +44,18 @@ def test_each_has_a_share_and_all_have_an_end() -> None:
         for who in ("one", "two", "three"):
             async with bodies.of(request(b"1234567890"), who) as body:
                 assert len(body) == 10
+
+    asyncio.run(run())
+
+
+def test_where_there_is_no_end_for_all_one_takes_nothing_of_others() -> None:
+    bodies = Bodies(each=10, most=None)
+
+    async def run() -> None:
+        async with AsyncExitStack() as held:
+            for at in range(100):
+                await held.enter_async_context(bodies.of(request(b"1234567890"), str(at)))
+            with pytest.raises(LimitedError):
+                await held.enter_async_context(bodies.of(request(b"1"), "0"))
 
     asyncio.run(run())

@@ -1,5 +1,6 @@
 """Runs of a line as a service sees them: in which order ever, and of a host that was put back."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,3 +88,17 @@ def test_a_run_that_goes_on_from_an_earlier_one_forgets_what_was_seen_since(
 def test_a_run_alone_forgets_nothing() -> None:
     assert not SeenRuns([]).are_forgotten_by(run(1, 1, 0))
     assert not SeenRuns([run(2, 2, 1)]).are_forgotten_by(run(1, 1, 0))
+
+
+@pytest.mark.parametrize(
+    "circle",
+    [
+        [SeenRun(2, 2, 7, 1, 7)],
+        [SeenRun(2, 2, 7, 1, 8), SeenRun(3, 5, 8, 4, 7)],
+        [SeenRun(2, 2, 7, 1, 9), SeenRun(3, 5, 8, 4, 7), SeenRun(4, 8, 9, 7, 8)],
+    ],
+)
+def test_runs_that_go_on_from_each_other_come_to_an_end(circle: list[SeenRun]) -> None:
+    # What a run says of the one before is the host's word, and each number of it is well formed.
+    seen = SeenRuns([SeenRun(1, 9, 1, 0, None), *circle])
+    assert seen.are_forgotten_by(circle[0])

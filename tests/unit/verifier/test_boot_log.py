@@ -1,5 +1,6 @@
 import hashlib
 import struct
+import time
 from contextlib import suppress
 
 import pytest
@@ -96,3 +97,13 @@ def test_refused(log: bytes) -> None:
 def test_anything_is_read_or_refused(data: bytes, at: int) -> None:
     with suppress(EventLogError):
         replay(LOG[:at] + data)
+
+
+def test_zeros_that_are_not_the_end_take_no_longer_than_other_events() -> None:
+    # Each of them is an event of no digest; the log does not end with them.
+    log = header(BOTH) + bytes(16) * 20_000 + event(0, 3, [], b"x")
+    began = time.process_time()
+    with pytest.raises(EventLogError, match="no SHA-256 digest"):
+        replay(log)
+    # It was the square of their number: more than ten seconds.
+    assert time.process_time() - began < 4

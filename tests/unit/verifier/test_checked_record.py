@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from cima_runc.ima.template import Func, pack_cima_ng
 from cima_runc.ml.records import CIMA, IMA_TEMPLATE, Record, digest_of, file_content
 from cima_runc.verifier.checked_record import content_of, file_at_once, read_record
-from cima_runc.verifier.errors import VerificationError
+from cima_runc.verifier.errors import RecordShapeError, VerificationError
 
 DATA = pack_cima_ng(os.urandom(32), b"/bin/sh", 4026532000, Func.BPRM_CHECK)
 
@@ -40,6 +41,27 @@ def in_words(value: Any) -> Any:
 def test_a_file() -> None:
     assert file_at_once(GOOD, 3, "box") == in_words(GOOD) != None  # noqa: E711 - it is a pair
     assert file_at_once(record({"type": "exit", "reason": "r"}, CIMA), 3, "box") is None
+
+
+@pytest.mark.parametrize("odd", ["\ud800", "\udc41", 1e400, float("nan"), 2**53, 10**400])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda odd: odd,
+        lambda odd: {"a": odd},
+        lambda odd: [odd],
+        lambda odd: {odd: 1},
+        lambda odd: {"a": {odd: 1}},
+        lambda odd: [{"a": {odd: {}}}],
+    ],
+)
+def test_what_json_may_hold_and_no_record_is_refused_by_name(
+    odd: Any, wrap: Callable[[Any], Any]
+) -> None:
+    """Kind: a part of a record that no model has looked into."""
+    value = record({"type": "config", "config": {}}, CIMA)
+    value["content"]["config"] = {"annotations": wrap(odd)}
+    assert in_words(value) is RecordShapeError
 
 
 PLACES = [

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asn1crypto import keys as asn1_keys
@@ -21,6 +22,7 @@ from support.x509_by_hand import Certificate, pem
 
 from cima_runc.evidence.enrolment import EnrolmentRequest, parse
 from cima_runc.tpm.credential import ek_public_pem
+from cima_runc.verifier import ek_ways
 from cima_runc.verifier.certificate import read_bundle
 from cima_runc.verifier.ek_certificate import EkCertificateError, check_ek_certificate
 
@@ -319,6 +321,29 @@ def test_ways_without_an_end() -> None:
     began = time.process_time()
     assert check(LEAF.der(), pem(ROOT.der()), *ring) != ""
     assert time.process_time() - began < 5
+
+
+def test_who_signed_whom_is_looked_at_once_for_all_anchors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A service takes requests from anybody, and trusts hundreds of authorities: keys may be so
+    long that each signature takes milliseconds."""
+    looked_at: list[tuple[bytes, bytes]] = []
+
+    def has_signed(issuer: Any, one: Any) -> bool:
+        looked_at.append((issuer.der, one.der))
+        return real(issuer, one)
+
+    real = ek_ways.has_signed
+    monkeypatch.setattr(ek_ways, "has_signed", has_signed)
+    ring = [
+        replace(CA, issuer=CA_NAME, signer=CA_KEY, serial=serial).der() for serial in range(1, 9)
+    ]
+    trusted = [pem(replace(ROOT, serial=serial).der()) for serial in range(1, 11)]
+    for leaf in (LEAF, replace(LEAF, key=oaep(EMPTY))):
+        looked_at.clear()
+        assert check(leaf.der(), b"".join(trusted), *ring) != ""
+        assert len(looked_at) == len(set(looked_at))
 
 
 def test_unreadable_is_named_and_spoils_nothing() -> None:
