@@ -14,9 +14,10 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, TypeVar
 
@@ -357,7 +358,7 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
         layers: list[ReferenceLayer] = []
         manifests: list[bytes] = []
         for each, diff_id in zip(found.layers, diff_ids, strict=True):
-            tree = _read_layer(source, each, diff_id, names)
+            tree = _read_layer(source, each, diff_id, names.watch)
             entries = image_layer.entries(tree)
             manifests.append(format_manifest(entries))
             others: dict[_Other, str] = {}
@@ -381,6 +382,11 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
     files = {
         "/" + escape(entry.path): _reference_file(entry, number) for entry, number in flattened
     }
+    for number, wanted in names.missing(files).items():
+        # Only what the whole image shows says under which name, and in which layer, they are.
+        _read_layer(
+            source, found.layers[number], diff_ids[number], partial(names.find, wanted=wanted)
+        )
     files |= names.texts(files)
     config = _reference_config(found.config.config or _Process())
     reference = ImageReference(
@@ -623,11 +629,14 @@ def _read_blob(source: _Source, descriptor: _Descriptor) -> bytes:
 
 
 def _read_layer(
-    source: _Source, layer: _Layer, diff_id: str, names: NameFiles
+    source: _Source,
+    layer: _Layer,
+    diff_id: str,
+    watch: Callable[[Iterator[Member]], Iterator[Member]],
 ) -> image_layer.LayerTree:
     with source.open(layer.name) as blob:
         stream = LayerStream(BlobReader(blob, layer.digest, layer.size), diff_id)
-        tree = image_layer.read_layer(names.watch(_within(stream)))
+        tree = image_layer.read_layer(watch(_within(stream)))
         stream.finish()
     return tree
 

@@ -1,17 +1,21 @@
 """The numbers of a user that an image names, and of users' groups, by the image's own /etc/passwd
 and /etc/group, and the texts of both.
 
-Engines look them up when they start a container. Source: github.com/moby/sys/user (GetExecUser),
-which Docker and containerd use; passwd(5), group(5).
+Engines look them up when they start a container, through the image's symbolic links: both lead into
+/nix/store where Nix has built the image. Sources: github.com/moby/sys/user (GetExecUser), which
+Docker and containerd use; moby daemon/oci_linux.go (getUser), containerd oci/spec_opts.go
+(WithUser), Podman pkg/lookup; passwd(5), group(5).
 """
 
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 
 from cima_runc.base import limits
 from cima_runc.verifier.reference.file import ReferenceFile
+from cima_runc.verifier.reference.links import real
 from cima_runc.verifier.reference.tar import Member
 
 PASSWD, GROUP = "/etc/passwd", "/etc/group"
@@ -31,9 +35,41 @@ class NameFiles:
         for member in members:
             name = member.name.removeprefix(b"./").lstrip(b"/")
             if member.type == b"0" and name in _KEPT and member.size <= limits.NAMES_FILE:
-                member.content = _keeping(member.content, kept, name)
+                member.content = _keeping(member.content, partial(kept.__setitem__, name))
             yield member
-        self._texts |= {hashlib.sha256(text).hexdigest(): text for text in kept.values()}
+        for text in kept.values():
+            self._keep(text)
+
+    def missing(self, files: Mapping[str, ReferenceFile]) -> dict[int, tuple[ReferenceFile, ...]]:
+        """Return those of both files that were not kept, by the layer that they are in.
+
+        What is behind a symbolic link, or is one of several names, may be called otherwise in its
+        archive. ``files`` are the flattened image.
+        """
+        found: dict[int, tuple[ReferenceFile, ...]] = {}
+        for path in (PASSWD, GROUP):
+            file = files.get(real(path, files))
+            if file is None or file.sha256 is None or file.sha256 in self._texts:
+                continue
+            if (file.size or 0) <= limits.NAMES_FILE:
+                found[file.layer] = (*found.get(file.layer, ()), file)
+        return found
+
+    def find(
+        self, members: Iterator[Member], wanted: Collection[ReferenceFile]
+    ) -> Iterator[Member]:
+        """Yield a layer's members; what is read of the ``wanted`` is kept, however it is called."""
+        sizes = {file.size for file in wanted}
+        contents = {file.sha256 for file in wanted}
+        for member in members:
+            if member.type == b"0" and member.size in sizes:
+                member.content = _keeping(member.content, partial(self._keep, only=contents))
+            yield member
+
+    def _keep(self, text: bytes, only: Collection[str | None] | None = None) -> None:
+        sha256 = hashlib.sha256(text).hexdigest()
+        if only is None or sha256 in only:
+            self._texts[sha256] = text
 
     def number(self, user: str, files: Mapping[str, ReferenceFile]) -> str | None:
         """Return ``UID`` or ``UID:GID`` for an image's user; ``files`` are the flattened image.
@@ -50,7 +86,7 @@ class NameFiles:
         """Return the groups of each user in an image's passwd(5), by the user's number.
 
         Of several lines with one number engines take one or the other: all of theirs are here.
-        None where what engines read was not, as behind a symbolic link.
+        None where what engines read was not, as what is too large.
         """
         if not all(self._is_read(path, files) for path in (PASSWD, GROUP)):
             return None
@@ -78,11 +114,11 @@ class NameFiles:
 
     def _is_read(self, path: str, files: Mapping[str, ReferenceFile]) -> bool:
         """Whether a file's text is known, or that there is none."""
-        found = files.get(path)
+        at = real(path, files)
+        found = files.get(at)
         if found is not None:
             return (found.sha256 or "") in self._texts
-        above = files.get("/etc")
-        return above is None or above.type != "link"
+        return at == path  # a link that leads nowhere may lead to a mount
 
     def homes(self, files: Mapping[str, ReferenceFile]) -> tuple[str, ...]:
         """Return the home directories that an image's passwd(5) names: what engines set ``HOME``
@@ -93,7 +129,7 @@ class NameFiles:
         return tuple(sorted(set(texts)))
 
     def _text(self, path: str, files: Mapping[str, ReferenceFile]) -> bytes:
-        found = files.get(path)
+        found = files.get(real(path, files))
         return self._texts.get(found.sha256 or "", b"") if found is not None else b""
 
 
@@ -108,14 +144,14 @@ def names_by_number(text: bytes) -> dict[int, list[bytes]]:
 
 
 def _keeping(
-    content: Callable[[], Iterator[bytes]], kept: dict[bytes, bytes], name: bytes
+    content: Callable[[], Iterator[bytes]], keep: Callable[[bytes], None]
 ) -> Callable[[], Iterator[bytes]]:
     def read() -> Iterator[bytes]:
         parts = []
         for part in content():
             parts.append(part)
             yield part
-        kept[name] = b"".join(parts)
+        keep(b"".join(parts))
 
     return read
 

@@ -11,9 +11,7 @@ from functools import cached_property
 from cima_runc.measure.mtree import escape
 from cima_runc.measure.xattrs import ACL_ACCESS
 from cima_runc.verifier.reference.file import ImageReference, ReferenceFile
-
-_LINKS = 40
-"""Symbolic links followed in one path (MAXSYMLINKS in linux/namei.h)."""
+from cima_runc.verifier.reference.links import real
 
 _SCRIPTS = (".cjs", ".js", ".lua", ".mjs", ".php", ".pl", ".py", ".pyc", ".rb", ".sh", ".ts")
 """How scripts are called that need not be executable, being given to an interpreter."""
@@ -56,25 +54,7 @@ class ImageFiles:
 
     def real(self, path: str) -> str:
         """Return a path without symbolic links; what the image does not have stays as it is."""
-        at: list[str] = []
-        todo = path.split("/")[::-1]
-        links = 0
-        while todo:
-            name = todo.pop()
-            if name in {"", "."}:
-                continue
-            if name == "..":
-                del at[-1:]
-                continue
-            found = self._files.get("/" + "/".join([*at, name]))
-            if found is None or found.link is None or links == _LINKS:
-                at.append(name)
-                continue
-            links += 1
-            if found.link.startswith("/"):
-                at.clear()
-            todo += found.link.split("/")[::-1]
-        return "/" + "/".join(at)
+        return real(path, self._files)
 
     def has_below(self, path: str) -> bool:
         """Whether the image has anything at a path that a mount there would hide.

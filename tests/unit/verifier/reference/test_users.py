@@ -108,13 +108,15 @@ def test_a_text_that_is_none(tmp_path: Path) -> None:
 
 
 UNREAD = {
-    "a link": [member("etc/passwd", kind=b"2", link="/usr/lib/passwd")],
-    "a name of another file": [
-        member("usr/lib/passwd", PASSWD),
-        member("etc/passwd", kind=b"1", link="usr/lib/passwd"),
+    "a link to nothing": [
+        member("etc/passwd", kind=b"2", link="/run/passwd"),
+        member("etc/group", kind=b"2", link="/run/group"),
     ],
-    "behind a link": [member("etc", kind=b"2", link="usr/etc"), member("usr/etc/passwd", PASSWD)],
     "too large": [member("etc/passwd", PASSWD + b"#" * limits.NAMES_FILE)],
+    "too large behind a link": [
+        member("etc/passwd", kind=b"2", link="../p"),
+        member("p", PASSWD + b"#" * limits.NAMES_FILE),
+    ],
     "groups too large": [member("etc/group", GROUP + b"#" * limits.NAMES_FILE)],
     "a directory": [directory("etc/passwd")],
 }
@@ -123,6 +125,53 @@ UNREAD = {
 @pytest.mark.parametrize("case", UNREAD)
 def test_groups_of_files_that_were_not_read_are_not_known(tmp_path: Path, case: str) -> None:
     assert groups(tmp_path / "x", archive(*UNREAD[case])) is None
+
+
+ELSEWHERE = {
+    "links, as in what Nix builds": [
+        member("etc/passwd", kind=b"2", link="/nix/store/x/etc/passwd"),
+        member("etc/group", kind=b"2", link="../nix/store/x/etc/group"),
+        member("nix/store/x/etc/passwd", kind=b"2", link="/nix/store/y/users"),
+        member("nix/store/x/etc/group", GROUP),
+        member("nix/store/y/users", PASSWD),
+    ],
+    "behind a link": [
+        member("etc", kind=b"2", link="usr/etc"),
+        member("usr/etc/passwd", PASSWD),
+        member("usr/etc/group", GROUP),
+    ],
+    "names of other files": [
+        member("usr/lib/passwd", PASSWD),
+        member("etc/passwd", kind=b"1", link="usr/lib/passwd"),
+        member("usr/lib/group", GROUP),
+        member("etc/group", kind=b"1", link="usr/lib/group"),
+    ],
+    "names that tar has written otherwise": [
+        member("/./etc//passwd", PASSWD),
+        member("././etc/group", GROUP),
+    ],
+}
+
+
+@pytest.mark.parametrize("case", ELSEWHERE)
+@pytest.mark.parametrize("apart", [False, True])
+def test_files_that_lie_elsewhere(tmp_path: Path, case: str, apart: bool) -> None:
+    """Engines follow the image's links, whichever layer they and the files are in."""
+    links = [*ELSEWHERE[case], member("etc/more", b"0" * len(PASSWD))]
+    layers = [archive(*links), archive(member("tmp/x"))]
+    if apart and "links" in case:
+        layers = [archive(*links[3:]), archive(*links[:3])]
+    assert number(tmp_path / "x", "app:staff", *layers) == "33:50"
+    assert groups(tmp_path / "y", *layers) == {
+        "0": (0, 50),
+        "33": (34, 50),
+        "7": (7, 50),
+        "8": (8,),
+    }
+    layout = Layout()
+    layout.image(*layers, config={})
+    assert "/x" not in read_image(layout.write_directory(tmp_path / "z")).reference.config.homes
+    assert "/" in read_image(tmp_path / "z").reference.config.homes
 
 
 def test_homes_of_the_images_users(tmp_path: Path) -> None:
