@@ -20,9 +20,12 @@ _SCRIPTS = (".cjs", ".js", ".lua", ".mjs", ".php", ".pl", ".py", ".pyc", ".rb", 
 _OF_NODE = (".cjs", ".js", ".json", ".mjs", ".node", ".ts")
 """What Node adds to a module's name, after it has looked for a file that is called so."""
 _MODULES = re.compile(
-    r"(?:graalpy|pypy|python)\d[\d.]*t?|lib_pypy|site-packages|dist-packages|lib-dynload"
+    r"(?:graalpy|pypy|python)\d[\d.]*t?|lib_pypy|site-packages|dist-packages|lib-dynload|Lib"
 )
-"""Directories that Python looks for modules in; with ``t``, without its global lock."""
+"""Directories that Python looks for modules in; with ``t``, without its global lock; Jython's and
+IronPython's ``Lib``."""
+_ZIPPED = re.compile(r"python\d+t?\.zip")
+"""Python's own library in one file, which comes before the directory (sys.path)."""
 _OF_PYTHON = (".py", ".pyc", ".so")
 _RELATIVE = (".lua", ".php")
 _NO_DIRECTORIES = re.compile(r"(?:.*-nspkg|_virtualenv|a1_coverage|distutils-precedence)\.pth")
@@ -75,6 +78,8 @@ class ImageFiles:
         """
         if any(f"/{name}{suffix}" in self._files for suffix in _OF_NODE):
             return True
+        if name.isidentifier() and (self._has_zipped or any(map(self._is_file, path))):
+            return True  # what is in a file of many modules is not known
         return any(
             directory == "/"  # where a directory comes first
             or directory in path
@@ -103,6 +108,21 @@ class ImageFiles:
             and _NO_DIRECTORIES.fullmatch(path.rpartition("/")[2]) is None
             for path in self._files
         )
+
+    @cached_property
+    def _has_zipped(self) -> bool:
+        """Whether Python looks for modules in some file of many (zipimport)."""
+        for path in self._files:
+            if not path.endswith((".zip", ".egg")) or not self._is_file(path):
+                continue
+            directory, name = path.split("/")[-2:]
+            if _ZIPPED.fullmatch(name) or (_MODULES.fullmatch(directory) and name.endswith(".egg")):
+                return True
+        return False
+
+    def _is_file(self, path: str) -> bool:
+        found = self._files.get(path)
+        return found is not None and found.type == "file"
 
     def _is_package(self, directory: str) -> bool:
         return any(f"{directory}/__init__{suffix}" in self._files for suffix in _OF_PYTHON)

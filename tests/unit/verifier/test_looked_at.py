@@ -176,12 +176,14 @@ FOUND = (
     *("/usr/lib/python3/dist-packages/config/__init__.py", "/opt/v/site-packages/config/part.py"),
     *("/config.py", "/config.pyc", "/config.cpython-311-x86_64-linux-gnu.so"),
     *("/config.js", "/config.json", "/config.node", "/config.mjs", "/config.ts"),
+    "/opt/jython/Lib/config.py",
 )
 SCRIPTS = (".py", ".pyc", ".js", ".mjs", ".ts")
 NOT_FOUND = (
     *("/app/config.py", "/app/lib/config/__init__.py", "/usr/lib/python3.11/logging/config.py"),
     *("/config.sh", "/config.md", "/usr/lib/python3.11/config.txt", "/app/config.js"),
     *("/usr/lib/node_modules/config/index.js", "/app/config/db.php"),
+    *("/usr/share/x/python.zip", "/srv/a.egg", "/usr/lib/python3.11/x.zip", "/app/lib/config.zip"),
 )
 
 
@@ -220,6 +222,29 @@ def test_a_module_that_is_hidden(by: str | None, module: str, reference: ImageRe
     hidden |= by == "cwd" and module.endswith(".php")  # include looks where it was started
     expected = harmless if hidden else {"/config", *harmless}
     assert taken_for_data(of, "/config", *harmless, cwd=cwd) == expected
+
+
+@pytest.mark.parametrize("by", IN_THE_ROOT)
+@pytest.mark.parametrize(
+    ("zipped", "path"),
+    [
+        ("/usr/lib/python311.zip", None),
+        ("/opt/py/lib/python313t.zip", None),
+        ("/v/site-packages/a-1.0-py3.egg", None),
+        ("/opt/modules", "/opt/modules"),
+    ],
+)
+def test_modules_in_one_file(
+    by: str, zipped: str, path: str | None, reference: ImageReference
+) -> None:
+    """Which they are is not known: any name may be one that can be a module's."""
+    env, more = IN_THE_ROOT[by]
+    values = {name: value for name, value in env.items() if name != "cwd"}
+    if path is not None:
+        values["PYTHONPATH"] = f"{values.get('PYTHONPATH', '')}:{path}"
+    of = having(reference, zipped, *more, **values)
+    at = ("/config", "/secrets", "/my-config", "/config.yaml")
+    assert taken_for_data(of, *at, cwd=env["cwd"]) == {"/my-config", "/config.yaml"}
 
 
 @pytest.mark.parametrize("cwd", ["/", "/app"])
