@@ -276,6 +276,8 @@ class ConfigPolicy(Model):
     hooks: _Commands = ()
     """Hooks that may run in the container's namespaces before its command, each as its path and
     all arguments."""
+    hook_env: _Names = ()
+    """The same as ``env`` of those hooks, each of which may have them."""
     annotations: _Names = ()
     """Annotations that it may have though crun does otherwise by them than its configuration says,
     such as ``run.oci.handler=krun``; the name alone is with any value."""

@@ -180,7 +180,9 @@ def _config(
     failed: Sequence[Finding],
 ) -> Iterator[str]:
     keys: list[str] = []
-    loading = {finding.got for finding in failed if finding.rule == "config.env"}
+    variables = [finding for finding in failed if finding.rule == "config.env"]
+    loading = {finding.got for finding in variables if finding.path == "process.env"}
+    of_hooks = {finding.got for finding in variables if finding.path != "process.env"}
     groups = {int(finding.got) for finding in failed if finding.rule == "config.groups"}
     defaults = ConfigPolicy()
     if "config.privileged" in rules:
@@ -244,7 +246,7 @@ def _config(
         keys.append(
             f"# Working directories beside the image's own.\nworking_dirs = [{quoted(config.cwd)}]"
         )
-    if "config.env" in rules:
+    if loading:
         keys.append(
             "# Variables that make programs load other code; their values are not looked at."
             f"\nenv = {array(sorted(loading))}"
@@ -255,6 +257,11 @@ def _config(
         )
         body = "".join(f"  {array(hook)},\n" for hook in hooks)
         keys.append(f"# Hooks that run in the container before its command.\nhooks = [\n{body}]")
+    if of_hooks:
+        keys.append(
+            "# Variables of those hooks that make programs load other code."
+            f"\nhook_env = {array(sorted(of_hooks))}"
+        )
     if "config.annotation" in rules:
         found = [steered(name, value) for name, value in config.steering]
         keys.append(

@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 
 from cima_runc.base.text import printable
@@ -397,7 +397,7 @@ class ConfigRule:
 
     def _env(self) -> Iterator[Finding]:
         for name in dict.fromkeys(self._config.env):
-            if self._may_have(name) or not makes_load(name):
+            if _is_named(name, self._policy.env) or not makes_load(name):
                 continue
             shown = printable(name)
             if self._has_value(name):
@@ -422,10 +422,6 @@ class ConfigRule:
                 expected="not set, as in the image",
                 next_=f"start it without; [config] env = ['{shown}'] in the policy",
             )
-
-    def _may_have(self, name: str) -> bool:
-        """Whether the policy has a variable, by its name as it is or as findings print it."""
-        return not {name, printable(name)}.isdisjoint(self._policy.env)
 
     def _has_value(self, name: str) -> bool:
         """Whether a variable's value can be compared with the image's."""
@@ -472,7 +468,7 @@ class ConfigRule:
             )
             # The policy names its path and arguments; these decide what that runs.
             for name in dict.fromkeys(hook.env):
-                if self._may_have(name) or not makes_load(name):
+                if _is_named(name, self._policy.hook_env) or not makes_load(name):
                     continue
                 shown = printable(name)
                 yield self._finding(
@@ -483,8 +479,13 @@ class ConfigRule:
                     path=f"hooks.{printable(hook.stage)}",
                     got=shown,
                     expected="not set",
-                    next_=f"start it without; [config] env = ['{shown}'] in the policy",
+                    next_=f"start it without; [config] hook_env = ['{shown}'] in the policy",
                 )
+
+
+def _is_named(name: str, allowed: Collection[str]) -> bool:
+    """Whether a policy has a variable, by its name as it is or as findings print it."""
+    return not {name, printable(name)}.isdisjoint(allowed)
 
 
 def hook_command(hook: Hook) -> tuple[str, ...]:

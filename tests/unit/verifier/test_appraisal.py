@@ -1035,7 +1035,19 @@ def test_variables_that_make_a_hook_in_the_container_load_other_code(box: Box) -
         box.config["hooks"] = {"createContainer": [hook | {"env": [f"{name}=00"]}]}
         (finding,) = box.failed(text)
         assert (finding.rule, finding.got) == ("config.env", name)
+        suggested = suggest(box.records(), References(box.image))
+        assert box.failed(suggested) == []
+        # What the hook may have is nothing that the container's own programs may.
+        honest = list(box.config["process"]["env"])
+        box.config["process"]["env"].append(f"{name}=00")
+        (finding,) = box.failed(suggested)
+        assert (finding.path, finding.got) == ("process.env", name)
         assert box.failed(suggest(box.records(), References(box.image))) == []
+        box.config["hooks"] = {}
+        own = suggest(box.records(), References(box.image))
+        box.config["process"]["env"] = honest
+        box.config["hooks"] = {"createContainer": [hook | {"env": [f"{name}=00"]}]}
+        assert "config.env" in {each.rule for each in box.failed(own)}
     box.config["hooks"] = {"poststop": [hook | {"env": ["LD_PRELOAD=00"]}]}
     assert box.failed(text) == []
 
