@@ -251,6 +251,9 @@ class ConfigPolicy(Model):
         "CAP_SYS_CHROOT",
     )
     """Capabilities that it may have; the default is Docker's and containerd's."""
+    ambient: _Names = ()
+    """Those by which it may do as root does (``CAP_SETUID``) though its user, as the image's, is
+    another: Podman gives a user what ``--cap-add`` names."""
     mounts: _Mounts = ()
     """Mounts beside those that engines make."""
     devices: _Devices = ()

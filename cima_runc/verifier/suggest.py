@@ -26,6 +26,7 @@ from cima_runc.verifier.policy import ConfigPolicy, Policy
 from cima_runc.verifier.reference.file import ImageReference, ReferenceConfig
 from cima_runc.verifier.result import Finding
 from cima_runc.verifier.rules.config import (
+    as_root,
     capability_names,
     command_of,
     device_key,
@@ -208,6 +209,11 @@ def _config(
         keys.append(
             "# All capabilities that it may have; engines' default is there without this line."
             f"\ncapabilities = {array(sorted(capability_names(config)))}"
+        )
+    if "config.ambient" in rules:
+        keys.append(
+            "# What its user may do as root does, though it is not root."
+            f"\nambient = {array(sorted(as_root(config)))}"
         )
     mounts = [mount for mount in config.mounts if not engine.makes(mount)]
     if mounts:

@@ -31,6 +31,19 @@ from cima_runc.verifier.rules.mounts import (
 )
 from cima_runc.verifier.toml import array, quoted
 
+AS_ROOT = frozenset(
+    {
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_FOWNER",
+        "CAP_SETFCAP",
+        "CAP_SETGID",
+        "CAP_SETUID",
+    }
+)
+"""Of the capabilities that engines give every container, those by which a user becomes root, or
+does with root's files as root does (capabilities(7))."""
+
 ALL_DEVICES = "a *:*"
 """The rule by which a container may use every device."""
 
@@ -204,6 +217,22 @@ class ConfigRule:
                 got=", ".join(map(printable, more)),
                 expected=f"at most the {len(self._policy.capabilities)} of the policy",
                 next_="start it without --cap-add; capabilities under [config] in the policy",
+            )
+
+        # What another user has in its sets is lost when it executes, but for the ambient ones.
+        wanted = self._image.user_number or self._image.user or "0"
+        if not self._config.user.uid or _number(wanted.partition(":")[0] or "0") == "0":
+            return
+        if ambient := sorted(as_root(self._config) - set(self._policy.ambient)):
+            yield self._finding(
+                self._policy.allow_privileged,
+                "config.ambient",
+                "its user, who is not root in the image, may do as root does",
+                path="process.capabilities.ambient",
+                got=", ".join(map(printable, ambient)),
+                expected="none of these",
+                next_="start it without --cap-add; in the policy: [config] ambient ="
+                f" {array(ambient)}",
             )
 
     def _mounts(self) -> Iterator[Finding]:
@@ -560,6 +589,11 @@ def capability_names(config: ConfigSummary) -> set[str]:
     """Return what is in any of the capability sets."""
     sets = config.capabilities
     return {*sets.bounding, *sets.effective, *sets.inheritable, *sets.permitted, *sets.ambient}
+
+
+def as_root(config: ConfigSummary) -> frozenset[str]:
+    """Return the ambient capabilities by which a user does as root does."""
+    return AS_ROOT.intersection(config.capabilities.ambient)
 
 
 def privilege_keys(config: ConfigSummary) -> tuple[str, ...]:

@@ -716,6 +716,33 @@ def run_as(box: Box, uid: int, gid: int, of_image: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("user", "uid", "ambient", "said"),
+    [
+        ("1000", 1000, ["CAP_SETUID", "CAP_NET_RAW", "CAP_CHOWN"], "CAP_CHOWN, CAP_SETUID"),
+        ("1000:0", 1000, ["CAP_DAC_OVERRIDE"], "CAP_DAC_OVERRIDE"),
+        ("1000", 1000, ["CAP_NET_BIND_SERVICE", "CAP_KILL"], ""),
+        ("1000", 1000, [], ""),
+        ("", 0, ["CAP_SETUID"], ""),
+        ("root:0", 0, ["CAP_SETUID"], ""),
+        ("0", 1000, ["CAP_SETUID"], ""),  # allowed below: the image's own user is root
+    ],
+)
+def test_a_user_who_is_root_but_by_name(
+    box: Box, user: str, uid: int, ambient: list[str], said: str
+) -> None:
+    """Kind: ambient capabilities that every root has make any user root; Podman's ``--cap-add``."""
+    run_as(box, uid, 0, {"user": user})
+    box.config["process"]["capabilities"]["ambient"] = ambient
+    policy = "[config]\nusers = ['1000']\n"
+    found = [each for each in box.failed(policy) if each.rule == "config.ambient"]
+    assert [each.got for each in found] == ([said] if said else [])
+    assert box.failed(suggest(box.records(), References(box.image))) == []
+    if found:
+        key = found[0].next.partition("[config] ")[2]
+        assert box.failed(policy + key) == []
+
+
+@pytest.mark.parametrize(
     ("user", "uid", "gid", "fits"),
     [
         ("01000", 1000, 0, True),
