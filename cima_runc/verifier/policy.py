@@ -147,7 +147,7 @@ class RootfsPolicy(Model):
     """Whether it may be something else than an overlay, which no layers can be told of."""
     allow_written: _Patterns = ()
     """What the container's own layer may hold when it starts, as after a restart; what engines
-    make there is allowed anyhow."""
+    make there is allowed anyhow. What it hides of the image must be allowed as well."""
     host_users: _HostUsers = ()
     """Users of the host, each as ``NAME`` or ``NAME:FULL NAME``, by whom Podman may call the
     container's own user in the line that it adds to ``/etc/passwd`` where the image does not know

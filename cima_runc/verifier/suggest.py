@@ -9,7 +9,7 @@ from typing import Any, get_args
 from cima_runc.base.text import printable
 from cima_runc.ima.template import unpack_cima_ng
 from cima_runc.measure.config_summary import ConfigSummary, summarize
-from cima_runc.measure.mtree import MtreeError, parse_manifest
+from cima_runc.measure.mtree import Entry, MtreeError, parse_manifest
 from cima_runc.ml.contents import (
     Memory,
     RegisterV1,
@@ -40,6 +40,7 @@ from cima_runc.verifier.rules.config import (
 from cima_runc.verifier.rules.engines import HOOK_STAGES_INSIDE
 from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.rules.mounts import EngineMounts
+from cima_runc.verifier.rules.rootfs import written_patterns
 from cima_runc.verifier.rules.unstable import (
     UnknownFile,
     UnstableFile,
@@ -108,7 +109,8 @@ def suggest(records: Sequence[Record], references: References) -> str:
             "# Something ran that its records do not vouch for, of these kinds."
             f"\nallow_violations = {array(kinds)}\n"
         )
-    lines += _rootfs(records, rules, {x.path for x in found if x.rule == "rootfs.written"})
+    written = {x.path for x in found if x.rule == "rootfs.written"}
+    lines += _rootfs(records, rules, written, ImageFiles(image))
     if config is not None and mounts is not None:
         failed = [finding for finding in found if finding.severity == "fail"]
         lines += _config(config, image.config, mounts, rules, failed)
@@ -141,7 +143,9 @@ _VIOLATIONS = {violation_rule(kind): kind for kind in get_args(ViolationKind)}
 _NEVER = frozenset({"rootfs.layer", "rootfs.layers", "rootfs.image", "rootfs.format"})
 
 
-def _rootfs(records: Sequence[Record], rules: set[str], written: set[str]) -> Iterator[str]:
+def _rootfs(
+    records: Sequence[Record], rules: set[str], written: set[str], image: ImageFiles
+) -> Iterator[str]:
     keys = []
     if "rootfs.off" in rules:
         keys.append("# The root filesystem was not measured.\nallow_unmeasured = true")
@@ -150,7 +154,12 @@ def _rootfs(records: Sequence[Record], rules: set[str], written: set[str]) -> It
     if "rootfs.changing" in rules:
         keys.append("# Files changed while they were measured.\nallow_changing = true")
     if written:
-        found = [exactly(path) for path in _written(records) if printable(path) in written]
+        found = [
+            pattern
+            for entry in _written(records)
+            if printable(b"/" if entry.path == b"." else b"/" + entry.path) in written
+            for pattern in written_patterns(entry, image)
+        ]
         body = "".join(f"  {quoted(each)},\n" for each in dict.fromkeys(found or ["**"]))
         keys.append(
             "# The container's own layer held these when it started: it was restarted, or changed"
@@ -160,7 +169,7 @@ def _rootfs(records: Sequence[Record], rules: set[str], written: set[str]) -> It
         yield "[rootfs]\n" + "\n".join(keys) + "\n"
 
 
-def _written(records: Sequence[Record]) -> Iterator[bytes]:
+def _written(records: Sequence[Record]) -> Iterator[Entry]:
     for record in records:
         layers = record.content.get("layers") if record.content_type == CIMA else None
         for layer in layers if isinstance(layers, list) else []:
@@ -169,8 +178,7 @@ def _written(records: Sequence[Record]) -> Iterator[bytes]:
                 entries = parse_manifest(text.encode("ascii")) if isinstance(text, str) else []
             except (MtreeError, UnicodeEncodeError):
                 entries = []
-            for entry in entries:
-                yield b"/" if entry.path == b"." else b"/" + entry.path
+            yield from entries
 
 
 def _config(

@@ -4,11 +4,12 @@ import base64
 import posixpath
 import re
 import struct
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 
-from cima_runc.measure.mtree import escape
+from cima_runc.measure.mtree import escape, unescape
 from cima_runc.measure.xattrs import ACL_ACCESS
 from cima_runc.verifier.reference.file import ImageReference, ReferenceFile
 from cima_runc.verifier.reference.links import real
@@ -68,6 +69,18 @@ class ImageFiles:
         if path == "/" or (found is not None and found.type != "dir"):
             return True
         return any(each.startswith(f"{path}/") for each in self._files)
+
+    def below(self, path: str) -> Iterator[bytes]:
+        """Yield the paths, as they are, of all that the image has below a path."""
+        start = path.rstrip("/") + "/"
+        for at in range(bisect(self._sorted, start), len(self._sorted)):
+            if not self._sorted[at].startswith(start):
+                return
+            yield unescape(self._sorted[at])
+
+    @cached_property
+    def _sorted(self) -> list[str]:
+        return sorted(self._files)
 
     def has_module(self, name: str, path: Collection[str]) -> bool:
         """Whether a module of this name may be found, without those that an interpreter has built

@@ -177,19 +177,34 @@ class RootfsRule:
             if self._is_engines(path, entry):
                 continue
             raw = b"/" if entry.path == b"." else b"/" + entry.path
-            pattern = next((each for each in self._policy.allow_written if matches(each, raw)), "")
+            pattern = self._allowing(entry, path, raw)
             allowed = f": allowed by the policy's {pattern}" if pattern else ""
-            key = f"[rootfs] allow_written = {array([exactly(raw)])}"
+            hiding = " and hides what the image has there" if any(self._hidden(entry, path)) else ""
+            key = f"[rootfs] allow_written = {array(written_patterns(entry, self._image))}"
             yield Finding(
                 severity="info" if pattern else "fail",
                 rule="rootfs.written",
-                what=f"{printable(raw)} was in {where} when the container started{allowed}",
+                what=f"{printable(raw)} was in {where} when the container started{hiding}{allowed}",
                 record=self._record,
                 path=printable(raw),
                 got=_describe(entry),
                 expected=_expected(self._image.at(path)),
                 next="" if pattern else f"if that may be, in the policy: {key}",
             )
+
+    def _allowing(self, entry: Entry, path: str, raw: bytes) -> str:
+        """Return the policy's pattern that allows an entry; nothing for none.
+
+        Where it hides what the image has below its path, all that must be allowed to be another.
+        """
+        patterns = self._policy.allow_written
+        for hidden in self._hidden(entry, path):
+            if not any(matches(each, hidden) for each in patterns):
+                return ""
+        return next((each for each in patterns if matches(each, raw)), "")
+
+    def _hidden(self, entry: Entry, path: str) -> Iterator[bytes]:
+        return self._image.below(path) if _hides(entry) else iter(())
 
     def _is_engines(self, path: str, entry: Entry) -> bool:
         """Whether an entry hides and changes nothing of the image, or is an engine's."""
@@ -221,6 +236,18 @@ class RootfsRule:
             path, self._image, self._reference.config, self._config, self._policy.host_users
         )
         return any(_is_same(entry, each) for each in found)
+
+
+def written_patterns(entry: Entry, image: ImageFiles) -> list[str]:
+    """Return the patterns that allow an entry of a layer that is of no image, and no other."""
+    raw = b"" if entry.path == b"." else b"/" + entry.path
+    is_hiding = _hides(entry) and any(image.below(escape(raw)))
+    return [exactly(raw or b"/"), *([f"{exactly(raw)}/**"] if is_hiding else [])]
+
+
+def _hides(entry: Entry) -> bool:
+    """Whether an entry hides all that the image may have below its path."""
+    return entry.type != "dir" or entry.is_opaque or _shows_another(entry)
 
 
 def _shows_another(entry: Entry) -> bool:

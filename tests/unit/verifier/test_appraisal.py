@@ -445,6 +445,42 @@ def test_an_opaque_root_hides_the_image(box: Box) -> None:
     assert (found.rule, found.path) == ("rootfs.written", "/")
 
 
+OVER_OTHERS = {
+    "opaque": [entry("app", xattrs=(OPAQUE,))],
+    "removed": [whiteout(b"app")],
+    "a link": [entry("app", "link", link=b"/usr/bin", mode=0o777)],
+    "a file": [entry("app", "file", size=1)],
+    "another directory": [entry("app", xattrs=(("trusted.overlay.redirect", b"/usr"),))],
+    "an opaque one above": [entry("usr", xattrs=(OPAQUE,)), entry("usr/lib")],
+}
+
+
+@pytest.mark.parametrize("case", OVER_OTHERS)
+def test_what_is_allowed_at_a_path_says_nothing_of_what_is_below(box: Box, case: str) -> None:
+    """Kind: of what a policy allows to be written, one entry hides the image's other files."""
+    at = "/" + OVER_OTHERS[case][0].path.decode()
+    changed = entry(at[1:], mode=0o770)
+    box.rootfs["layers"][2] = upper(changed)
+    suggested = suggest(box.records(), References(box.image))
+    assert box.failed(suggested) == []
+    box.rootfs["layers"][2] = upper(*OVER_OTHERS[case])
+    (found,) = box.failed(suggested)
+    assert (found.rule, found.path) == ("rootfs.written", at) and "hides" in found.what
+    assert box.failed(f"[rootfs]\nallow_written = ['{at}', '{at}/*']")[:1] == (
+        [found] if at == "/usr" else []
+    )
+    assert box.failed(suggest(box.records(), References(box.image))) == []
+    assert box.failed("[rootfs]\n" + found.next.partition("[rootfs] ")[2]) == []
+
+
+def test_an_opaque_root_needs_more_than_the_roots_path(box: Box) -> None:
+    manifest = format_manifest([Entry(b".", "dir", xattrs=(OPAQUE,))])
+    box.rootfs["layers"][2] |= {"manifest": manifest.decode(), "digest": digest(manifest)}
+    (found,) = box.failed("[rootfs]\nallow_written = ['/']")
+    assert box.failed("[rootfs]\n" + found.next.partition("[rootfs] ")[2]) == []
+    assert box.failed(suggest(box.records(), References(box.image))) == []
+
+
 def test_the_images_own_entries_change_nothing(box: Box) -> None:
     sha256 = bytes.fromhex(box.image.files["/app/script"].sha256 or "")
     box.rootfs["layers"][2] = upper(
