@@ -4,14 +4,19 @@ import base64
 import posixpath
 import re
 import struct
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 
+from cima_runc.base import limits
 from cima_runc.measure.mtree import escape
 from cima_runc.measure.xattrs import ACL_ACCESS
 from cima_runc.verifier.reference.file import ImageReference, ReferenceFile
 
+LONGEST = 4 * limits.PATH
+"""Characters of a path that the kernel takes, escaped. Nothing is called by a longer one, and to
+look at each directory above it takes the square of its length."""
 _LINKS = 40
 """Symbolic links followed in one path (MAXSYMLINKS in linux/namei.h)."""
 
@@ -55,26 +60,31 @@ class ImageFiles:
         return found
 
     def real(self, path: str) -> str:
-        """Return a path without symbolic links; what the image does not have stays as it is."""
+        """Return a path without symbolic links; what the image does not have stays as it is, and
+        so does what no kernel takes."""
+        todo = _names(path)
+        if sum(map(len, todo)) + len(todo) > LONGEST:
+            return path
         at: list[str] = []
-        todo = path.split("/")[::-1]
         links = 0
         while todo:
             name = todo.pop()
-            if name in {"", "."}:
-                continue
             if name == "..":
                 del at[-1:]
                 continue
-            found = self._files.get("/" + "/".join([*at, name]))
-            if found is None or found.link is None or links == _LINKS:
-                at.append(name)
+            here = f"{at[-1] if at else ''}/{name}"
+            found = self._files.get(here)
+            link = found.link if found is not None else None
+            if link is None or links == _LINKS:
+                at.append(here)
                 continue
             links += 1
-            if found.link.startswith("/"):
+            if link.startswith("/"):
                 at.clear()
-            todo += found.link.split("/")[::-1]
-        return "/" + "/".join(at)
+            todo += _names(link)
+            if sum(map(len, todo)) + len(todo) > LONGEST:
+                return path
+        return at[-1] if at else "/"
 
     def has_below(self, path: str) -> bool:
         """Whether the image has anything at a path that a mount there would hide.
@@ -84,7 +94,12 @@ class ImageFiles:
         found = self._files.get(path)
         if path == "/" or (found is not None and found.type != "dir"):
             return True
-        return any(each.startswith(f"{path}/") for each in self._files)
+        at = bisect_left(self._sorted, f"{path}/")
+        return at < len(self._sorted) and self._sorted[at].startswith(f"{path}/")
+
+    @cached_property
+    def _sorted(self) -> list[str]:
+        return sorted(self._files)
 
     def has_module(self, name: str, path: Collection[str]) -> bool:
         """Whether a module of this name may be found, without those that an interpreter has built
@@ -153,12 +168,14 @@ class ImageFiles:
 
     def has_program_in(self, directory: str) -> bool:
         """Whether a program or script is in a directory, not in one below it."""
-        return any(
-            posixpath.dirname(path) == directory
-            and each.type == "file"
-            and (int(each.mode, 8) & 0o111 != 0 or path.endswith(_SCRIPTS))
+        return directory in self._with_programs
+
+    @cached_property
+    def _with_programs(self) -> frozenset[str]:
+        return frozenset(
+            posixpath.dirname(path)
             for path, each in self._files.items()
-            if path.startswith(directory)
+            if each.type == "file" and (int(each.mode, 8) & 0o111 or path.endswith(_SCRIPTS))
         )
 
     def directories(self, *, with_files: bool = False) -> Iterator[str]:
@@ -179,6 +196,11 @@ class ImageFiles:
             if sha256 is not None:
                 found.setdefault(sha256, path)
         return found
+
+
+def _names(path: str) -> list[str]:
+    """Return the names of a path, the last first."""
+    return [name for name in reversed(path.split("/")) if name not in {"", "."}]
 
 
 def _groups_of(acl: str) -> set[int]:
