@@ -10,6 +10,7 @@ import typer
 
 from cima_runc import __version__
 from cima_runc.base.errors import CimaError
+from cima_runc.base.pipe import nobody_reads_on
 from cima_runc.cli import context, examples
 from cima_runc.cli.app import Group, command, group
 from cima_runc.cli.output import CANNOT, fail, fail_unexpectedly, print_json
@@ -113,6 +114,11 @@ def _options(
 
 def main() -> None:
     """Run ``cima``. 0: done, 1: UNTRUSTED and nothing else, 2: it could not be done."""
+    with nobody_reads_on(CANNOT):
+        _main()
+
+
+def _main() -> None:
     as_json = "--json" in sys.argv
     if _COMPLETE in os.environ:
         from typer import completion as shells
@@ -124,10 +130,6 @@ def main() -> None:
         sys.exit(app(prog_name="cima", standalone_mode=False) or 0)
     except CimaError as error:
         fail(error, as_json=as_json)
-    except BrokenPipeError:
-        # Nobody reads on; nothing more may be written when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(_INTERRUPTED)
     except _USAGE as error:

@@ -6,6 +6,7 @@ design, sections 6 and 7.
 
 from collections.abc import Sequence
 from itertools import chain
+from math import isinf
 from typing import Annotated, Any, Literal, Self
 
 import pydantic_core
@@ -317,11 +318,12 @@ def _quickly(raw: bytes) -> dict[str, Any] | None:
     return None
 
 
-_HOLDERS = frozenset({dict, list})
+_HOLDERS = frozenset({dict, list, float})
 
 
 def _count_keys(value: dict[str, Any], levels: int) -> int:
-    """Return how many keys the objects hold, a number too large where they go too deep."""
+    """Return how many keys the objects hold; a number too large where they go too deep, or one is
+    in them that no double holds."""
     objects: list[dict[str, Any]] = [value]
     arrays: list[list[Any]] = []
     count = 0
@@ -330,6 +332,8 @@ def _count_keys(value: dict[str, Any], levels: int) -> int:
         count += sum(map(len, objects))
         items = chain(chain.from_iterable(map(dict.values, objects)), chain.from_iterable(arrays))
         holders = [item for item in items if type(item) in _HOLDERS]
+        if any(type(item) is float and isinf(item) for item in holders):
+            break
         objects = [item for item in holders if type(item) is dict]
         arrays = [item for item in holders if type(item) is list]
         if not objects and not arrays:

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import sqlalchemy
-from sqlalchemy import Connection, Engine, Table, bindparam, event, text, update
+from sqlalchemy import Connection, Engine, Table, bindparam, event, or_, text, update
 from sqlalchemy.exc import DataError, DBAPIError, OperationalError
+from sqlalchemy.sql.elements import ColumnElement
 
 from cima_runc.base.errors import CimaError
 
@@ -27,6 +28,8 @@ _CONNECTIONS = 16
 _Value = TypeVar("_Value")
 _BATCH = 500
 """Values in one statement: SQLite limits how many."""
+_CONDITIONS = 32
+"""Conditions of so many values each in one statement."""
 
 
 class NotStorableError(CimaError):
@@ -159,10 +162,19 @@ class Database:
         self.engine.dispose()
 
 
-def batched(values: Sequence[_Value]) -> Iterator[Sequence[_Value]]:
+def batched(values: Sequence[_Value], size: int = _BATCH) -> Iterator[Sequence[_Value]]:
     """Yield values in parts that one statement takes."""
-    for at in range(0, len(values), _BATCH):
-        yield values[at : at + _BATCH]
+    for at in range(0, len(values), size):
+        yield values[at : at + size]
+
+
+def together(
+    conditions: Sequence[ColumnElement[bool]],
+) -> Iterator[ColumnElement[bool]]:
+    """Yield conditions of such parts, as many at a time as one statement takes: PostgreSQL's
+    protocol counts to 65,535 values, SQLite to 32,766, and it limits how deep an expression is."""
+    for some in batched(conditions, _CONDITIONS):
+        yield or_(*some)
 
 
 def update_all(

@@ -81,6 +81,7 @@ class Findings:
         self._connection = connection
         self._kept: dict[tuple[int, str], set[tuple[str, str, str]]] = {}
         self._rows: list[dict[str, Any]] = []
+        self._failed: dict[int, tuple[str, str, str]] = {}
         column = _FINDING.c
         for some in batched(containers):
             rows = connection.execute(
@@ -164,6 +165,9 @@ class Findings:
         ranked = _ranked(found)[:room]
         kept = self._kept.setdefault((container, mode), set())
         kept |= {(part, one.severity, one.rule) for one in ranked}
+        fails = (one for one in ranked if mode == "enforce" and one.severity == "fail")
+        if first := next(fails, None):
+            self._failed.setdefault(container, (part, first.rule, first.what))
         self._rows += [
             {
                 "container": container,
@@ -204,12 +208,7 @@ class Findings:
             .order_by(column.id)
             .limit(1)
         ).first()
-        rows = (
-            (row["part"], row["rule"], row["what"])
-            for row in self._rows
-            if (row["container"], row["mode"], row["severity"]) == (container, "enforce", "fail")
-        )
-        first = found or next(rows, None)
+        first = found or self._failed.get(container)
         if first is None:
             return ""
         part, rule, what = first
@@ -219,4 +218,4 @@ class Findings:
         """Write what was found."""
         if self._rows:
             self._connection.execute(insert(_FINDING), self._rows)
-            self._rows = []
+            self._rows, self._failed = [], {}

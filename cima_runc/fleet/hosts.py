@@ -27,7 +27,7 @@ from cima_runc.cpcr.status import Status
 from cima_runc.evidence.fields import as_tuples
 from cima_runc.evidence.report import Report
 from cima_runc.fleet import host_logs
-from cima_runc.fleet.database import batched, update_all
+from cima_runc.fleet.database import batched, together, update_all
 from cima_runc.fleet.schema import (
     Appraisal,
     Audit,
@@ -180,10 +180,9 @@ def _registers(
     ]
     found: dict[int, KnownRegister] = {}
     kept: dict[int, Mapping[str, Any]] = {}
-    # A few conditions at a time: SQLite limits how deep an expression is.
-    for conditions_ in batched(conditions):
+    for condition in together(conditions):
         rows = connection.execute(
-            select(_CONTAINER).where(column.host == host, or_(*conditions_))
+            select(_CONTAINER).where(column.host == host, condition)
         ).mappings()
         ids = {}
         for row in rows:

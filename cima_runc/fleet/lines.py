@@ -26,18 +26,18 @@ class SeenRun:
 
 
 class SeenRuns:
-    """The runs of a line."""
+    """The runs of a line. A report may tell of many thousands, each of which is asked about: what
+    that takes is found out once for all of them."""
 
     def __init__(self, seen: Iterable[SeenRun]) -> None:
         self._seen = sorted(seen)
         self._rows = [one.row for one in self._seen]
         self._highest = list(itertools.accumulate((one.run for one in self._seen), max))
-        self._following: defaultdict[int | None, list[SeenRun]] = defaultdict(list)
-        for one in self._seen:
-            self._following[one.registration_before].append(one)
+        self._told = self._first_told_of()
+        self._below = self._next_below()
 
     def are_forgotten_by(self, one: SeenRun) -> bool:
-        """Return whether a run leaves out one that was seen before it.
+        """Return whether a run, one of these, leaves out one that was seen before it.
 
         A run may be shown after those that went on from it. These told of it then, and have to
         account for all that is later than it.
@@ -45,19 +45,44 @@ class SeenRuns:
         until = bisect_left(self._rows, one.row)
         if not until or self._highest[until - 1] <= one.before:
             return False
-        if not self._was_told_of(one):
+        if self._told.get(one.registration, one.row) >= one.row:
             return True
-        return any(one.before < other.run <= one.run for other in self._seen[:until])
+        return self._below.get(one.row, 0) > one.before
 
-    def _was_told_of(self, one: SeenRun) -> bool:
-        """Whether one that was seen before goes on from it, or from one that does."""
-        todo, looked_at = [one], {one.row}
-        while todo:
-            for following in self._following.get(todo.pop().registration, ()):
-                if following.row < one.row:
-                    return True
+    def _first_told_of(self) -> dict[int, int]:
+        """Return the row of the first that goes on from a registration, or from one that does."""
+        before: defaultdict[int, list[int | None]] = defaultdict(list)
+        for one in self._seen:
+            before[one.registration].append(one.registration_before)
+        found: dict[int, int] = {}
+        for one in self._seen:
+            todo = [one.registration_before]
+            while todo:
                 # A host may say of runs that they go on from each other, or from themselves.
-                if following.row not in looked_at:
-                    looked_at.add(following.row)
-                    todo.append(following)
-        return False
+                registration = todo.pop()
+                if registration is not None and registration not in found:
+                    found[registration] = one.row
+                    todo += before.get(registration, ())
+        return found
+
+    def _next_below(self) -> dict[int, int]:
+        """Return, by row, the highest run up to its own number of those that were seen before."""
+        order = sorted(range(len(self._seen)), key=lambda at: (self._seen[at].run, at))
+        lower = {above: below for below, above in itertools.pairwise(order)}
+        higher = dict(itertools.pairwise(order))
+        found: dict[int, int] = {}
+        for at in reversed(range(len(self._seen))):
+            # What was seen later is taken out already.
+            below, above = lower.get(at), higher.get(at)
+            if below is not None:
+                found[self._seen[at].row] = self._seen[below].run
+                if above is None:
+                    del higher[below]
+                else:
+                    higher[below] = above
+            if above is not None:
+                if below is None:
+                    del lower[above]
+                else:
+                    lower[above] = below
+        return found

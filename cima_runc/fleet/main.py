@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 
 from cima_runc import __version__
 from cima_runc.base.errors import CimaError
+from cima_runc.base.pipe import nobody_reads_on
 from cima_runc.base.text import printable
 from cima_runc.base.unexpected import unexpected
 from cima_runc.fleet import changes, issuer, migrate, setup
@@ -261,6 +262,11 @@ def _settings(config: Path | None, state_dir: Path | None) -> Settings:
 
 def main() -> None:
     """Run ``cima-verifier``. 0: done, 2: it could not be done; never 1, which says UNTRUSTED."""
+    with nobody_reads_on(_CANNOT):
+        _main()
+
+
+def _main() -> None:
     try:
         sys.exit(app(prog_name="cima-verifier", standalone_mode=False) or 0)
     except CimaError as error:

@@ -18,7 +18,7 @@ from cima_runc.evidence.report import Report, parse_report
 from cima_runc.evidence.report_answer import Accepted, Confirmed, Invitation, Refused, Resync
 from cima_runc.evidence.report_nonce import IssuedNonce, NonceMaker
 from cima_runc.fleet import clock, events, findings, hosts, passed_on, work
-from cima_runc.fleet.database import Database, batched
+from cima_runc.fleet.database import Database, batched, together
 from cima_runc.fleet.events import Told
 from cima_runc.fleet.judge import Judge, News
 from cima_runc.fleet.schema import Container, Host, table_of
@@ -198,27 +198,24 @@ class Reports:
             _CONTAINER.c.id.in_(some) for some in batched(sorted(changed))
         ]
         of_boot = _CONTAINER.c.boot_id == found.boot_id
-        if registrations:
-            wanted.append(_CONTAINER.c.previous_registration.in_(registrations))
-        if services:
-            wanted.append(of_boot & _CONTAINER.c.services.in_(services))
+        wanted += [_CONTAINER.c.previous_registration.in_(some) for some in batched(registrations)]
+        wanted += [of_boot & _CONTAINER.c.services.in_(some) for some in batched(services)]
         if found.new_boot or self._says_of_host(before) != self._says_of_host(after):
             wanted.append(of_boot & _CONTAINER.c.has_ended.is_(False))
         elif after["log_lines"] != before["log_lines"]:
             # What a service runs may be in the log now.
             wanted.append(of_boot & _CONTAINER.c.id.in_(findings.waiting_for_log(before["id"])))
-        if not wanted:
-            return []
-        rows = connection.execute(
-            select(_CONTAINER)
-            .where(
-                _CONTAINER.c.host == before["id"],
-                _CONTAINER.c.kind == "container",
-                or_(*wanted),
-            )
-            .order_by(_CONTAINER.c.run, _CONTAINER.c.id)
-        ).mappings()
-        return [dict(row) for row in rows]
+        containers: dict[int, dict[str, Any]] = {}
+        for condition in together(wanted):
+            rows = connection.execute(
+                select(_CONTAINER).where(
+                    _CONTAINER.c.host == before["id"],
+                    _CONTAINER.c.kind == "container",
+                    condition,
+                )
+            ).mappings()
+            containers |= {row["id"]: dict(row) for row in rows}
+        return sorted(containers.values(), key=lambda one: (one["run"] or 0, one["id"]))
 
     def _was_stale(self, host: Mapping[str, Any]) -> bool:
         return host["deadline"] is not None and host["stale_told"] == host["deadline"]

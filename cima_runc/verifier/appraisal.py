@@ -51,7 +51,7 @@ from cima_runc.verifier.rules.config import ConfigRule
 from cima_runc.verifier.rules.dependencies import check_dependencies
 from cima_runc.verifier.rules.files import check_file
 from cima_runc.verifier.rules.image_files import ImageFiles
-from cima_runc.verifier.rules.mounts import EngineMounts
+from cima_runc.verifier.rules.mounts import EngineMounts, Places
 from cima_runc.verifier.rules.rootfs import RootfsRule
 from cima_runc.verifier.rules.unstable import unstable_file
 
@@ -141,6 +141,7 @@ class _Run:
     """Number of the partition of its dependencies, as the ``register`` record says."""
     _image: ImageFiles | None = field(init=False)
     _config: ConfigSummary | None = None
+    _places: Places = field(default_factory=lambda: Places(()))
     _register: RegisterV1 | None = None
     _layers_are_the_images: bool = False
     _init: tuple[bytes, bytes] | None = None
@@ -194,6 +195,7 @@ class _Run:
             case Config():
                 register = self._register
                 self._config = summarize(content.config, register.namespaces if register else {})
+                self._places = Places(self._config.mounts, files)
                 made = register.to_json() if register is not None else {}
                 mounts = EngineMounts(
                     made, self._config, files, values=image.config, secret=self.secret
@@ -264,7 +266,7 @@ class _Run:
             record=number,
             image=self._image,
             host=self.references.host,
-            mounts=self._config.mounts if self._config is not None else (),
+            places=self._places,
             allowed=self.policy.files,
             init=self._init,
         )

@@ -9,18 +9,23 @@ of a name that is no absolute path (IMA's ``kexec-cmdline``, ``(unreachable)/bin
 """
 
 import re
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 
 _WILDCARDS = 8
-"""In one pattern at most: each may double the time that matching takes."""
+"""In one pattern at most."""
 _PIECE = re.compile(r"\*\*|\*|\\x[0-9a-f]{2}|\\[*\\i]|[^\\*]+|\\", re.DOTALL)
 ID = r"\i"
 """An id that is named at random."""
-ID_FORM = r"[0-9a-f]{64}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_HEX_ID, _UUID = r"[0-9a-f]{64}", r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+ID_FORM = f"{_HEX_ID}|{_UUID}"
 """What it looks like, as a regular expression."""
+_ID_STARTS = tuple(
+    (re.compile(f"(?={form})".encode()), n) for form, n in ((_HEX_ID, 64), (_UUID, 36))
+)
 
 
 class PatternError(CimaError):
@@ -36,33 +41,90 @@ def compile_pattern(pattern: str) -> re.Pattern[bytes]:
     """
     if not pattern.startswith(("/", "**", "\\x")):
         raise PatternError(f"the pattern {printable(pattern)} does not begin with / or **")
-    parts: list[bytes] = []
-    wildcards = 0
+    expressions = {"**": b".*", "*": b"[^/]*", ID: f"(?:{ID_FORM})".encode()}
+    parts = [
+        expressions[one] if isinstance(one, str) else re.escape(one) for one in _parts(pattern)
+    ]
+    return re.compile(b"".join(parts), re.DOTALL)
+
+
+@lru_cache(maxsize=4096)
+def _parts(pattern: str) -> tuple[str | bytes, ...]:
+    """Return a pattern's wildcards and ids, and the bytes between that stand for themselves."""
+    parts: list[str | bytes] = []
     for piece in _PIECE.findall(pattern):
-        if piece in {"*", "**"}:
-            wildcards += 1
-            parts.append(b".*" if piece == "**" else b"[^/]*")
-        elif piece == "\\":
+        if piece in {"*", "**", ID}:
+            parts.append(piece)
+            continue
+        if piece == "\\":
             raise PatternError(
                 f"the pattern {printable(pattern)} has a lone backslash",
                 hint=r"write \\ for a backslash, \* for a star, \xNN for a byte, \i for an id",
             )
-        elif piece == ID:
-            parts.append(f"(?:{ID_FORM})".encode())
-        elif piece.startswith("\\x"):
-            parts.append(re.escape(bytes([int(piece[2:], 16)])))
-        elif piece.startswith("\\"):
-            parts.append(re.escape(piece[1:].encode()))
+        if piece.startswith("\\x"):
+            raw = bytes([int(piece[2:], 16)])
         else:
-            parts.append(re.escape(piece.encode("utf-8", "surrogatepass")))
-    if wildcards > _WILDCARDS:
+            raw = piece.removeprefix("\\").encode("utf-8", "surrogatepass")
+        last = parts.pop() if parts and isinstance(parts[-1], bytes) else b""
+        assert isinstance(last, bytes)
+        parts.append(last + raw)
+    if _wildcards(parts) > _WILDCARDS:
         raise PatternError(f"the pattern {printable(pattern)} has more than {_WILDCARDS} wildcards")
-    return re.compile(b"".join(parts), re.DOTALL)
+    return tuple(parts)
+
+
+def _wildcards(parts: Iterable[str | bytes]) -> int:
+    return sum(one in {"*", "**"} for one in parts)
 
 
 def matches(pattern: str, path: bytes) -> bool:
     """Return whether ``path`` is what the pattern stands for. Raises :class:`PatternError`."""
-    return compile_pattern(pattern).fullmatch(path) is not None
+    compiled, parts = compile_pattern(pattern), _parts(pattern)
+    if _wildcards(parts) < 2:
+        return compiled.fullmatch(path) is not None
+    first, last = parts[0], parts[-1]
+    if isinstance(first, bytes) and not path.startswith(first):
+        return False
+    if isinstance(last, bytes) and not path.endswith(last):
+        return False
+    # A regular expression tries each way to share the path out among several: a power of its
+    # length, and the path is the tenant's. Here bit N of a number is for the place before byte N.
+    size = len(path)
+    others = _bits(size, (at for at, byte in enumerate(path) if byte != _SLASH))
+    reached = 1
+    for part in parts:
+        if part == "**":
+            reached = ((2 << size) - 1) & -(reached & -reached)
+        elif part == "*":
+            # What is added runs through all other bytes, up to the next slash.
+            reached |= ((reached & others) + others) ^ others
+        elif part == ID:
+            reached = sum(
+                (reached & _bits(size, (one.start() for one in each.finditer(path)))) << length
+                for each, length in _ID_STARTS
+            )
+        else:
+            assert isinstance(part, bytes)
+            reached = (reached & _bits(size, _occurrences(part, path))) << len(part)
+    return bool(reached >> size & 1)
+
+
+_SLASH = ord("/")
+
+
+def _occurrences(part: bytes, path: bytes) -> Iterator[int]:
+    at = path.find(part)
+    while at >= 0:
+        yield at
+        at = path.find(part, at + 1)
+
+
+def _bits(size: int, numbers: Iterable[int]) -> int:
+    """Return the number with these bits, of ``size`` and one more."""
+    digits = bytearray(b"0") * (size + 1)
+    for number in numbers:
+        digits[size - number] = ord("1")
+    return int(digits, 2)
 
 
 def exactly(path: bytes) -> str:

@@ -23,11 +23,11 @@ from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.rules.loading import makes_load
 from cima_runc.verifier.rules.mounts import (
     EngineMounts,
+    Places,
     allows,
     is_engines_init,
     kind,
     matches_any,
-    mount_over,
 )
 from cima_runc.verifier.toml import array, quoted
 
@@ -611,7 +611,7 @@ def command_of(config: ConfigSummary) -> tuple[str, ...]:
     """Return the command without an engine's init program before it (``--init``)."""
     match config.args:
         case (init, "--", *rest):
-            mount = mount_over(config.mounts, _raw(init))
+            mount = Places(config.mounts).over(_raw(init))
             if mount is not None and is_engines_init(mount, _raw(init)):
                 return tuple(rest)
     return config.args

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 
 from cima_runc.base.text import printable
 from cima_runc.ima.template import Func
-from cima_runc.measure.config_summary import Mount
 from cima_runc.verifier.pattern import exactly
 from cima_runc.verifier.policy import AllowedFile
 from cima_runc.verifier.reference.file import HostReference
 from cima_runc.verifier.result import Finding
 from cima_runc.verifier.rules.image_files import ImageFiles
-from cima_runc.verifier.rules.mounts import is_engines_init, mount_over
+from cima_runc.verifier.rules.mounts import Places, is_engines_init
 from cima_runc.verifier.toml import quoted
 
 _DONE = {
@@ -28,14 +27,15 @@ def check_file(
     record: int,
     image: ImageFiles,
     host: HostReference | None,
-    mounts: tuple[Mount, ...],
+    places: Places,
     allowed: tuple[AllowedFile, ...],
     init: tuple[bytes, bytes] | None,
 ) -> Iterator[Finding]:
     """Yield what is wrong with a file that ran: nothing, where the image has it as it is.
 
-    ``path`` is the kernel's, ``digest`` SHA-256 of the content (32 bytes). ``init`` is path and
-    digest of what ran as the container's first process, where that is to be an engine's init.
+    ``path`` is the kernel's, ``digest`` SHA-256 of the content (32 bytes). ``places`` are
+    its mounts'. ``init`` is path and digest of what ran as the container's first process, where
+    that is to be an engine's init.
     """
     got, shown, done = digest.hex(), printable(path), _DONE[func]
     found = image.resolve(path) if path.startswith(b"/") else None
@@ -45,7 +45,7 @@ def check_file(
     if by_policy is not None:
         yield _allowed(by_policy, shown, got, done, record)
         return
-    mount = mount_over(mounts, path, image)
+    mount = places.over(path)
     if mount is not None and is_engines_init(mount, path, image) and init == (path, digest):
         yield from _engines_init(mount.source, shown, got, record, host)
         return

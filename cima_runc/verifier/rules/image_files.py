@@ -4,7 +4,7 @@ import base64
 import posixpath
 import re
 import struct
-from bisect import bisect
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
@@ -57,7 +57,8 @@ class ImageFiles:
         return found
 
     def real(self, path: str) -> str:
-        """Return a path without symbolic links; what the image does not have stays as it is."""
+        """Return a path without symbolic links; what the image does not have stays as it is, and
+        so does what no kernel takes."""
         return real(path, self._files)
 
     def has_below(self, path: str) -> bool:
@@ -68,12 +69,13 @@ class ImageFiles:
         found = self._files.get(path)
         if path == "/" or (found is not None and found.type != "dir"):
             return True
-        return any(each.startswith(f"{path}/") for each in self._files)
+        at = bisect_left(self._sorted, f"{path}/")
+        return at < len(self._sorted) and self._sorted[at].startswith(f"{path}/")
 
     def below(self, path: str) -> Iterator[bytes]:
         """Yield the paths, as they are, of all that the image has below a path."""
         start = path.rstrip("/") + "/"
-        for at in range(bisect(self._sorted, start), len(self._sorted)):
+        for at in range(bisect_left(self._sorted, start), len(self._sorted)):
             if not self._sorted[at].startswith(start):
                 return
             yield unescape(self._sorted[at])
@@ -166,12 +168,14 @@ class ImageFiles:
 
     def has_program_in(self, directory: str) -> bool:
         """Whether a program or script is in a directory, not in one below it."""
-        return any(
-            posixpath.dirname(path) == directory
-            and each.type == "file"
-            and (int(each.mode, 8) & 0o111 != 0 or path.endswith(_SCRIPTS))
+        return directory in self._with_programs
+
+    @cached_property
+    def _with_programs(self) -> frozenset[str]:
+        return frozenset(
+            posixpath.dirname(path)
             for path, each in self._files.items()
-            if path.startswith(directory)
+            if each.type == "file" and (int(each.mode, 8) & 0o111 or path.endswith(_SCRIPTS))
         )
 
     def directories(self, *, with_files: bool = False) -> Iterator[str]:

@@ -15,6 +15,7 @@ from cima_runc.ml.pods import Pod, pod_of
 from cima_runc.verifier.pattern import ID, ID_FORM, exactly, literal, matches
 from cima_runc.verifier.policy import AllowedMount
 from cima_runc.verifier.reference.file import ReferenceConfig
+from cima_runc.verifier.reference.links import LONGEST
 from cima_runc.verifier.rules import engines
 from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.rules.looked_at import LookedAt
@@ -195,19 +196,21 @@ class EngineMounts:
         return any(
             (not of.engines or engine.name in of.engines)
             and mount.destination not in engine.redirected
-            and matches_any(self._patterns(of, engine), mount.source)
+            and matches_any(self._patterns(of, engine, mount.source), mount.source)
             for engine in self._engines
         )
 
-    def _patterns(self, of: engines.EngineMount, engine: Engine) -> Iterable[str]:
+    def _patterns(self, of: engines.EngineMount, engine: Engine, source: str) -> Iterable[str]:
+        """Yield what may be bound there, of what a ``source`` is in and names."""
         if "**" in of.sources:
             return of.sources
         pod = self._pod(engine)
+        names = set(source.split("/"))
         known: dict[str, tuple[str, ...]] = {
-            "root": _exact(engine.roots),
-            "state": _exact(engine.states),
-            "kubelet": _exact(engine.kubelets) if engine.cri else (),
-            "id": (self._own, *_exact(engine.shares)),
+            "root": _holding(engine.roots, source),
+            "state": _holding(engine.states, source),
+            "kubelet": _holding(engine.kubelets, source) if engine.cri else (),
+            "id": (self._own, *_exact(one for one in engine.shares if one in names)),
             "sandbox": _exact((pod.sandbox,)),
             "pod": _exact((pod.uid,)),
             "container": _exact((pod.container,)),
@@ -218,10 +221,15 @@ class EngineMounts:
 
     def _pod(self, engine: Engine) -> Pod:
         """Return what the engine itself wrote of the pod, after what a tenant had it write."""
-        pod = pod_of(engine, dict(self._config.kubernetes))
-        if not engine.cri:
-            return pod
-        return pod._replace(uid=pod.uid or self._only_pod(engine))
+        return self._pods[self._engines.index(engine)]
+
+    @cached_property
+    def _pods(self) -> list[Pod]:
+        found = [(each, pod_of(each, dict(self._config.kubernetes))) for each in self._engines]
+        return [
+            pod._replace(uid=pod.uid or self._only_pod(engine)) if engine.cri else pod
+            for engine, pod in found
+        ]
 
     def _only_pod(self, engine: Engine) -> str:
         """Return the uid of the one pod that mounts name; containerd 1.6 does not tell it."""
@@ -234,6 +242,9 @@ class EngineMounts:
         return found.pop() if len(found) == 1 else ""
 
 
+_PLACES, _SHARES = 256, 1_024
+"""How many directories of one kind an engine has, and containers that share something: a record has
+room for a million of each, and every mount is compared with all of them."""
 _USUAL_KUBELET = "/var/lib/kubelet"
 _GIVEN_BY_ENGINE = re.compile(ID_FORM)
 _ID_LENGTH = 8
@@ -266,9 +277,13 @@ def _random(part: str, above: str) -> str | None:
 
 def _read(found: object) -> Engine:
     try:
-        return Engine.model_validate(found)
+        engine = Engine.model_validate(found)
     except ValidationError:
         return Engine(name=None)  # of which no mount is
+    places = (engine.roots, engine.states, engine.kubelets, engine.redirected)
+    if max(map(len, places)) > _PLACES or len(engine.shares) > _SHARES:
+        return Engine(name=None)
+    return engine
 
 
 def _filled(source: str, known: Mapping[str, tuple[str, ...]]) -> Iterable[str]:
@@ -277,6 +292,11 @@ def _filled(source: str, known: Mapping[str, tuple[str, ...]]) -> Iterable[str]:
         if "" not in values:
             of = dict(zip(names, values, strict=True))
             yield _NAME.sub(lambda match: of[match[1]], source)  # noqa: B023 - used at once
+
+
+def _holding(directories: Iterable[str], source: str) -> tuple[str, ...]:
+    """Return those of an engine's directories that something is in."""
+    return _exact(one for one in directories if source.startswith(f"{one}/"))
 
 
 def _exact(paths: Iterable[str]) -> tuple[str, ...]:
@@ -294,20 +314,29 @@ def place_of(mount: Mount, image: ImageFiles | None = None) -> str:
     return destination if image is None else image.real(destination)
 
 
-def mount_over(
-    mounts: Iterable[Mount], path: bytes, image: ImageFiles | None = None
-) -> Mount | None:
-    """Return the mount that ``path`` lies on; None for the root filesystem.
+class Places:
+    """Where the mounts of one container lie: many thousands of files may be looked up among as many
+    mounts."""
 
-    With ``image`` the path is the kernel's, else one of the configuration. Mounts are made in their
-    order, so that the last one hides those before it (config.md, Mounts).
-    """
-    wanted, best = escape(path), None
-    for mount in mounts:
-        at = place_of(mount, image).rstrip("/")
-        if wanted == at or wanted.startswith(at + "/"):
-            best = mount
-    return best
+    def __init__(self, mounts: Iterable[Mount], image: ImageFiles | None = None) -> None:
+        """With ``image`` paths are the kernel's, else those of the configuration."""
+        self._at: dict[str, tuple[int, Mount]] = {}
+        for number, mount in enumerate(mounts):
+            self._at[place_of(mount, image).rstrip("/")] = (number, mount)
+
+    def over(self, path: bytes) -> Mount | None:
+        """Return the mount that ``path`` lies on; None for the root filesystem.
+
+        Mounts are made in their order, so that the last one hides those before it (config.md,
+        Mounts).
+        """
+        at = escape(path)[:LONGEST]
+        found = [self._at[at]] if at in self._at else []
+        while "/" in at:
+            at = at.rpartition("/")[0]
+            if at in self._at:
+                found.append(self._at[at])
+        return max(found, key=lambda one: one[0])[1] if found else None
 
 
 def kind(mount: Mount) -> str:
@@ -317,7 +346,7 @@ def kind(mount: Mount) -> str:
 
 def is_engines_init(mount: Mount, path: bytes, image: ImageFiles | None = None) -> bool:
     """Return whether ``path`` is an engine's init program, which this mount puts there; the path is
-    as for :func:`mount_over`."""
+    as for :class:`Places`."""
     sources = engines.INIT_PROGRAMS.get(mount.destination, ())
     return place_of(mount, image) == escape(path) and matches_any(sources, mount.source)
 

@@ -9,6 +9,7 @@ and the directories that lead to it, what engines make everywhere
 """
 
 import base64
+from bisect import bisect_left
 from collections.abc import Iterator
 from functools import partial
 
@@ -54,7 +55,7 @@ class RootfsRule:
         self.compared = False
         """Whether layers were compared."""
         self._mount_points: set[str] = set()
-        self._leading: set[str] = set(engines.DIRECTORIES)
+        self._below: list[str] = []
         if config is not None:
             self._read_mounts(config)
 
@@ -63,9 +64,14 @@ class RootfsRule:
             at = self._image.real(escape(mount.destination.encode("utf-8", "surrogateescape")))
             self._mount_points.add(at)
         real = self._image.real(escape(config.cwd.encode("utf-8", "surrogateescape")))
-        for path in (*self._mount_points, real):
-            parts = path.split("/")
-            self._leading.update("/".join(parts[:end]) for end in range(2, len(parts) + 1))
+        # In order, in place of all directories that lead to them: a deep path has many of these.
+        self._below = sorted(f"{path}/" for path in {*self._mount_points, real})
+
+    def _leads(self, path: str) -> bool:
+        """Whether engines make a directory, or it leads to a mount or to where it starts."""
+        at = bisect_left(self._below, f"{path}/")
+        is_above = at < len(self._below) and self._below[at].startswith(f"{path}/")
+        return path in engines.DIRECTORIES or is_above
 
     def check(self, rootfs: Rootfs) -> Iterator[Finding]:
         """Yield what is wrong with the content of a ``rootfs`` record."""
@@ -220,7 +226,7 @@ class RootfsRule:
         if entry.type == "dir":
             if image is not None and image.type == "dir":
                 return path in self._mount_points and not entry.is_opaque
-            return image is None and path in self._leading and not _shows_another(entry)
+            return image is None and self._leads(path) and not _shows_another(entry)
         if entry.type == "file" and not entry.size and not entry.xattrs:
             if image is None and path in engines.EMPTY_FILES:
                 return True

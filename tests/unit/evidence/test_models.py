@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cima_runc.base.jsonio import JsonError, load_object
 from cima_runc.cpcr.status import Foreign, Gap, Status
 from cima_runc.evidence.errors import (
     EvidenceError,
@@ -334,3 +335,20 @@ def test_quick_reading_reads_the_same(
     quick = _quickly(text.encode())
     assert quick in (None, json.loads(text))
     assert not (doubled and quick)
+
+
+GOOD = ("0", "-0", "-0.0", "0.0", "1E5", "1e308", "5e-324", "1e-400", "9" * 30, "9" * 4_300)
+BAD = ("1e309", "-1e309", "1E400", "9" * 400 + ".0", "9" * 4_301, "01", "1.", "+1", "NaN")
+
+
+@pytest.mark.parametrize("number", [*GOOD, *BAD])
+@pytest.mark.parametrize("holder", ['{"a":%s}', '{"a":[{"b":[%s]}]}'])
+def test_quick_reading_takes_no_number_that_strict_reading_refuses(
+    number: str, holder: str
+) -> None:
+    raw = (holder % number).encode()
+    try:
+        strict = load_object(raw, what="it", limit=len(raw))
+    except JsonError:
+        strict = None
+    assert repr(_quickly(raw)) in {repr(None), repr(strict)}

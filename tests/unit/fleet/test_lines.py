@@ -1,5 +1,8 @@
 """Runs of a line as a service sees them: in which order ever, and of a host that was put back."""
 
+import time
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,3 +105,60 @@ def test_runs_that_go_on_from_each_other_come_to_an_end(circle: list[SeenRun]) -
     # What a run says of the one before is the host's word, and each number of it is well formed.
     seen = SeenRuns([SeenRun(1, 9, 1, 0, None), *circle])
     assert seen.are_forgotten_by(circle[0])
+
+
+def lowered(count: int) -> list[SeenRun]:
+    """Runs of which the last was shown first, and each tells of the one before it."""
+    numbers = range(count, 0, -1)
+    return [SeenRun(row, one, one, one - 1, one - 1 or None) for row, one in enumerate(numbers)]
+
+
+def raised(count: int) -> list[SeenRun]:
+    """Runs that go on from each other, after one of a number that is higher than all of theirs."""
+    high = SeenRun(1, 1 << 50, 1, 0, None)
+    return [high, *(SeenRun(n, 2 * n, n, 2 * n - 1, n - 1) for n in range(2, count))]
+
+
+def backwards(count: int) -> list[SeenRun]:
+    high = SeenRun(1, 1 << 50, 1, 0, None)
+    return [high, *(SeenRun(n, 2 * n, n, 2 * n - 1, n + 1) for n in range(2, count))]
+
+
+@pytest.mark.parametrize("made", [lowered, raised, backwards])
+def test_many_runs_of_one_line_take_no_more_than_they_are(
+    made: Callable[[int], list[SeenRun]],
+) -> None:
+    # A report lists 65,536 containers, and its host says of what line each is a run.
+    runs = made(30_000)
+    began = time.process_time()
+    seen = SeenRuns(runs)
+    assert len([seen.are_forgotten_by(one) for one in runs]) == len(runs)
+    assert time.process_time() - began < 5
+
+
+@given(st.data())
+def test_what_is_said_of_all_runs_is_said_of_each(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 8))
+    some = st.integers(1, count)
+    runs = [
+        SeenRun(row, number := data.draw(some), row, data.draw(some) % number, data.draw(some))
+        for row in range(1, count + 1)
+    ]
+    seen = SeenRuns(runs)
+    assert [seen.are_forgotten_by(one) for one in runs] == [forgets(one, runs) for one in runs]
+
+
+def forgets(one: SeenRun, runs: list[SeenRun]) -> bool:
+    """The same by what it means, run by run."""
+    earlier = [other for other in runs if other.row < one.row]
+    if max((other.run for other in earlier), default=0) <= one.before:
+        return False
+    after: set[SeenRun] = set()
+    more = {one}
+    while more:
+        told = {each.registration for each in more}
+        more = {each for each in runs if each.registration_before in told} - after
+        after |= more
+    if not any(other.row < one.row for other in after):
+        return True
+    return any(one.before < other.run <= one.run for other in earlier)

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,3 +56,32 @@ def test_exactly_one_path(path: bytes, other: bytes) -> None:
     assert exactly(path).isprintable()
     assert matches(exactly(path), path)
     assert matches(exactly(path), other) is (path == other)
+
+
+@given(
+    st.lists(st.sampled_from(["*", "**", r"\i", "a", "ab", "/", "/a", r"\x61", r"\*"]), max_size=9),
+    st.lists(st.sampled_from([b"a", b"b", b"/", b"ab", b"*", b"0" * 64, b"0" * 32]), max_size=9),
+)
+def test_it_is_what_the_regular_expression_says(pattern: list[str], path: list[bytes]) -> None:
+    text, raw = "/" + "".join(pattern), b"/" + b"".join(path)
+    try:
+        expected = compile_pattern(text).fullmatch(raw) is not None
+    except PatternError:
+        return
+    assert matches(text, raw) is expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path"),
+    [
+        ("/**/a/**/a/**/a/**/a/**/b", b"/a" * 2_000),
+        ("/*a*a*a*a*a*a*b", b"/" + b"a" * 250),
+        ("/**a**a**a**b", b"/" + b"a" * 4_000),
+    ],
+)
+def test_many_wildcards_take_no_power_of_a_paths_length(pattern: str, path: bytes) -> None:
+    # The path is the tenant's, who knows what a policy allows.
+    began = time.process_time()
+    assert not matches(pattern, path)
+    assert matches(pattern, path + b"/b" if pattern.endswith("/b") else path + b"b")
+    assert time.process_time() - began < 1
