@@ -35,6 +35,9 @@ ENGINE_SETTINGS = 1 * MIB
 PATH = 4096
 """Bytes of one path in the kernel, the NUL counted (PATH_MAX in linux/limits.h)."""
 
+FINDING_TEXT = 4 * PATH
+"""Characters of one text of a finding: all of a path, each of its bytes escaped."""
+
 IMA_LINE = 64 * KIB
 """Bytes of one line of the kernel's ascii log, or of one record's template data."""
 
