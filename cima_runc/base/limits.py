@@ -344,6 +344,9 @@ STRANGERS_BODIES = 128 * MIB
 """Bytes of reports that are in the service's memory at a time, of hosts behind one address that it
 does not know yet; of all of these, eight times as much."""
 
+STRANGERS_ENROLMENTS = 8 * MIB
+"""The same for what they send to join."""
+
 FLEET_REFERENCE = 256 * MIB
 """Bytes of a file of reference values that is sent to a fleet's service."""
 
