@@ -23,8 +23,9 @@ JOIN_SECONDS = 5.0
 class Task:
     """Something to run; it waits for the tasks in `after` to end, however they do.
 
-    Among those that can run, one that is `owed`, or that such a one waits for, is taken first, and
-    of these the one with the most `seconds` expected. Others may be left when the time is up.
+    Among those that can run, the one with the most `seconds` expected is taken first. What is not
+    `owed`, and no such one waits for, begins when all that is has begun, so that it takes no time
+    from it, and may be left when the time is up.
     """
 
     title: str
@@ -108,8 +109,10 @@ class Lanes:
                 left = [task for task in self._waiting if task.lane == lane]
                 over = self._ended.keys() | self.left
                 ready = [task for task in left if over.issuperset(task.after)]
+                if any(task.owed for task in self._waiting):
+                    ready = [task for task in ready if self._is_owed(task)]
                 if ready:
-                    task = max(ready, key=lambda task: (self._is_owed(task), task.seconds))
+                    task = max(ready, key=lambda task: task.seconds)
                     self._waiting.remove(task)
                     self._running[task] = time.monotonic()
                     return task

@@ -73,6 +73,20 @@ def test_what_is_owed_comes_first_with_what_it_waits_for(task: Callable[..., Tas
     assert [each.task.title for each in run(tasks, a=1)] == ["ready", "owed", "other"]
 
 
+def test_what_is_not_owed_takes_no_time_of_what_is(
+    task: Callable[..., Task], tmp_path: Path
+) -> None:
+    done = tmp_path / "done"
+    tasks = [
+        task("other", f"sleep 0.3; [ -e {done} ]", lane="a", owed=False),
+        task("owed", "sleep 2", lane="b", seconds=2),
+        task("owed later", f"touch {done}; sleep 1", lane="b"),
+        task("last", f"[ -e {done} ]", lane="b", seconds=3, owed=False),
+    ]
+    ended = run(tasks, a=1, b=1)
+    assert [each.status for each in ended] == [0, 0, 0, 0]
+
+
 def test_when_the_time_is_up_only_what_is_owed_goes_on(task: Callable[..., Task]) -> None:
     ready = task("ready", "sleep 60", lane="b", owed=False)
     tasks = [
