@@ -23,8 +23,9 @@ JOIN_SECONDS = 5.0
 class Task:
     """Something to run; it waits for the tasks in `after` to end, however they do.
 
-    Among those that can run, one that is `owed`, or that such a one waits for, is taken first, and
-    of these the one with the most `seconds` expected. Others may be left when the time is up.
+    Among those that can run, the one with the most `seconds` expected is taken first. What is not
+    `owed`, and no such one waits for, begins when all that is has begun, so that it takes no time
+    from it. Only what is `needed` is not left when the time is up.
     """
 
     title: str
@@ -35,6 +36,7 @@ class Task:
     after: tuple["Task", ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     owed: bool = True
+    needed: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Ended:
 class Lanes:
     """Runs tasks, as many at once in each lane as `workers` says for it.
 
-    At `until` (seconds since 1970) what is not owed is ended, or not begun: it is in `left` then.
+    At `until` (seconds since 1970) what is not needed is ended, or not begun: it is in `left` then.
     """
 
     def __init__(
@@ -108,8 +110,10 @@ class Lanes:
                 left = [task for task in self._waiting if task.lane == lane]
                 over = self._ended.keys() | self.left
                 ready = [task for task in left if over.issuperset(task.after)]
+                if any(task.owed for task in self._waiting):
+                    ready = [task for task in ready if self._is_owed(task)]
                 if ready:
-                    task = max(ready, key=lambda task: (self._is_owed(task), task.seconds))
+                    task = max(ready, key=lambda task: task.seconds)
                     self._waiting.remove(task)
                     self._running[task] = time.monotonic()
                     return task
@@ -152,10 +156,10 @@ class Lanes:
         return status
 
     def _leave(self) -> None:
-        """Have what is not owed end, and begin no more of it."""
-        running = {task for task in self._running if not self._is_owed(task)}
-        waiting = {task for task in self._waiting if not self._is_owed(task)}
-        self._waiting = [task for task in self._waiting if task not in waiting]
+        """Have what is not needed end, and begin no more of it."""
+        running = {task for task in self._running if not task.needed}
+        waiting = {task for task in self._waiting if not task.needed}
+        self._waiting = [task for task in self._waiting if task.needed]
         self.left |= running | waiting
         self._changed.notify_all()
         self._end(running)

@@ -17,8 +17,12 @@ from changed import needed_by
 from job import PARTS
 from suites import CHECKOUT, TESTS
 
-NOT_IN_GUESTS = ("docs/", "tests/unit/", "tests/integration/", "tests/fuzz/", "tests/lab/")
-"""What changes nothing of a guest's tests, but for what of it is in `job.PARTS`."""
+NOT_IN_GUESTS = (
+    *("docs/", "tests/unit/", "tests/integration/", "tests/fuzz/", "tests/lab/", ".ci/"),
+    *(f"lab/{name}.py" for name in ("run_tests", "lanes", "passed", "shards", "coverage_report")),
+)
+"""What changes nothing of a guest's tests, but for what of it is in `job.PARTS`: the last ones say
+which tests are run beside which, and what is told of them."""
 SEEN_NOWHERE = {"tests/vm/durations.json"}
 KEPT = 400
 KEPT_MINUTES = 3 * 24 * 60.0
