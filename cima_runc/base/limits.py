@@ -173,8 +173,10 @@ IMAGE_RATIO = 200
 """How many times larger than its compressed form a layer may become, once it has given
 IMAGE_RATIO_FROM bytes. Source code is packed some 10 times, a gzip bomb 1,030 times."""
 
-IMAGE_RATIO_FROM = 1024 * MIB
-"""Bytes that a layer may give before its compression ratio is looked at."""
+IMAGE_RATIO_FROM = 16 * 1024 * MIB
+"""Bytes that a layer may give before its compression ratio is looked at: a minute or two. Honest
+layers have empty databases and swap files of some GiB, and /var/log/lastlog, which has 292 bytes
+for each number up to the highest user's."""
 
 ARCHIVE_ENTRIES = 100_000
 """Members of the outer tar of a saved image: a few for each layer."""

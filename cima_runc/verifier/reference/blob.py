@@ -130,7 +130,8 @@ class Decompressed:
         if size > limits.IMAGE_RATIO_FROM and size > self._blob.count * limits.IMAGE_RATIO:
             raise BlobError(
                 f"{self._blob.count} bytes of {self._what} become more than {size}",
-                hint=f"it may grow {limits.IMAGE_RATIO} times; this is a decompression bomb",
+                hint=f"above {limits.IMAGE_RATIO_FROM} bytes it may grow {limits.IMAGE_RATIO}"
+                " times: this is a decompression bomb, or zeros, which are better not in an image",
             )
 
 

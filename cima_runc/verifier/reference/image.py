@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, Field, RootModel, ValidationError
+from pydantic import BaseModel, Field, RootModel, ValidationError, field_validator
 
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
@@ -103,6 +103,12 @@ class _Process(NullIsAbsent):
     user: str | None = Field(alias="User", default=None)
     working_dir: str | None = Field(alias="WorkingDir", default=None)
     env: tuple[str, ...] | None = Field(alias="Env", default=None)
+
+    @field_validator("entrypoint", "cmd", mode="before")
+    @classmethod
+    def _one_word(cls, value: object) -> object:
+        # Docker takes a text for one word (moby, api/types/strslice); others do not start it.
+        return (value,) if isinstance(value, str) else value
 
 
 class _RootFs(NullIsAbsent):

@@ -326,6 +326,26 @@ def test_null_is_what_is_not_there(layout: Layout, tmp_path: Path) -> None:
     )
 
 
+def test_a_command_that_is_a_text_is_one_word(tmp_path: Path) -> None:
+    """Kind: what an image says is written otherwise than usual, and Docker takes it."""
+    layout = Layout()
+    layout.image(archive(member("f")), config={"Entrypoint": "/bin/a b", "Cmd": "c d"})
+    found = read_image(layout.write_directory(tmp_path / "x")).reference.config
+    assert found.command == ("/bin/a b", "c d")
+    layout = Layout()
+    layout.image(archive(member("f")), config={"Cmd": {"a": "b"}})
+    refused(layout.write_directory(tmp_path / "y"), "not of its form")
+
+
+def test_some_gib_of_zeros_are_no_bomb(tmp_path: Path) -> None:
+    """As a new database has them, or /var/log/lastlog for a user of a high number."""
+    records = {"GNU.sparse.map": b"0,0", "GNU.sparse.size": str(1100 * limits.MIB).encode()}
+    layout = Layout()
+    layout.image(archive(member("sparse", records=records)))
+    found = read_image(layout.write_directory(tmp_path / "oci")).reference
+    assert found.files["/sparse"].size == 1100 * limits.MIB
+
+
 @pytest.mark.parametrize(
     ("asked", "fits"),
     [
