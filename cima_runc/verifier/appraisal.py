@@ -18,7 +18,7 @@ Source: design, sections 5 and 8; RFC 9334 for the words.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -141,6 +141,7 @@ class _Run:
     """Number of the partition of its dependencies, as the ``register`` record says."""
     _image: ImageFiles | None = field(init=False)
     _config: ConfigSummary | None = None
+    _mounts: EngineMounts | None = None
     _places: Places = field(default_factory=lambda: Places(()))
     _register: RegisterV1 | None = None
     _layers_are_the_images: bool = False
@@ -197,11 +198,15 @@ class _Run:
                 self._config = summarize(content.config, register.namespaces if register else {})
                 self._places = Places(self._config.mounts, files)
                 made = register.to_json() if register is not None else {}
-                mounts = EngineMounts(
+                self._mounts = mounts = EngineMounts(
                     made, self._config, files, values=image.config, secret=self.secret
                 )
                 groups: frozenset[int] = frozenset()
-                if self._adds_users and isinstance(register, Register) and register.run > 1:
+                if (
+                    self._is_of(engines.ADDING_USERS)
+                    and isinstance(register, Register)
+                    and register.run > 1
+                ):
                     groups = groups_of_a_restart(files, self._config)
                 rule = ConfigRule(
                     self._config,
@@ -221,7 +226,10 @@ class _Run:
                     self._config,
                     self.policy.rootfs,
                     number,
-                    adds_users=self._adds_users,
+                    adds_users=self._is_of(engines.ADDING_USERS),
+                    holds_data=self._mounts.holds_data
+                    if self._mounts is not None and self._is_of(engines.COPYING_IN)
+                    else None,
                 )
                 yield from layers.check(content)
                 self.compared += layers.compared
@@ -243,11 +251,10 @@ class _Run:
                     next="this is no container's partition: see cima log",
                 )
 
-    @property
-    def _adds_users(self) -> bool:
-        """Whether the container is known to be of an engine that adds lines for its user."""
+    def _is_of(self, names: Collection[str]) -> bool:
+        """Whether the container is known to be of one of these engines."""
         engine = self._register.engine if self._register is not None else None
-        return engine is not None and engine.name in engines.ADDING_USERS
+        return engine is not None and engine.name in names
 
     def _file(
         self, number: int, path: bytes, digest: bytes, func: Func, seen: set[tuple[bytes, bytes]]

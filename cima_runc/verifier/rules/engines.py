@@ -29,6 +29,13 @@ class EngineMount:
     what is in it was chosen by whoever started the container."""
     chosen: bool = False
     """Whether the same holds of what is in it, which is at a place of its own in any case."""
+    places: tuple[str, ...] = ()
+    """Directories of data, beside those that count for all: it is an empty file, so that nothing
+    but its name is chosen by somebody."""
+    of_image: str = ""
+    """What of the image is bound there: a path in the container, through no links."""
+    refused: str = ""
+    """Why it is not taken, though the engine makes it."""
 
 
 _NAME_FILES = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
@@ -40,6 +47,12 @@ _SANDBOX = (
 _CRIO_SANDBOX = ("{state}/*-containers/{sandbox}/userdata",)
 _CONTAINERENV = ("/run/.containerenv", "/var/run/.containerenv")
 _POD = "{kubelet}/pods/{pod}"
+_LOG = f"{_POD}/containers/{{container}}/*"
+_OF_LOGS = ("/tmp", "/var/log", "/var/tmp")
+_VOLUME = (
+    "it is a volume, of the image's VOLUME or of who started it: what is in it is compared with"
+    " nothing"
+)
 _TOKENS = (
     "/var/run/secrets/kubernetes.io/serviceaccount",
     "/run/secrets/kubernetes.io/serviceaccount",
@@ -83,6 +96,14 @@ CRI = ("containerd", "cri-o")
 SETTING_HOME = ("podman",)
 """Engines that set ``HOME`` by themselves, from the image's ``/etc/passwd``; with others the
 runtime does, where nobody else has."""
+
+COPYING_IN = ("docker", "podman")
+"""Engines through whose archive API Compose puts secrets and configs that it has from a variable or
+from its own file into the container's own layer, before the start (docker/compose,
+pkg/compose/secrets.go)."""
+
+SECRETS = ("/run/secrets", "/var/run/secrets")
+"""Where Compose puts secrets; configs without another target are in the root."""
 
 ADDING_USERS = ("podman",)
 """Engines that add lines to ``/etc/passwd`` and ``/etc/group`` in the container's own layer
@@ -178,7 +199,9 @@ MOUNTS: tuple[EngineMount, ...] = (
         for name in ("hostname", "resolv.conf")
     ),
     EngineMount("bind", ("/etc/hosts",), (f"{_POD}/etc-hosts",), CRI),
-    EngineMount("bind", ("/dev/termination-log",), (f"{_POD}/containers/{{container}}/*",), CRI),
+    EngineMount("bind", ("/dev/termination-log",), (_LOG,), CRI),
+    # A pod's terminationMessagePath elsewhere: kubelet makes a new, empty file at each start.
+    EngineMount("bind", ("/**",), (_LOG,), CRI, own_place=True, places=_OF_LOGS),
     EngineMount(
         "bind",
         _TOKENS,
@@ -198,6 +221,45 @@ MOUNTS: tuple[EngineMount, ...] = (
         ),
         CRI,
         own_place=True,
+    ),
+    # On a host in FIPS mode, the image's own settings for it; and a file that says `FIPS`.
+    *(
+        EngineMount("bind", (at,), (f"{{rootfs}}{of}",), ("podman", "cri-o"), of_image=of)
+        for at, of in (
+            ("/etc/crypto-policies/back-ends", "/usr/share/crypto-policies/back-ends/FIPS"),
+            ("/etc/crypto-policies/config", "/usr/share/crypto-policies/default-fips-config"),
+        )
+    ),
+    EngineMount(
+        "bind",
+        ("/etc/crypto-policies/config",),
+        _in(_USERDATA[1:], "fips-config"),
+        ("podman", "cri-o"),
+    ),
+    # Of a container whose root is read-only, where its user is none of the image's.
+    *(
+        EngineMount(
+            "bind",
+            (f"/etc/{name}",),
+            _in(_USERDATA, name),
+            ("podman",),
+            refused=f"whoever starts it may choose what is in it (--{name}-entry)",
+        )
+        for name in ("passwd", "group")
+    ),
+    EngineMount(
+        "bind", ("/**",), ("{root}/volumes/*/_data",), ("docker", "podman"), refused=_VOLUME
+    ),
+    EngineMount(
+        "bind",
+        ("/**",),
+        (
+            "{root}/io.containerd.grpc.v1.cri/containers/{id}/volumes/*",
+            f"{_POD}/volumes/kubernetes.io~empty-dir/*",
+            f"{_POD}/volume-subpaths/*/{{container}}/*",
+        ),
+        CRI,
+        refused=_VOLUME,
     ),
     *(EngineMount("bind", (at,), sources) for at, sources in INIT_PROGRAMS.items()),
 )

@@ -59,6 +59,7 @@ class EngineMounts:
     ``{sandbox}``      the id of its pod's sandbox, as the engine wrote into the configuration
     ``{kubelet}``      kubelet's root directory (``engine.kubelets``)
     ``{pod}``          the pod's uid, ``{container}`` the container's name there
+    ``{rootfs}``       where its root filesystem is, which was measured
     =================  ==========================================================================
     """
 
@@ -101,26 +102,58 @@ class EngineMounts:
         for each in engines.MOUNTS:
             if (
                 kind(mount) == each.type
-                and matches_any(each.destinations, mount.destination)
+                and (matches_any(each.destinations, mount.destination) or self._is_empty(mount))
                 and (each.type != "bind" or self._is_source(each, mount))
             ):
                 yield each
 
+    def _is_empty(self, mount: Mount) -> bool:
+        """Whether it lies where an engine mounts nothing but an empty file system, by another name:
+        /var/run is /run, where the image has such a link."""
+        is_plain = kind(mount) == "tmpfs" and ".." not in mount.destination.split("/")
+        return is_plain and place_of(mount, self._image) in self._empty
+
+    @cached_property
+    def _empty(self) -> frozenset[str]:
+        places = (at for each in engines.MOUNTS if each.type == "tmpfs" for at in each.destinations)
+        return frozenset(map(self._image.real, places) if self._image is not None else ())
+
     def _objection(self, of: engines.EngineMount, mount: Mount) -> str:
+        if of.refused:
+            return of.refused
+        if of.of_image and not self._has_own(of.of_image):
+            return "the image does not have that itself"
         if of.own_place and self._image is None:
             return "it is not known what the image has there"
         if self._image is None or not (of.own_place or of.chosen):
             return ""
-        assert self._looked_at is not None
-        place = self._image.real(escape(_raw(mount.destination)))
-        below = next((each for each in _OWN_PLACES if f"{place}/".startswith(f"{each}/")), "")
+        place = place_of(mount, self._image)
+        if matches_any(("/**/..", "/**/.", "**//**"), mount.destination):
+            return _MAY_LOOK
+        return self._looks_for_code(place, of)
+
+    def holds_data(self, path: str) -> bool:
+        """Whether no program looks by itself at a path, without links and escaped, of which the
+        image has nothing: whoever starts the container may choose what is there."""
+        of = engines.EngineMount("bind", ("/**",), own_place=True)
+        is_new = self._image is not None and self._image.real(path) == path
+        return is_new and not self._looks_for_code(path, of)
+
+    def _has_own(self, path: str) -> bool:
+        image = self._image
+        return image is not None and image.real(path) == path and image.at(path) is not None
+
+    def _looks_for_code(self, place: str, of: engines.EngineMount) -> str:
+        assert self._image is not None and self._looked_at is not None
+        places = (*_OWN_PLACES, *of.places)
+        below = next((each for each in places if f"{place}/".startswith(f"{each}/")), "")
         if of.chosen and not below:
             below = place.removesuffix("/kubernetes.io/serviceaccount")  # a link leads elsewhere
         top = "/" + place.split("/")[1]
         if not below and self._looked_at.holds_data_by_name(top):
             below = top
-        if not below or matches_any(("/**/..", "/**/.", "**//**"), mount.destination):
-            return "programs may look for code there by themselves"
+        if not below:
+            return _MAY_LOOK
         if of.own_place and self._image.has_below(place):
             return "it hides what the image has there"
         by = self._looked_at.by_what(place, below)
@@ -215,6 +248,7 @@ class EngineMounts:
             "sandbox": _exact((pod.sandbox,)),
             "pod": _exact((pod.uid,)),
             "container": _exact((pod.container,)),
+            "rootfs": _exact((self._config.root,) if self._config.root.startswith("/") else ()),
         }
         if self._own == "*":
             known |= {"sandbox": ("*",), "pod": ("*",), "container": ("*",)}
@@ -243,6 +277,7 @@ class EngineMounts:
         return found.pop() if len(found) == 1 else ""
 
 
+_MAY_LOOK = "programs may look for code there by themselves"
 _PLACES, _SHARES = 256, 1_024
 """How many directories of one kind an engine has, and containers that share something: a record has
 room for a million of each, and every mount is compared with all of them."""

@@ -9,7 +9,8 @@ and the directories that lead to it, what engines make everywhere
 """
 
 import base64
-from collections.abc import Iterator
+import posixpath
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from cima_runc.base.text import printable
@@ -42,10 +43,13 @@ class RootfsRule:
         record: int,
         *,
         adds_users: bool = False,
+        holds_data: Callable[[str], bool] | None = None,
     ) -> None:
-        """``adds_users``: whether the engine adds lines for the container's user."""
+        """``adds_users``: whether the engine adds lines for the container's user. ``holds_data``
+        says of a path whether nothing looks for code there, where files may be copied in."""
         self._config = config
         self._adds_users = adds_users
+        self._holds_data = holds_data
         self._reference = reference
         self._image = image
         self._policy = policy
@@ -176,10 +180,14 @@ class RootfsRule:
         except (MtreeError, UnicodeEncodeError) as error:
             yield self._fail("rootfs.manifest", f"the manifest of {where} is false: {error}")
             return
+        copied = {path for entry in entries if self._is_data(path := escape(path_of(entry)), entry)}
+        above = {directory for path in copied for directory in _above(path)}
         for entry in entries:
             raw = path_of(entry)
             path = escape(raw)
-            if self._is_engines(path, entry):
+            if self._is_engines(path, entry) or path in copied:
+                continue
+            if path in above and self._is_plain_directory(path, entry):
                 continue
             pattern = self._allowing(entry)
             allowed = f": allowed by the policy's {pattern}" if pattern else ""
@@ -231,6 +239,20 @@ class RootfsRule:
             return escape(entry.link) in engines.LINKS.get(path, ())
         return False
 
+    def _is_data(self, path: str, entry: Entry) -> bool:
+        """Whether it is a file that may have been copied in, as Compose copies secrets and configs:
+        a new one, and at a place where one that the engine mounts would be data as well."""
+        return (
+            self._holds_data is not None
+            and entry.type == "file"
+            and _is_ordinary(entry)
+            and (path.count("/") == 1 or posixpath.dirname(path) in engines.SECRETS)
+            and self._holds_data(path)
+        )
+
+    def _is_plain_directory(self, path: str, entry: Entry) -> bool:
+        return entry.type == "dir" and self._image.at(path) is None and _is_ordinary(entry)
+
     def _has_added_users(self, path: str, entry: Entry) -> bool:
         if self._config is None or not self._adds_users:
             return False
@@ -238,6 +260,16 @@ class RootfsRule:
             path, self._image, self._reference.config, self._config, self._policy.host_users
         )
         return any(_is_same(entry, each) for each in found)
+
+
+def _is_ordinary(entry: Entry) -> bool:
+    """Whether it has no attributes, and nobody but its owner may write it."""
+    return not (entry.is_whiteout or entry.xattrs or (entry.mode or 0) & 0o7022)
+
+
+def _above(path: str) -> Iterator[str]:
+    while (path := posixpath.dirname(path)) != "/":
+        yield path
 
 
 def path_of(entry: Entry) -> bytes:

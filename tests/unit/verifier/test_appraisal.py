@@ -18,7 +18,7 @@ from cima_runc.measure.config_summary import STEERING_ANNOTATIONS
 from cima_runc.measure.mtree import Entry, Type, digest, format_manifest, whiteout
 from cima_runc.measure.oci_config import hidden_value
 from cima_runc.measure.xattrs import ACL_ACCESS, OPAQUE
-from cima_runc.ml.contents import ContentError, measured
+from cima_runc.ml.contents import ContentError, Engine, measured
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import Record
 from cima_runc.verifier.appraisal import References, appraise, compare
@@ -432,6 +432,83 @@ def test_what_engines_do_not_make_is_found(box: Box, entries: list[Entry], kind:
     assert found.rule == "rootfs.written"
     assert found.path == "/" + entries[-1].path.decode()
     assert box.failed("[rootfs]\nallow_written = ['/**']") == []
+
+
+SECRET = {"size": 3, "sha256": OTHER, "mode": 0o400}
+COPIED_IN = [
+    entry("app_config", "file", **SECRET | {"mode": 0o444, "uid": 1000}),
+    entry("run"),
+    entry("run/secrets"),
+    entry("run/secrets/token", "file", **SECRET),
+]
+
+
+def with_engine(box: Box, name: str | None) -> Box:
+    box.register["engine"] = Engine(name=name, roots=("/var/lib/docker",)).model_dump(mode="json")
+    box.register["id"] = "0123abcd"
+    return box
+
+
+@pytest.mark.parametrize("engine", ["docker", "podman", "containerd", None])
+def test_what_compose_copies_into_a_container(box: Box, engine: str | None) -> None:
+    """Kind: an engine puts the same thing there in two ways, and one was known. Its secrets and
+    configs by ``environment`` and ``content`` lie in the container's own layer."""
+    box.config["mounts"] = []
+    box.rootfs["layers"][2] = upper(*COPIED_IN)
+    found = {each.path for each in with_engine(box, engine).failed()}
+    if engine in {"docker", "podman"}:
+        assert found == set()
+    else:
+        assert {"/app_config", "/run/secrets/token"} <= found
+
+
+@pytest.mark.parametrize(
+    ("entries", "at"),
+    [
+        ([entry("run/secrets/x", "file", **SECRET | {"mode": 0o4755})], "/run/secrets/x"),
+        ([entry("run/secrets/x", "file", **SECRET | {"mode": 0o666})], "/run/secrets/x"),
+        ([entry("run/secrets/x", "link", link=b"/srv", mode=0o777)], "/run/secrets/x"),
+        ([entry("run/secrets/x")], "/run/secrets/x"),
+        (
+            [entry("run/secrets/x"), entry("run/secrets/x/y.py", "file", **SECRET)],
+            "/run/secrets/x/y.py",
+        ),
+        ([entry("email", "file", **SECRET)], "/email"),
+        ([entry("email.py", "file", **SECRET)], "/email.py"),
+        ([entry("opt"), entry("opt/config", "file", **SECRET)], "/opt/config"),
+        ([entry("config"), entry("config/x", "file", **SECRET)], "/config/x"),
+        ([entry("app"), entry("app/config", "file", **SECRET)], "/app/config"),
+        ([entry("run/secrets", xattrs=(OPAQUE,)), COPIED_IN[-1]], "/run/secrets"),
+        ([entry("run/secrets", mode=0o777), COPIED_IN[-1]], "/run/secrets"),
+        ([entry(".npmrc", "file", **SECRET)], "/.npmrc"),
+    ],
+)
+def test_what_could_be_code_is_not_copied_in(box: Box, entries: list[Entry], at: str) -> None:
+    box.config["mounts"] = []
+    above = [each for each in COPIED_IN[1:3] if entries[0].path.startswith(each.path + b"/")]
+    box.rootfs["layers"][2] = upper(*above, *entries)
+    found = {(each.rule, each.path) for each in with_engine(box, "docker").failed()}
+    assert ("rootfs.written", at) in found
+
+
+def test_what_is_copied_to_where_programs_look(box: Box) -> None:
+    box.config["mounts"] = []
+    box.rootfs["layers"][2] = upper(*COPIED_IN)
+    box.config["process"]["cwd"] = "/run/secrets"
+    found = {each.path for each in with_engine(box, "docker").failed()}
+    assert "/run/secrets/token" in found
+    box.config["process"]["cwd"] = "/"
+    assert with_engine(box, "docker").failed() == []
+    box.files.append((b"/run/secrets/token", OTHER, Func.BPRM_CHECK))
+    assert [each.rule for each in with_engine(box, "docker").failed()] == ["file.added"]
+
+
+def test_what_is_copied_over_the_images(box: Box) -> None:
+    own = box.image.files["/usr/lib/lib.so"]
+    box.image = box.image.model_copy(update={"files": {**box.image.files, "/app_config": own}})
+    box.config["mounts"] = []
+    box.rootfs["layers"][2] = upper(*COPIED_IN)
+    assert [each.path for each in with_engine(box, "docker").failed()] == ["/app_config"]
 
 
 def test_an_opaque_root_hides_the_image(box: Box) -> None:

@@ -422,3 +422,146 @@ def test_a_policy_serves_the_next_container_too(name: str, reference: ImageRefer
     assert following.failed(text) == []
     following.config["mounts"].append(bind("/more", "/srv/more"))
     assert refused(following, text) == {"/more"}
+
+
+# -- what is honest, at other places ---------------------------------------------------------------
+
+
+LOG = f"/var/lib/kubelet/pods/{POD}/containers/app/0a1b2c3d"
+
+
+@pytest.mark.parametrize("name", ["kubernetes", "cri-o"])
+def test_a_termination_message_elsewhere(name: str, reference: ImageReference) -> None:
+    """A new, empty file of kubelet's counts where it hides nothing and nothing looks for code."""
+    for place in ("/tmp/my-log", "/var/log/app/end", "/var/tmp/x", "/termination-info"):
+        assert refused(box_on(HOSTS[name], reference, bind(place, LOG))) == set(), place
+    hiding = ("/app/script", "/etc/ld.so.preload", "/dev/urandom", "/app/x.py", "/email", "/tmp/..")
+    for place in hiding:
+        assert refused(box_on(HOSTS[name], reference, bind(place, LOG))) == {place}
+    foreign = LOG.replace("/app/", "/other/")
+    assert refused(box_on(HOSTS[name], reference, bind("/tmp/x", foreign))) == {"/tmp/x"}
+    configmap = f"{VOLUMES}/kubernetes.io~configmap/x"
+    assert refused(box_on(HOSTS[name], reference, bind("/tmp/x", configmap))) == {"/tmp/x"}
+    box = box_on(HOSTS[name], reference, bind("/tmp/app/my-log", LOG))
+    box.config["process"]["cwd"] = "/tmp/app"
+    assert "/tmp/app/my-log" in refused(box)
+    box.config["process"]["cwd"] = "/"
+    own = reference.files["/app/script"]
+    files = {**reference.files, "/tmp/app/my-log": own}
+    box.image = reference.model_copy(update={"files": files})
+    assert "/tmp/app/my-log" in refused(box)
+
+
+def linked(reference: ImageReference, **links: str) -> ImageReference:
+    link = next(file for file in reference.files.values() if file.type == "link")
+    more = {f"/{at}": link.model_copy(update={"link": to}) for at, to in links.items()}
+    return reference.model_copy(update={"files": {**reference.files, **more}})
+
+
+def test_an_empty_place_by_another_name(reference: ImageReference) -> None:
+    """Kind: a path as configured is compared with a path as it is. /var/run is /run."""
+    empty = {"type": "tmpfs", "source": "tmpfs", "destination": "/var/run"}
+    host = HOSTS["docker"]
+    directory = next(file for file in reference.files.values() if file.type == "dir")
+    files = {**reference.files, "/var": directory}
+    image_ = reference.model_copy(update={"files": files})
+    assert refused(box_on(host, linked(image_, **{"var/run": "../run"}), empty)) == set()
+    assert refused(box_on(host, image_, empty)) == {"/var/run"}
+    assert refused(box_on(host, linked(image_, **{"var/run": "/app"}), empty)) == {"/var/run"}
+    other_way = linked(image_, run="/var/run")
+    assert refused(box_on(host, other_way, empty)) == set()
+    assert refused(box_on(host, other_way, empty | {"destination": "/run"})) == set()
+    assert refused(box_on(host, other_way, bind("/var/run", "/srv"))) == {"/var/run"}
+    up = empty | {"destination": "/var/run/../tmp"}
+    assert refused(box_on(host, image_, up)) == {"/var/run/../tmp"}
+
+
+FIPS = "/usr/share/crypto-policies/back-ends/FIPS"
+ROOT = "/var/lib/containers/storage/overlay/aa/merged"
+
+
+def on_fips(name: str, reference: ImageReference) -> Box:
+    state = HOSTS[name].engine.states[0]
+    userdata = f"{state}/overlay-containers/{ID}/userdata"
+    box = box_on(
+        HOSTS[name],
+        reference,
+        bind("/etc/crypto-policies/back-ends", ROOT + FIPS),
+        bind("/etc/crypto-policies/config", f"{userdata}/fips-config"),
+    )
+    box.config["root"] = {"path": ROOT}
+    return box
+
+
+def with_policies(reference: ImageReference) -> ImageReference:
+    directory = next(file for file in reference.files.values() if file.type == "dir")
+    parts = FIPS.split("/")
+    more = {"/".join(parts[:at]): directory for at in range(2, len(parts) + 1)}
+    own = reference.files["/usr/lib/lib.so"]
+    more |= {f"{FIPS}/x.config": own, "/etc/crypto-policies/back-ends/x.config": own}
+    return reference.model_copy(update={"files": {**reference.files, **more}})
+
+
+@pytest.mark.parametrize("name", ["podman", "podman rootless", "cri-o"])
+def test_a_host_in_fips_mode(name: str, reference: ImageReference) -> None:
+    """What is bound there is the image's own, out of the root filesystem that was measured."""
+    both = {"/etc/crypto-policies/back-ends", "/etc/crypto-policies/config"}
+    image_ = with_policies(reference)
+    assert refused(on_fips(name, image_)) == set()
+    box = on_fips(name, image_)
+    box.config["mounts"][-2] = bind(
+        "/etc/crypto-policies/config", f"{ROOT}/usr/share/crypto-policies/default-fips-config"
+    )
+    own = reference.files["/usr/lib/lib.so"]
+    policy = {"/usr/share/crypto-policies/default-fips-config": own}
+    box.image = image_.model_copy(update={"files": {**image_.files, **policy}})
+    assert refused(box) == set()
+    for root in ("/srv/x/merged", "rootfs", "/", ROOT + "/", f"{ROOT}/../merged"):
+        box = on_fips(name, image_)
+        box.config["root"] = {"path": root}
+        assert refused(box) == {"/etc/crypto-policies/back-ends"}, root
+    # Where the image has a link, something else of the host's could be bound.
+    assert refused(on_fips(name, reference)) == {"/etc/crypto-policies/back-ends"}
+    for at in (FIPS, "/usr/share"):
+        by_link = linked(image_, **{at.lstrip("/"): "/srv"})
+        assert refused(on_fips(name, by_link)) == {"/etc/crypto-policies/back-ends"}, at
+    box = on_fips(name, image_)
+    box.register["engine"] = HOSTS["docker"].engine.model_dump(mode="json")
+    assert both <= refused(box)
+
+
+REFUSED = {
+    "volume": ("docker", "/data", f"/var/lib/docker/volumes/{'a' * 64}/_data", "a volume"),
+    "of podman's": (
+        "podman rootless",
+        "/data",
+        "/home/user/.local/share/containers/storage/volumes/x/_data",
+        "a volume",
+    ),
+    "of the image's, with containerd": (
+        "kubernetes",
+        "/data",
+        f"/var/lib/containerd/io.containerd.grpc.v1.cri/containers/{ID}/volumes/{'b' * 64}",
+        "a volume",
+    ),
+    "emptyDir": ("cri-o", "/cache", f"{VOLUMES}/kubernetes.io~empty-dir/cache", "a volume"),
+    "subPath": (
+        "kubernetes",
+        "/run/secrets/x",
+        f"/var/lib/kubelet/pods/{POD}/volume-subpaths/conf/app/0",
+        "a volume",
+    ),
+    "podman --read-only": (
+        "podman",
+        "/etc/passwd",
+        f"/var/lib/containers/storage/overlay-containers/{ID}/userdata/passwd",
+        "--passwd-entry",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_by_intention_says_why(name: str, reference: ImageReference) -> None:
+    on, at, source, why = REFUSED[name]
+    (found,) = box_on(HOSTS[on], reference, bind(at, source)).failed()
+    assert why in found.what and "[config] mounts = [" in found.next
