@@ -97,6 +97,8 @@ class ReferenceConfig(_Model):
     first one among them, by the user's number. None: not known, as in files that earlier versions
     made."""
     working_dir: str = ""
+    volumes: tuple[str, ...] = ()
+    """Where it wants volumes, sorted; none in files that earlier versions made."""
     homes: tuple[str, ...] = ()
     """Home directories that the image's own /etc/passwd names, sorted; none in files that earlier
     versions made."""

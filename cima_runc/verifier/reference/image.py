@@ -103,6 +103,7 @@ class _Process(NullIsAbsent):
     user: str | None = Field(alias="User", default=None)
     working_dir: str | None = Field(alias="WorkingDir", default=None)
     env: tuple[str, ...] | None = Field(alias="Env", default=None)
+    volumes: dict[str, Any] | None = Field(alias="Volumes", default=None)
 
     @field_validator("entrypoint", "cmd", mode="before")
     @classmethod
@@ -662,6 +663,7 @@ def _reference_config(process: _Process) -> ReferenceConfig:
         cmd=process.cmd or (),
         user=process.user or "",
         working_dir=process.working_dir or "",
+        volumes=tuple(sorted(process.volumes or ())),
         env=tuple(sorted({each.partition("=")[0] for each in process.env or ()})),
         env_values=dict(sorted(dict(env_pairs(process.env or ())).items())),
     )

@@ -253,6 +253,13 @@ MOUNTS: tuple[EngineMount, ...] = (
     EngineMount(
         "bind",
         ("/**",),
+        ("/var/lib/nerdctl/*/volumes/*/*/_data",),
+        ("containerd",),
+        refused=_VOLUME,
+    ),
+    EngineMount(
+        "bind",
+        ("/**",),
         (
             "{root}/io.containerd.grpc.v1.cri/containers/{id}/volumes/*",
             f"{_POD}/volumes/kubernetes.io~empty-dir/*",

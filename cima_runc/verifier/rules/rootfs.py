@@ -10,7 +10,7 @@ and the directories that lead to it, what engines make everywhere
 
 import base64
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from cima_runc.base.text import printable
@@ -67,12 +67,19 @@ class RootfsRule:
         for mount in config.mounts:
             at = self._image.real(escape(mount.destination.encode("utf-8", "surrogateescape")))
             self._mount_points.add(at)
-        real = self._image.real(escape(config.cwd.encode("utf-8", "surrogateescape")))
-        # In order, in place of all directories that lead to them: a deep path has many of these.
-        self._below = sorted(f"{path}/" for path in {*self._mount_points, real})
+        # CRI-O makes a directory where the image wants a volume (image_volumes = "mkdir").
+        others = self._leading_to((config.cwd, *self._reference.config.volumes))
+        self._below = sorted({*others, *(f"{path}/" for path in self._mount_points)})
+
+    def _leading_to(self, paths: Iterable[str]) -> list[str]:
+        """Return paths in order, in place of all directories that lead to them: a deep path has
+        many of these."""
+        real = {self._image.real(escape(one.encode("utf-8", "surrogatepass"))) for one in paths}
+        return sorted(f"{one}/" for one in real)
 
     def _leads(self, path: str) -> bool:
-        """Whether engines make a directory, or it leads to a mount or to where it starts."""
+        """Whether engines make a directory, or it leads to a mount, to where it starts, or to where
+        the image wants a volume."""
         return path in engines.DIRECTORIES or any_below(self._below, f"{path}/")
 
     def check(self, rootfs: Rootfs) -> Iterator[Finding]:

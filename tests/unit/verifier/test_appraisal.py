@@ -434,6 +434,21 @@ def test_what_engines_do_not_make_is_found(box: Box, entries: list[Entry], kind:
     assert box.failed("[rootfs]\nallow_written = ['/**']") == []
 
 
+def test_a_directory_where_the_image_wants_a_volume(box: Box) -> None:
+    """CRI-O makes it, and mounts nothing there."""
+    box.rootfs["layers"][2] = upper(
+        entry("var"), entry("var/lib"), entry("var/lib/registry", uid=1000, gid=1000)
+    )
+    assert [each.path for each in box.failed()] == ["/var", "/var/lib", "/var/lib/registry"]
+    wants = {"config": box.image.config.model_copy(update={"volumes": ("/var/lib/registry/",)})}
+    box.image = box.image.model_copy(update=wants)
+    assert box.failed() == []
+    box.rootfs["layers"][2] = upper(
+        entry("var"), entry("var/lib"), entry("var/lib/registry"), entry("var/lib/registry/x")
+    )
+    assert [each.path for each in box.failed()] == ["/var/lib/registry/x"]
+
+
 SECRET = {"size": 3, "sha256": OTHER, "mode": 0o400}
 COPIED_IN = [
     entry("app_config", "file", **SECRET | {"mode": 0o444, "uid": 1000}),

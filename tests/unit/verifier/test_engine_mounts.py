@@ -544,6 +544,12 @@ REFUSED = {
         f"/var/lib/containerd/io.containerd.grpc.v1.cri/containers/{ID}/volumes/{'b' * 64}",
         "a volume",
     ),
+    "of nerdctl's": (
+        "nerdctl",
+        "/data",
+        "/var/lib/nerdctl/1935db59/volumes/default/x/_data",
+        "a volume",
+    ),
     "emptyDir": ("cri-o", "/cache", f"{VOLUMES}/kubernetes.io~empty-dir/cache", "a volume"),
     "subPath": (
         "kubernetes",

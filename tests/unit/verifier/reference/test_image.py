@@ -77,6 +77,7 @@ def test_reference_values(layout: Layout, tmp_path: Path) -> None:
         "user": "1:2",
         "user_groups": {},
         "working_dir": "/tmp",
+        "volumes": (),
         "homes": (),
         "env": ("A", "B", "PATH"),
         "env_values": {"A": "1=2", "B": "", "PATH": "/bin"},
@@ -335,6 +336,15 @@ def test_a_command_that_is_a_text_is_one_word(tmp_path: Path) -> None:
     layout = Layout()
     layout.image(archive(member("f")), config={"Cmd": {"a": "b"}})
     refused(layout.write_directory(tmp_path / "y"), "not of its form")
+
+
+def test_volumes_that_an_image_wants(tmp_path: Path) -> None:
+    layout = Layout()
+    layout.image(archive(member("f")), config={"Volumes": {"/data": {}, "/a": None}})
+    assert read_image(layout.write_directory(tmp_path / "x")).reference.config.volumes == (
+        "/a",
+        "/data",
+    )
 
 
 def test_some_gib_of_zeros_are_no_bomb(tmp_path: Path) -> None:
