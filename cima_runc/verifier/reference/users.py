@@ -77,8 +77,9 @@ class NameFiles:
         None where there is no name in it, or one that the image does not have.
         """
         name, colon, group = user.partition(":")
-        uid = _numbered(name, self._text(PASSWD, files))
-        gid = _numbered(group, self._text(GROUP, files)) if colon else ""
+        # An empty one is none (`USER app:$GID`): root, and the user's own group.
+        uid = _numbered(name, self._text(PASSWD, files)) if name else ""
+        gid = _numbered(group, self._text(GROUP, files)) if group else ""
         number = f"{uid}{colon}{gid}"
         return None if uid is None or gid is None or number == user else number
 

@@ -164,6 +164,25 @@ def test_an_entrypoint_that_is_none(
     assert {found.rule for found in box.failed()} == (set() if is_own else {"config.args"})
 
 
+@pytest.mark.parametrize(
+    ("user", "number", "is_own"),
+    [
+        ("app:", "33:", True),
+        (":staff", ":50", False),
+        ("12:", None, False),
+        (":", None, False),
+        ("app:", None, False),
+    ],
+)
+def test_a_user_with_half_a_name(box: Box, user: str, number: str | None, is_own: bool) -> None:
+    values = {"user": user, "user_number": number}
+    box.image = box.image.model_copy(update={"config": box.image.config.model_copy(update=values)})
+    box.config["process"]["user"] = {"uid": 33, "gid": 34}
+    assert {found.rule for found in box.failed()} == (set() if is_own else {"config.user"})
+    box.config["process"]["user"] = {"uid": 0, "gid": 50}
+    assert (box.failed() == []) is (user in {":staff", ":"})
+
+
 # -- the engine's init program --------------------------------------------------------------------
 
 INIT = {

@@ -41,7 +41,9 @@ def number(path: Path, user: str, *layers: bytes) -> str | None:
         ("12:staff", "12:50"),
         ("root", "0"),
         ("root:root", "0:0"),
-        *((user, None) for user in ("", "12", "12:5", "nobody", "app:nobody", "app:", ":staff")),
+        ("app:", "33:"),
+        (":staff", ":50"),
+        *((user, None) for user in ("", ":", "12", "12:", "12:5", "nobody", "app:nobody")),
         *((user, None) for user in ("odd", "#", "# users", "app:x", "APP")),
     ],
 )
