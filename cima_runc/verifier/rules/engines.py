@@ -103,7 +103,7 @@ from its own file into the container's own layer, before the start (docker/compo
 pkg/compose/secrets.go)."""
 
 SECRETS = ("/run/secrets", "/var/run/secrets")
-"""Where Compose puts secrets; configs without another target are in the root."""
+"""Where Compose puts secrets."""
 
 ADDING_USERS = ("podman",)
 """Engines that add lines to ``/etc/passwd`` and ``/etc/group`` in the container's own layer

@@ -247,13 +247,15 @@ class RootfsRule:
         return False
 
     def _is_data(self, path: str, entry: Entry) -> bool:
-        """Whether it is a file that may have been copied in, as Compose copies secrets and configs:
-        a new one, and at a place where one that the engine mounts would be data as well."""
+        """Whether it is a file that may have been copied in, as Compose copies secrets: a new one.
+
+        In no other place: what a container left in its own layer is drift at its next start.
+        """
         return (
             self._holds_data is not None
             and entry.type == "file"
             and _is_ordinary(entry)
-            and (path.count("/") == 1 or posixpath.dirname(path) in engines.SECRETS)
+            and posixpath.dirname(path) in engines.SECRETS
             and self._holds_data(path)
         )
 
