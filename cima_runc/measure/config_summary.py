@@ -441,13 +441,17 @@ def _all_devices(resources: Mapping[str, Any]) -> bool:
     """
     allowed: dict[str, set[str]] = {"b": set(), "c": set()}
     for rule in _objects(resources, "devices"):
-        if any(_device_number(rule, key) is not None for key in ("major", "minor")):
+        is_all, allow = _string(rule, "type") in {"", "a"}, rule.get("allow") is True
+        # What allows devices of both kinds allows all of them, to read and write, in control
+        # groups of version 1, and in runc everywhere (devices_emulator.go, Apply).
+        whatever = is_all and allow
+        numbers = (_device_number(rule, key) for key in ("major", "minor"))
+        if not whatever and any(number is not None for number in numbers):
             continue
-        kinds = _string(rule, "type")
-        for kind in allowed if kinds in {"", "a"} else {kinds} & allowed.keys():
-            access = set(_string(rule, "access") or "rwm")
+        for kind in allowed if is_all else {_string(rule, "type")} & allowed.keys():
+            access = set("rwm" if whatever else _string(rule, "access") or "rwm")
             allowed[kind] |= access
-            if rule.get("allow") is not True:
+            if not allow:
                 allowed[kind] -= access
     return any({"r", "w"} & access for access in allowed.values())
 

@@ -1200,7 +1200,6 @@ DEVICES = [
     (allow("b", major=8), "b 8:*"),
     (allow("b", minor=0), "b *:0"),
     (allow("b", major=8, minor=-1), "b 8:*"),
-    (allow("", major=1), "a 1:*"),
     (allow("c", major=1, minor=1) | {"access": "r"}, "c 1:1"),
 ]
 
@@ -1406,6 +1405,20 @@ def test_only_what_can_be_compared_is_tolerated_for_its_reason(
     elsewhere = BY_FUSE.replace("/**", "/opt/**")
     box.more[-1] = unstable(b"/usr/bin/busybox", good)
     assert [each.rule for each in box.failed(elsewhere)] == ["records.unstable"]
+@pytest.mark.parametrize("kind", ["", "a"])
+@pytest.mark.parametrize("numbers", [{}, {"major": 1, "minor": 3}])
+@pytest.mark.parametrize("access", ["m", "r"])
+def test_a_rule_for_both_kinds_of_devices_is_one_for_all(
+    box: Box, kind: str, numbers: dict[str, int], access: str
+) -> None:
+    """Whatever it says beside: runc gives all devices by it."""
+    rule = allow(kind, **numbers) | {"access": access}
+    box.config["linux"]["resources"]["devices"].append(rule)
+    assert [each.rule for each in box.failed()] == ["config.privileged"]
+    assert box.failed("[config]\ndevice_rules = ['a 1:3']") != []
+    assert box.failed(suggest(box.records(), References(box.image))) == []
+
+
 
 
 def test_a_denied_file_has_not_run(box: Box) -> None:
