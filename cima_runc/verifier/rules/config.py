@@ -33,6 +33,7 @@ from cima_runc.verifier.rules.mounts import (
 )
 from cima_runc.verifier.toml import array, quoted
 
+    stays,
 AS_ROOT = frozenset(
     {
         "CAP_CHOWN",
@@ -248,7 +249,7 @@ class ConfigRule:
     def _mounts(self) -> Iterator[Finding]:
         refused = 0
         for mount in self._config.mounts:
-            by = next((each for each in self._policy.mounts if allows(each, mount)), None)
+            by = next((x for x in self._policy.mounts if allows(x, mount, self._files)), None)
             if by is None and self._engine.makes(mount):
                 continue
             source = f" of {mount.source}" if mount.from_host else f" ({mount.type})"
@@ -315,7 +316,7 @@ class ConfigRule:
     def _hidden(self) -> Iterator[Finding]:
         # An empty file or directory lies there instead, as if the image had it so.
         for path in masked_beyond(self._config):
-            if any(_may_be_masked(each, path) for each in self._policy.masked_paths):
+            if any(_may_be_masked(x, path, self._files) for x in self._policy.masked_paths):
                 continue
             shown = printable(path)
             yield self._finding(
@@ -665,9 +666,11 @@ def _is_kernels(path: str) -> bool:
     return top in {"proc", "sys"} and not leads_out
 
 
-def _may_be_masked(allowed: str, path: bytes) -> bool:
+def _may_be_masked(allowed: str, path: bytes, image: ImageFiles | None) -> bool:
     """Whether a pattern allows a path; one that goes up by ``..`` has to be named as it is."""
-    return allowed == exactly(path) if b"/../" in path + b"/" else matches(allowed, path)
+    if b"/../" in path + b"/":
+        return allowed == exactly(path)
+    return matches(allowed, path) and stays(allowed, path, image)
 
 
 _PROCESS = re.compile("self|thread-self|[0-9]+")

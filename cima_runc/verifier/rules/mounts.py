@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from cima_runc.base import limits
 from cima_runc.measure.config_summary import ConfigSummary, Mount
-from cima_runc.measure.mtree import escape
+from cima_runc.measure.mtree import escape, unescape
 from cima_runc.ml.contents import Engine
 from cima_runc.ml.pods import Pod, pod_of
-from cima_runc.verifier.pattern import ID, ID_FORM, exactly, literal, matches
+from cima_runc.verifier.pattern import ID, ID_FORM, directory, exactly, literal, matches
 from cima_runc.verifier.policy import AllowedMount
 from cima_runc.verifier.reference.file import ReferenceConfig
 from cima_runc.verifier.reference.links import LONGEST
@@ -361,8 +361,8 @@ def is_engines_init(mount: Mount, path: bytes, image: ImageFiles | None = None) 
     return is_there and matches_any(sources, mount.source)
 
 
-def allows(allowed: AllowedMount, mount: Mount) -> bool:
-    """Return whether this part of the policy allows the mount."""
+def allows(allowed: AllowedMount, mount: Mount, image: ImageFiles | None = None) -> bool:
+    """Return whether this part of the policy allows the mount, in a container of ``image``."""
     wanted = allowed.type
     if wanted is None and allowed.source is not None:
         wanted = "bind"
@@ -382,9 +382,25 @@ def _is_of(layers: tuple[str, ...], mount: Mount) -> bool:
 
 def matches_any(patterns: Iterable[str], path: str) -> bool:
     """Return whether a pattern is of this path; none is of one that goes up by ``..``, nor of one
+        and stays(allowed.destination, _raw(mount.destination), image)
     that no kernel takes, which may be as long as a record and compared over and over."""
     if len(path) > limits.PATH or "/../" in f"{path}/":
         return False
     # A lone surrogate comes from JSON only; such a path is the same as no other.
     raw = path.encode("utf-8", "surrogatepass")
     return any(matches(pattern, raw) for pattern in patterns)
+def stays(pattern: str, path: bytes, image: ImageFiles | None) -> bool:
+    """Return whether what a pattern stands for is still it where the image's symbolic links lead.
+
+    Whoever starts the container chooses among all that a wildcard stands for, and one of these may
+    be a link to somewhere else. Where the pattern itself names the link, its author did.
+    """
+    top = directory(pattern)
+    if image is None or top is None or len(path) > limits.PATH:
+        return True
+    place, leads_to = image.real(escape(path)), image.real(escape(top) or "/").rstrip("/")
+    if not f"{place}/".startswith(f"{leads_to}/"):
+        return False
+    return matches(pattern, top + unescape(place.removeprefix(leads_to)))
+
+

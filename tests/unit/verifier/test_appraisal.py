@@ -924,6 +924,42 @@ def grouped(box: Box, user: str, gid: int, more: list[int], groups: Any) -> Box:
 IMAGE_GROUPS = {"0": (0, 1, 42), "1000": (1000, 50)}
 GROUPS = [
     # Those of the image's user, as engines look them up, with the first one among them or not.
+LED_AWAY = [
+    # The pattern, a path that it stands for, and what a link of the image makes of that.
+    ("/app/*", "/app/lib", {"/app/lib": "/usr/lib"}, False),
+    ("/app/**", "/app/lib/deep", {"/app/lib": "../usr/lib"}, False),
+    ("/app/x*/y", "/app/x1/y", {"/app/x1": "/usr"}, False),
+    ("**/y", "/app/x1/y", {"/app/x1/y": "/usr/lib"}, False),
+    ("/app/lib/\\i", "/app/lib/" + "0f" * 32, {"/app/lib/" + "0f" * 32: "/usr/lib"}, False),
+    # Its author named the link, or it leads to what the pattern stands for all the same.
+    ("/app/lib", "/app/lib", {"/app/lib": "/usr/lib"}, True),
+    ("/app/lib/*", "/app/lib/x", {"/app/lib": "/usr/lib"}, True),
+    ("/app/*", "/app/lib", {"/app/lib": "x"}, True),
+    ("/**", "/app/lib", {"/app/lib": "/usr/lib"}, True),
+    ("**", "/app/lib", {"/app/lib": "/usr/lib"}, True),
+    ("/app/*", "/app/new", {}, True),
+]
+
+
+@pytest.mark.parametrize(("pattern", "path", "links", "stays"), LED_AWAY)
+def test_a_wildcard_is_not_led_elsewhere_by_a_link(
+    box: Box, pattern: str, path: str, links: dict[str, str], stays: bool
+) -> None:
+    """Kind: which of the paths that a policy allows is whose choice starts the container."""
+    kind = box.image.files["/app/run"]
+    made = {at: kind.model_copy(update={"link": to}) for at, to in links.items()}
+    box.image = box.image.model_copy(update={"files": {**box.image.files, **made}})
+    box.config["linux"]["maskedPaths"] += [path]
+    hidden = box.failed(f"[config]\nmasked_paths = ['{pattern}']")
+    assert [each.rule for each in hidden] == ["config.masked"] * (not stays)
+    assert box.failed(suggest(box.records(), References(box.image))) == []
+    box.config["linux"]["maskedPaths"].pop()
+    box.config["mounts"].append({"destination": path, "type": "tmpfs", "source": "tmpfs"})
+    mounted = box.failed(f"[config]\nmounts = [{{destination = '{pattern}'}}]")
+    assert [each.rule for each in mounted] == ["config.mount"] * (not stays)
+    assert box.failed(suggest(box.records(), References(box.image))) == []
+
+
     ("", 0, [0, 1, 42], []),
     ("1000", 1000, [50], []),
     ("1000", 1000, [1000, 50], []),
