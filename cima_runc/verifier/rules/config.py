@@ -439,7 +439,7 @@ class ConfigRule:
 
     def _env(self) -> Iterator[Finding]:
         for name in dict.fromkeys(self._config.env):
-            if _is_named(name, self._policy.env) or not makes_load(name):
+            if _is_named(name, self._policy.env):
                 continue
             shown = printable(name)
             if self._has_value(name):
@@ -458,6 +458,20 @@ class ConfigRule:
             yield self._finding(
                 False,
                 "config.env",
+            if not self._engine.is_known(name):
+                yield self._finding(
+                    False,
+                    "config.env",
+                    f"{shown}, which names settings that may be commands, is not known to name a"
+                    " file of the image or of a mount",
+                    path="process.env",
+                    got=shown,
+                    expected="not set, or a usual path",
+                    next_=f"start it without; [config] env = ['{shown}'] in the policy",
+                )
+                continue
+            if not makes_load(name):
+                continue
                 f"{shown} is set, which makes programs load other code",
                 path="process.env",
                 got=shown,

@@ -97,6 +97,10 @@ class EngineMounts:
         found = [self._objection(each, mount) for each in self._of_kind(mount)]
         return min(found, key=len, default="")
 
+    def is_known(self, variable: str) -> bool:
+        """Return whether what a variable of the environment names is known, where that counts."""
+        return self._looked_at is None or self._looked_at.is_known(variable)
+
     def _of_kind(self, mount: Mount) -> Iterator[engines.EngineMount]:
         for each in engines.MOUNTS:
             if (
