@@ -40,7 +40,7 @@ from cima_runc.verifier.rules.config import (
 from cima_runc.verifier.rules.engines import HOOK_STAGES_INSIDE
 from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.rules.mounts import EngineMounts
-from cima_runc.verifier.rules.rootfs import path_of, written_patterns
+from cima_runc.verifier.rules.rootfs import path_of, written_keys
 from cima_runc.verifier.rules.unstable import (
     UnknownFile,
     UnstableFile,
@@ -155,15 +155,16 @@ def _rootfs(
         keys.append("# Files changed while they were measured.\nallow_changing = true")
     if written:
         found = [
-            pattern
+            key
             for entry in _written(records)
             if printable(path_of(entry)) in written
-            for pattern in written_patterns(entry, image)
+            for key in written_keys(entry, image)
         ]
-        body = "".join(f"  {quoted(each)},\n" for each in dict.fromkeys(found or ["**"]))
+        body = "".join(f"  {each},\n" for each in dict.fromkeys(found or [quoted("**")]))
         keys.append(
             "# The container's own layer held these when it started: it was restarted, or changed"
-            f"\n# from outside. `*` is any name, `**` any path.\nallow_written = [\n{body}]"
+            "\n# from outside. Without sha256 they may have any content. `*` is any name, `**` any"
+            f"\n# path.\nallow_written = [\n{body}]"
         )
     if keys:
         yield "[rootfs]\n" + "\n".join(keys) + "\n"

@@ -496,6 +496,45 @@ def test_a_manifest_must_be_that_of_the_digest(box: Box) -> None:
     assert [finding.rule for finding in box.failed()] == ["rootfs.manifest"]
 
 
+CACHED = "app/__pycache__/main.cpython-311.pyc"
+
+
+@pytest.mark.parametrize(
+    ("path", "mode", "named"),
+    [(CACHED, 0o644, True), ("app/tool", 0o755, True), ("var/log/app.log", 0o644, False)],
+)
+def test_what_is_allowed_to_be_written_has_its_content(
+    box: Box, path: str, mode: int, named: bool
+) -> None:
+    """Kind: a path is allowed, and whoever writes there chooses the code that is read from it."""
+    above = [entry(path[:at]) for at in range(1, len(path)) if path[at] == "/"]
+
+    def write(**values: Any) -> None:
+        given: dict[str, Any] = {"mode": mode, "size": 3, "sha256": OTHER} | values
+        box.rootfs["layers"][2] = upper(*above, entry(path, "file", **given))
+
+    write()
+    text = suggest(box.records(), References(box.image))
+    assert box.failed(text) == [] and ("sha256 = [" in text) is named
+    key = box.failed()[-1].next.partition("[rootfs] ")[2]
+    write(sha256=bytes(32))
+    assert [each.path for each in box.failed(text)] == [f"/{path}"] * named
+    write(mode=mode | 0o4000)
+    assert [each.path for each in box.failed(text)] == [f"/{path}"] * named
+    write(xattrs=(("security.capability", b"x"),))
+    assert [each.path for each in box.failed(text)] == [f"/{path}"] * named
+    write(size=0, sha256=hashlib.sha256().digest())
+    assert [each.path for each in box.failed(text)] == [f"/{path}"] * named
+    write()
+    assert f"/{path}" not in {each.path for each in box.failed("[rootfs]\n" + key)}
+    # Who named the path alone has allowed whatever is there.
+    patterns = "[rootfs]\nallow_written = ['/**']"
+    write(mode=mode | 0o4000)
+    assert box.failed(patterns) == []
+    whats = [each.what for each in box.appraise(patterns).findings if each.path == f"/{path}"]
+    assert [what.endswith("by path pattern alone") for what in whats] == [True]
+
+
 def test_a_layer_too_large_to_be_shown(box: Box) -> None:
     del box.rootfs["layers"][2]["manifest"]
     assert box.failed() == []  # it has no entries
