@@ -252,11 +252,12 @@ class ConfigPolicy(Model):
     allow_privileged: bool = False
     """Whether it may reach all devices and all of /proc and /sys, with whatever capabilities."""
     allow_unmasked: bool = False
-    """Whether no part of /proc and /sys need be hidden from it (``systempaths=unconfined``)."""
+    """Whether no part of /proc and /sys need be hidden from it, or read-only for it
+    (``systempaths=unconfined``)."""
     masked_paths: _Patterns = ()
     """What may be hidden from it (``linux.maskedPaths``) beside parts of /proc and /sys."""
     host_namespaces: _Names = ("cgroup", "time", "user")
-    """Kinds of namespaces that it may share with the host."""
+    """Kinds of namespaces that it may share with the host, and ``mount`` with anybody."""
     capabilities: _Names = (
         "CAP_AUDIT_WRITE",
         "CAP_CHOWN",

@@ -195,7 +195,7 @@ def _config(
     of_hooks = {finding.got for finding in variables if finding.path != "process.env"}
     groups = {int(finding.got) for finding in failed if finding.rule == "config.groups"}
     defaults = ConfigPolicy()
-    if "config.privileged" in rules:
+    if not rules.isdisjoint({"config.privileged", "config.kernel_settings"}):
         keys += _privileged(config)
     if "config.masked" in rules:
         exact = array([exactly(path) for path in masked_beyond(config)])
@@ -208,10 +208,12 @@ def _config(
             "# Its filter, or a program of the host's, may answer system calls as it likes."
             "\nallow_seccomp_answers = true"
         )
-    if "config.namespace" in rules:
-        shared = sorted({*defaults.host_namespaces, *shared_with_host(config)})
+    if not rules.isdisjoint({"config.joined", "config.namespace"}):
+        others = {"mount"} if "config.joined" in rules else set()
+        shared = sorted({*defaults.host_namespaces, *shared_with_host(config), *others})
         keys.append(
-            "# Namespaces that it may share with the host; cgroup, time and user are the default."
+            "# Namespaces that it may share with the host, or mount with others; cgroup, time and"
+            "\n# user are the default."
             f"\nhost_namespaces = {array(shared)}"
         )
     if "config.capabilities" in rules:
@@ -290,7 +292,7 @@ def _config(
 def _privileged(config: ConfigSummary) -> Iterator[str]:
     why = {
         "allow_privileged": "It is privileged: nothing keeps it from the host.",
-        "allow_unmasked": "No part of /proc and /sys is hidden from it.",
+        "allow_unmasked": "What of /proc and /sys is the host's is not hidden, or writable.",
         "device_rules": "It may use all devices of the host.",
     }
     for key in privilege_keys(config):

@@ -111,6 +111,10 @@ class EngineMounts:
                 yield each
 
     def _objection(self, of: engines.EngineMount, mount: Mount) -> str:
+        if self._image is not None and of.type == "tmpfs" and not _is_filled(mount):
+            place = self._image.real(escape(_raw(mount.destination)))
+            if self._image.has_program_below(place):
+                return "it hides programs that the image has there"
         if of.own_place and self._image is None:
             return "it is not known what the image has there"
         if self._image is None or not (of.own_place or of.chosen):
@@ -280,6 +284,12 @@ _OF_NOTHING = frozenset(
 """Filesystems to which their source is any word. That of others is a device or a server's share."""
 
 
+def _is_filled(mount: Mount) -> bool:
+    """Whether a runtime puts what the image has there into an empty file system (Podman asks for
+    it), or all of them hide that."""
+    return "tmpcopyup" in mount.options or mount.destination == "/dev"
+
+
 def _random(part: str, above: str) -> str | None:
     """Return the pattern of a part of a path, which is in ``above``, that an engine has named at
     random; None: it has not."""
@@ -372,6 +382,7 @@ def allows(allowed: AllowedMount, mount: Mount, image: ImageFiles | None = None)
         wanted = "bind"
     return (
         matches_any((allowed.destination,), mount.destination)
+        and stays(allowed.destination, _raw(mount.destination), image)
         and wanted in {None, kind(mount)}
         and (allowed.source is None or matches_any((allowed.source,), mount.source))
         and (allowed.layers is None or _is_of(allowed.layers, mount))
@@ -379,20 +390,6 @@ def allows(allowed: AllowedMount, mount: Mount, image: ImageFiles | None = None)
     )
 
 
-def _is_of(layers: tuple[str, ...], mount: Mount) -> bool:
-    own = mount.layers
-    return bool(own) and all(matches_any(layers, one) for one in own)
-
-
-def matches_any(patterns: Iterable[str], path: str) -> bool:
-    """Return whether a pattern is of this path; none is of one that goes up by ``..``, nor of one
-        and stays(allowed.destination, _raw(mount.destination), image)
-    that no kernel takes, which may be as long as a record and compared over and over."""
-    if len(path) > limits.PATH or "/../" in f"{path}/":
-        return False
-    # A lone surrogate comes from JSON only; such a path is the same as no other.
-    raw = path.encode("utf-8", "surrogatepass")
-    return any(matches(pattern, raw) for pattern in patterns)
 def stays(pattern: str, path: bytes, image: ImageFiles | None) -> bool:
     """Return whether what a pattern stands for is still it where the image's symbolic links lead.
 
@@ -408,3 +405,16 @@ def stays(pattern: str, path: bytes, image: ImageFiles | None) -> bool:
     return matches(pattern, top + unescape(place.removeprefix(leads_to)))
 
 
+def _is_of(layers: tuple[str, ...], mount: Mount) -> bool:
+    own = mount.layers
+    return bool(own) and all(matches_any(layers, one) for one in own)
+
+
+def matches_any(patterns: Iterable[str], path: str) -> bool:
+    """Return whether a pattern is of this path; none is of one that goes up by ``..``, nor of one
+    that no kernel takes, which may be as long as a record and compared over and over."""
+    if len(path) > limits.PATH or "/../" in f"{path}/":
+        return False
+    # A lone surrogate comes from JSON only; such a path is the same as no other.
+    raw = path.encode("utf-8", "surrogatepass")
+    return any(matches(pattern, raw) for pattern in patterns)
