@@ -226,7 +226,8 @@ class ConfigSummary(_Model):
     seccomp: Seccomp | None = None
     devices: tuple[Device, ...] = ()
     all_devices: bool = False
-    """Whether the container may use every device of the host."""
+    """Whether the container may use every device of the host. Where no rule says which, that is so
+    with crun (cgroup-resources.c, update_cgroup_v2_resources); runc lets it use the usual ones."""
     device_rules: tuple[DeviceRule, ...] = ()
     """Devices that it may read or write where it has or makes a node of them, but for a rule of all
     (:attr:`all_devices`)."""
@@ -289,7 +290,8 @@ def summarize(
         mounts=tuple(_mount(mount) for mount in _objects(config, "mounts")),
         seccomp=_seccomp(linux.get("seccomp")),
         devices=tuple(_device(device) for device in _objects(linux, "devices")),
-        all_devices=_all_devices(resources),
+        all_devices=_all_devices(resources)
+        or (not _objects(resources, "devices") and _is_of_hosts_users(own, namespaces or {})),
         device_rules=tuple(_device_rules(resources)),
         masked_paths=_paths(linux, "maskedPaths"),
         masked_relative=tuple(
@@ -365,6 +367,13 @@ def _initial(namespaces: Mapping[str, Any]) -> set[str]:
         for name, number in _INITIAL_NAMESPACES.items()
         if namespaces.get(_RECORD_NAMES.get(name, name)) == number
     }
+
+
+def _is_of_hosts_users(own: set[str], namespaces: Mapping[str, Any]) -> bool:
+    """Whether its root is the host's, by whom nodes of devices are made: in a user namespace, where
+    Podman writes no rules for them, the kernel lets nobody make one."""
+    number = namespaces.get("user")
+    return "user" not in own if number is None else number == _INITIAL_NAMESPACES["user"]
 
 
 def _user(user: Mapping[str, Any]) -> User:

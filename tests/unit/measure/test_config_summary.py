@@ -139,7 +139,6 @@ def test_privileged_is_all_of_it() -> None:
 @pytest.mark.parametrize(
     ("rules", "everything"),
     [
-        ([], False),
         ([{"allow": True}], True),
         ([{"allow": True, "type": "a", "access": "rwm", "major": -1, "minor": -1}], True),
         ([{"allow": True, "type": "c", "access": "rwm"}], True),
@@ -163,6 +162,21 @@ def test_privileged_is_all_of_it() -> None:
 )
 def test_devices(rules: list[Any], everything: bool) -> None:
     assert changed("linux.resources.devices", rules).all_devices == everything
+
+
+@pytest.mark.parametrize("resources", [None, {}, {"devices": None}, {"devices": []}])
+@pytest.mark.parametrize("spaces", [[], [{"type": "user"}]])
+@pytest.mark.parametrize(
+    ("number", "hosts"), [(0xEFFFFFFD, True), (4026532200, False), (None, None)]
+)
+def test_where_no_rule_says_which_devices(
+    resources: Any, spaces: list[Any], number: int | None, hosts: bool | None
+) -> None:
+    """crun limits none then. Podman writes none for a user namespace, where nobody makes a node."""
+    config = copy.deepcopy(CONFIG)
+    config["linux"] |= {"resources": resources, "namespaces": spaces}
+    found = summarize(config, {"mnt": 1} | ({} if number is None else {"user": number}))
+    assert found.all_devices is (not spaces if hosts is None else hosts)
 
 
 def test_integers_that_are_measured_as_text_are_integers() -> None:

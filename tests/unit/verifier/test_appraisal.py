@@ -1405,6 +1405,15 @@ def test_devices_by_whatever_path_or_number(box: Box, device: dict[str, Any], nu
     assert refused is ("number =" in text or "device_rules" in text)
 
 
+def test_no_rule_of_devices_is_none_that_limits_them(box: Box) -> None:
+    """Kind: what is not said is what one of the runtimes makes of it."""
+    del box.config["linux"]["resources"]["devices"]
+    assert [each.rule for each in box.failed()] == ["config.privileged"]
+    assert box.failed(suggest(box.records(), References(box.image))) == []
+    box.namespaces["user"] = 4026532200
+    assert box.failed() == []
+
+
 @pytest.mark.parametrize("kind", ["", "a"])
 @pytest.mark.parametrize("numbers", [{}, {"major": 1, "minor": 3}])
 @pytest.mark.parametrize("access", ["m", "r"])
