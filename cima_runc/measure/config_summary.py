@@ -226,7 +226,8 @@ class ConfigSummary(_Model):
     seccomp: Seccomp | None = None
     devices: tuple[Device, ...] = ()
     all_devices: bool = False
-    """Whether the container may use every device of the host."""
+    """Whether the container may use every device of the host. Where no rule says which, that is so
+    with crun (cgroup-resources.c, update_cgroup_v2_resources); runc lets it use the usual ones."""
     device_rules: tuple[DeviceRule, ...] = ()
     """Devices that it may read or write where it has or makes a node of them, but for a rule of all
     (:attr:`all_devices`)."""
@@ -289,7 +290,8 @@ def summarize(
         mounts=tuple(_mount(mount) for mount in _objects(config, "mounts")),
         seccomp=_seccomp(linux.get("seccomp")),
         devices=tuple(_device(device) for device in _objects(linux, "devices")),
-        all_devices=_all_devices(resources),
+        all_devices=_all_devices(resources)
+        or (not _objects(resources, "devices") and _is_of_hosts_users(own, namespaces or {})),
         device_rules=tuple(_device_rules(resources)),
         masked_paths=_paths(linux, "maskedPaths"),
         masked_relative=tuple(
@@ -367,6 +369,13 @@ def _initial(namespaces: Mapping[str, Any]) -> set[str]:
     }
 
 
+def _is_of_hosts_users(own: set[str], namespaces: Mapping[str, Any]) -> bool:
+    """Whether its root is the host's, by whom nodes of devices are made: in a user namespace, where
+    Podman writes no rules for them, the kernel lets nobody make one."""
+    number = namespaces.get("user")
+    return "user" not in own if number is None else number == _INITIAL_NAMESPACES["user"]
+
+
 def _user(user: Mapping[str, Any]) -> User:
     gids = user.get("additionalGids")
     return User(
@@ -441,13 +450,17 @@ def _all_devices(resources: Mapping[str, Any]) -> bool:
     """
     allowed: dict[str, set[str]] = {"b": set(), "c": set()}
     for rule in _objects(resources, "devices"):
-        if any(_device_number(rule, key) is not None for key in ("major", "minor")):
+        is_all, allow = _string(rule, "type") in {"", "a"}, rule.get("allow") is True
+        # What allows devices of both kinds allows all of them, to read and write, in control
+        # groups of version 1, and in runc everywhere (devices_emulator.go, Apply).
+        whatever = is_all and allow
+        numbers = (_device_number(rule, key) for key in ("major", "minor"))
+        if not whatever and any(number is not None for number in numbers):
             continue
-        kinds = _string(rule, "type")
-        for kind in allowed if kinds in {"", "a"} else {kinds} & allowed.keys():
-            access = set(_string(rule, "access") or "rwm")
+        for kind in allowed if is_all else {_string(rule, "type")} & allowed.keys():
+            access = set("rwm" if whatever else _string(rule, "access") or "rwm")
             allowed[kind] |= access
-            if rule.get("allow") is not True:
+            if not allow:
                 allowed[kind] -= access
     return any({"r", "w"} & access for access in allowed.values())
 

@@ -109,6 +109,15 @@ def matches(pattern: str, path: bytes) -> bool:
     return bool(reached >> size & 1)
 
 
+def directory(pattern: str) -> bytes | None:
+    """Return the directory that all paths of a pattern are in, without a slash at its end; None
+    where it has no wildcard, and stands for one path. Raises :class:`PatternError`."""
+    first, *more = _parts(pattern)
+    if not more and isinstance(first, bytes):
+        return None
+    return first.rpartition(b"/")[0] if isinstance(first, bytes) else b""
+
+
 _SLASH = ord("/")
 
 

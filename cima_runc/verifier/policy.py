@@ -136,6 +136,34 @@ class HostPolicy(Model):
     (``redacted``), or are those of the host services."""
 
 
+class AllowedWritten(Model):
+    """What the container's own layer may hold though no engine makes it."""
+
+    path: _Pattern
+    """Pattern of its path."""
+    sha256: _Digests | None = None
+    """What its content may be, if it is a plain file without more rights than its owner's (setuid,
+    capabilities); None: it may be anything."""
+
+    def allows(self, path: bytes) -> bool:
+        """Return whether this path may be anything."""
+        return self.sha256 is None and matches(self.path, path)
+
+    def allows_file(self, path: bytes, digest: bytes) -> bool:
+        """Return whether a plain file with this path and SHA-256 may be there."""
+        is_content = self.sha256 is None or digest in self.sha256
+        return is_content and matches(self.path, path)
+
+
+def _to_tables(value: object) -> object:
+    if not isinstance(value, list):
+        return value
+    return tuple({"path": each} if isinstance(each, str) else each for each in value)
+
+
+_WrittenFiles = Annotated[tuple[AllowedWritten, ...], BeforeValidator(_to_tables)]
+
+
 class RootfsPolicy(Model):
     """What the root filesystem may be, beside the image's layers."""
 
@@ -145,9 +173,10 @@ class RootfsPolicy(Model):
     """Whether files may change while they are measured."""
     allow_tree: bool = False
     """Whether it may be something else than an overlay, which no layers can be told of."""
-    allow_written: _Patterns = ()
+    allow_written: _WrittenFiles = ()
     """What the container's own layer may hold when it starts, as after a restart; what engines
-    make there is allowed anyhow. What it hides of the image must be allowed as well."""
+    make there is allowed anyhow. What it hides of the image must be allowed as well. A text alone
+    is a pattern of the path, of whatever type and content."""
     host_users: _HostUsers = ()
     """Users of the host, each as ``NAME`` or ``NAME:FULL NAME``, by whom Podman may call the
     container's own user in the line that it adds to ``/etc/passwd`` where the image does not know
@@ -214,13 +243,7 @@ class AllowedDevice(Model):
     out as drivers are loaded, ``c dynamic:*``; None: whatever device is there."""
 
 
-def _to_devices(value: object) -> object:
-    if not isinstance(value, list):
-        return value
-    return tuple({"path": each} if isinstance(each, str) else each for each in value)
-
-
-_Devices = Annotated[tuple[AllowedDevice, ...], BeforeValidator(_to_devices)]
+_Devices = Annotated[tuple[AllowedDevice, ...], BeforeValidator(_to_tables)]
 
 
 class ConfigPolicy(Model):
@@ -229,11 +252,12 @@ class ConfigPolicy(Model):
     allow_privileged: bool = False
     """Whether it may reach all devices and all of /proc and /sys, with whatever capabilities."""
     allow_unmasked: bool = False
-    """Whether no part of /proc and /sys need be hidden from it (``systempaths=unconfined``)."""
+    """Whether no part of /proc and /sys need be hidden from it, or read-only for it
+    (``systempaths=unconfined``)."""
     masked_paths: _Patterns = ()
     """What may be hidden from it (``linux.maskedPaths``) beside parts of /proc and /sys."""
     host_namespaces: _Names = ("cgroup", "time", "user")
-    """Kinds of namespaces that it may share with the host."""
+    """Kinds of namespaces that it may share with the host, and ``mount`` with anybody."""
     capabilities: _Names = (
         "CAP_AUDIT_WRITE",
         "CAP_CHOWN",

@@ -40,7 +40,7 @@ from cima_runc.verifier.rules.config import (
 from cima_runc.verifier.rules.engines import HOOK_STAGES_INSIDE
 from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.rules.mounts import EngineMounts
-from cima_runc.verifier.rules.rootfs import path_of, written_patterns
+from cima_runc.verifier.rules.rootfs import path_of, written_keys
 from cima_runc.verifier.rules.unstable import (
     UnknownFile,
     UnstableFile,
@@ -155,15 +155,16 @@ def _rootfs(
         keys.append("# Files changed while they were measured.\nallow_changing = true")
     if written:
         found = [
-            pattern
+            key
             for entry in _written(records)
             if printable(path_of(entry)) in written
-            for pattern in written_patterns(entry, image)
+            for key in written_keys(entry, image)
         ]
-        body = "".join(f"  {quoted(each)},\n" for each in dict.fromkeys(found or ["**"]))
+        body = "".join(f"  {each},\n" for each in dict.fromkeys(found or [quoted("**")]))
         keys.append(
             "# The container's own layer held these when it started: it was restarted, or changed"
-            f"\n# from outside. `*` is any name, `**` any path.\nallow_written = [\n{body}]"
+            "\n# from outside. Without sha256 they may have any content. `*` is any name, `**` any"
+            f"\n# path.\nallow_written = [\n{body}]"
         )
     if keys:
         yield "[rootfs]\n" + "\n".join(keys) + "\n"
@@ -194,7 +195,7 @@ def _config(
     of_hooks = {finding.got for finding in variables if finding.path != "process.env"}
     groups = {int(finding.got) for finding in failed if finding.rule == "config.groups"}
     defaults = ConfigPolicy()
-    if "config.privileged" in rules:
+    if not rules.isdisjoint({"config.privileged", "config.kernel_settings"}):
         keys += _privileged(config)
     if "config.masked" in rules:
         exact = array([exactly(path) for path in masked_beyond(config)])
@@ -207,10 +208,12 @@ def _config(
             "# Its filter, or a program of the host's, may answer system calls as it likes."
             "\nallow_seccomp_answers = true"
         )
-    if "config.namespace" in rules:
-        shared = sorted({*defaults.host_namespaces, *shared_with_host(config)})
+    if not rules.isdisjoint({"config.joined", "config.namespace"}):
+        others = {"mount"} if "config.joined" in rules else set()
+        shared = sorted({*defaults.host_namespaces, *shared_with_host(config), *others})
         keys.append(
-            "# Namespaces that it may share with the host; cgroup, time and user are the default."
+            "# Namespaces that it may share with the host, or mount with others; cgroup, time and"
+            "\n# user are the default."
             f"\nhost_namespaces = {array(shared)}"
         )
     if "config.capabilities" in rules:
@@ -289,7 +292,7 @@ def _config(
 def _privileged(config: ConfigSummary) -> Iterator[str]:
     why = {
         "allow_privileged": "It is privileged: nothing keeps it from the host.",
-        "allow_unmasked": "No part of /proc and /sys is hidden from it.",
+        "allow_unmasked": "What of /proc and /sys is the host's is not hidden, or writable.",
         "device_rules": "It may use all devices of the host.",
     }
     for key in privilege_keys(config):

@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from functools import cached_property, partial
+from itertools import islice
 
 from cima_runc.base.text import printable
 from cima_runc.measure.config_summary import (
@@ -13,7 +14,9 @@ from cima_runc.measure.config_summary import (
     Device,
     DeviceRule,
     Hook,
+    Mount,
 )
+from cima_runc.measure.mtree import escape
 from cima_runc.measure.oci_config import hidden_value
 from cima_runc.verifier.pattern import exactly, matches
 from cima_runc.verifier.policy import DYNAMIC_MAJORS, AllowedDevice, ConfigPolicy, covers
@@ -30,6 +33,7 @@ from cima_runc.verifier.rules.mounts import (
     is_engines_init,
     kind,
     matches_any,
+    stays,
 )
 from cima_runc.verifier.toml import array, quoted
 
@@ -49,12 +53,16 @@ does with root's files as root does (capabilities(7))."""
 ALL_DEVICES = "a *:*"
 """The rule by which a container may use every device."""
 
-KERNEL_SETTINGS = "/proc/sys"
-"""The kernel's own settings; its files that are the host's may be written by the host's root, which
-a container's is, with no capability at all: ``kernel/core_pattern`` is a program that the kernel
-starts on the host. So is ``kernel/uevent_helper`` of sysfs."""
+KERNEL_SETTINGS = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+"""The kernel's own settings in proc, which every engine has read-only. Their files that are the
+host's may be written by the host's root, which a container's is, with no capability at all:
+``sys/kernel/core_pattern`` is a program that the kernel starts on the host, for whatever crashes
+there; ``sysrq-trigger`` ends the host's processes. So are ``kernel/uevent_helper`` of sysfs, and
+what its devices have in their registers."""
 
 
+_SETTINGS = 10
+"""How many of them are named: proc may be mounted any number of times."""
 _KEYS = 1_000
 """Mounts of one container that are refused and for which the policy's key is made up: more findings
 are not kept, and each is compared with all that its engine has."""
@@ -161,34 +169,30 @@ class ConfigRule:
         )
 
     def _kernel_settings(self) -> Iterator[Finding]:
-        # Every engine protects them; a configuration made by hand often says nothing of it.
-        hidden = Below(
-            f"{posixpath.normpath(path)}/"
-            for path in (*self._config.masked_paths, *self._config.read_only_paths)
-        )
-        has_proc = any(mount.type == "proc" for mount in self._config.mounts)
-        if has_proc and not hidden.has(KERNEL_SETTINGS):
+        if not self._config.masked_paths:
+            return  # said already
+        allowed = self._policy.allow_unmasked or self._policy.allow_privileged
+        next_ = "; allow_unmasked = true under [config] in the policy"
+        if paths := list(map(printable, writable_settings(self._config))):
             yield self._finding(
-                True,
+                allowed,
                 "config.kernel_settings",
                 "as the host's root it may set what the kernel does, and starts, on the host",
                 path="linux.readonlyPaths",
-                got=", ".join(map(printable, self._config.read_only_paths)) or "none",
-                expected=KERNEL_SETTINGS,
-                next_=f"put {KERNEL_SETTINGS} into linux.readonlyPaths, as engines do",
+                got=f"{', '.join(paths)}: writable",
+                expected="read-only",
+                next_=f"put {array(paths)} into linux.readonlyPaths, as engines do{next_}",
             )
-        for mount in self._config.mounts:
-            is_safe = mount.read_only or hidden.has(mount.destination)
-            if mount.type == "sysfs" and not is_safe:
-                yield self._finding(
-                    True,
-                    "config.kernel_settings",
-                    "as the host's root it may set what the kernel starts on the host, and devices",
-                    path=printable(mount.destination),
-                    got=f"{printable(mount.destination)} (sysfs, writable)",
-                    expected="read-only",
-                    next_="mount it with the option ro, as engines do",
-                )
+        for mount in writable_sysfs(self._config):
+            yield self._finding(
+                allowed,
+                "config.kernel_settings",
+                "as the host's root it may set what the kernel starts on the host, and devices",
+                path=printable(mount.destination),
+                got=f"{printable(mount.destination)} (sysfs, writable)",
+                expected="read-only",
+                next_=f"mount it with the option ro, as engines do{next_}",
+            )
 
     def _namespaces(self) -> Iterator[Finding]:
         joined = {each.type: each.path for each in self._config.joined_namespaces}
@@ -206,15 +210,18 @@ class ConfigRule:
                 next_=f"start it without; '{name}' in [config] host_namespaces of the policy",
             )
         for name, path in joined.items():
-            if name not in host and not matches_any(engines.NAMESPACES, path):
-                yield self._finding(
-                    True,
-                    "config.joined",
-                    f"it shares a {printable(name)} namespace with others",
-                    path="linux.namespaces",
-                    got=printable(path),
-                    expected="its own",
-                )
+            if name in host or (name == "network" and matches_any(engines.NAMESPACES, path)):
+                continue
+            # Who else is in that of its mounts decides what is at every path, at any time.
+            yield self._finding(
+                name != "mount" or name in self._policy.host_namespaces,
+                "config.joined",
+                f"it shares a {printable(name)} namespace with others",
+                path="linux.namespaces",
+                got=printable(path),
+                expected="its own",
+                next_="start it without; 'mount' in [config] host_namespaces of the policy",
+            )
 
     def _capabilities(self) -> Iterator[Finding]:
         more = sorted(capability_names(self._config) - set(self._policy.capabilities))
@@ -248,7 +255,7 @@ class ConfigRule:
     def _mounts(self) -> Iterator[Finding]:
         refused = 0
         for mount in self._config.mounts:
-            by = next((each for each in self._policy.mounts if allows(each, mount)), None)
+            by = next((x for x in self._policy.mounts if allows(x, mount, self._files)), None)
             if by is None and self._engine.makes(mount):
                 continue
             source = f" of {mount.source}" if mount.from_host else f" ({mount.type})"
@@ -315,7 +322,7 @@ class ConfigRule:
     def _hidden(self) -> Iterator[Finding]:
         # An empty file or directory lies there instead, as if the image had it so.
         for path in masked_beyond(self._config):
-            if any(_may_be_masked(each, path) for each in self._policy.masked_paths):
+            if any(_may_be_masked(x, path, self._files) for x in self._policy.masked_paths):
                 continue
             shown = printable(path)
             yield self._finding(
@@ -384,7 +391,7 @@ class ConfigRule:
                 next_=f"[config] users = ['{got}'] in the policy",
             )
         directory = _directory(image.working_dir)
-        if _directory(config.cwd) not in {directory, *map(_directory, policy.working_dirs)}:
+        if not any(map(self._starts_in, (image.working_dir, *policy.working_dirs))):
             yield self._finding(
                 False,
                 "config.cwd",
@@ -394,6 +401,16 @@ class ConfigRule:
                 expected=printable(directory),
                 next_="[config] working_dirs in the policy",
             )
+
+    def _starts_in(self, wanted: str) -> bool:
+        """Whether it starts in a directory, also where it goes up by ``..`` after a link."""
+        cwd = self._config.cwd
+        if _directory(cwd) != _directory(wanted):
+            return False
+        if ".." not in cwd.split("/") or self._files is None or cwd == wanted:
+            return True
+        places = (self._files.real(escape(_raw(each))) for each in (cwd, _directory(wanted)))
+        return len(set(places)) == 1
 
     def _groups(self) -> Iterator[Finding]:
         """Yield the groups by which it may do more with the image's own files, or less.
@@ -438,9 +455,23 @@ class ConfigRule:
 
     def _env(self) -> Iterator[Finding]:
         for name in dict.fromkeys(self._config.env):
-            if _is_named(name, self._policy.env) or not makes_load(name):
+            if _is_named(name, self._policy.env):
                 continue
             shown = printable(name)
+            if not self._engine.is_known(name):
+                yield self._finding(
+                    False,
+                    "config.env",
+                    f"{shown}, which names settings that may be commands, is not known to name a"
+                    " file of the image or of a mount",
+                    path="process.env",
+                    got=shown,
+                    expected="not set, or a usual path",
+                    next_=f"start it without; [config] env = ['{shown}'] in the policy",
+                )
+                continue
+            if not makes_load(name):
+                continue
             if self._has_value(name):
                 yield from self._value(name)
                 continue
@@ -614,13 +645,35 @@ def as_root(config: ConfigSummary) -> frozenset[str]:
     return AS_ROOT.intersection(config.capabilities.ambient)
 
 
+def writable_settings(config: ConfigSummary) -> list[str]:
+    """Return which of the kernel's own settings are there to be written."""
+    kept = _kept(config)
+    at = dict.fromkeys(each.destination for each in config.mounts if each.type == "proc")
+    paths = (f"{each.rstrip('/')}/{name}" for each in at for name in KERNEL_SETTINGS)
+    return list(islice((path for path in paths if not kept.has(path)), _SETTINGS))
+
+
+def writable_sysfs(config: ConfigSummary) -> list[Mount]:
+    """Return the mounts of sysfs in which may be written."""
+    kept = _kept(config)
+    found = (mount for mount in config.mounts if mount.type == "sysfs" and not mount.read_only)
+    return [mount for mount in found if not kept.has(mount.destination)]
+
+
+def _kept(config: ConfigSummary) -> Below:
+    """Return what is hidden from the container, or read-only for it."""
+    paths = (*config.masked_paths, *config.read_only_paths)
+    return Below(f"{posixpath.normpath(path)}/" for path in paths)
+
+
 def privilege_keys(config: ConfigSummary) -> tuple[str, ...]:
     """Return the narrowest keys of ``[config]`` that allow what a container has of all that
     ``--privileged`` gives: whatever is called privileged has not all of it."""
     is_all = config.all_devices and not config.masked_paths
     if is_all and capability_names(config) >= ALL_CAPABILITIES:
         return ("allow_privileged = true",)
-    unmasked = () if config.masked_paths else ("allow_unmasked = true",)
+    is_kept = config.masked_paths and not (writable_settings(config) or writable_sysfs(config))
+    unmasked = () if is_kept else ("allow_unmasked = true",)
     devices = (f"device_rules = {array([ALL_DEVICES])}",) if config.all_devices else ()
     return (*unmasked, *devices)
 
@@ -665,9 +718,11 @@ def _is_kernels(path: str) -> bool:
     return top in {"proc", "sys"} and not leads_out
 
 
-def _may_be_masked(allowed: str, path: bytes) -> bool:
+def _may_be_masked(allowed: str, path: bytes, image: ImageFiles | None) -> bool:
     """Whether a pattern allows a path; one that goes up by ``..`` has to be named as it is."""
-    return allowed == exactly(path) if b"/../" in path + b"/" else matches(allowed, path)
+    if b"/../" in path + b"/":
+        return allowed == exactly(path)
+    return matches(allowed, path) and stays(allowed, path, image)
 
 
 _PROCESS = re.compile("self|thread-self|[0-9]+")

@@ -170,12 +170,20 @@ class ImageFiles:
         """Whether a program or script is in a directory, not in one below it."""
         return directory in self._with_programs
 
+    def has_program_below(self, directory: str) -> bool:
+        """Whether a program or script is in a directory, or in one below it."""
+        return self.has_program_in(directory) or any_below(self._tops, f"{directory}/")
+
+    @cached_property
+    def _tops(self) -> list[str]:
+        return sorted(self._with_programs)
+
     @cached_property
     def _with_programs(self) -> frozenset[str]:
         return frozenset(
             posixpath.dirname(path)
             for path, each in self._files.items()
-            if each.type == "file" and (int(each.mode, 8) & 0o111 or path.endswith(_SCRIPTS))
+            if each.type == "file" and is_program(path, int(each.mode, 8))
         )
 
     def directories(self, *, with_files: bool = False) -> Iterator[str]:
@@ -196,6 +204,11 @@ class ImageFiles:
             if sha256 is not None:
                 found.setdefault(sha256, path)
         return found
+
+
+def is_program(path: str, mode: int) -> bool:
+    """Whether a file is a program, or a script that may be given to an interpreter."""
+    return bool(mode & 0o111) or path.endswith(_SCRIPTS)
 
 
 def _groups_of(acl: str) -> set[int]:

@@ -52,6 +52,9 @@ SETTINGS = frozenset(
 )
 """Variables that name settings of which some are commands, or name code, and that have many honest
 uses: they count as :data:`HOMES` do, where they may name something that was mounted."""
+FILES = frozenset({"AWS_CONFIG_FILE", "KUBECONFIG", "PIP_CONFIG_FILE"})
+"""Those of them that name a file. Whoever starts a container can write one without a mount, in its
+environment (``/proc/self/environ``) or as its input (``/dev/stdin``), and call it by any name."""
 PATHS = frozenset(
     {
         "AWKPATH",
@@ -173,6 +176,10 @@ class LookedAt:
                 return f"the image's {printable(name)} names {printable(directory)}"
         return ""
 
+    def is_known(self, name: str) -> bool:
+        """Whether what a variable names is known, where that may be a file of the starter's own."""
+        return name not in FILES or self._named_by_env.get(name, ()) is not None
+
     def holds_data_by_name(self, top: str) -> bool:
         """Whether a directory or file in the root, which the image does not have, is for data.
 
@@ -288,7 +295,9 @@ class LookedAt:
             found = [posixpath.join(self._config.cwd, each) for each in found]
         if not all(each.startswith("/") for each in found):
             return None
-        return list(map(self._real, found))
+        found = list(map(self._real, found))
+        # The image may have a link there: nginx's log is the container's output, and a terminal.
+        return None if name in FILES and any(map(_is_kernels, found)) else found
 
     @cached_property
     def _told(self) -> dict[str, str]:
@@ -340,6 +349,11 @@ class _Named:
     def is_near(self, place: str, below: str) -> bool:
         """Whether one is below what a place is below, or has the place in it."""
         return any_below(self._all, f"{below.rstrip('/')}/") or self._above.has(place)
+
+
+def _is_kernels(place: str) -> bool:
+    """Whether what is at a place is not a file of the image or of a mount."""
+    return place.startswith(("/dev/", "/proc/", "/sys/")) and place != "/dev/null"
 
 
 def _is_one(path: str) -> bool:

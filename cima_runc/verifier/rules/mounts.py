@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from cima_runc.base import limits
 from cima_runc.measure.config_summary import ConfigSummary, Mount
-from cima_runc.measure.mtree import escape
+from cima_runc.measure.mtree import escape, unescape
 from cima_runc.ml.contents import Engine
 from cima_runc.ml.pods import Pod, pod_of
-from cima_runc.verifier.pattern import ID, ID_FORM, exactly, literal, matches
+from cima_runc.verifier.pattern import ID, ID_FORM, directory, exactly, literal, matches
 from cima_runc.verifier.policy import AllowedMount
 from cima_runc.verifier.reference.file import ReferenceConfig
 from cima_runc.verifier.reference.links import LONGEST
@@ -98,6 +98,10 @@ class EngineMounts:
         found = [self._objection(each, mount) for each in self._of_kind(mount)]
         return min(found, key=len, default="")
 
+    def is_known(self, variable: str) -> bool:
+        """Return whether what a variable of the environment names is known, where that counts."""
+        return self._looked_at is None or self._looked_at.is_known(variable)
+
     def _of_kind(self, mount: Mount) -> Iterator[engines.EngineMount]:
         for each in engines.MOUNTS:
             if (
@@ -123,6 +127,9 @@ class EngineMounts:
             return of.refused
         if of.of_image and not self._has_own(of.of_image):
             return "the image does not have that itself"
+        if self._image is not None and of.type == "tmpfs" and not _is_filled(mount):
+            if self._image.has_program_below(place_of(mount, self._image)):
+                return "it hides programs that the image has there"
         if of.own_place and self._image is None:
             return "it is not known what the image has there"
         if self._image is None or not (of.own_place or of.chosen):
@@ -311,6 +318,12 @@ _OF_NOTHING = frozenset(
 """Filesystems to which their source is any word. That of others is a device or a server's share."""
 
 
+def _is_filled(mount: Mount) -> bool:
+    """Whether a runtime puts what the image has there into an empty file system (Podman asks for
+    it), or all of them hide that."""
+    return "tmpcopyup" in mount.options or mount.destination == "/dev"
+
+
 def _random(part: str, above: str) -> str | None:
     """Return the pattern of a part of a path, which is in ``above``, that an engine has named at
     random; None: it has not."""
@@ -396,18 +409,34 @@ def is_engines_init(mount: Mount, path: bytes, image: ImageFiles | None = None) 
     return is_there and matches_any(sources, mount.source)
 
 
-def allows(allowed: AllowedMount, mount: Mount) -> bool:
-    """Return whether this part of the policy allows the mount."""
+def allows(allowed: AllowedMount, mount: Mount, image: ImageFiles | None = None) -> bool:
+    """Return whether this part of the policy allows the mount, in a container of ``image``."""
     wanted = allowed.type
     if wanted is None and allowed.source is not None:
         wanted = "bind"
     return (
         matches_any((allowed.destination,), mount.destination)
+        and stays(allowed.destination, _raw(mount.destination), image)
         and wanted in {None, kind(mount)}
         and (allowed.source is None or matches_any((allowed.source,), mount.source))
         and (allowed.layers is None or _is_of(allowed.layers, mount))
         and (mount.read_only or not allowed.read_only)
     )
+
+
+def stays(pattern: str, path: bytes, image: ImageFiles | None) -> bool:
+    """Return whether what a pattern stands for is still it where the image's symbolic links lead.
+
+    Whoever starts the container chooses among all that a wildcard stands for, and one of these may
+    be a link to somewhere else. Where the pattern itself names the link, its author did.
+    """
+    top = directory(pattern)
+    if image is None or top is None or len(path) > limits.PATH:
+        return True
+    place, leads_to = image.real(escape(path)), image.real(escape(top) or "/").rstrip("/")
+    if not f"{place}/".startswith(f"{leads_to}/"):
+        return False
+    return matches(pattern, top + unescape(place.removeprefix(leads_to)))
 
 
 def _is_of(layers: tuple[str, ...], mount: Mount) -> bool:

@@ -10,6 +10,7 @@ and the directories that lead to it, what engines make everywhere
 
 import base64
 import posixpath
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
@@ -18,16 +19,17 @@ from cima_runc.measure.config_summary import ConfigSummary
 from cima_runc.measure.mtree import Entry, MtreeError, digest, escape, format_mode, parse_manifest
 from cima_runc.measure.xattrs import OPAQUE, OVERLAY
 from cima_runc.ml.contents import Layer, Rootfs
-from cima_runc.verifier.pattern import exactly, matches
-from cima_runc.verifier.policy import RootfsPolicy
+from cima_runc.verifier.pattern import exactly
+from cima_runc.verifier.policy import AllowedWritten, RootfsPolicy
 from cima_runc.verifier.reference.file import ImageReference, ReferenceFile
 from cima_runc.verifier.result import Finding
 from cima_runc.verifier.rules import engines
 from cima_runc.verifier.rules.added_users import files_with_lines
 from cima_runc.verifier.rules.below import any_below
-from cima_runc.verifier.rules.image_files import ImageFiles
-from cima_runc.verifier.toml import array
+from cima_runc.verifier.rules.image_files import ImageFiles, is_program
+from cima_runc.verifier.toml import array, quoted
 
+_MODE = re.compile("[0-7]{1,5}")
 _MANIFESTS = "cima reference image IMAGE --manifests DIR, and compare with the host's manifest"
 
 
@@ -103,6 +105,7 @@ class RootfsRule:
                 next_="make the reference values with the host's version of cima",
             )
             return
+        yield from self._root(rootfs)
         for layer in rootfs.layers:
             yield from self._changed(layer)
         if rootfs.filesystem == "tree":
@@ -118,6 +121,24 @@ class RootfsRule:
         for layer in rootfs.layers:
             if layer.kind not in {"data", "lower"}:
                 yield from self._written(layer)
+
+    def _root(self, rootfs: Rootfs) -> Iterator[Finding]:
+        """Yield that anybody may put files beside the image's, or others in their place.
+
+        No layer's manifest holds the root's own mode; engines take the image's, or 0755.
+        """
+        root = rootfs.root
+        if root is not None and (not _MODE.fullmatch(root.mode) or int(root.mode, 8) & 0o002):
+            yield self._finding(
+                any(each.allows(b"/") for each in self._policy.allow_written),
+                "rootfs.written",
+                "every user may write in the root directory",
+                path="/",
+                got=f"mode {printable(root.mode)} owner {root.uid}:{root.gid}",
+                expected="mode 0755",
+                next_="find out who changed it; if that may be, in the policy: [rootfs]"
+                " allow_written = ['/']",
+            )
 
     def _changed(self, layer: Layer) -> Iterator[Finding]:
         if not layer.changed_count:
@@ -170,9 +191,11 @@ class RootfsRule:
     def _written(self, layer: Layer) -> Iterator[Finding]:
         where = "Docker's init layer" if layer.kind == "init" else "the container's own layer"
         if layer.manifest is None:
-            if layer.entries or "**" in self._policy.allow_written:
+            patterns = self._policy.allow_written
+            whatever = any(each.path == "**" and each.sha256 is None for each in patterns)
+            if layer.entries or whatever:
                 yield self._finding(
-                    "**" in self._policy.allow_written,
+                    whatever,
                     "rootfs.written",
                     f"{where} held {layer.entries} entries at the start, too many to be recorded",
                     got=layer.digest,
@@ -196,32 +219,37 @@ class RootfsRule:
                 continue
             if path in above and self._is_plain_directory(path, entry):
                 continue
-            pattern = self._allowing(entry)
-            allowed = f": allowed by the policy's {pattern}" if pattern else ""
-            patterns = written_patterns(entry, self._image)
-            hiding = " and hides what the image has there" if len(patterns) > 1 else ""
-            key = f"[rootfs] allow_written = {array(patterns)}"
+            by = self._allowing(entry)
+            how = "path pattern alone" if by and by.sha256 is None else "path and digest"
+            allowed = f": allowed by the policy's {by.path}, by {how}" if by else ""
+            keys = written_keys(entry, self._image)
+            hiding = " and hides what the image has there" if len(keys) > 1 else ""
+            key = f"[rootfs] allow_written = [{', '.join(keys)}]"
             yield Finding(
-                severity="info" if pattern else "fail",
+                severity="info" if by else "fail",
                 rule="rootfs.written",
                 what=f"{printable(raw)} was in {where} when the container started{hiding}{allowed}",
                 record=self._record,
                 path=printable(raw),
                 got=_describe(entry),
                 expected=_expected(self._image.at(path)),
-                next="" if pattern else f"if that may be, in the policy: {key}",
+                next="" if by else f"if that may be, in the policy: {key}",
             )
 
-    def _allowing(self, entry: Entry) -> str:
-        """Return the policy's pattern that allows an entry; nothing for none.
+    def _allowing(self, entry: Entry) -> AllowedWritten | None:
+        """Return what of the policy allows an entry; None for nothing.
 
         Where it hides what the image has below its path, all that must be allowed to be another.
         """
         patterns = self._policy.allow_written
         for hidden in _hidden_by(entry, self._image):
-            if not any(matches(each, hidden) for each in patterns):
-                return ""
-        return next((each for each in patterns if matches(each, path_of(entry))), "")
+            if not any(each.allows(hidden) for each in patterns):
+                return None
+        path, digest = path_of(entry), _plain(entry)
+        return next(
+            (x for x in patterns if (x.allows_file(path, digest) if digest else x.allows(path))),
+            None,
+        )
 
     def _is_engines(self, path: str, entry: Entry) -> bool:
         """Whether an entry hides and changes nothing of the image, or is an engine's."""
@@ -286,12 +314,23 @@ def path_of(entry: Entry) -> bytes:
     return b"/" if entry.path == b"." else b"/" + entry.path
 
 
-def written_patterns(entry: Entry, image: ImageFiles) -> list[str]:
-    """Return the pattern that allows an entry of a layer that is of no image, and no other; and one
-    more for what it hides, where it does."""
-    path = exactly(path_of(entry))
-    below = [f"{path.rstrip('/')}/**"] if any(_hidden_by(entry, image)) else []
-    return [path, *below]
+def written_keys(entry: Entry, image: ImageFiles) -> list[str]:
+    """Return the TOML that allows an entry of a layer that is of no image, and no other, in
+    ``[rootfs] allow_written``; and one more for what it hides, where it does.
+
+    Of a program or script its content is named, since nothing else may see what is executed.
+    """
+    path, digest = exactly(path_of(entry)), _plain(entry)
+    below = [quoted(f"{path.rstrip('/')}/**")] if any(_hidden_by(entry, image)) else []
+    if digest is not None and is_program(path, entry.mode or 0):
+        return [f"{{path = {quoted(path)}, sha256 = {array([digest.hex()])}}}", *below]
+    return [quoted(path), *below]
+
+
+def _plain(entry: Entry) -> bytes | None:
+    """Return the digest of a file that gives nobody more rights than he has; None: it is none."""
+    is_plain = not ((entry.mode or 0) & 0o6000 or entry.xattrs)
+    return entry.sha256 if entry.type == "file" and is_plain else None
 
 
 def _hidden_by(entry: Entry, image: ImageFiles) -> Iterator[bytes]:

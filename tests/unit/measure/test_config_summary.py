@@ -139,24 +139,44 @@ def test_privileged_is_all_of_it() -> None:
 @pytest.mark.parametrize(
     ("rules", "everything"),
     [
-        ([], False),
         ([{"allow": True}], True),
         ([{"allow": True, "type": "a", "access": "rwm", "major": -1, "minor": -1}], True),
         ([{"allow": True, "type": "c", "access": "rwm"}], True),
         ([{"allow": True, "type": "c", "access": "m"}, {"allow": True, "type": "b"}], True),
         ([{"allow": True, "type": "c", "access": "m"}], False),
-        ([{"allow": True, "major": 1}], False),
+        ([{"allow": True, "type": "c", "major": 1}], False),
+        # Of both kinds, runc takes no notice of numbers and access.
+        ([{"allow": True, "major": 1}], True),
+        ([{"allow": True, "type": "a", "access": "m"}], True),
+        ([{"allow": True, "access": "m"}], True),
+        ([{"allow": True, "type": "a", "major": 1, "minor": 3, "access": "r"}], True),
+        ([{"allow": True, "type": "a", "access": "m"}, {"allow": False}], False),
         ([{"allow": True, "access": "r"}], True),
         ([{"allow": True, "access": "rw"}, {"allow": False, "access": "w"}], True),
         ([{"allow": True, "access": "rw"}, {"allow": False, "access": "rw"}], False),
         ([{"allow": True}, {"allow": False}], False),
         ([{"allow": False}, {"allow": True}], True),
-        ([{"allow": True, "major": str(2**53)}], False),
+        ([{"allow": True, "type": "b", "major": str(2**53)}], False),
         ([{"allow": True}, {"allow": False, "major": str(2**53)}], True),
     ],
 )
 def test_devices(rules: list[Any], everything: bool) -> None:
     assert changed("linux.resources.devices", rules).all_devices == everything
+
+
+@pytest.mark.parametrize("resources", [None, {}, {"devices": None}, {"devices": []}])
+@pytest.mark.parametrize("spaces", [[], [{"type": "user"}]])
+@pytest.mark.parametrize(
+    ("number", "hosts"), [(0xEFFFFFFD, True), (4026532200, False), (None, None)]
+)
+def test_where_no_rule_says_which_devices(
+    resources: Any, spaces: list[Any], number: int | None, hosts: bool | None
+) -> None:
+    """crun limits none then. Podman writes none for a user namespace, where nobody makes a node."""
+    config = copy.deepcopy(CONFIG)
+    config["linux"] |= {"resources": resources, "namespaces": spaces}
+    found = summarize(config, {"mnt": 1} | ({} if number is None else {"user": number}))
+    assert found.all_devices is (not spaces if hosts is None else hosts)
 
 
 def test_integers_that_are_measured_as_text_are_integers() -> None:

@@ -86,7 +86,9 @@ CONFIG: dict[str, Any] = {
     "linux": {
         "namespaces": [{"type": kind} for kind in ("mount", "network", "pid", "ipc", "uts")],
         "maskedPaths": ["/proc/kcore"],
-        "readonlyPaths": ["/proc/bus", "/proc/sys", "/proc/sysrq-trigger"],
+        "readonlyPaths": [
+            *("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+        ],
         "resources": {"devices": [{"allow": False, "access": "rwm"}]},
         "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"},
     },

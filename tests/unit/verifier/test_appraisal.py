@@ -610,6 +610,45 @@ def test_a_manifest_must_be_that_of_the_digest(box: Box) -> None:
     assert [finding.rule for finding in box.failed()] == ["rootfs.manifest"]
 
 
+CACHED = "app/__pycache__/main.cpython-311.pyc"
+
+
+@pytest.mark.parametrize(
+    ("path", "mode", "named"),
+    [(CACHED, 0o644, True), ("app/tool", 0o755, True), ("var/log/app.log", 0o644, False)],
+)
+def test_what_is_allowed_to_be_written_has_its_content(
+    box: Box, path: str, mode: int, named: bool
+) -> None:
+    """Kind: a path is allowed, and whoever writes there chooses the code that is read from it."""
+    above = [entry(path[:at]) for at in range(1, len(path)) if path[at] == "/"]
+
+    def write(**values: Any) -> None:
+        given: dict[str, Any] = {"mode": mode, "size": 3, "sha256": OTHER} | values
+        box.rootfs["layers"][2] = upper(*above, entry(path, "file", **given))
+
+    write()
+    text = suggest(box.records(), References(box.image))
+    assert box.failed(text) == [] and ("sha256 = [" in text) is named
+    key = box.failed()[-1].next.partition("[rootfs] ")[2]
+    write(sha256=bytes(32))
+    assert [each.path for each in box.failed(text)] == [f"/{path}"] * named
+    write(mode=mode | 0o4000)
+    assert [each.path for each in box.failed(text)] == [f"/{path}"] * named
+    write(xattrs=(("security.capability", b"x"),))
+    assert [each.path for each in box.failed(text)] == [f"/{path}"] * named
+    write(size=0, sha256=hashlib.sha256().digest())
+    assert [each.path for each in box.failed(text)] == [f"/{path}"] * named
+    write()
+    assert f"/{path}" not in {each.path for each in box.failed("[rootfs]\n" + key)}
+    # Who named the path alone has allowed whatever is there.
+    patterns = "[rootfs]\nallow_written = ['/**']"
+    write(mode=mode | 0o4000)
+    assert box.failed(patterns) == []
+    whats = [each.what for each in box.appraise(patterns).findings if each.path == f"/{path}"]
+    assert [what.endswith("by path pattern alone") for what in whats] == [True]
+
+
 def test_a_layer_too_large_to_be_shown(box: Box) -> None:
     del box.rootfs["layers"][2]["manifest"]
     assert box.failed() == []  # it has no entries
@@ -719,43 +758,52 @@ def test_configuration(
 
 
 LOADED_BY = {
+    "ansible": "ANSIBLE_CONFIG ANSIBLE_LIBRARY ANSIBLE_MODULE_UTILS ANSIBLE_ROLES_PATH"
+    " ANSIBLE_COLLECTIONS_PATH ANSIBLE_COLLECTIONS_PATHS ANSIBLE_CALLBACK_PLUGINS",
     "ant": "ANT_ARGS ANT_OPTS",
     "apt": "APT_CONFIG",
     "awk": "AWKPATH AWKLIBPATH",
     "babel": "BABEL_CACHE_PATH",
     "bundler": "BUNDLE_GEMFILE BUNDLE_APP_CONFIG BUNDLE_BIN_PATH BUNDLE_PATH BUNDLE_USER_CONFIG"
-    " BUNDLE_USER_HOME BUNDLE_USER_PLUGIN BUNDLER_ORIG_RUBYOPT",
+    " BUNDLE_USER_HOME BUNDLE_USER_PLUGIN BUNDLER_ORIG_RUBYOPT BUNDLE_LOCAL__RACK",
+    "bun": "BUN_INSPECT BUN_INSPECT_CONNECT_TO BUN_INSPECT_NOTIFY BUN_INSPECT_PRELOAD",
     "bootsnap": "BOOTSNAP_CACHE_DIR",
     "autoconf": "CONFIG_SITE",
     "cargo": "CARGO_BUILD_RUSTC CARGO_BUILD_RUSTC_WRAPPER CARGO_BUILD_RUSTC_WORKSPACE_WRAPPER"
     " CARGO_BUILD_RUSTFLAGS CARGO_ENCODED_RUSTFLAGS RUSTC RUSTC_WRAPPER RUSTC_WORKSPACE_WRAPPER"
     " RUSTDOC RUSTFLAGS",
     "chicken": "CHICKEN_REPOSITORY_PATH",
-    "clojure": "CLJ_CONFIG",
+    "clojure": "CLJ_CONFIG CLJ_JVM_OPTS LEIN_JVM_OPTS",
     "cmake": "CMAKE_TOOLCHAIN_FILE",
     "composer": "COMPOSER COMPOSER_VENDOR_DIR",
     "corepack": "COREPACK_HOME",
     "cvs": "CVS_RSH",
     "deno": "DENO_DIR",
-    "dotnet": "DOTNET_ROOT DOTNET_ROOT_X64 DOTNET_STARTUP_HOOKS",
-    "elixir": "ELIXIR_ERL_OPTIONS ERL_FLAGS",
+    "dotnet": "DOTNET_ROOT DOTNET_ROOT_X64 DOTNET_STARTUP_HOOKS DOTNET_DiagnosticPorts"
+    " COMPlus_DiagnosticPorts DOTNET_HOSTINGSTARTUPASSEMBLIES ASPNETCORE_HOSTINGSTARTUPASSEMBLIES",
+    "elixir": "ELIXIR_ERL_OPTIONS ERL_FLAGS ERL_COMPILER_OPTIONS",
     "flask": "FLASK_APP",
+    "gcloud": "CLOUDSDK_PYTHON CLOUDSDK_PYTHON_ARGS",
+    "gdal": "GDAL_PYTHON_DRIVER_PATH GDAL_VRT_ENABLE_PYTHON",
     "gem": "GEMRC",
     "ghc": "GHC_ENVIRONMENT GHC_PACKAGE_PATH",
     "ghostscript": "GS_LIB GS_OPTIONS",
     "git": "GIT_COMMON_DIR GIT_DIR GIT_EDITOR GIT_SEQUENCE_EDITOR GITPERLLIB",
     "glib": "GI_TYPELIB_PATH GST_PLUGIN_SCANNER GST_PLUGIN_SYSTEM_PATH GTK_EXE_PREFIX"
     " GTK_IM_MODULE_FILE GDK_PIXBUF_MODULEDIR",
-    "go": "GOENV GOFLAGS GOWORK",
+    "go": "GOENV GOFLAGS GOROOT GOWORK",
     "google": "GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES",
     "gradle": "GRADLE_OPTS",
+    "groovy": "GROOVY_HOME STARTER_CONF",
     "guile": "GUILE_LOAD_PATH GUILE_LOAD_COMPILED_PATH GUILE_EXTENSIONS_PATH GUILE_SYSTEM_PATH"
     " GUILE_SYSTEM_COMPILED_PATH GUILE_SYSTEM_EXTENSIONS_PATH",
-    "hg": "HGRCPATH",
+    "hg": "HGRCPATH HGEDITOR HGMERGE",
     "imagemagick": "MAGICK_CONFIGURE_PATH MAGICK_HOME",
     "ipython": "IPYTHONDIR",
     "julia": "JULIA_LOAD_PATH JULIA_DEPOT_PATH JULIA_PROJECT JULIA_BINDIR",
     "jupyter": "JUPYTER_CONFIG_DIR JUPYTER_CONFIG_PATH JUPYTER_DATA_DIR JUPYTER_PATH",
+    "jython": "JYTHON_HOME JYTHON_OPTS",
+    "kubectl": "KUBECTL_EXTERNAL_DIFF",
     "less": "LESSOPEN LESSCLOSE",
     "lisp": "CL_SOURCE_REGISTRY SBCL_HOME",
     "luarocks": "LUAROCKS_CONFIG",
@@ -765,29 +813,43 @@ LOADED_BY = {
     "mix release": "RELEASE_BOOT_SCRIPT RELEASE_BOOT_SCRIPT_CLEAN RELEASE_REMOTE_VM_ARGS"
     " RELEASE_SYS_CONFIG RELEASE_VM_ARGS RELEASE_VSN",
     "mono": "MONO_PATH MONO_CONFIG MONO_ENV_OPTIONS MONO_GAC_PREFIX",
+    "msbuild": "CustomAfterMicrosoftCommonProps CustomAfterMicrosoftCommonTargets"
+    " CustomBeforeMicrosoftCommonProps CustomBeforeMicrosoftCommonTargets DirectoryBuildPropsPath"
+    " DirectoryBuildTargetsPath MSBuildExtensionsPath MSBuildSDKsPath",
     "mysql": "LIBMYSQL_PLUGINS LIBMYSQL_PLUGIN_DIR MYSQL_HOME",
     "node": "NODE_COMPILE_CACHE V8_COMPILE_CACHE_CACHE_DIR NODE_OPTIONS NODE_PATH",
     "npm": "npm_config_prefix NPM_CONFIG_ONLOAD_SCRIPT npm_config_node-gyp npm_config_node_gyp"
     " npm_config_pnpmfile NPM_CONFIG_GLOBAL_PNPMFILE",
     "ocaml": "CAML_LD_LIBRARY_PATH CAMLLIB OCAMLFIND_CONF OCAMLLIB OCAMLPATH",
     "octave": "OCTAVE_PATH OCTAVE_SITE_INITFILE OCTAVE_VERSION_INITFILE",
-    "perl": "PERL5LIB PERL5OPT PERLLIB PERL5DB",
+    "parallel": "PARALLEL_SHELL",
+    "perl": "PERL5LIB PERL5OPT PERLLIB PERL5DB PERLDB_OPTS HARNESS_PERL HARNESS_PERL_SWITCHES"
+    " PAR_GLOBAL_TEMP",
+    "pipenv": "PIPENV_DOTENV_LOCATION PIPENV_PIPFILE",
     "psql": "PGSYSCONFDIR PSQLRC",
+    "pyinstaller": "_MEIPASS2 _PYI_APPLICATION_HOME_DIR",
+    "pytest": "PYTEST_ADDOPTS PYTEST_PLUGINS",
     "python": "PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONPYCACHEPREFIX PYTHON_PRESITE",
     "R": "R_PROFILE R_PROFILE_USER R_ENVIRON R_ENVIRON_USER R_LIBS R_LIBS_SITE R_LIBS_USER R_HOME"
-    " R_TESTS",
+    " R_TESTS R_DEFAULT_PACKAGES R_SCRIPT_DEFAULT_PACKAGES",
     "racket": "PLTCOMPILEDROOTS PLTUSERHOME",
     "raku": "PERL6LIB RAKULIB",
     "rebar": "REBAR_CONFIG REBAR_GLOBAL_CONFIG_DIR",
+    "ripgrep": "RIPGREP_CONFIG_PATH",
     "rpm": "RPM_CONFIGDIR",
     "ruby": "RUBYLIB RUBYOPT GEM_HOME GEM_PATH RUBY_CRASH_REPORT TRUFFLERUBYOPT BUNDLER_SETUP"
-    " RUBYGEMS_GEMDEPS",
+    " RUBYGEMS_GEMDEPS RAKEOPT SPEC_OPTS",
     "sbt": "SBT_OPTS",
     "shells": "CDPATH NULLCMD READNULLCMD",
-    "svn": "SVN_SSH",
+    "spring": "LOADER_PATH",
+    "svn": "SVN_SSH SVN_EDITOR SVN_MERGE",
     "tcl": "TCLLIBPATH TCL_LIBRARY TK_LIBRARY TCL8_6_TM_PATH TCL9.0_TM_PATH",
     "tex": "TEXMFCNF",
+    "ts-node": "TS_NODE_COMPILER TS_NODE_CWD TS_NODE_DIR TS_NODE_PROJECT",
+    "uv": "UV_CONFIG_FILE UV_ENV_FILE UV_PROJECT UV_PROJECT_ENVIRONMENT UV_PYTHON",
     "wget": "WGETRC",
+    "wp": "WP_CLI_CONFIG_PATH WP_CLI_EARLY_REQUIRE WP_CLI_PACKAGES_DIR WP_CLI_PHP_ARGS",
+    "xdebug": "XDEBUG_CONFIG XDEBUG_SESSION XDEBUG_TRIGGER",
     "zip": "ZIPOPT",
 }
 """By their manuals: what programs read before their own code, or with it. Any of them may name
@@ -807,6 +869,12 @@ def test_variables_by_which_a_program_loads_other_code(box: Box, program: str) -
         (finding,) = box.failed()
         assert (finding.rule, finding.got) == ("config.env", name)
     harmless = ["HOME=00", "TZ=00", "DEBUG=00", "ENV=00", "APP_ENV=00", "FLASK_ENV=00"]
+    harmless += [
+        "ANSIBLE_FORCE_COLOR=00",
+        "DOTNET_gcServer=00",
+        "UV_LINK_MODE=00",
+        "XDEBUG_MODE=00",
+    ]
     harmless += ["NPM_CONFIG_REGISTRY=00", "GIT_ASKPASS=00", "PGHOST=00", "MYSQL_HOST=00"]
     process(env=[*harmless, f"{program.upper()}_VERSION=00"])(box.config)
     assert box.failed() == []
@@ -968,6 +1036,42 @@ def test_what_hides_the_images_files(box: Box, path: str) -> None:
 def test_a_path_that_goes_up_is_not_below_what_may_be_hidden(box: Box) -> None:
     box.config["linux"]["maskedPaths"] += ["/data/../app/script"]
     assert len(box.failed("[config]\nmasked_paths = ['/data/**']")) == 1
+
+
+LED_AWAY = [
+    # The pattern, a path that it stands for, and what a link of the image makes of that.
+    ("/app/*", "/app/lib", {"/app/lib": "/usr/lib"}, False),
+    ("/app/**", "/app/lib/deep", {"/app/lib": "../usr/lib"}, False),
+    ("/app/x*/y", "/app/x1/y", {"/app/x1": "/usr"}, False),
+    ("**/y", "/app/x1/y", {"/app/x1/y": "/usr/lib"}, False),
+    ("/app/lib/\\i", "/app/lib/" + "0f" * 32, {"/app/lib/" + "0f" * 32: "/usr/lib"}, False),
+    # Its author named the link, or it leads to what the pattern stands for all the same.
+    ("/app/lib", "/app/lib", {"/app/lib": "/usr/lib"}, True),
+    ("/app/lib/*", "/app/lib/x", {"/app/lib": "/usr/lib"}, True),
+    ("/app/*", "/app/lib", {"/app/lib": "x"}, True),
+    ("/**", "/app/lib", {"/app/lib": "/usr/lib"}, True),
+    ("**", "/app/lib", {"/app/lib": "/usr/lib"}, True),
+    ("/app/*", "/app/new", {}, True),
+]
+
+
+@pytest.mark.parametrize(("pattern", "path", "links", "stays"), LED_AWAY)
+def test_a_wildcard_is_not_led_elsewhere_by_a_link(
+    box: Box, pattern: str, path: str, links: dict[str, str], stays: bool
+) -> None:
+    """Kind: which of the paths that a policy allows is whose choice starts the container."""
+    kind = box.image.files["/app/run"]
+    made = {at: kind.model_copy(update={"link": to}) for at, to in links.items()}
+    box.image = box.image.model_copy(update={"files": {**box.image.files, **made}})
+    box.config["linux"]["maskedPaths"] += [path]
+    hidden = box.failed(f"[config]\nmasked_paths = ['{pattern}']")
+    assert [each.rule for each in hidden] == ["config.masked"] * (not stays)
+    assert box.failed(suggest(box.records(), References(box.image))) == []
+    box.config["linux"]["maskedPaths"].pop()
+    box.config["mounts"].append({"destination": path, "type": "tmpfs", "source": "tmpfs"})
+    mounted = box.failed(f"[config]\nmounts = [{{destination = '{pattern}'}}]")
+    assert [each.rule for each in mounted] == ["config.mount"] * (not stays)
+    assert box.failed(suggest(box.records(), References(box.image))) == []
 
 
 def test_what_engines_hide(box: Box) -> None:
@@ -1240,28 +1344,45 @@ def test_hooks_on_the_host_are_named(box: Box, stage: str) -> None:
     assert bool(found) is (stage != "prestart")
 
 
+REST = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sysrq-trigger"]
+
+
 @pytest.mark.parametrize(
-    ("paths", "masked", "said"),
+    ("paths", "masked", "fails"),
     [
         ([], ["/proc/kcore"], True),
-        (["/proc/bus", "/proc/sysrq-trigger"], ["/proc/kcore"], True),
-        (["/proc/sys/net", "/proc/system"], ["/proc/kcore"], True),
-        (["proc/sys"], ["/proc/kcore"], True),
-        (["/proc/sys"], ["/proc/kcore"], False),
-        (["/proc/sys/"], ["/proc/kcore"], False),
+        (REST, ["/proc/kcore"], True),
+        ([*REST, "/proc/sys/net", "/proc/system"], ["/proc/kcore"], True),
+        ([*REST, "proc/sys"], ["/proc/kcore"], True),
+        (["/proc/sys"], ["/proc/kcore"], True),
+        (["/proc/sys", *REST[:3]], ["/proc/kcore"], True),
+        # As engines and runc's own template have them.
+        (["/proc/sys", *REST], ["/proc/kcore"], False),
+        (["/proc/sys/", *REST], ["/proc/kcore"], False),
         (["/proc"], ["/proc/kcore"], False),
-        ([], ["/proc/kcore", "/proc/sys"], False),
+        (REST, ["/proc/kcore", "/proc/sys"], False),
     ],
 )
-def test_settings_of_the_kernel(box: Box, paths: list[str], masked: list[str], said: bool) -> None:
-    """Every engine has them read-only; whoever made the configuration by hand is told."""
+def test_settings_of_the_kernel(box: Box, paths: list[str], masked: list[str], fails: bool) -> None:
+    """Kind: it reaches out, though it is not called privileged (Podman's ``unmask=/proc/*``)."""
     box.config["linux"] |= {"readonlyPaths": paths, "maskedPaths": masked}
-    found = [one for one in box.appraise().findings if one.rule == "config.kernel_settings"]
-    assert [one.severity for one in found] == ["warn"] * said
+    assert [one.rule for one in box.failed()] == ["config.kernel_settings"] * fails
+    assert box.failed("[config]\nallow_unmasked = true") == []
+    assert box.failed("[config]\nallow_privileged = true") == []
+    text = suggest(box.records(), References(box.image))
+    assert box.failed(text) == [] and ("allow_unmasked" in text) is fails
+    box.config["mounts"] = [one for one in box.config["mounts"] if one["type"] != "proc"]
+    assert box.failed() == []
+    # What protects /proc protects none that is mounted elsewhere.
+    box.config["mounts"].append({"destination": "/other/", "type": "proc", "source": "proc"})
+    found = box.failed("[config]\nmounts = [{destination = '/other/'}]")
+    assert [one.rule for one in found] == ["config.kernel_settings"] and "/other/sys" in found[
+        0
+    ].got
 
 
 @pytest.mark.parametrize(
-    ("options", "paths", "said"),
+    ("options", "paths", "fails"),
     [
         (["nosuid", "ro"], [], False),
         (["ro", "rw"], [], True),
@@ -1270,14 +1391,14 @@ def test_settings_of_the_kernel(box: Box, paths: list[str], masked: list[str], s
         ([], ["/sys/firmware"], True),
     ],
 )
-def test_devices_of_the_kernel(box: Box, options: list[str], paths: list[str], said: bool) -> None:
+def test_devices_of_the_kernel(box: Box, options: list[str], paths: list[str], fails: bool) -> None:
     box.config["linux"]["readonlyPaths"] += paths
     box.config["mounts"].append(
         {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": options}
     )
-    assert box.failed() == []
-    found = [one for one in box.appraise().findings if one.rule == "config.kernel_settings"]
-    assert [one.path for one in found] == ["/sys"] * said
+    found = [one.path for one in box.failed() if one.rule == "config.kernel_settings"]
+    assert found == ["/sys"] * fails and len(box.failed()) == fails
+    assert box.failed(suggest(box.records(), References(box.image))) == []
 
 
 @pytest.mark.parametrize(("kind", "name"), [("network", "net"), ("mount", "mnt")])
@@ -1285,9 +1406,71 @@ def test_a_namespace_of_the_hosts_joined_by_any_path(box: Box, kind: str, name: 
     """Since Linux 6.18 their numbers tell them, as those of the others always did."""
     spaces = [*without(kind), {"type": kind, "path": "/run/netns/made"}]
     box.config["linux"]["namespaces"] = spaces
-    assert box.failed() == []
+    assert [each.rule for each in box.failed()] == ["config.joined"] * (kind == "mount")
+    assert box.failed(suggest(box.records(), References(box.image))) == []
     box.namespaces[name] = {"net": 0xEFFFFFF9, "mnt": 0xEFFFFFF8}[name]
     assert [each.rule for each in box.failed()] == ["config.namespace"]
+
+
+@pytest.mark.parametrize("mode", ["0777", "1777", "0757", "0772", "0003", "x", ""])
+def test_a_root_that_everybody_may_write_in(box: Box, mode: str) -> None:
+    """Kind: on the host's side it is made to be another than the image, and no layer shows it."""
+    box.rootfs["root"]["mode"] = mode
+    (found,) = box.failed()
+    assert (found.rule, found.path) == ("rootfs.written", "/")
+    assert box.failed("[rootfs]\nallow_written = ['/']") == []
+    assert box.failed(suggest(box.records(), References(box.image))) == []
+    for honest in ("0755", "0555", "0775", "0700", "01755"):
+        box.rootfs["root"] = {"mode": honest, "uid": 65534, "gid": 65534}
+        assert box.failed() == []
+    box.rootfs["root"] = None
+    assert box.failed() == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cwd", "fits"),
+    [
+        ("/", "/bin/..", False),  # /bin is usr/bin
+        ("/app", "/app/loop2/..", False),
+        ("/usr", "/usr/bin/..", True),
+        ("/", "/app/..", True),
+        ("/app/loop2/..", "/app/loop2/..", True),
+    ],
+)
+def test_a_directory_above_a_link(box: Box, wanted: str, cwd: str, fits: bool) -> None:
+    """Kind: a path is the image's as a text, and another to the kernel."""
+    link = box.image.files["/app/run"].model_copy(update={"link": "/usr/lib"})
+    config = box.image.config.model_copy(update={"working_dir": wanted})
+    files = {**box.image.files, "/app/loop2": link}
+    box.image = box.image.model_copy(update={"config": config, "files": files})
+    box.config["process"]["cwd"] = cwd
+    assert [each.rule for each in box.failed()] == ["config.cwd"] * (not fits)
+
+
+@pytest.mark.parametrize("place", ["/run", "/tmp", "/var/tmp", "/run/lock"])
+@pytest.mark.parametrize("below", ["", "/deep/er"])
+@pytest.mark.parametrize(("name", "mode"), [("x", "0755"), ("x.py", "0644")])
+def test_an_empty_file_system_over_programs(
+    box: Box, place: str, below: str, name: str, mode: str
+) -> None:
+    """Kind: what the image has is hidden from it, as by ``maskedPaths``."""
+    script = box.image.files["/app/script"].model_copy(update={"mode": mode})
+    files = {**box.image.files, f"{place}{below}/{name}": script}
+    box.image = box.image.model_copy(update={"files": files})
+    mount = {"destination": place, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid"]}
+    box.config["mounts"].append(mount)
+    (found,) = box.failed()
+    assert found.rule == "config.mount" and "hides programs" in found.what
+    assert box.failed(suggest(box.records(), References(box.image))) == []
+    # Podman has the runtime copy there what it would hide.
+    mount["options"] = ["nosuid", "tmpcopyup"]
+    assert box.failed() == []
+    data = box.image.files["/app/script"].model_copy(update={"mode": "0644"})
+    files[f"{place}{below}/{name}"] = data if name == "x" else script
+    files[f"{place}er/y"] = script
+    box.image = box.image.model_copy(update={"files": files})
+    mount["options"] = []
+    assert bool(box.failed()) is (name != "x")
 
 
 @pytest.mark.parametrize("at", ["/run", "/var/run"])
@@ -1314,7 +1497,6 @@ DEVICES = [
     (allow("b", major=8), "b 8:*"),
     (allow("b", minor=0), "b *:0"),
     (allow("b", major=8, minor=-1), "b 8:*"),
-    (allow("", major=1), "a 1:*"),
     (allow("c", major=1, minor=1) | {"access": "r"}, "c 1:1"),
 ]
 
@@ -1335,6 +1517,29 @@ def test_devices_by_whatever_path_or_number(box: Box, device: dict[str, Any], nu
     device |= {"type": "b", "major": 9, "minor": 1}
     refused = [finding.rule for finding in box.failed(text)] == ["config.device"]
     assert refused is ("number =" in text or "device_rules" in text)
+
+
+def test_no_rule_of_devices_is_none_that_limits_them(box: Box) -> None:
+    """Kind: what is not said is what one of the runtimes makes of it."""
+    del box.config["linux"]["resources"]["devices"]
+    assert [each.rule for each in box.failed()] == ["config.privileged"]
+    assert box.failed(suggest(box.records(), References(box.image))) == []
+    box.namespaces["user"] = 4026532200
+    assert box.failed() == []
+
+
+@pytest.mark.parametrize("kind", ["", "a"])
+@pytest.mark.parametrize("numbers", [{}, {"major": 1, "minor": 3}])
+@pytest.mark.parametrize("access", ["m", "r"])
+def test_a_rule_for_both_kinds_of_devices_is_one_for_all(
+    box: Box, kind: str, numbers: dict[str, int], access: str
+) -> None:
+    """Whatever it says beside: runc gives all devices by it."""
+    rule = allow(kind, **numbers) | {"access": access}
+    box.config["linux"]["resources"]["devices"].append(rule)
+    assert [each.rule for each in box.failed()] == ["config.privileged"]
+    assert box.failed("[config]\ndevice_rules = ['a 1:3']") != []
+    assert box.failed(suggest(box.records(), References(box.image))) == []
 
 
 def test_devices_that_every_container_has(box: Box) -> None:

@@ -16,7 +16,7 @@ from cima_runc.ml.contents import measured
 from cima_runc.verifier.appraisal import References, compare
 from cima_runc.verifier.policy import Policy, parse_policy
 from cima_runc.verifier.reference.file import ImageReference, ReferenceFile
-from cima_runc.verifier.rules.looked_at import SETTINGS
+from cima_runc.verifier.rules.looked_at import FILES, SETTINGS
 from cima_runc.verifier.suggest import suggest
 
 SECRET = b"s" * 32
@@ -104,8 +104,15 @@ def refused(box: Box, secret: bytes | None = SECRET, policy: str = "") -> dict[s
     known = parse_policy(policy.encode()) if policy else Policy()
     found = compare(records, References(box.image), known, None, secret)
     failed = [each for each in found if each.severity == "fail"]
-    assert {each.rule for each in failed} <= {"config.mount"}, failed
-    return {each.path: each.next for each in failed}
+    assert {each.rule for each in failed} <= {"config.mount", "config.env"}, failed
+    return {each.path: each.next for each in failed if each.rule == "config.mount"}
+
+
+def unknown(box: Box, secret: bytes | None = SECRET, policy: str = "") -> list[str]:
+    """The variables that are refused."""
+    records = [measured(record) for record in box.records()]
+    found = compare(records, References(box.image), parse_policy(policy.encode()), None, secret)
+    return [each.got for each in found if each.severity == "fail" and each.rule == "config.env"]
 
 
 @pytest.mark.parametrize("host", SOURCES)
@@ -397,10 +404,33 @@ def test_settings_that_name_code(name: str, reference: ImageReference) -> None:
         mounts = [bind(each, SOURCES["kubernetes"]) for each in at]
         found = refused(started(file, *mounts, mounted, **{name: value}))
         assert found.keys() == {"/srv/mine"}, value
-    # Where no engine mounts what somebody chose, it may have any value.
+        assert unknown(started(file, mounted, **{name: value})) == [], value
+    # Where no engine mounts what somebody chose, a directory may have any name.
     box = Box.honest(reference)
     box.config["process"]["env"].append(f"{name}={hidden_value(SECRET, '/elsewhere/x')}")
     assert refused(box) == {}
+    assert unknown(box) == [name] * (name in FILES)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("/dev/stdin", "//dev/./stdin", "/dev/../dev/fd/0", "/proc/self/fd/0", "/dev/tty"),
+        *("/proc/self/environ", "/proc/1/environ", "../proc/self/environ", "/log", "/dev/shm"),
+        *("/dev/null:/dev/stdin", "/dev/stdin:/dev/null", "/sys/x"),
+    ],
+)
+def test_settings_that_are_typed(name: str, value: str, reference: ImageReference) -> None:
+    """Kind: what a variable names is written by whoever starts it, with no mount at all."""
+    link = ReferenceFile(type="link", mode="0777", uid=0, gid=0, layer=0, link="/dev/stdout")
+    stdin = link.model_copy(update={"link": "/proc/self/fd/0"})
+    files = {**reference.files, "/log": link, "/dev/stdin": stdin}
+    box = started(reference.model_copy(update={"files": files}), **{name: value})
+    assert unknown(box) == [name]
+    assert unknown(box, None) == [name]
+    assert unknown(box, policy=f"[config]\nenv = ['{name}']") == []
+    assert unknown(box, policy=suggest(box.records(), References(box.image))) == []
 
 
 SEARCHED = "/usr/local/bin:/usr/bin:/image/bin"
