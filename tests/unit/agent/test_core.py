@@ -10,10 +10,11 @@ from cima_runc.config import LimitSettings
 from cima_runc.cpcr.inner import inner
 from cima_runc.cpcr.table import Table
 from cima_runc.ima.template import Func as TemplateFunc
-from cima_runc.ml.contents import Lost
+from cima_runc.ml.contents import Lost, parse_rootfs
 from cima_runc.ml.records import Record, parse_line
 from cima_runc.ml.store import ContainerNote
 from cima_runc.sensor.events import Event, Func
+from tests.support.simulated_agent import NO_ROOTFS
 
 EVENT = Event(
     registration=1,
@@ -415,3 +416,50 @@ def test_no_record_is_larger_than_what_reads_it_takes(text: str) -> None:
     assert core.get(1) is None and core.in_namespace(note.mntns) is None
     _, records = core.register(note, bytes(32), [{"type": "register"}, large], "now")
     assert parse_line(records[1].to_line()) == records[1]
+
+
+def test_a_users_bytes_are_those_of_his_records() -> None:
+    core, restored = Core(Table()), Core(Table())
+    records = registered(core, 1, uid=1000)
+    registered(core, 2)
+    first = sum(len(record.to_line()) for record in records)
+    assert (core.bytes_of(1000), core.bytes_of(0)) == (first, 0)
+    core.measure(EVENT, None, "now")
+    assert core.bytes_of(1000) > first
+    one, other = core.get(1), core.get(2)
+    assert one is not None and other is not None
+    restored.restore(one)
+    restored.restore(other)
+    assert (restored.bytes_of(1000), restored.bytes_of(0)) == (one.size, 0)
+    registered(restored, 3, uid=1000)
+    restored.forget(1)
+    assert restored.bytes_of(1000) == first
+
+
+def test_a_registrations_records_name_its_process() -> None:
+    core = Core(Table())
+    assert [record.meta["pid"] for record in registered(core, 1)] == [3, 3]
+
+
+def test_a_record_may_be_as_large_as_readers_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = max(len(record.to_line()) for record in registered(Core(Table()), 1))
+    monkeypatch.setattr(limits, "RECORD", size)
+    registered(Core(Table()), 1)
+    monkeypatch.setattr(limits, "RECORD", size - 1)
+    with pytest.raises(CoreError):
+        registered(Core(Table()), 1)
+
+
+def test_a_root_filesystem_that_is_too_large_leaves_the_register_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    core = Core(Table())
+    registered(core, 1)
+    before = core.update_table()
+    monkeypatch.setattr(limits, "RECORD", 50)
+    with pytest.raises(CoreError, match="its rootfs record has"):
+        core.add(1, parse_rootfs(NO_ROOTFS), "now")
+    assert not core.changed
+    assert core.update_table() == before
+    container = core.get(1)
+    assert container is not None and container.partition.count == 2
