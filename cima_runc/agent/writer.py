@@ -379,7 +379,7 @@ class Writer:
             self._gone.popitem(last=False)
 
     def _let_go_of_superseded(self) -> None:
-        for container in self._core.settled(self._ending):
+        for container in self._core.bound(self._ending):
             self.was_superseded(container.note)
 
     def compare(self) -> None:
