@@ -98,6 +98,11 @@ class Writer:
         """A number for the table as it is now, for :meth:`changes`."""
         return self._core.change_mark
 
+    @property
+    def changed(self) -> bool:
+        """Whether a register has changed since the last bind."""
+        return self._core.changed
+
     def changes(self, since: int | None) -> list[tuple[int, bytes]]:
         """Return the slots that were written after the mark ``since``, and what is in them; None:
         all that are not empty."""
