@@ -9,6 +9,7 @@ import copy
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from cima_runc.verifier.policy import parse_policy
 from cima_runc.verifier.reference.file import HostReference
 from cima_runc.verifier.result import Result
 from cima_runc.verifier.state import StateDirectory
+from cima_runc.verifier.steps.explained import aggregate
 from cima_runc.verifier.verify import Appraisal, verify
 from tests.support.evidence_by_hand import verify as by_hand
 from tests.support.firmware_log import added_up, firmware_log
@@ -610,6 +612,16 @@ def test_a_first_line_that_fewer_pcrs_cannot_be_compared_with() -> None:
         fields["banks"] = [(0x000B, sorted(fields["values"]))]
 
     assert failed(case.verify(case.evidence(of_quote(fewer)))) == {"boot_aggregate.not_comparable"}
+
+
+def test_a_first_line_of_another_name_compares_nothing() -> None:
+    """Also where the digest is the right one: of a log whose beginning is missing."""
+    case = Case()
+    values = case.forger.pcrs
+    line = read_line(case.forger.log[0][0])
+    assert line is not None
+    assert aggregate(line, values) == "equal"
+    assert aggregate(replace(line, path=b"/bin/sh"), values) == "another"
 
 
 def test_as_much_is_required_as_was_asked() -> None:
