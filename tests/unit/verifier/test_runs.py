@@ -46,7 +46,7 @@ class Watched:
         self.host = Forger()
         self.memory = StateDirectory(directory)
         self.policy = ""
-        self.appraisal = Appraisal(drift, References(), b"r" * 32)
+        self.appraisal: Appraisal | None = Appraisal(drift, References(), b"r" * 32)
 
     def look(
         self,
@@ -378,6 +378,27 @@ def test_what_is_allowed_is_not_healed_by_what_came_after_it(watched: Watched) -
     assert watched.remembered().untrusted_run == 1
     watched.policy = ""
     assert rules(watched.look(since=True)) == {"runs.untrusted"}
+
+
+def test_nothing_heals_by_being_compared_with_nothing(watched: Watched) -> None:
+    run = watched.host.start(SH, INTRUDER)
+    assert not trusted(watched.look())
+    watched.appraisal, appraisal = None, watched.appraisal
+    assert watched.look().verdict == Verdict.UNKNOWN
+    assert watched.remembered().untrusted_run == 1
+    watched.appraisal = appraisal
+    run.partition.file(b"/bin/id", b"id")
+    assert rules(watched.look(since=True)) == {"runs.untrusted"}
+
+
+def test_a_run_that_was_not_shown_is_good_when_it_is(watched: Watched) -> None:
+    """That it was not seen is of the evidence, not of what ran."""
+    for _ in range(2):
+        watched.host.start(SH).end()
+    last = watched.host.start(SH)
+    assert rules(watched.look(runs=[last])) == {"runs.not_seen"}
+    assert watched.remembered().untrusted_run == 3
+    assert trusted(watched.look())
 
 
 def test_an_earlier_run_that_was_allowed_was_not_found_good(watched: Watched) -> None:
