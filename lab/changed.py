@@ -1,10 +1,12 @@
 """Which tests a change touches, told by what they import, for the minutes while working.
 
-A test is touched by a Python file that it or anything it imports imports, by the conftest.py files
-beside and above it, and by another file whose name any of these mention.
+A test is touched by a Python file that it or anything it imports imports, also by a text that is a
+module's name, by the conftest.py files beside and above it, and by another file that any of these
+mention. A C header is mentioned where what includes it is.
 """
 
 import ast
+import re
 import subprocess
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -14,6 +16,9 @@ from suites import CHECKOUT
 
 ROOTS = ("", "tests/", "lab/")
 """Where modules are looked for: pytest's `pythonpath`."""
+OURS = "cima_runc."
+IN_C = ("native", "hooks", "cima_runc/sensor")
+INCLUDE = re.compile(r"^#include \"([^\"]+)\"", re.MULTILINE)
 
 
 def changed_files() -> set[str]:
@@ -31,14 +36,42 @@ def _git(*words: str) -> list[str]:
 
 def touched(changed: Iterable[str], tests: Iterable[str]) -> list[str]:
     """Return those of the files of tests that the changed files touch, in their order."""
-    python = {file for file in changed if file.endswith(".py")}
-    names = {Path(file).name for file in changed} - {Path(file).name for file in python}
-    return [test for test in tests if _is_touched(test, python, names)]
+    files = set(changed)
+    mentions = {_mention(file) for file in files | _including(files)}
+    return [test for test in tests if _is_touched(test, files, mentions)]
 
 
-def _is_touched(test: str, python: set[str], names: set[str]) -> bool:
+def _is_touched(test: str, files: set[str], mentions: set[str]) -> bool:
     needs = needed_by(test)
-    return bool(needs & python) or any(name in _text(file) for file in needs for name in names)
+    return bool(needs & files) or any(said in _text(file) for file in needs for said in mentions)
+
+
+def _mention(file: str) -> str:
+    """Return how a text names a file. A Python file's own name, as main.py, would say little."""
+    path = Path(file)
+    return "/".join(path.parts[-2:]) if path.suffix == ".py" else path.name
+
+
+def _including(files: set[str]) -> set[str]:
+    """Return the C files that include one of these, directly or not."""
+    sources = [
+        str(path.relative_to(CHECKOUT))
+        for room in IN_C
+        for path in (CHECKOUT / room).glob("*.[ch]")
+    ]
+    found: set[str] = set()
+    names = {Path(file).name for file in files}
+    while True:
+        new = {
+            file
+            for file in sources
+            if file not in found
+            and any(Path(said).name in names for said in INCLUDE.findall(_text(file)))
+        }
+        if not new:
+            return found
+        found |= new
+        names |= {Path(file).name for file in new}
 
 
 def needed_by(test: str) -> set[str]:
@@ -71,6 +104,17 @@ def _modules(tree: ast.AST, file: str) -> Iterator[str]:
             base = ".".join([*above, *([node.module] if node.module else [])])
             yield base
             yield from (f"{base}.{name.name}" for name in node.names)
+        elif isinstance(node, ast.Constant) and str(node.value).startswith(OURS):
+            # Of importlib, or `python -m`; the beginning of a name may become any of its package.
+            yield from _beginning_with(str(node.value))
+
+
+def _beginning_with(name: str) -> Iterator[str]:
+    if not name.endswith("."):
+        yield name
+        return
+    package = CHECKOUT / name.replace(".", "/")
+    yield from (f"{name}{path.stem}" for path in package.glob("*.py"))
 
 
 def _files_of(module: str) -> Iterator[str]:

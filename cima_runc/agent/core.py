@@ -313,8 +313,8 @@ class Core:
         self._index.unchanged()
         return self._table.digest
 
-    def settled(self, keep: Collection[int]) -> list[Container]:
-        """Heed that the table is bound: runs that others of their line follow are let go of.
+    def bound(self, keep: Collection[int]) -> list[Container]:
+        """Heed that the table was bound: runs that others of their line follow are let go of.
 
         Returns them. Those in ``keep`` wait for the next bind.
         """

@@ -156,7 +156,7 @@ class Dependencies:
             except CimaError as error:
                 look.unreadable[file.open_as] = error.what
 
-    def settle(self, seconds: float) -> bool:
+    def wait_until_hashed(self, seconds: float) -> bool:
         """Wait until everything that was seen is hashed; whether that was so in time.
 
         What was hashed becomes records with the next :meth:`collect`.

@@ -80,7 +80,7 @@ _REFRESH_SECONDS = 60.0
 """How often is looked for services that were restarted or have mapped more."""
 _TIDY_SECONDS = 600.0
 """How often is looked for records that need not be kept any longer."""
-_SETTLE_SECONDS = 10.0
+_HASHED_SECONDS = 10.0
 """How long an answer waits for files of services that are being hashed."""
 _DELETE_SECONDS = 0.2
 """How long after its first process a container's end is recorded, if it is not deleted before:
@@ -202,7 +202,7 @@ class Agent:
 
     async def _attest(self, request: Request, source: str | None) -> bytes:
         waiting = self._lobby.attester.ask(request, source=source)
-        await self._settle()
+        await self._services_hashed()
         if not self._gathering:
             self._gathering = True
             delay = until_beat(self._loop.time(), self._lobby.slots())
@@ -437,9 +437,9 @@ class Agent:
                 async with asyncio.timeout(_TIDY_SECONDS):
                     await self._tidy_due.wait()
 
-    async def _settle(self) -> None:
-        settle = self._lobby.dependencies.settle
-        if not await self._loop.run_in_executor(None, settle, _SETTLE_SECONDS):
+    async def _services_hashed(self) -> None:
+        wait = self._lobby.dependencies.wait_until_hashed
+        if not await self._loop.run_in_executor(None, wait, _HASHED_SECONDS):
             _log.warning("files of services are being hashed still")
 
     def _watch_process(self, registration: int, pidfd: int) -> None:
@@ -517,10 +517,10 @@ class Agent:
             if verb == "settled":
                 looker, lookers = self._lobby.looker, self._lookers
                 found = await self._loop.run_in_executor(lookers, looker.look_again, body)
-                await self._writer.submit(lambda rooms: rooms.registration.settled(*found))
+                await self._writer.submit(lambda rooms: rooms.registration.measured_again(*found))
                 return "ok", b""
             if verb == "log":
-                await self._settle()
+                await self._services_hashed()
             answer = await self._writer.submit(lambda rooms: self._handle(rooms, verb, body))
         except asyncio.IncompleteReadError:
             raise

@@ -167,7 +167,7 @@ class Registration:
         self._writer.write()
         return note
 
-    def settled(self, state: HookState, rootfs: dict[str, Any], uid: int = 0) -> None:
+    def measured_again(self, state: HookState, rootfs: dict[str, Any], uid: int = 0) -> None:
         """Record a container's root filesystem again, where others' hooks have changed it.
 
         Raises:

@@ -287,7 +287,7 @@ def open_rooms(
     lobby = Lobby(
         *(looker, held, notices, dependencies, attester, assembly),
         slots=lambda: writer.slots,
-        registers=lambda: (core.change_mark, core.changed),
+        registers=lambda: (writer.change_mark, writer.changed),
         confirmations=confirmations,
         look_around=lifecycle.look_around,
         plan=retention.plan,

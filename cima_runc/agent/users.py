@@ -137,7 +137,9 @@ class UserServer:
                 again = await self._looks.look_at(body, uid)
                 again.close()
                 state, rootfs = parse_hook_state(body), again.rootfs
-                await self._submit(lambda rooms: rooms.registration.settled(state, rootfs, uid))
+                await self._submit(
+                    lambda rooms: rooms.registration.measured_again(state, rootfs, uid)
+                )
             case "poststart":
                 await self._submit(lambda rooms: rooms.lifecycle.poststart(body, uid))
             case "poststop":

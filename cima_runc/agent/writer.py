@@ -98,6 +98,11 @@ class Writer:
         """A number for the table as it is now, for :meth:`changes`."""
         return self._core.change_mark
 
+    @property
+    def changed(self) -> bool:
+        """Whether a register has changed since the last bind."""
+        return self._core.changed
+
     def changes(self, since: int | None) -> list[tuple[int, bytes]]:
         """Return the slots that were written after the mark ``since``, and what is in them; None:
         all that are not empty."""
@@ -379,7 +384,7 @@ class Writer:
             self._gone.popitem(last=False)
 
     def _let_go_of_superseded(self) -> None:
-        for container in self._core.settled(self._ending):
+        for container in self._core.bound(self._ending):
             self.was_superseded(container.note)
 
     def compare(self) -> None:

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cima_runc.base.replaced import replace
+
 _TAIL = 1 << 16
 _SYNCERS = ThreadPoolExecutor(max_workers=4, thread_name_prefix="sync")
 
@@ -126,14 +128,7 @@ def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
     """
     temporary = path.with_name(path.name + ".new")
     temporary.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    handle = os.open(temporary, flags, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        if durable:
-            os.fsync(handle)
-    temporary.replace(path)
+    replace(path, data, temporary=temporary, sync=durable)
     if durable:
         sync_directory(path.parent)
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cima_runc.base import limits
 from cima_runc.base.durable import sync_directory
+from cima_runc.base.replaced import replace
 from cima_runc.base.text import printable
 from cima_runc.engines.engine import Engine, EngineError, Wish
 
@@ -249,21 +250,10 @@ def _text(data: bytes | None, path: Path) -> str | None:
 
 def replace_settings(path: Path, data: bytes, mode: int) -> None:
     """Replace the file as a whole; mode and owner stay what they were."""
+    owner = None
+    if path.exists():
+        status = path.stat()
+        mode, owner = status.st_mode & 0o7777, (status.st_uid, status.st_gid)
     temporary = path.with_name(f".{path.name}.cima-{os.urandom(8).hex()}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    handle = os.open(temporary, flags, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            if path.exists():
-                status = path.stat()
-                os.fchown(handle, status.st_uid, status.st_gid)
-                mode = status.st_mode & 0o7777
-            os.fchmod(handle, mode)
-            os.fsync(handle)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    replace(path, data, temporary=temporary, mode=mode, owner=owner)
     sync_directory(path.parent)

@@ -346,7 +346,7 @@ class _Sitting:
                     )
                 )
         verdict, choice = made.get("enforce", (Verdict.UNKNOWN, None))
-        self._settle(container, verdict, choice, made.get("observe"))
+        self._give(container, verdict, choice, made.get("observe"))
         self._judged[number] = verdict
         return verdict
 
@@ -631,7 +631,7 @@ class _Sitting:
 
     # -- the verdict ------------------------------------------------------------------------------
 
-    def _settle(
+    def _give(
         self,
         container: Mapping[str, Any],
         verdict: Verdict,

@@ -217,7 +217,7 @@ def _measure_layer(
             # The manifest may go at any time: then all is as if nothing were known.
             with suppress(StoreError):
                 return _as_known(store, directory.role, known, keep=keep)
-        started = _settled(before.newest)
+        started = _quiet_since(before.newest)
         layer, borrows = _scan(
             root, directory, below, ids, store=store if keep else None, check=check
         )
@@ -238,9 +238,9 @@ def _measure_layer(
         return layer
 
 
-def _settled(newest: int) -> int:
+def _quiet_since(newest: int) -> int:
     """Wait until the clock has left the tick of the latest change, if it is about to, and return
-    the time (nanoseconds since the epoch) before which changes are settled.
+    the time (nanoseconds since the epoch) before which nothing changes any more.
 
     A tree that has just been unpacked is so remembered from its first measurement on.
     """

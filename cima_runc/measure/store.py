@@ -23,7 +23,9 @@ from types import TracebackType
 from typing import Self
 
 from cima_runc.base import limits
+from cima_runc.base.durable import sync_directory
 from cima_runc.base.errors import CimaError
+from cima_runc.base.replaced import replace
 from cima_runc.base.text import printable
 from cima_runc.measure.mtree import FORMAT, unescape
 
@@ -81,15 +83,7 @@ class PendingManifest:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._path.rename(target)
-        _sync_directory(self._directory)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        sync_directory(self._directory)
 
 
 def _name(digest: str) -> str:
@@ -196,13 +190,8 @@ class LayerCache:
     def put(self, key: str, layer: CachedLayer) -> None:
         """Remember what a layer measured."""
         temporary = self._directory / f".{secrets.token_hex(16)}.tmp"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-                file.write(_format(layer))
-            temporary.rename(self._directory / _entry_name(key))
-        finally:
-            temporary.unlink(missing_ok=True)
+        path = self._directory / _entry_name(key)
+        replace(path, _format(layer), temporary=temporary, sync=False)
 
     def prune(self) -> int:
         """Remove what is known of directories that are gone; return how many those were."""

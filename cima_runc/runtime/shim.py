@@ -276,25 +276,18 @@ def inject_hooks(
 
 
 def _replace(directory: int, name: str, data: bytes, like: os.stat_result) -> os.stat_result:
-    temporary = f"{name}.cima-{os.urandom(8).hex()}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    handle = os.open(temporary, flags, 0o600, dir_fd=directory)
-    try:
-        with open(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            if (like.st_uid, like.st_gid) != (os.geteuid(), os.getegid()):
-                os.fchown(handle, like.st_uid, like.st_gid)
-            os.fchmod(handle, like.st_mode & 0o7777)
-            # An engine's bundle is in memory, where this costs nothing; one on disk is a person's.
-            os.fsync(handle)
-            status = os.fstat(handle)
-        os.replace(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-    except OSError:
-        with suppress(OSError):
-            os.unlink(temporary, dir_fd=directory)
-        raise
-    return status
+    from cima_runc.base.replaced import replace
+
+    # An engine's bundle is in memory, where writing it through costs nothing; one on disk is a
+    # person's.
+    return replace(
+        name,
+        data,
+        temporary=f"{name}.cima-{os.urandom(8).hex()}",
+        mode=like.st_mode & 0o7777,
+        owner=(like.st_uid, like.st_gid),
+        directory=directory,
+    )
 
 
 def _report(args: RuncArgs, line: str) -> None:

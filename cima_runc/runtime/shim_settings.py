@@ -21,7 +21,7 @@ _COMPANION_MAX = 4000
 _COMPANION_RUNTIMES = 16
 _ALL_IDS = "0 0 4294967295"
 """The map of a user namespace that maps every id to itself, as the first one does."""
-_SETTLED_NS = 2_000_000_000
+_QUIET_NS = 2_000_000_000
 """A file changed less than this ago may change again without a new change time."""
 
 
@@ -194,18 +194,14 @@ def write_companion(
     encoded = os.fsencode("\n".join([f"{COMPANION_MAGIC} {identity}", *lines, ""]))
     if len(encoded) > _COMPANION_MAX or len(settings.runtimes) > _COMPANION_RUNTIMES:
         return False
-    temporary = f"{path}.{os.urandom(8).hex()}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    from cima_runc.base.replaced import replace
+
     try:
         age = time.time_ns() - os.stat(settings_file).st_ctime_ns
-        if age < _SETTLED_NS or identity_of(settings_file) != identity:
+        if age < _QUIET_NS or identity_of(settings_file) != identity:
             return False
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        handle = os.open(temporary, flags, 0o644)
-        with open(handle, "wb") as file:
-            os.fchmod(handle, 0o644)
-            file.write(encoded)
-        os.replace(temporary, path)
+        replace(path, encoded, mode=0o644, sync=False)
     except OSError:
         # Only speed is lost: the launcher asks Python again.
         return False

@@ -203,7 +203,7 @@ def test_what_runc_mounts_above_it_changes_nothing(base: Path) -> None:
 
 
 def test_a_layer_changed_below_a_mount(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rootfs_module, "_settled", lambda _newest: 1 << 62)
+    monkeypatch.setattr(rootfs_module, "_quiet_since", lambda _newest: 1 << 62)
     rootfs = mount(base, [make_lower(base / "l")])
     store = Store.at(base / "store")
     before = measure(rootfs, store)

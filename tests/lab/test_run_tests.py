@@ -1,5 +1,6 @@
 """What `./dev test` runs for its arguments."""
 
+import shlex
 from pathlib import Path
 
 import passed
@@ -10,6 +11,8 @@ from passed import Files
 from releases import releases
 from run_tests import Plan, Progress
 from suites import all_tests, runs_on
+
+from tests.vm.again import command_again
 
 
 @pytest.fixture
@@ -91,6 +94,24 @@ def test_one_guest_test_is_one_task_that_freezes_nothing(plan) -> None:
     ).tasks()
     assert task.command[-1] == "tests/vm/test_agent.py::test_a_second_agent_is_refused"
     assert not task.after
+
+
+@pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("name", ["test_x", "test_x[a b-'c']", "test_x[$HOME-\u00e9]"])
+def test_what_a_failure_names_runs_that_test_alone(plan, name: str, everything: bool) -> None:
+    """Also one that its release leaves out otherwise: nothing that runs is no failure."""
+    test = f"tests/vm/soak/test_soak.py::{name}"
+    for release in releases():
+        command = shlex.split(command_again(release, test, everything=everything))
+        assert command[:2] == ["./dev", "test"]
+        tasks = plan(*command[2:]).tasks()
+        if not everything and not runs_on(test, release, False):
+            assert not tasks
+            continue
+        [task] = tasks
+        assert task.command[task.command.index("--debian") + 1] == release
+        assert test in task.command
+        assert ("--everything" in task.command) is everything
 
 
 def test_native_tests_that_are_named_need_no_guest(plan) -> None:

@@ -73,6 +73,23 @@ def test_nothing_knows_what_lies_higher(path: Path) -> None:
         assert other not in NEVER.get(room, ()), f"{own} imports {module}"
 
 
+def test_the_writer_alone_holds_core_and_ledger() -> None:
+    """Whoever else wants to change a container has to ask it (the core's errors are for all)."""
+    held = {
+        module: {
+            str(path.relative_to(HERE)) for path in MODULES if f"agent.{module}" in imported(path)
+        }
+        for module in ("core.Core", "ledger.Ledger")
+    }
+    assert held == {
+        "core.Core": {"agent/ledger.py", "agent/rooms.py", "agent/writer.py"},
+        "ledger.Ledger": {"agent/writer.py"},
+    }
+    makes = ast.parse((HERE / "agent/rooms.py").read_bytes())
+    uses = [node for node in ast.walk(makes) if isinstance(node, ast.Name) and node.id == "core"]
+    assert len(uses) == 2, "it is made there, and given to the writer"
+
+
 @pytest.mark.parametrize(
     "path",
     [path for room in ("base", "runtime") for path in sorted((HERE / room).glob("*.py"))],
@@ -81,6 +98,18 @@ def test_nothing_knows_what_lies_higher(path: Path) -> None:
 def test_what_runs_in_place_of_runc_takes_the_standard_library_alone(path: Path) -> None:
     module = ".".join(path.relative_to(HERE.parent).with_suffix("").parts)
     code = "import sys; sys.path.insert(0, sys.argv[1]); __import__(sys.argv[2])"
+    wanted = {
+        name.split(".")[0]
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [a.name for a in node.names]
+        )
+    }
+    # Also what is imported when it is wanted only.
+    assert wanted <= sys.stdlib_module_names | {"cima_runc"}
     subprocess.run(
         [sys.executable, "-I", "-S", "-c", code, str(HERE.parent), module],
         check=True,

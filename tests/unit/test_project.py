@@ -50,6 +50,14 @@ def test_documents_link_to_what_is_there() -> None:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_every_decision_is_in_the_index() -> None:
+    decisions = TOP / "docs/adr"
+    index = (decisions / "index.md").read_text()
+    assert {path.name for path in decisions.glob("[0-9]*.md")} == set(
+        re.findall(r"\]\(([0-9][^)]+\.md)\)", index)
+    )
+
+
 def test_every_room_is_on_the_page_of_the_architecture() -> None:
     page = (TOP / "docs/architecture.md").read_text()
     rooms = {path.parent.name for path in (TOP / "cima_runc").glob("*/__init__.py")}

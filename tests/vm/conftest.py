@@ -2,7 +2,6 @@
 
 import json
 import platform
-import shlex
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.vm import guest
+from tests.vm.again import command_again
 
 if TYPE_CHECKING:
     from cima_runc.sensor.loader import Sensor
@@ -19,17 +19,23 @@ REPORT = Path("/run/cima-lab/tests.json")
 """[test, begun, ended] of each, in seconds since 1970, for whoever started the guest."""
 
 _ran: list[tuple[str, float, float]] = []
+_BEGUN = pytest.StashKey[float]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out tests that the guest of the other release runs."""
-    if config.getoption("--everything"):
+    if is_everything(config):
         return
     here = release()
     marks = {item: item.get_closest_marker("debian") for item in items}
     elsewhere = [item for item, mark in marks.items() if mark and here not in mark.args]
     config.hook.pytest_deselected(items=elsewhere)
     items[:] = [item for item in items if item not in elsewhere]
+
+
+def is_everything(config: pytest.Config) -> bool:
+    """Whether this guest runs what one release is enough for, too."""
+    return bool(config.getoption("--everything"))
 
 
 def release() -> str:
@@ -41,7 +47,7 @@ def release() -> str:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Note when each test began and ended."""
-    begun = time.time()
+    begun = item.stash[_BEGUN] = time.time()
     try:
         return (yield)
     finally:
@@ -56,9 +62,11 @@ def pytest_runtest_makereport(
     report = yield
     if report.failed:
         command = ["journalctl", "--no-pager", "-o", "short-precise", "-u", "cima-agent"]
-        log = guest.run(*command, f"--since=@{call.start - 1:.0f}", f"--until=@{call.stop + 1:.0f}")
+        # What is wrong in a test often began with what was prepared for it.
+        begun = item.stash.get(_BEGUN, call.start)
+        log = guest.run(*command, f"--since=@{begun - 1:.0f}", f"--until=@{call.stop + 1:.0f}")
         report.sections.append(("the agent's log of its time", log.out or log.err))
-        again = f"./dev test --debian {release()} {shlex.quote(item.nodeid)}"
+        again = command_again(release(), item.nodeid, everything=is_everything(item.config))
         report.sections.append(("the command that runs it again, alone", again))
     return report
 

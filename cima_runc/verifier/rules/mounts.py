@@ -127,9 +127,8 @@ class EngineMounts:
             return of.refused
         if of.of_image and not self._has_own(of.of_image):
             return "the image does not have that itself"
-        if self._image is not None and of.type == "tmpfs" and not _is_filled(mount):
-            if self._image.has_program_below(place_of(mount, self._image)):
-                return "it hides programs that the image has there"
+        if of.type == "tmpfs" and not _is_filled(mount) and self._hides_programs(mount):
+            return "it hides programs that the image has there"
         if of.own_place and self._image is None:
             return "it is not known what the image has there"
         if self._image is None or not (of.own_place or of.chosen):
@@ -145,6 +144,10 @@ class EngineMounts:
         of = engines.EngineMount("bind", ("/**",), own_place=True)
         is_new = self._image is not None and self._image.real(path) == path
         return is_new and not self._looks_for_code(path, of)
+
+    def _hides_programs(self, mount: Mount) -> bool:
+        image = self._image
+        return image is not None and image.has_program_below(place_of(mount, image))
 
     def _has_own(self, path: str) -> bool:
         image = self._image

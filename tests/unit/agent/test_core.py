@@ -4,16 +4,18 @@ from dataclasses import replace
 
 import pytest
 
+from cima_runc.agent import core as core_module
 from cima_runc.agent.core import Core, CoreError, EndedError, dropped_in
 from cima_runc.base import limits
 from cima_runc.config import LimitSettings
 from cima_runc.cpcr.inner import inner
 from cima_runc.cpcr.table import Table
 from cima_runc.ima.template import Func as TemplateFunc
-from cima_runc.ml.contents import Lost
+from cima_runc.ml.contents import Lost, parse_rootfs
 from cima_runc.ml.records import Record, parse_line
 from cima_runc.ml.store import ContainerNote
 from cima_runc.sensor.events import Event, Func
+from tests.support.simulated_agent import NO_ROOTFS
 
 EVENT = Event(
     registration=1,
@@ -220,7 +222,7 @@ def test_an_ended_container_keeps_its_leaf() -> None:
     held = table.inner(container.note.slot)
     registered(core, 2)
     core.update_table()
-    assert core.settled(()) == []
+    assert core.bound(()) == []
     assert table.inner(container.note.slot) == held != bytes(32)
 
 
@@ -257,11 +259,11 @@ def test_a_run_is_let_go_of_once_the_next_is_bound() -> None:
     first = a_run(core, 1, 1)
     core.end(1, "ended", "later", 5)
     core.update_table()
-    assert core.settled(()) == []
+    assert core.bound(()) == []
     a_run(core, 2, 2)
     core.update_table()
-    assert core.settled({1}) == []
-    assert [one.number for one in core.settled(())] == [1]
+    assert core.bound({1}) == []
+    assert [one.number for one in core.bound(())] == [1]
     assert core.get(1) is None
     assert table.inner(first.slot) == bytes(32)
     latest = core.run_of("ab" * 32)
@@ -272,7 +274,7 @@ def test_a_run_that_was_forgotten_is_not_let_go_of_again() -> None:
     core = with_two_runs()
     core.forget(1)
     core.update_table()
-    assert core.settled(()) == []
+    assert core.bound(()) == []
     assert core.get(2) is not None
 
 
@@ -301,7 +303,7 @@ def test_a_run_stays_where_the_next_came_to_nothing() -> None:
     core = with_two_runs()
     core.forget(2)
     core.update_table()
-    assert core.settled(()) == []
+    assert core.bound(()) == []
     latest = core.run_of("ab" * 32)
     assert latest is not None and latest.number == 1
 
@@ -317,7 +319,7 @@ def test_of_runs_that_are_restored_the_last_is_kept(order: tuple[int, int]) -> N
         assert found is not None
         restored.restore(found)
     restored.update_table()
-    assert [one.number for one in restored.settled(())] == [1]
+    assert [one.number for one in restored.bound(())] == [1]
 
 
 def test_a_file_of_the_kernels_log_comes_once_and_its_line_is_kept() -> None:
@@ -415,3 +417,70 @@ def test_no_record_is_larger_than_what_reads_it_takes(text: str) -> None:
     assert core.get(1) is None and core.in_namespace(note.mntns) is None
     _, records = core.register(note, bytes(32), [{"type": "register"}, large], "now")
     assert parse_line(records[1].to_line()) == records[1]
+
+
+def test_a_users_bytes_are_those_of_his_records() -> None:
+    core, restored = Core(Table()), Core(Table())
+    records = registered(core, 1, uid=1000)
+    registered(core, 2)
+    first = sum(len(record.to_line()) for record in records)
+    assert (core.bytes_of(1000), core.bytes_of(0)) == (first, 0)
+    core.measure(EVENT, None, "now")
+    assert core.bytes_of(1000) > first
+    one, other = core.get(1), core.get(2)
+    assert one is not None and other is not None
+    restored.restore(one)
+    restored.restore(other)
+    assert (restored.bytes_of(1000), restored.bytes_of(0)) == (one.size, 0)
+    registered(restored, 3, uid=1000)
+    restored.forget(1)
+    assert restored.bytes_of(1000) == first
+
+
+@pytest.mark.parametrize(("room", "kind"), [(0, "ima_template"), (-1, "cima")])
+@pytest.mark.parametrize("whose", ["container", "user"])
+def test_a_limit_is_what_is_allowed(
+    whose: str, room: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = LimitSettings()
+    core = Core(Table(), limits_of_each=lambda: most)
+    registered(core, 1, uid=1000)
+    container = core.get(1)
+    assert container is not None
+    grown = core_module._LINE + 2 * len(EVENT.path or b"")
+    if whose == "user":
+        monkeypatch.setattr(limits, "USER_BYTES", core.bytes_of(1000) + grown + room)
+    else:
+        size = container.size + grown + room
+        most = LimitSettings.model_construct(records=100, bytes=size)
+    record = core.measure(EVENT, None, "now")
+    assert record is not None and record.content_type == kind
+
+
+def test_a_registrations_records_name_its_process() -> None:
+    core = Core(Table())
+    assert [record.meta["pid"] for record in registered(core, 1)] == [3, 3]
+
+
+def test_a_record_may_be_as_large_as_readers_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = max(len(record.to_line()) for record in registered(Core(Table()), 1))
+    monkeypatch.setattr(limits, "RECORD", size)
+    registered(Core(Table()), 1)
+    monkeypatch.setattr(limits, "RECORD", size - 1)
+    with pytest.raises(CoreError):
+        registered(Core(Table()), 1)
+
+
+def test_a_root_filesystem_that_is_too_large_leaves_the_register_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    core = Core(Table())
+    registered(core, 1)
+    before = core.update_table()
+    monkeypatch.setattr(limits, "RECORD", 50)
+    with pytest.raises(CoreError, match="its rootfs record has"):
+        core.add(1, parse_rootfs(NO_ROOTFS), "now")
+    assert not core.changed
+    assert core.update_table() == before
+    container = core.get(1)
+    assert container is not None and container.partition.count == 2

@@ -55,7 +55,7 @@ class Agent:
         return number
 
     def settle(self) -> None:
-        assert self.dependencies.settle(60)
+        assert self.dependencies.wait_until_hashed(60)
         self.dependencies.collect()
         self.writer.write()
 

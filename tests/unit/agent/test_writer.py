@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,18 @@ def test_a_directory_that_cannot_be_made_leaves_nothing(
     assert host.writer.backlog == 0
     monkeypatch.undo()
     assert host.begin(1).slot >= 0
+
+
+def test_what_the_sensor_dropped_is_said_once(host: Host) -> None:
+    """It is told how many in all."""
+    host.begin(1)
+    for total in (0, 3, 3, 5, 4):
+        host.writer.dropped(1, total)
+    host.writer.dropped(7, 9)
+    host.writer.write()
+    records = [json.loads(line)["content"] for line in host.store.lines(1)]
+    assert [one["count"] for one in records if one["type"] == "lost"] == [3, 2]
+    host.writer.end(1, "ended")
+    host.writer.dropped(1, 6)
+    host.writer.write()
+    assert json.loads([*host.store.lines(1)][-1])["content"]["type"] == "exit"

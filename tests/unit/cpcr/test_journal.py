@@ -224,6 +224,20 @@ def test_it_is_replaced_by_one_line_and_never_with_a_bind_pending(
     assert opened(tmp_path).state == journal.state
 
 
+def test_what_an_earlier_agent_wrote_counts_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a journal of an agent that is killed again and again would have no end."""
+    monkeypatch.setattr(limits, "JOURNAL_ENTRIES", 8)
+    begun(tmp_path).close()
+    for _ in range(20):
+        journal = opened(tmp_path)
+        journal.add({"type": "gap", "kind": "disk", "since": HOUR, "until": HOUR})
+        journal.close()
+        assert len((tmp_path / "journal.jsonl").read_bytes().splitlines()) < 8
+    assert opened(tmp_path).state.status.gaps.count == 20
+
+
 def test_a_line_that_was_cut_off_is_removed(tmp_path: Path) -> None:
     journal = begun(tmp_path)
     path = tmp_path / "journal.jsonl"
@@ -256,6 +270,7 @@ STATE = {
         [{**STATE, "version": 3}],
         [{**STATE, "value": "0"}],
         [{**STATE, "value": 7}],
+        [{**STATE, "value": "00" * 31}],
         [{**STATE, "counters": [1]}],
         [{**STATE, "counters": [1, True]}],
         [{**STATE, "status": {}}],
@@ -350,6 +365,15 @@ def test_an_abandoned_bind_of_version_1(tmp_path: Path) -> None:
     journal = version_1(tmp_path, bind_1(1, "00", "11"), {"type": "abandoned", "seq": 1})
     assert journal.state.value == ZERO
     assert journal.state.pending is None
+
+
+def test_a_journal_of_version_1_that_is_there_was_not_lost(tmp_path: Path) -> None:
+    """Also where nothing is bound yet: a host that upgrades has made no foreign change."""
+    (tmp_path / "journal.jsonl").write_bytes(json.dumps(GAP_1).encode() + b"\n")
+    journal = opened(tmp_path, boot_is_known=True)
+    entry = journal.reconcile(found(ZERO))
+    assert entry is not None
+    assert entry["type"] == "initial"
 
 
 def test_an_empty_journal_of_version_1(tmp_path: Path) -> None:

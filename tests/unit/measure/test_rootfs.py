@@ -36,7 +36,7 @@ def _store(tmp_path: Path) -> Store:
 @pytest.fixture(name="settled")
 def _settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if every tree had been left alone for long."""
-    monkeypatch.setattr(rootfs_module, "_settled", lambda _newest: 1 << 62)
+    monkeypatch.setattr(rootfs_module, "_quiet_since", lambda _newest: 1 << 62)
 
 
 def cached(found: RootfsMeasurement) -> list[bool]:
@@ -152,11 +152,11 @@ def test_a_tree_that_just_changed_is_remembered_once_the_clock_has_moved(
 def test_times_that_are_rounded_settle_later() -> None:
     now = time.time_ns()
     rounded = now // 10**9 * 10**9
-    assert not rounded < rootfs_module._settled(rounded)
-    assert rounded - 3 * 10**9 < rootfs_module._settled(rounded - 3 * 10**9)
-    assert now // 1000 * 1000 + 1 < rootfs_module._settled(now // 1000 * 1000 + 1)
+    assert not rounded < rootfs_module._quiet_since(rounded)
+    assert rounded - 3 * 10**9 < rootfs_module._quiet_since(rounded - 3 * 10**9)
+    assert now // 1000 * 1000 + 1 < rootfs_module._quiet_since(now // 1000 * 1000 + 1)
     future = now + 10**12 + 1
-    assert not future < rootfs_module._settled(future)
+    assert not future < rootfs_module._quiet_since(future)
 
 
 def test_a_damaged_cache_is_measured_anew(

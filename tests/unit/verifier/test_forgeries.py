@@ -9,6 +9,7 @@ import copy
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from cima_runc.verifier.policy import parse_policy
 from cima_runc.verifier.reference.file import HostReference
 from cima_runc.verifier.result import Result
 from cima_runc.verifier.state import StateDirectory
+from cima_runc.verifier.steps.explained import aggregate
 from cima_runc.verifier.verify import Appraisal, verify
 from tests.support.evidence_by_hand import verify as by_hand
 from tests.support.firmware_log import added_up, firmware_log
@@ -612,6 +614,16 @@ def test_a_first_line_that_fewer_pcrs_cannot_be_compared_with() -> None:
     assert failed(case.verify(case.evidence(of_quote(fewer)))) == {"boot_aggregate.not_comparable"}
 
 
+def test_a_first_line_of_another_name_compares_nothing() -> None:
+    """Also where the digest is the right one: of a log whose beginning is missing."""
+    case = Case()
+    values = case.forger.pcrs
+    line = read_line(case.forger.log[0][0])
+    assert line is not None
+    assert aggregate(line, values) == "equal"
+    assert aggregate(replace(line, path=b"/bin/sh"), values) == "another"
+
+
 def test_as_much_is_required_as_was_asked() -> None:
     """Kind: the sender decides how much is checked."""
     case = Case("redacted")
@@ -837,6 +849,52 @@ def test_a_log_that_does_not_add_up() -> None:
         of_evidence(lambda evidence: evidence["host_log"]["entries"].append("11" * 32))
     )
     assert case.verify(longer).verdict == Verdict.TRUSTED  # the log may lead the quote
+
+
+@pytest.mark.parametrize("violation", [False, True])
+@pytest.mark.parametrize("host", ["redacted", "full"])
+def test_what_came_after_the_quote_decides_nothing(host: str, violation: bool) -> None:
+    """The log is read after the quote: what is beyond the PCR is of nobody that was asked about."""
+    case = full(Case(host))
+    line = host_line(b"/root/later", bytes(32) if violation else sha(b"later"))
+    shown = {"template": "ima-ng", "data": line.hex(), "violation": violation}
+    hashed = "ff" * 32 if violation else sha(line).hex()
+    added = shown if host == "full" else hashed
+    raw = case.evidence(of_evidence(lambda evidence: evidence["host_log"]["entries"].append(added)))
+    result = case.verify(raw)
+    assert result.verdict == Verdict.TRUSTED, result.findings
+    (log,) = [check for check in result.checks if check.step == "host-log"]
+    assert log.detail.startswith("3 entries")
+
+
+def test_a_service_in_a_line_beyond_the_pcr_is_not_proved() -> None:
+    case = Case("redacted")
+    line, _ = case.forger.log.pop(1)
+    raw = case.evidence(
+        of_evidence(lambda evidence: evidence["host_log"]["entries"].append(sha(line).hex()))
+    )
+    assert refusal(case.verify(raw)) == "DependencyLineError"
+
+
+@pytest.mark.parametrize(
+    ("at", "change"),
+    [(0, {"registration": 7}), (0, {"id": "dependencies:7"}), (None, {})],
+    ids=["another number", "another id", "registered twice"],
+)
+def test_services_are_registered_once_and_as_they_are_named(
+    at: int | None, change: dict[str, Any]
+) -> None:
+    """Bound as they are."""
+    case = Case()
+    services = case.forger.services
+    assert services is not None
+    content = services.records[0]["content"] | change
+    if at is None:
+        services.add(content)
+    else:
+        digest = {"hashAlg": "sha256", "digest": sha(canonical(content)).hex()}
+        services.records[at] |= {"content": content, "digests": [digest]}
+    assert refusal(case.verify(case.evidence())) == "DependenciesError"
 
 
 def test_a_pcr_of_zeros_proves_no_log() -> None:

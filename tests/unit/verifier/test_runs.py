@@ -46,7 +46,7 @@ class Watched:
         self.host = Forger()
         self.memory = StateDirectory(directory)
         self.policy = ""
-        self.appraisal = Appraisal(drift, References(), b"r" * 32)
+        self.appraisal: Appraisal | None = Appraisal(drift, References(), b"r" * 32)
 
     def look(
         self,
@@ -357,6 +357,67 @@ def test_a_run_without_an_end_was_not_seen_to_it(watched: Watched) -> None:
     assert trusted(watched.look())
 
 
+def test_nor_was_one_that_the_next_says_went_no_further(watched: Watched) -> None:
+    """It is remembered as it then was, and nobody has written down that it ended there."""
+    watched.host.start(SH)
+    assert trusted(watched.look())
+    watched.host.reboot()
+    second = watched.host.start(SH)
+    assert rules(watched.look(runs=[second])) == {"runs.not_seen"}
+
+
+def test_what_is_allowed_is_not_healed_by_what_came_after_it(watched: Watched) -> None:
+    """The rest of an untrusted run is good, and the run as a whole was not shown."""
+    run = watched.host.start(SH, INTRUDER)
+    assert not trusted(watched.look())
+    run.partition.file(b"/bin/id", b"id")
+    run.end()
+    watched.host.start(SH)
+    watched.policy = "allow_restarts = true"
+    assert trusted(watched.look(since=True))
+    assert watched.remembered().untrusted_run == 1
+    watched.policy = ""
+    assert rules(watched.look(since=True)) == {"runs.untrusted"}
+
+
+def test_nothing_heals_by_being_compared_with_nothing(watched: Watched) -> None:
+    run = watched.host.start(SH, INTRUDER)
+    assert not trusted(watched.look())
+    watched.appraisal, appraisal = None, watched.appraisal
+    assert watched.look().verdict == Verdict.UNKNOWN
+    assert watched.remembered().untrusted_run == 1
+    watched.appraisal = appraisal
+    run.partition.file(b"/bin/id", b"id")
+    assert rules(watched.look(since=True)) == {"runs.untrusted"}
+
+
+def test_a_run_that_was_not_shown_is_good_when_it_is(watched: Watched) -> None:
+    """That it was not seen is of the evidence, not of what ran."""
+    for _ in range(2):
+        watched.host.start(SH).end()
+    last = watched.host.start(SH)
+    assert rules(watched.look(runs=[last])) == {"runs.not_seen"}
+    assert watched.remembered().untrusted_run == 3
+    assert trusted(watched.look())
+
+
+def test_an_earlier_run_that_was_allowed_was_not_found_good(watched: Watched) -> None:
+    watched.host.start(SH, INTRUDER).end()
+    second = watched.host.start(SH)
+    watched.policy = "allow_restarts = true"
+    assert trusted(watched.look())
+    watched.policy = ""
+    assert not trusted(watched.look(runs=[second]))
+
+
+def test_of_many_runs_the_latest_are_remembered(watched: Watched) -> None:
+    for _ in range(67):
+        watched.host.start().end()
+    assert trusted(watched.look())
+    known = [run.registration for run in watched.host.runs]
+    assert watched.remembered().earlier == tuple(known[-65:-1])
+
+
 def test_a_run_must_say_what_the_one_before_came_to(watched: Watched) -> None:
     watched.host.start(SH).end()
     for field, value in (
@@ -587,6 +648,15 @@ def test_after_a_reboot_the_whole_is_asked_for(watched: Watched) -> None:
     assert "host.booted" in rules(result, "info")
 
 
+def test_two_quotes_of_one_moment_tell_the_same_of_the_host(watched: Watched) -> None:
+    troubled(watched, "gaps", 2)
+    watched.host.start(SH)
+    assert trusted(watched.look())
+    watched.host.clock["clock"] -= 1
+    troubled(watched, "gaps", 1)
+    assert refused(watched.look()) == "StatusError"
+
+
 @pytest.mark.parametrize("name", ["foreign", "gaps"])
 def test_counts_of_troubles_do_not_go_back(watched: Watched, name: str) -> None:
     """Finding 6: they were covered by nothing, and compared with nothing."""
@@ -675,6 +745,14 @@ def test_the_first_value_is_the_hosts(watched: Watched) -> None:
     assert trusted(watched.look())
 
 
+def test_a_journal_that_was_lost_knows_no_other_first_value(watched: Watched) -> None:
+    watched.host.start(SH)
+    assert trusted(watched.look())
+    troubled(watched, "foreign", 1)
+    watched.host.status["initial"] = "11" * 32
+    assert refused(watched.look()) == "StatusError"
+
+
 @pytest.mark.parametrize("name", ["foreign", "gaps"])
 def test_hibernation_is_in_the_midst_of_a_boot(watched: Watched, name: str) -> None:
     """The TPM is reset, the boot's id and what was counted in it stay."""
@@ -700,6 +778,9 @@ def test_what_an_earlier_verifier_remembered_is_of_lines_alone(
     host.unlink()
     assert trusted(watched.look(since=True))
     assert host.exists()
+    host.unlink()
+    watched.host.clock["reset"] -= 1
+    assert refused(watched.look()) == "ResetCountError"
 
 
 def test_foreign_extends_fail_where_the_policy_says_so(watched: Watched) -> None:
