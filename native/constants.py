@@ -36,6 +36,7 @@ NUMBERS = {
     "WATCHED_MAX": tables.WATCHED_MAX,
     "EVER_WATCHED_MAX": tables.EVER_WATCHED_MAX,
     "REGISTRATIONS_MAX": tables.REGISTRATIONS_MAX,
+    "CLASSES": tables.CLASSES,
     "EVENT_SIZE": events.HEADER.size,
     "WATCHED_SIZE": tables.WATCHED.size,
     "REGISTRATION_SIZE": tables.ROW.size,

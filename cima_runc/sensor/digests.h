@@ -35,9 +35,9 @@ struct writes {
 	u64 count;
 	u64 lent;    /* 1: pages of it were lent to the kernel, which may write to them at any time */
 	u64 mapped;  /* the container that mapped it shared and writable first (mapped.h); 0: none; FORGOTTEN */
-	s64 awaited; /* interpreters that were started for it, and have not opened it yet */
+	s64 awaited; /* interpreters that were started for it, and have not opened it yet; scripts.h says of which inode */
 	u64 user[USERS_MAX];
-	u64 more_users;
+	u64 more_users; /* a bit for each class of those that found no room (class_of) */
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -47,12 +47,18 @@ struct {
 	__type(value, struct writes);
 } writes SEC(".maps");
 
+enum { NOT_COUNTED = -1 }; /* writes of an inode that has no entry; as unsigned, more than any count */
+
 /* The file that the task has IMA hash now; `real` is 0 where there is none. */
+struct begun {
+	struct known known;
+	u64 without_room; /* the inode whose digest this was, and found no room in `digests`; 0: none */
+};
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
-	__type(value, struct known);
+	__type(value, struct begun);
 } begun SEC(".maps");
 
 /* Superblocks that containers mounted, or mounted anew; 0: that somebody else mounted anew. */
@@ -174,6 +180,23 @@ __noinline u64 real_of(u64 seen)
 
 	find_real((struct inode *)seen, &real);
 	return (u64)real.inode;
+}
+
+/*
+ * Whether an open file of an overlay maps another inode than the one that is read, and hashed: it was opened before
+ * the file was copied to the upper layer.
+ */
+__noinline u64 maps_another(u64 address_of_file)
+{
+	struct file *file = (void *)address_of_file, *below;
+	struct inode *inode = READ_POINTER(file, f_inode);
+
+	if (READ(inode, i_sb, s_magic) != OVERLAYFS || !bpf_core_type_exists(struct ovl_inode))
+		return 0;
+	below = BPF_CORE_READ(file, private_data);
+	if (bpf_core_type_exists(struct ovl_file))
+		below = BPF_CORE_READ((struct ovl_file *)below, realfile);
+	return real_of((u64)BPF_CORE_READ(below, f_inode)) != real_of((u64)inode);
 }
 
 /* What is known of a file's digest, and of the file. */
@@ -375,7 +398,7 @@ int BPF_PROG(cima_collect_begins, void *iint, struct file *file)
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct mark *mark = bpf_task_storage_get(&marks, task, 0, 0);
 	u64 flags = IMA_COLLECTED, key, owner = mark ? mark->registration : 0;
-	struct known *begins;
+	struct begun *begins;
 	struct writes *written;
 	struct real real;
 
@@ -388,7 +411,8 @@ int BPF_PROG(cima_collect_begins, void *iint, struct file *file)
 	begins = bpf_task_storage_get(&begun, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!begins)
 		return 0;
-	begins->real = 0;
+	begins->known.real = 0;
+	begins->without_room = 0;
 	if (has_its_share(owner)) {
 		count_full();
 		return 0;
@@ -396,10 +420,10 @@ int BPF_PROG(cima_collect_begins, void *iint, struct file *file)
 	find_real(seen, &real);
 	key = (u64)real.inode;
 	written = writes_of(key);
-	begins->writes = written ? *(volatile u64 *)&written->count : 0;
-	begins->owner = owner;
-	begins->clean = !writer_of(real.inode);
-	begins->real = key;
+	begins->known.writes = written ? *(volatile u64 *)&written->count : NOT_COUNTED;
+	begins->known.owner = owner;
+	begins->known.clean = !writer_of(real.inode);
+	begins->known.real = key;
 	return 0;
 }
 
@@ -410,19 +434,22 @@ int BPF_PROG(cima_collect_ends, void *iint, struct file *file, void *buf, s64 si
 	struct inode *seen = (struct inode *)address(file->f_inode);
 	struct task_struct *task = bpf_get_current_task_btf();
 	u64 key = (u64)seen;
-	struct known *begins = bpf_task_storage_get(&begun, task, 0, 0), known;
+	struct begun *begins = bpf_task_storage_get(&begun, task, 0, 0);
+	struct known known;
 	struct ima_digest_data *digest = 0;
 	struct real real;
 	u8 head[2] = {};
 	u32 length;
 
-	if (!begins || !begins->real)
+	if (!begins || !begins->known.real)
 		return 0;
-	known = *begins;
-	begins->real = 0;
+	known = begins->known;
+	begins->known.real = 0;
 	/* Who has no mark has no storage at all again, and pays for none (is_nobodys). */
-	if (!bpf_task_storage_get(&marks, task, 0, 0))
+	if (!bpf_task_storage_get(&marks, task, 0, 0)) {
 		bpf_task_storage_delete(&begun, task);
+		begins = 0;
+	}
 	if (bpf_core_type_exists(struct integrity_iint_cache))
 		digest = BPF_CORE_READ((struct integrity_iint_cache *)iint, ima_hash);
 	else if (bpf_core_type_exists(struct ima_iint_cache))
@@ -441,20 +468,35 @@ int BPF_PROG(cima_collect_ends, void *iint, struct file *file, void *buf, s64 si
 		known.clean = 0;
 	known.taken = bpf_ktime_get_ns();
 	forget_digest(key);
-	if (bpf_map_update_elem(&digests, &key, &known, BPF_ANY))
+	if (bpf_map_update_elem(&digests, &key, &known, BPF_ANY)) {
 		count_full();
-	else
+		if (begins) {
+			begins->known = known;
+			begins->known.real = 0;
+			begins->without_room = key;
+		}
+	} else {
 		count_digest(known.owner, 1);
+	}
 	return 0;
 unknown:
 	forget_digest(key);
 	return 0;
 }
 
+/*
+ * Of a file that more containers use than are kept, one bit says which of them it may be: so that a change
+ * is not counted against all that use any such file. tables.py counts in the same way.
+ */
+static __always_inline u32 class_of(u64 registration)
+{
+	return scattered(registration) % CLASSES;
+}
+
 /* A container uses a file: it is told should that change under it. */
 __noinline int add_user(u64 real, u64 registration)
 {
-	u32 zero = 0;
+	u32 zero = 0, class = class_of(registration);
 	u64 user;
 	struct writes *written = bpf_map_lookup_elem(&writes, &real);
 	struct registration *owner;
@@ -471,11 +513,11 @@ __noinline int add_user(u64 real, u64 registration)
 		if (__sync_val_compare_and_swap(&written->user[i], user, registration) == user)
 			return 0;
 	}
-	written->more_users = 1;
+	__sync_fetch_and_or(&written->more_users, 1ULL << class);
 	owner = registered(registration);
 	total = bpf_map_lookup_elem(&totals, &zero);
 	if (owner && total && !(owner->flags & CROWDED)) {
-		owner->crowded = total->unattributed;
+		owner->crowded = total->unattributed[class];
 		__sync_fetch_and_or(&owner->flags, CROWDED);
 	}
 	return 0;

@@ -35,6 +35,7 @@ _WRITES: Final = {
     "cima_file_fcntl": "bpf_lsm_file_fcntl",
     "cima_ioctl": "bpf_lsm_file_ioctl",
     "cima_sb_free": "bpf_lsm_sb_free_security",
+    "cima_pages_lost": "__filemap_set_wb_err",
 }
 """Without one of these nobody can say whether a file was written."""
 

@@ -198,6 +198,7 @@ struct file {
 	unsigned int f_flags;
 	struct path f_path;
 	struct inode *f_inode;
+	void *private_data;
 } KERNEL;
 /* fs/file_table.c: the file that another one is handed through to, which begins it */
 struct backing_file {
@@ -293,6 +294,10 @@ struct ovl_inode___6_1 {
 	struct ovl_path lowerpath;
 } KERNEL;
 enum ovl_inode_flag { OVL_UPPERDATA = 3 };
+/* From 6.13 on; before, an open file of an overlay holds the one below by itself. */
+struct ovl_file {
+	struct file *realfile;
+} KERNEL;
 
 /*
  * A pointer as a mere number: global functions take no pointers to the kernel's structures. To the kernel's

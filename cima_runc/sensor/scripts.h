@@ -1,10 +1,21 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * Scripts: the kernel looks at one, and runs its interpreter, which opens it by its name: later, for a
- * process can be stopped. Until then it is awaited, and in use as if it were open.
+ * process can be stopped, and perhaps never. Until then it is awaited, and in use as if it were open.
+ *
+ * In a lower layer of an overlay that is counted of the overlay's inode, which is one container's, as are
+ * its copies: the layer is others' as well.
  */
 #ifndef CIMA_SCRIPTS_H
 #define CIMA_SCRIPTS_H
+
+static __always_inline u64 awaited_as(struct inode *seen)
+{
+	struct real real;
+
+	find_real(seen, &real);
+	return real.is_lower ? (u64)seen : (u64)real.inode;
+}
 
 /*
  * execve(2) comes to another file without a program having taken over since the last: that is for an
@@ -19,7 +30,7 @@ static __always_inline void come_to(struct linux_binprm *bprm)
 	if (!mark)
 		return;
 	script = mark->looked_at;
-	mark->looked_at = real_of(address(bprm->file->f_inode));
+	mark->looked_at = awaited_as((struct inode *)address(bprm->file->f_inode));
 	if (!script || script == mark->script)
 		return;
 	written = bpf_map_lookup_elem(&writes, &script);
@@ -36,7 +47,7 @@ static __always_inline void come_to(struct linux_binprm *bprm)
 	mark->script = script;
 }
 
-/* A file is opened for reading: the one that holds the data, also below an overlay. */
+/* A file is opened for reading: that of an overlay, and after that the one that holds the data. */
 static __always_inline void opens(struct file *file)
 {
 	struct mark *mark;
@@ -84,7 +95,7 @@ __noinline int copied_up(u64 seen_inode, u64 dentry, u32 why)
 	if (!real.is_lower)
 		return 0;
 	key = (u64)real.inode;
-	written = bpf_map_lookup_elem(&writes, &key);
+	written = bpf_map_lookup_elem(&writes, &seen_inode);
 	if (!written || written->awaited <= 0)
 		return 0;
 	mark = mark_of_current();

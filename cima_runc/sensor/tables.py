@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from cima_runc.sensor.libbpf import BPF_ANY, BPF_NOEXIST, Libbpf
 from cima_runc.sensor.pins import Handles
 
-LAYOUT: Final = 6
+LAYOUT: Final = 7
 """Number of sensor.h's layout: what one agent writes, another one of this number reads."""
 
 SHARED: Final = ("digests", "writes", "forgotten", "marks", "mounted", "roots")
@@ -31,6 +31,9 @@ ROW: Final = struct.Struct("=QQqqQQQQQQqQqq")
 WATCHED_MAX: Final = 65536
 EVER_WATCHED_MAX: Final = 65536
 REGISTRATIONS_MAX: Final = 16384
+CLASSES: Final = 64
+_TOTALS: Final = struct.Struct(f"=QQQ{CLASSES}Q")
+"""``struct totals`` of sensor.h."""
 
 _HARMLESS_WHEN_MISSED: Final = frozenset(
     {
@@ -92,6 +95,13 @@ class Watched(NamedTuple):
     nested: int
 
 
+def class_of(registration: int) -> int:
+    """Return the class of a container, as class_of of digests.h does (MurmurHash3's last step)."""
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        registration = (registration ^ registration >> 33) * factor % (1 << 64)
+    return (registration ^ registration >> 33) % CLASSES
+
+
 class Tables:
     """The maps of one sensor, by its open ``handles``. Methods raise OSError as libbpf gives it."""
 
@@ -121,21 +131,31 @@ class Tables:
     @property
     def dropped(self) -> int:
         """Events dropped since the sensor was loaded, over all containers."""
-        return int.from_bytes(self._totals[:8], sys.byteorder)
+        return self._counts()[0]
 
     @property
     def full(self) -> int:
         """Digests for which there was no room, since the sensor was loaded."""
-        return int.from_bytes(self._totals[16:24], sys.byteorder)
+        return self._counts()[1]
 
     @property
     def unattributed(self) -> int:
-        """Changes to files in use by more containers than are remembered of each file."""
-        return int.from_bytes(self._totals[8:16], sys.byteorder)
+        """Changes to files in use by more containers than are remembered of each file, in all
+        classes of containers together."""
+        return sum(self._counts()[3:])
 
-    def unattributed_to(self, row: Row) -> int:
+    def unattributed_to(self, registration: int, row: Row) -> int:
         """Return how many of those may be a container's."""
-        return self.unattributed - row.crowded if row.flags & Flag.CROWDED else 0
+        if not row.flags & Flag.CROWDED:
+            return 0
+        return self.unattributed_in(registration) - row.crowded
+
+    def unattributed_in(self, registration: int) -> int:
+        """Return the changes to files that a container of this one's class may be using."""
+        return self._counts()[3 + class_of(registration)]
+
+    def _counts(self) -> tuple[int, ...]:
+        return _TOTALS.unpack_from(self._totals)
 
     def missed(self) -> int:
         """Return how often the kernel skipped a program since the sensor was loaded, or may have.
@@ -148,7 +168,7 @@ class Tables:
             for name, handle in self._programs.items()
             if name not in _HARMLESS_WHEN_MISSED
         )
-        return skipped + int.from_bytes(self._totals[24:32], sys.byteorder)
+        return skipped + self._counts()[2]
 
     def rows(self) -> Iterator[tuple[int, Row]]:
         """Yield the registration number and the row of each container that is watched."""

@@ -69,7 +69,7 @@ static __always_inline void begin_to_wait(struct registration *owner, struct mar
 	s->report.real_ino = READ(holder, i_ino);
 	s->report.real_generation = READ(holder, i_generation);
 	written = bpf_map_lookup_elem(&writes, &real);
-	s->report.writes = written ? *(volatile u64 *)&written->count : 0;
+	s->report.writes = written ? *(volatile u64 *)&written->count : NOT_COUNTED;
 	if (!owner || !r || bpf_probe_read_kernel(r, sizeof(*r), &s->report)) {
 		count_dropped(s->report.event.registration);
 		give_room_back();
@@ -78,6 +78,34 @@ static __always_inline void begin_to_wait(struct registration *owner, struct mar
 	__sync_fetch_and_add(&owner->waiting, 1);
 	__sync_fetch_and_add(&waiting_uses, 1);
 	mark->waits = 1;
+}
+
+/*
+ * The digest that a use waited for found no room: others had taken it. The task that had it taken still has it, and
+ * what its container cannot have written is believed all the same.
+ */
+static __always_inline u32 judge_without_room(struct report *r, struct task_struct *task)
+{
+	struct begun *taken = bpf_task_storage_get(&begun, task, 0, 0);
+	struct registration *owner = registered(r->event.registration);
+	struct writes *written;
+	u64 real = r->judged.real;
+
+	if (!taken || taken->without_room != r->seen)
+		return NO_DIGEST_KEPT;
+	taken->without_room = 0;
+	r->judged.known = taken->known;
+	r->judged.known.real = real;
+	if (r->judged.writable)
+		return r->judged.writable;
+	if (!r->judged.known.clean)
+		return WRITTEN_WHILE_HASHED;
+	written = bpf_map_lookup_elem(&writes, &real);
+	if (written && *(volatile u64 *)&written->count != r->judged.known.writes)
+		return WRITTEN_SINCE;
+	if (!r->judged.unknown && is_beyond_reach(r->seen, real, r->judged.is_lower, owner ? owner->root_dev : 0))
+		return STABLE;
+	return MAP_FULL;
 }
 
 /* IMA has looked at the file that the task waits for. */
@@ -102,6 +130,8 @@ __noinline int complete(void)
 	/* First: who opens it for writing after that has told this container, who did before is seen. */
 	add_user(r->real, r->event.registration);
 	why = judge(r->seen, 0, &r->judged);
+	if (why == NO_DIGEST_KEPT)
+		why = judge_without_room(r, task);
 	if (why != NO_DIGEST_KEPT && !is_of_use(r)) {
 		why = WRITTEN_SINCE;
 	} else if (why != NO_DIGEST_KEPT) {
@@ -163,6 +193,8 @@ static __always_inline int use_by(u64 registration, struct mark *mark, struct fi
 
 	why = now = judge(seen, registration, &judged);
 	named = unreliable(seen, judged.real);
+	if (!named && func == MMAP_CHECK && maps_another(address(file)))
+		named = MOVED;
 	hash = judged.known.hash;
 	had_digest = inode->i_flags & S_IMA;
 	if (settings.largest && (u64)inode->i_size > settings.largest) {
@@ -182,6 +214,8 @@ static __always_inline int use_by(u64 registration, struct mark *mark, struct fi
 				hash = judged.known.hash;
 			} else if (hash >= 0 && !judged.writable && !judged.unknown &&
 				   (now == NO_DIGEST_KEPT || now == MAP_FULL || now == HOOK_MISSING) &&
+				   /* Whose share is full has no writes counted of what is hashed for it. */
+				   !has_its_share(registration) &&
 				   is_beyond_reach(seen, judged.real, judged.is_lower, root_dev)) {
 				why = STABLE;
 			} else if (now != NO_DIGEST_KEPT) {

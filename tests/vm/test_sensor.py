@@ -312,12 +312,14 @@ def test_a_script_of_a_lower_layer_is_in_use_too(container: Watched, tmp_path: P
     for name in ("lower", "upper", "work", "merged", "other-upper", "other-work", "other"):
         (tmp_path / name).mkdir()
     install(tmp_path / "interp", program(b"i"))
-    install(tmp_path / "lower/script", f"#!{tmp_path}/interp\n".encode())
+    for name in ("script", "again"):
+        install(tmp_path / "lower" / name, f"#!{tmp_path}/interp\n".encode())
     for prefix, at in (("", "merged"), ("other-", "other")):
         layers = [tmp_path / name for name in ("lower", f"{prefix}upper", f"{prefix}work")]
         options = "lowerdir={},upperdir={},workdir={}".format(*layers)
         subprocess.run(["mount", "-t", "overlay", "-o", options, "o", tmp_path / at], check=True)
     inside = Namespace()  # made after the mounts: it has them
+    beside = os.open(tmp_path / "other", os.O_PATH | os.O_DIRECTORY)
     try:
         container.sensor.watch(inside.number, registration := next(registrations), 1)
         inside.run(tmp_path / "merged/script")
@@ -326,11 +328,44 @@ def test_a_script_of_a_lower_layer_is_in_use_too(container: Watched, tmp_path: P
         assert changed(drain(container.sensor)) == set()
         inside.call(lambda: (tmp_path / "merged/script").open("ab").close())
         assert changed(drain(container.sensor)) == {(b"script", Why.OPENED_WHILE_MAPPED)}
+        # Another container that has the layer writes what this one awaits: a copy of its own.
+        inside.run(tmp_path / "merged/again")
+        container.call(lambda: os.close(os.open("again", os.O_WRONLY, dir_fd=beside)))
+        assert changed(drain(container.sensor)) == set()
         container.sensor.unwatch(registration)
     finally:
+        os.close(beside)
         inside.close()
         for at in ("merged", "other"):
             subprocess.run(["umount", "-l", tmp_path / at], check=True)
+
+
+def test_what_an_overlay_maps_need_not_be_what_it_hashes(sensor: Sensor, tmp_path: Path) -> None:
+    """A file that was open before it was copied up: the lower one is mapped, the upper one read."""
+    for name in ("lower", "upper", "work", "merged"):
+        (tmp_path / name).mkdir()
+    file = tmp_path / "merged/lib"
+    install(tmp_path / "lower/lib", program(b"lower"))
+    layers = [tmp_path / name for name in ("lower", "upper", "work")]
+    options = "lowerdir={},upperdir={},workdir={}".format(*layers)
+    subprocess.run(["mount", "-t", "overlay", "-o", options, "o", tmp_path / "merged"], check=True)
+    inside = Watched(sensor)
+
+    def attack() -> None:
+        before = os.open(file, os.O_RDONLY)
+        with file.open("r+b") as writer:
+            writer.write(program(b"upper"))
+        for descriptor in (before, os.open(file, os.O_RDONLY)):
+            mapped = mmap.mmap(descriptor, 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC)
+            assert (b"lower" in mapped[:]) == (descriptor == before)
+
+    try:
+        inside.call(attack)
+        found = [(event.path, event.why) for event in uses(inside.events())]
+        assert found == [(bytes(file), Why.MOVED), (bytes(file), Why.STABLE)]
+    finally:
+        inside.close()
+        subprocess.run(["umount", "-l", tmp_path / "merged"], check=True)
 
 
 def test_a_file_that_is_open_for_writing_is_unstable(container: Watched, tmp_path: Path) -> None:
