@@ -25,7 +25,7 @@ class Task:
 
     Among those that can run, the one with the most `seconds` expected is taken first. What is not
     `owed`, and no such one waits for, begins when all that is has begun, so that it takes no time
-    from it, and may be left when the time is up.
+    from it. Only what is `needed` is not left when the time is up.
     """
 
     title: str
@@ -36,6 +36,7 @@ class Task:
     after: tuple["Task", ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     owed: bool = True
+    needed: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Ended:
 class Lanes:
     """Runs tasks, as many at once in each lane as `workers` says for it.
 
-    At `until` (seconds since 1970) what is not owed is ended, or not begun: it is in `left` then.
+    At `until` (seconds since 1970) what is not needed is ended, or not begun: it is in `left` then.
     """
 
     def __init__(
@@ -155,10 +156,10 @@ class Lanes:
         return status
 
     def _leave(self) -> None:
-        """Have what is not owed end, and begin no more of it."""
-        running = {task for task in self._running if not self._is_owed(task)}
-        waiting = {task for task in self._waiting if not self._is_owed(task)}
-        self._waiting = [task for task in self._waiting if task not in waiting]
+        """Have what is not needed end, and begin no more of it."""
+        running = {task for task in self._running if not task.needed}
+        waiting = {task for task in self._waiting if not task.needed}
+        self._waiting = [task for task in self._waiting if task.needed]
         self.left |= running | waiting
         self._changed.notify_all()
         self._end(running)

@@ -542,7 +542,12 @@ class Agent:
         """Register all that wait, which share a bind; nothing where an earlier turn has."""
         waiting = []
         while self._registering:
-            waiting.append(self._registering.popleft())
+            candidate, registered = self._registering.popleft()
+            # Who does not wait any more must not keep the others from their answers.
+            if registered.set_running_or_notify_cancel():
+                waiting.append((candidate, registered))
+            else:
+                candidate.close()
         outcomes = rooms.registration.register_all([candidate for candidate, _ in waiting])
         for (_, registered), error in zip(waiting, outcomes, strict=True):
             if error is None:

@@ -35,6 +35,9 @@ ENGINE_SETTINGS = 1 * MIB
 PATH = 4096
 """Bytes of one path in the kernel, the NUL counted (PATH_MAX in linux/limits.h)."""
 
+FINDING_TEXT = 4 * PATH
+"""Characters of one text of a finding: all of a path, each of its bytes escaped."""
+
 IMA_LINE = 64 * KIB
 """Bytes of one line of the kernel's ascii log, or of one record's template data."""
 
@@ -340,6 +343,9 @@ WEBHOOKS = 32
 STRANGERS_BODIES = 128 * MIB
 """Bytes of reports that are in the service's memory at a time, of hosts behind one address that it
 does not know yet; of all of these, eight times as much."""
+
+STRANGERS_ENROLMENTS = 8 * MIB
+"""The same for what they send to join."""
 
 FLEET_REFERENCE = 256 * MIB
 """Bytes of a file of reference values that is sent to a fleet's service."""

@@ -31,6 +31,7 @@ from cima_runc.measure.engine import docker_info
 from cima_runc.measure.outside import in_our_pid_namespace
 
 _SECONDS = 120.0
+"""How long an engine may take to answer: a person waits, and a busy host is not an unfit one."""
 _SHOWN = 1 << 20
 
 
@@ -84,7 +85,7 @@ def _docker(_engine: Engine, _path: str) -> Running | None:
     running = list(_daemons(b"dockerd"))
     for process in running:
         with suppress(OSError, CimaError):
-            told = told or docker_info(process.pid)
+            told = told or docker_info(process.pid, _SECONDS)
     if not running:
         return None
     if not told:

@@ -20,6 +20,9 @@ FILE = Path("/etc/ima/ima-policy")
 _SHOWN = "policy"
 """In IMA's directory of securityfs."""
 
+_SECONDS = 120.0
+"""How long the look-up of a file system's UUID may take on a busy host."""
+
 Rule = frozenset[str]
 
 
@@ -98,7 +101,7 @@ def uuid_of(path: Path) -> str:
     """Return the UUID of the file system that holds ``path``; empty where it has none."""
     command = ["findmnt", "--noheadings", "--output", "UUID", "--target", str(path)]
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except (OSError, subprocess.SubprocessError):
         return ""
     return ran.stdout.strip()

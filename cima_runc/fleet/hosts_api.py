@@ -49,6 +49,7 @@ class Frequent:
         # Of each host: a report beside one that it has given up waiting for, and an answer.
         self.reports = Bodies(2 * limits.REPORT, None)
         self.answers = Bodies(limits.EVIDENCE, None)
+        self.enrolments = Bodies(limits.STRANGERS_ENROLMENTS, 8 * limits.STRANGERS_ENROLMENTS)
 
     def session_is_good(self, authorization: str | None, ak: str) -> bool:
         """Return whether somebody is the host that the service has proved a while ago."""
@@ -240,8 +241,9 @@ def routes(service: Service, frequent: Frequent) -> APIRouter:
     async def enrol(request: Request) -> Response:
         """Begin to join: the answer is a credential for the host's TPM."""
         may_enrol(request)
-        asked = parse_host(HostEnrolment, await small_body(request), "the enrolment")
-        return _answer(200, await service.run(begin, asked))
+        async with frequent.enrolments.of(request, address_of(request)) as body:
+            asked = parse_host(HostEnrolment, small_body(request, body), "the enrolment")
+            return _answer(200, await service.run(begin, asked))
 
     @router.post(
         "/v1/enrolments/{name}/answer",
@@ -252,8 +254,9 @@ def routes(service: Service, frequent: Frequent) -> APIRouter:
     async def activated(name: RequestName, request: Request) -> Response:
         """Give what was in the credential."""
         may_enrol(request)
-        given = parse(EnrolmentAnswer, await small_body(request), "the answer")
-        return _answer(200, await service.run(opened, name, given))
+        async with frequent.enrolments.of(request, address_of(request)) as body:
+            given = parse(EnrolmentAnswer, small_body(request, body), "the answer")
+            return _answer(200, await service.run(opened, name, given))
 
     @router.get(
         "/v1/enrolments/{name}", response_model=EnrolmentState, responses={404: {}, 429: {}}
@@ -267,14 +270,14 @@ def routes(service: Service, frequent: Frequent) -> APIRouter:
     return router
 
 
-async def small_body(request: Request) -> bytes:
-    """Return a body as it was before it was compressed.
+def small_body(request: Request, body: bytes) -> bytes:
+    """Return a request's body as it was before it was compressed.
 
     Raises:
         EvidenceError: it is not compressed as it says, or becomes too large.
     """
     encoding = request.headers.get("content-encoding")
-    return decompressed(await request.body(), encoding, limits.VERIFIER_INPUT)
+    return decompressed(body, encoding, limits.VERIFIER_INPUT)
 
 
 def _body_of(kind: Any) -> dict[str, Any]:

@@ -69,9 +69,10 @@ def host_of(connection: Connection, container: str) -> int:
     found = list(rows)
     if len(found) == 1:
         return int(found[0])
-    what = "more than one host has a container" if found else "no host has a container"
+    # Anybody may ask: which of both it is says what runs on hosts that are not his.
     raise NotHereError(
-        f"{what} of this id", hint="ask by the host: --url .../hosts/<its attestation key's name>"
+        "no host, or more than one, has a container of this id",
+        hint="ask by the host: --url .../hosts/<its attestation key's name>",
     )
 
 
@@ -134,6 +135,7 @@ def take(
         .join(_HOST, _HOST.c.id == _REQUEST.c.host)
         .where(
             _HOST.c.ak_name == ak_name,
+            _HOST.c.state == "enrolled",
             _REQUEST.c.answered.is_(None),
             _REQUEST.c.expires > now,
             or_(_REQUEST.c.taken.is_(None), _REQUEST.c.taken < now - _AGAIN),
@@ -171,6 +173,7 @@ def hosts_waited_for(connection: Connection) -> set[str]:
         select(_HOST.c.ak_name)
         .join(_REQUEST, _REQUEST.c.host == _HOST.c.id)
         .where(
+            _HOST.c.state == "enrolled",
             _REQUEST.c.taken.is_(None),
             _REQUEST.c.answered.is_(None),
             _REQUEST.c.expires > clock.now(),
@@ -197,7 +200,9 @@ def answer(connection: Connection, ak_name: str, uid: str, status: int, body: by
 
 
 def _is_waiting(ak_name: str, uid: str) -> ColumnElement[bool]:
-    host = select(_HOST.c.id).where(_HOST.c.ak_name == ak_name).scalar_subquery()
+    # The session of a host that was removed is good for a day.
+    is_host = (_HOST.c.ak_name == ak_name) & (_HOST.c.state == "enrolled")
+    host = select(_HOST.c.id).where(is_host).scalar_subquery()
     return and_(
         _REQUEST.c.uid == uid,
         _REQUEST.c.host == host,

@@ -18,7 +18,7 @@ from cima_runc.evidence.report import Report, parse_report
 from cima_runc.evidence.report_answer import Accepted, Confirmed, Invitation, Refused, Resync
 from cima_runc.evidence.report_nonce import IssuedNonce, NonceMaker
 from cima_runc.fleet import clock, events, findings, hosts, passed_on, work
-from cima_runc.fleet.database import Database, batched, together
+from cima_runc.fleet.database import Database, NotStorableError, batched, together
 from cima_runc.fleet.events import Told
 from cima_runc.fleet.judge import Judge, News
 from cima_runc.fleet.schema import Container, Host, table_of
@@ -97,7 +97,7 @@ class Reports:
         try:
             with self._database.write() as connection:
                 return self._apply(connection, ak_name, report, nonce)
-        except VerificationError as error:
+        except (VerificationError, NotStorableError) as error:
             self._note_refusal(ak_name, report, nonce, error)
             raise
 
@@ -283,7 +283,7 @@ class Reports:
         )
 
     def _note_refusal(
-        self, ak_name: str, report: Report, nonce: IssuedNonce, error: VerificationError
+        self, ak_name: str, report: Report, nonce: IssuedNonce, error: CimaError
     ) -> None:
         """Remember why the host's latest report was refused; tell of it once for each reason.
 

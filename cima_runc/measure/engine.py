@@ -241,10 +241,10 @@ def _ask_docker(dockerd: int) -> str | None:
     return root if isinstance(root, str) and root.startswith("/") else None
 
 
-def docker_info(dockerd: int) -> dict[str, Any]:
+def docker_info(dockerd: int, seconds: float = _ASK_SECONDS) -> dict[str, Any]:
     """Return what dockerd says of itself on a socket that it listens on (``GET /info``).
 
-    Nothing where it says nothing.
+    Nothing where it says nothing in so many seconds; by default as few as a start can wait.
 
     Raises:
         OSError: there is no such process.
@@ -257,7 +257,7 @@ def docker_info(dockerd: int) -> dict[str, Any]:
     )
     for path in paths[:4]:
         with suppress(OSError, HTTPException, ValueError), socket.socket(socket.AF_UNIX) as channel:
-            channel.settimeout(_ASK_SECONDS)
+            channel.settimeout(seconds)
             channel.connect(path)
             connection = HTTPConnection("localhost")
             connection.sock = channel

@@ -100,8 +100,7 @@ def _violation(content: ViolationV1, at: int, policy: Policy) -> Iterator[Findin
             one.allows(unknown.path, unknown.why, unknown.func, has_digest=False)
             for one in policy.unstable
         )
-    finding = _finding(rule, allowed, what, at, key)
-    yield finding.model_copy(update={"path": path, "got": digest})
+    yield _finding(rule, allowed, what, at, key, path=path, got=digest)
 
 
 def _memory(content: Memory, at: int, policy: Policy) -> Finding:
@@ -114,11 +113,12 @@ def _memory(content: Memory, at: int, policy: Policy) -> Finding:
     # Of no path there is no pattern but that of any.
     pattern = f"[[memory]] program = {quoted(exactly(program))}, kinds = {array([content.kind])}"
     key = pattern if program else ""
-    finding = _finding("records.memory", allowed, what, at, key)
     digest = content.program_digest.hex() if content.program_digest is not None else ""
-    return finding.model_copy(update={"path": shown, "got": digest})
+    return _finding("records.memory", allowed, what, at, key, path=shown, got=digest)
 
 
-def _finding(rule: str, allowed: bool, what: str, record: int, key: str) -> Finding:
+def _finding(
+    rule: str, allowed: bool, what: str, record: int, key: str, *, path: str = "", got: str = ""
+) -> Finding:
     next_ = "see cima status" + (f"; to tolerate it, in the policy: {key}" if key else "")
-    return Finding.unless(allowed, rule, what, record=record, next_=next_)
+    return Finding.unless(allowed, rule, what, record=record, path=path, got=got, next_=next_)

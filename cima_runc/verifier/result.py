@@ -1,9 +1,32 @@
 """What a verifier found out."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import AfterValidator
+
+from cima_runc.base import limits
+from cima_runc.base.text import printable
 from cima_runc.evidence.fields import U64, Digest, Hex, Model
 from cima_runc.verifier.errors import Verdict, VerificationError
+
+_CUT = " ... (cut)"
+
+
+def _cut(text: str) -> str:
+    most = limits.FINDING_TEXT
+    return text if len(text) <= most else text[: most - len(_CUT)] + _CUT
+
+
+def brief(text: str) -> str:
+    """Return a text of others as a finding shows it: printable, and cut where it is long.
+
+    For what many findings say alike, of which each would have a copy of the whole.
+    """
+    return _cut(printable(text[: limits.FINDING_TEXT + 1]))
+
+
+Shown = Annotated[str, AfterValidator(_cut)]
+"""A text that records may fill: the host or the tenant decides how long it would be."""
 
 
 class Finding(Model):
@@ -11,7 +34,7 @@ class Finding(Model):
 
     severity: Literal["fail", "warn", "info"]
     """``fail`` makes the container untrusted, ``warn`` and ``info`` are shown."""
-    what: str
+    what: Shown
     """One line."""
     run: int | None = None
     """The run of the line that it is about, where that is an earlier one."""
@@ -19,13 +42,13 @@ class Finding(Model):
     """Number of the record that it is about."""
     rule: str = ""
     """The rule that it breaks, such as ``file.changed``."""
-    path: str = ""
+    path: Shown = ""
     """The file, directory or key of the configuration, made printable."""
-    got: str = ""
+    got: Shown = ""
     """What is there."""
-    expected: str = ""
+    expected: Shown = ""
     """What should be there."""
-    next: str = ""
+    next: Shown = ""
     """What to do next: a command, or the policy's key."""
 
     @classmethod

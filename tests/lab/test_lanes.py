@@ -22,10 +22,10 @@ def task(tmp_path: Path) -> Callable[..., Task]:
         lane: str = "a",
         seconds: float = 1,
         after: tuple = (),
-        owed: bool = True,
+        **more: bool,
     ) -> Task:
         command = ["sh", "-c", shell]
-        return Task(name, command, lane, seconds, tmp_path / f"{name}.log", after, owed=owed)
+        return Task(name, command, lane, seconds, tmp_path / f"{name}.log", after, **more)
 
     return make
 
@@ -87,12 +87,13 @@ def test_what_is_not_owed_takes_no_time_of_what_is(
     assert [each.status for each in ended] == [0, 0, 0, 0]
 
 
-def test_when_the_time_is_up_only_what_is_owed_goes_on(task: Callable[..., Task]) -> None:
+def test_when_the_time_is_up_only_what_is_needed_goes_on(task: Callable[..., Task]) -> None:
     ready = task("ready", "sleep 60", lane="b", owed=False)
     tasks = [
-        task("runs", "sleep 60", lane="a", owed=False),
-        task("owed", "sleep 3", lane="c"),
-        task("owed later", "exit 4", lane="c", seconds=0),
+        task("runs", "sleep 60", lane="a"),
+        task("needed", "sleep 3", lane="c", seconds=2, needed=True),
+        task("needed later", "exit 4", lane="c", needed=True),
+        task("owed", "true", lane="c", seconds=0),
         ready,
         task("waits", "true", lane="b", after=(ready,), owed=False),
     ]
@@ -101,8 +102,11 @@ def test_when_the_time_is_up_only_what_is_owed_goes_on(task: Callable[..., Task]
     begun = time.monotonic()
     lanes.run(ended.append, lambda _: None, 0.1)
     assert time.monotonic() - begun < 50
-    assert [(each.task.title, each.status) for each in ended] == [("owed", 0), ("owed later", 4)]
-    assert {each.title for each in lanes.left} == {"runs", "ready", "waits"}
+    assert [(each.task.title, each.status) for each in ended] == [
+        ("needed", 0),
+        ("needed later", 4),
+    ]
+    assert {each.title for each in lanes.left} == {"runs", "owed", "ready", "waits"}
 
 
 PROGRAM = """

@@ -2,8 +2,9 @@
 
 import posixpath
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterator
-from functools import partial
+from functools import cached_property, partial
 
 from cima_runc.base.text import printable
 from cima_runc.measure.config_summary import (
@@ -17,8 +18,9 @@ from cima_runc.measure.oci_config import hidden_value
 from cima_runc.verifier.pattern import exactly, matches
 from cima_runc.verifier.policy import DYNAMIC_MAJORS, AllowedDevice, ConfigPolicy, covers
 from cima_runc.verifier.reference.file import ReferenceConfig
-from cima_runc.verifier.result import Finding
+from cima_runc.verifier.result import Finding, brief
 from cima_runc.verifier.rules import engines
+from cima_runc.verifier.rules.below import Below
 from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.rules.loading import makes_load
 from cima_runc.verifier.rules.mounts import (
@@ -53,6 +55,9 @@ a container's is, with no capability at all: ``kernel/core_pattern`` is a progra
 starts on the host. So is ``kernel/uevent_helper`` of sysfs."""
 
 
+_KEYS = 1_000
+"""Mounts of one container that are refused and for which the policy's key is made up: more findings
+are not kept, and each is compared with all that its engine has."""
 _ANSWERS = {
     "notify": "a program of the host's answers some (SCMP_ACT_NOTIFY)",
     "pretend": "some are said to have succeeded, and are not done (errnoRet 0)",
@@ -157,7 +162,12 @@ class ConfigRule:
 
     def _kernel_settings(self) -> Iterator[Finding]:
         # Every engine protects them; a configuration made by hand often says nothing of it.
-        if not _protects(self._config, KERNEL_SETTINGS):
+        hidden = Below(
+            f"{posixpath.normpath(path)}/"
+            for path in (*self._config.masked_paths, *self._config.read_only_paths)
+        )
+        has_proc = any(mount.type == "proc" for mount in self._config.mounts)
+        if has_proc and not hidden.has(KERNEL_SETTINGS):
             yield self._finding(
                 True,
                 "config.kernel_settings",
@@ -168,7 +178,7 @@ class ConfigRule:
                 next_=f"put {KERNEL_SETTINGS} into linux.readonlyPaths, as engines do",
             )
         for mount in self._config.mounts:
-            is_safe = mount.read_only or _is_hidden(self._config, mount.destination)
+            is_safe = mount.read_only or hidden.has(mount.destination)
             if mount.type == "sysfs" and not is_safe:
                 yield self._finding(
                     True,
@@ -236,6 +246,7 @@ class ConfigRule:
             )
 
     def _mounts(self) -> Iterator[Finding]:
+        refused = 0
         for mount in self._config.mounts:
             by = next((each for each in self._policy.mounts if allows(each, mount)), None)
             if by is None and self._engine.makes(mount):
@@ -252,7 +263,8 @@ class ConfigRule:
                     path=at,
                 )
                 continue
-            key = self._engine.allowing(mount)
+            refused += 1
+            key = self._engine.allowing(mount) if refused <= _KEYS else "..."
             why = self._engine.objection(mount)
             yield self._finding(
                 False,
@@ -459,8 +471,7 @@ class ConfigRule:
     def _value(self, name: str) -> Iterator[Finding]:
         assert self._secret is not None
         value, shown = self._image.env_values[name], printable(name)
-        hidden = hidden_value(self._secret, value)
-        if {found for other, found in self._config.hidden_env if other == name} != {hidden}:
+        if self._hidden_values[name] != {hidden_value(self._secret, value)}:
             yield self._finding(
                 False,
                 "config.env",
@@ -471,12 +482,20 @@ class ConfigRule:
                 next_=f"start it without; [config] env = ['{shown}'] in the policy",
             )
 
+    @cached_property
+    def _hidden_values(self) -> defaultdict[str, set[str]]:
+        """What stands for the values of each variable."""
+        found: defaultdict[str, set[str]] = defaultdict(set)
+        for name, hidden in self._config.hidden_env:
+            found[name].add(hidden)
+        return found
+
     def _hooks(self) -> Iterator[Finding]:
         for hook in self._config.hooks:
-            command = hook_command(hook)
+            command, at = hook_command(hook), brief(hook.path)
             if hook.stage not in engines.HOOK_STAGES_INSIDE:
                 if not _is_engines_hook(hook):
-                    what = f"the hook {printable(hook.path)} runs on the host ({hook.stage})"
+                    what = f"the hook {at} runs on the host ({hook.stage})"
                     yield self._finding(
                         True,
                         "config.hook",
@@ -489,7 +508,7 @@ class ConfigRule:
             yield self._finding(
                 command in self._policy.hooks,
                 "config.hook",
-                f"the hook {printable(hook.path)} runs in the container before its command",
+                f"the hook {at} runs in the container before its command",
                 path=f"hooks.{printable(hook.stage)}",
                 got=_shell(command),
                 expected="none",
@@ -503,8 +522,7 @@ class ConfigRule:
                 yield self._finding(
                     False,
                     "config.env",
-                    f"{shown} is set for the hook {printable(hook.path)}, which makes it load other"
-                    " code",
+                    f"{shown} is set for the hook {at}, which makes it load other code",
                     path=f"hooks.{printable(hook.stage)}",
                     got=shown,
                     expected="not set",
@@ -640,12 +658,6 @@ def _shell(args: tuple[str, ...]) -> str:
     return " ".join(printable(arg) if arg and " " not in arg else repr(arg) for arg in args)
 
 
-def _protects(config: ConfigSummary, path: str) -> bool:
-    """Whether nothing in the container can write below a path of its ``/proc``."""
-    is_there = any(mount.type == "proc" for mount in config.mounts)
-    return not is_there or _is_hidden(config, path)
-
-
 def _is_kernels(path: str) -> bool:
     """Whether nothing of the image can be at a path: it leads nowhere out of /proc and /sys."""
     top, *below = [name for name in path.split("/") if name not in {"", "."}] or [""]
@@ -660,9 +672,3 @@ def _may_be_masked(allowed: str, path: bytes) -> bool:
 
 _PROCESS = re.compile("self|thread-self|[0-9]+")
 """What in /proc is a process: its ``root`` and ``cwd`` lead back to the image's files."""
-
-
-def _is_hidden(config: ConfigSummary, path: str) -> bool:
-    """Whether a path is masked or read-only."""
-    protected = (*config.masked_paths, *config.read_only_paths)
-    return any(f"{path}/".startswith(f"{posixpath.normpath(one)}/") for one in protected)

@@ -7,7 +7,7 @@ from cima_runc.ima.template import Func
 from cima_runc.verifier.pattern import exactly
 from cima_runc.verifier.policy import AllowedFile
 from cima_runc.verifier.reference.file import HostReference
-from cima_runc.verifier.result import Finding
+from cima_runc.verifier.result import Finding, brief
 from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.rules.mounts import Places, is_engines_init
 from cima_runc.verifier.toml import quoted
@@ -62,8 +62,8 @@ def check_file(
         what = f"{shown} was {done}, and the image has no such file: drift, it was written"
     if mount is not None:
         rule = "file.mounted"
-        source = printable(mount.source)
-        what = f"{shown} was {done} from the mount {printable(mount.destination)} of {source}"
+        source = brief(mount.source)
+        what = f"{shown} was {done} from the mount {brief(mount.destination)} of {source}"
     else:
         what += " since the image was made"
     copy = image.with_content(got)

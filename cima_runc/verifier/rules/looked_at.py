@@ -14,14 +14,17 @@ Specification; runc's libcontainer/env.go and init_linux.go, crun's container.c 
 
 import posixpath
 import re
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
+from cima_runc.base import limits
 from cima_runc.base.text import printable
 from cima_runc.measure.config_summary import ConfigSummary
 from cima_runc.measure.mtree import escape
 from cima_runc.measure.oci_config import hidden_value
 from cima_runc.verifier.reference.file import ReferenceConfig
+from cima_runc.verifier.rules.below import Below
 from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.rules.loading import makes_load
 
@@ -140,18 +143,25 @@ class LookedAt:
         self._values = values
         self._sets_home = sets_home
         self._secret = secret
+        self._reals: dict[str, str] = {}
 
     def by_what(self, place: str, below: str) -> str:
         """Return what may look at ``place``, which is ``below`` or in it; nothing for nobody.
 
         Both are without the image's symbolic links, and escaped.
         """
-        if self._is_near(self._config.cwd, place, below):
+        # A longer one is none that a container can start in, and compared with each mount.
+        is_none = len(self._config.cwd) > limits.PATH
+        if is_none or self._is_near(self._config.cwd, place, below):
             return "it is near the working directory"
         if self._has_programs(place, below):
             return "the image has programs beside it"
-        for name, hidden in self._config.hidden_env:
-            if name in _NAMING and not self._is_elsewhere(name, hidden, place, below):
+        for name, named in self._named_by_env.items():
+            if (
+                named is None
+                or named.is_near(place, below)
+                or self._is_searched(name, named, place)
+            ):
                 what = "something" if name in SETTINGS else "a directory"
                 return f"{name} is not known to name {what} elsewhere"
         # Where HOME is not set, or empty (runc), the runtime sets it by passwd(5). What becomes
@@ -186,7 +196,11 @@ class LookedAt:
         return not self._image.has_module(name, path)
 
     def _real(self, directory: str) -> str:
-        return self._image.real(escape(directory.encode("utf-8", "surrogatepass")))
+        found = self._reals.get(directory)
+        if found is None:
+            found = self._image.real(escape(directory.encode("utf-8", "surrogatepass")))
+            self._reals[directory] = found
+        return found
 
     @cached_property
     def _paths(self) -> tuple[tuple[str, str], ...]:
@@ -240,11 +254,27 @@ class LookedAt:
             directory = posixpath.dirname(directory)
         return False
 
-    def _is_elsewhere(self, name: str, hidden: str, place: str, below: str) -> bool:
-        """Whether a variable is known to name no directory near a place."""
+    def _is_searched(self, name: str, named: "_Named", place: str) -> bool:
+        return name == SEARCHED and named.has_root and posixpath.dirname(place) == "/"
+
+    @cached_property
+    def _named_by_env(self) -> "dict[str, _Named | None]":
+        """The directories that each variable names; None where they may be any."""
+        found: dict[str, list[str] | None] = {}
+        for name, hidden in dict.fromkeys(self._config.hidden_env):
+            before = found.setdefault(name, []) if name in _NAMING else None
+            if before is not None:
+                more = self._directories(name, hidden)
+                if more is None:
+                    found[name] = None
+                else:
+                    before += more
+        return {name: None if all_ is None else _Named(all_) for name, all_ in found.items()}
+
+    def _directories(self, name: str, hidden: str) -> list[str] | None:
         own = self._values.env_values.get(name)
         if name == SEARCHED and own is None and (self._secret is None or name in self._values.env):
-            return True  # engines set it as well; values of earlier versions have its name alone
+            return []  # engines set it as well; values of earlier versions have its name alone
         if self._secret is not None:
             value = self._told.get(hidden)
         elif name in self._values.env:
@@ -252,14 +282,14 @@ class LookedAt:
         else:
             value = "" if name == "HOME" and self._sets_home else None
         if value is None:
-            return False
+            return None
         found = [each for each in value.split(":") if each]
         if name == SEARCHED:
             # The working directory, which an empty one is as well, was judged.
             found = [posixpath.join(self._config.cwd, each) for each in found]
-            if posixpath.dirname(place) == "/" and "/" in map(self._real, found):
-                return False
-        return not any(self._is_near(each, place, below) for each in found)
+        if not all(each.startswith("/") for each in found):
+            return None
+        return list(map(self._real, found))
 
     @cached_property
     def _told(self) -> dict[str, str]:
@@ -281,20 +311,45 @@ class LookedAt:
         own = self._values.env_values
         yield from (value for name in sorted(_NAMING) if (value := own.get(name)))
         users = {self._values.user.partition(":")[0], self._config.user.username} - {""}
-        mounts = (mount.destination for mount in self._config.mounts)
+        mounts = [mount.destination for mount in self._config.mounts if _is_one(mount.destination)]
         homes = (f"/home/{user}" for user in sorted(users))
+        others = filter(_is_one, (*homes, self._config.cwd))
         names_files = any(name in SETTINGS for name in self._config.env)
         parts = (*_OF_XDG, *_OF_SETTINGS) if names_files else _OF_XDG
-        for directory in (*_USUAL, *self._values.homes, *homes, self._config.cwd, *mounts):
+        for directory in (*_USUAL, *self._values.homes, *others, *mounts):
             yield directory
             yield from (directory.rstrip("/") + part for part in parts)
         if names_files:
             yield from ("/etc" + part for part in parts)
         yield from self._image.directories(with_files=names_files)
         searched = own.get(SEARCHED, _DEFAULT_PATHS[0])
-        mounted = [mount.destination + part for mount in self._config.mounts for part in _PROGRAMS]
+        mounted = [mount + part for mount in mounts for part in _PROGRAMS]
         for directory in (*mounted, *self._image.directories()):
             yield from (f"{directory}:{searched}", f"{searched}:{directory}")
+
+
+class _Named:
+    """Directories that a variable names: as many as there are mounts, if it is there as often."""
+
+    def __init__(self, directories: Iterable[str]) -> None:
+        """They are without the image's symbolic links, and escaped."""
+        found = set(directories)
+        self.has_root = "/" in found
+        self._above = Below(f"{one.rstrip('/')}/" for one in found - {"/"})
+        self._all = sorted(f"{one}/" for one in found)
+
+    def is_near(self, place: str, below: str) -> bool:
+        """Whether one is below what a place is below, or has the place in it."""
+        within = f"{below.rstrip('/')}/"
+        at = bisect_left(self._all, within)
+        is_within = at < len(self._all) and self._all[at].startswith(within)
+        return is_within or self._above.has(place)
+
+
+def _is_one(path: str) -> bool:
+    """Whether a variable that names a path as a tenant chose it is taken to name that: not where it
+    may be many directories, each of them relative to another long one."""
+    return len(path) <= limits.PATH and ":" not in path
 
 
 def _is_in(path: str, directory: str) -> bool:

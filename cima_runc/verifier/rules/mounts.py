@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cima_runc.base import limits
 from cima_runc.measure.config_summary import ConfigSummary, Mount
 from cima_runc.measure.mtree import escape
 from cima_runc.ml.contents import Engine
@@ -133,7 +134,7 @@ class EngineMounts:
         of a volume without a name, the volume that a claim made (``pvc-`` and its uid). What has a
         name is another kind, and not taken in.
         """
-        if not source.startswith("/"):
+        if not source.startswith("/") or len(source) > limits.PATH:
             return exactly(_raw(source))
         directories = [
             directory
@@ -142,10 +143,11 @@ class EngineMounts:
         ]
         # cri-dockerd's pods are Docker's, which knows of no kubelet.
         inside = any(source.startswith(each + "/") for each in (*directories, _USUAL_KUBELET))
+        ids = self._ids_in(source, inside)
         parts, above = [], ""
         for part in source.split("/"):
             random = _random(part, above) if inside else None
-            parts.append(random if random is not None else self._without_ids(part, inside))
+            parts.append(random if random is not None else _without_ids(part, ids))
             above = part
         kubelets = {_USUAL_KUBELET, *(one for engine in self._engines for one in engine.kubelets)}
         if any(_TERMINATION_LOG.fullmatch(source.removeprefix(each)) for each in kubelets):
@@ -168,19 +170,18 @@ class EngineMounts:
             parts.append("read_only = true")
         return "{" + ", ".join(parts) + "}"
 
-    def _without_ids(self, part: str, inside: bool) -> str:
+    def _ids_in(self, source: str, inside: bool) -> re.Pattern[str] | None:
+        """Return what finds the ids that are in a source, of the many that there may be."""
         # A person's own directory may be called as the container is: that name is not random.
-        known = (each for each in self._ids if inside or _GIVEN_BY_ENGINE.fullmatch(each))
-        ids = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
-        pieces = re.split(f"({ids})", part) if ids else [part]
-        return "".join(
-            literal(_raw(piece))
-            if at % 2 == 0
-            else ID
-            if _GIVEN_BY_ENGINE.fullmatch(piece)
-            else "*"
-            for at, piece in enumerate(pieces)
-        )
+        found = [
+            each
+            for each in self._ids
+            if each in source and (inside or _GIVEN_BY_ENGINE.fullmatch(each))
+        ]
+        if not found:
+            return None
+        ids = "|".join(map(re.escape, sorted(found, key=len, reverse=True)))
+        return re.compile(f"({ids})")
 
     @cached_property
     def _ids(self) -> frozenset[str]:
@@ -257,6 +258,14 @@ _RANDOM = (
     (re.compile(r"\.\.[0-9]{4}(?:_[0-9]{2}){5}\.[0-9]+"), "..*"),
 )
 """Names that engines make at random, and the pattern of the next one."""
+
+
+def _without_ids(part: str, ids: re.Pattern[str] | None) -> str:
+    pieces = ids.split(part) if ids is not None else [part]
+    return "".join(
+        literal(_raw(piece)) if at % 2 == 0 else ID if _GIVEN_BY_ENGINE.fullmatch(piece) else "*"
+        for at, piece in enumerate(pieces)
+    )
 
 
 _TERMINATION_LOG = re.compile(r"/pods/[^/]+/containers/[^/]+/[^/]+")
@@ -348,7 +357,8 @@ def is_engines_init(mount: Mount, path: bytes, image: ImageFiles | None = None) 
     """Return whether ``path`` is an engine's init program, which this mount puts there; the path is
     as for :class:`Places`."""
     sources = engines.INIT_PROGRAMS.get(mount.destination, ())
-    return place_of(mount, image) == escape(path) and matches_any(sources, mount.source)
+    is_there = bool(sources) and place_of(mount, image) == escape(path)
+    return is_there and matches_any(sources, mount.source)
 
 
 def allows(allowed: AllowedMount, mount: Mount) -> bool:
@@ -371,8 +381,9 @@ def _is_of(layers: tuple[str, ...], mount: Mount) -> bool:
 
 
 def matches_any(patterns: Iterable[str], path: str) -> bool:
-    """Return whether a pattern is of this path; none is of one that goes up by ``..``."""
-    if "/../" in f"{path}/":
+    """Return whether a pattern is of this path; none is of one that goes up by ``..``, nor of one
+    that no kernel takes, which may be as long as a record and compared over and over."""
+    if len(path) > limits.PATH or "/../" in f"{path}/":
         return False
     # A lone surrogate comes from JSON only; such a path is the same as no other.
     raw = path.encode("utf-8", "surrogatepass")

@@ -43,7 +43,11 @@ def host(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return subprocess.CompletedProcess(command, *made.printed[command])
 
     monkeypatch.setattr(engines, "_daemons", daemons)
-    monkeypatch.setattr(engines, "docker_info", lambda _: made.info)
+
+    def docker_info(_: int, seconds: float = 2.0) -> dict[str, Any]:
+        return made.info if seconds > 60 else {}  # a host that is busy answers in a minute
+
+    monkeypatch.setattr(engines, "docker_info", docker_info)
     monkeypatch.setattr(engines, "_run", run)
     return made
 

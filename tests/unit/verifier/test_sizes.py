@@ -2,19 +2,33 @@
 
 import hashlib
 import time
+import tomllib
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from cima_runc.base import limits
 from cima_runc.ima.template import Func
-from cima_runc.measure.config_summary import ConfigSummary, Mount
-from cima_runc.ml.contents import AnyContent, Config, File, Measured, RegisterV1
+from cima_runc.measure.config_summary import ConfigSummary, Hook, Mount
+from cima_runc.measure.oci_config import hidden_value
+from cima_runc.ml.contents import (
+    AnyContent,
+    Config,
+    File,
+    Measured,
+    Memory,
+    RegisterV1,
+)
 from cima_runc.verifier.appraisal import References, compare
-from cima_runc.verifier.policy import Policy, RootfsPolicy
+from cima_runc.verifier.completeness import completeness
+from cima_runc.verifier.policy import ConfigPolicy, Policy, RootfsPolicy
 from cima_runc.verifier.reference.file import ImageReference, ReferenceConfig, ReferenceFile
+from cima_runc.verifier.result import Finding
+from cima_runc.verifier.rules.config import ConfigRule
 from cima_runc.verifier.rules.image_files import ImageFiles
+from cima_runc.verifier.rules.looked_at import LookedAt
 from cima_runc.verifier.rules.mounts import EngineMounts
 from cima_runc.verifier.rules.rootfs import RootfsRule
 
@@ -137,3 +151,138 @@ def test_an_engine_of_more_than_any_has_is_none() -> None:
     )
     config = ConfigSummary(mounts=(mount,))
     assert not EngineMounts({"engine": engine, "line": "", "id": "own"}, config).makes(mount)
+
+
+SECRET = b"s" * 32
+
+
+def findings(config: ConfigSummary, image_config: ReferenceConfig | None = None) -> list[Finding]:
+    rule = ConfigRule(config, image_config or ReferenceConfig(), ConfigPolicy(), 2, secret=SECRET)
+    return list(rule.check())
+
+
+def test_many_file_systems_of_the_kernel_and_many_paths_that_are_hidden() -> None:
+    mounts = [Mount(destination=f"/sys{n}", type="sysfs") for n in range(2_000)]
+    masked = tuple(f"/proc/{n}" for n in range(10_000))
+    config = ConfigSummary(mounts=tuple(mounts), masked_paths=(*masked, "/sys7/", "/sys"))
+    with seconds(4):
+        found = findings(config)
+    writable = [one.path for one in found if one.rule == "config.kernel_settings"]
+    assert writable == [one.destination for one in mounts if one.destination != "/sys7"]
+
+
+def test_many_values_of_what_names_a_home_and_many_mounts() -> None:
+    mounts = [Mount(destination=f"/mnt/{n}") for n in range(2_000)]
+    env = [("HOME", hidden_value(SECRET, one.destination)) for one in mounts]
+    config = ConfigSummary(cwd="/app", mounts=tuple(mounts), hidden_env=tuple(env))
+    files = ImageFiles(image())
+    looked_at = LookedAt(config, files, ReferenceConfig(), sets_home=False, secret=SECRET)
+    with seconds(4):
+        found = {looked_at.by_what(f"/run/secrets/{n}", "/run/secrets") for n in range(2_000)}
+    assert found == {""}
+    assert looked_at.by_what("/mnt/7/x", "/mnt/7/x").startswith("HOME is not known")
+    assert looked_at.by_what("/mnt/x", "/mnt").startswith("HOME is not known")
+
+
+@pytest.mark.parametrize("cwd", ["/x" + ":a" * 2_000, "/x" + ":a" * 500_000])
+def test_a_directory_that_is_many(cwd: str) -> None:
+    """Each of them would be relative to all of it."""
+    env = (("PATH", hidden_value(SECRET, cwd)),)
+    config = ConfigSummary(cwd=cwd, hidden_env=env)
+    values = ReferenceConfig(env=("PATH",), env_values={"PATH": "/bin"})
+    looked_at = LookedAt(config, ImageFiles(image()), values, sets_home=False, secret=SECRET)
+    tracemalloc.start()
+    try:
+        with seconds(4):
+            assert looked_at.by_what("/run/secrets/x", "/run/secrets")
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_many_variables_that_load_code() -> None:
+    names = [f"BASH_FUNC_{n}" for n in range(8_000)]
+    config = ConfigSummary(
+        env=tuple(names), hidden_env=tuple((name, hidden_value(SECRET, "x")) for name in names)
+    )
+    values = ReferenceConfig(env=tuple(names), env_values=dict.fromkeys(names, "x"))
+    with seconds(3):
+        found = findings(config, values)
+    assert "config.env" not in {one.rule for one in found}
+
+
+def test_a_long_source_and_many_that_share() -> None:
+    shares = [hashlib.sha256(bytes([n % 256, n // 256])).hexdigest() for n in range(1_000)]
+    engine = {"name": "podman", "roots": ["/data"], "states": [], "shares": shares}
+    mount = Mount(destination="/a", source=f"/data/{shares[7]}" + "/x" * 1_900, from_host=True)
+    found = EngineMounts({"engine": engine, "line": "", "id": "own"}, ConfigSummary())
+    with seconds(2):
+        keys = [found.allowing(mount) for _ in range(5)]
+    assert f"/data/\\i{'/x' * 1_900}" in keys[0]
+
+
+def test_of_many_mounts_that_are_refused_the_policy_is_told_of_those_that_are_kept() -> None:
+    mounts = tuple(Mount(destination=f"/a{n}", type="tmpfs") for n in range(1_100))
+    found = [one for one in findings(ConfigSummary(mounts=mounts)) if one.rule == "config.mount"]
+    assert [one.path for one in found] == [one.destination for one in mounts]
+    assert ["destination" in one.next for one in found] == [True] * 1_000 + [False] * 100
+
+
+# What one finding shows has an end, and says so.
+
+
+def test_a_text_without_end() -> None:
+    long = "a" * 1_000_000
+    found = Finding(severity="fail", what=long, path=long, got=long, expected=long, next=long)
+    for text in (found.what, found.path, found.got, found.expected, found.next):
+        assert len(text) == limits.FINDING_TEXT
+        assert text.endswith("aa ... (cut)")
+    assert Finding.model_validate(found.model_dump()) == found
+    longest = "\\xff" * 4_095
+    assert Finding(severity="fail", what="", path=longest).path == longest
+
+
+def test_a_program_of_a_long_path() -> None:
+    memory = Memory(
+        kind="execmem",
+        program_path_hex=b"/a" * 20_000,
+        program_digest=None,
+        mntns=1,
+        denied=False,
+    )
+    found = [one for one in completeness([Measured(1, memory)], Policy()) if one.path]
+    assert [len(one.path) for one in found] == [limits.FINDING_TEXT]
+
+
+def test_what_a_cut_text_says_of_the_policy_is_no_policy() -> None:
+    mount = Mount(destination="/a" * 10_000, type="tmpfs")
+    found = [one for one in findings(ConfigSummary(mounts=(mount,))) if one.path[:2] == "/a"]
+    [key] = [one.next.partition("[config] ")[2] for one in found]
+    with pytest.raises(tomllib.TOMLDecodeError):
+        tomllib.loads(key)
+
+
+def test_a_long_path_that_many_findings_say() -> None:
+    names = tuple(f"BASH_FUNC_{n}" for n in range(400))
+    config = ConfigSummary(hooks=(Hook(stage="startContainer", path="/x" * 150_000, env=names),))
+    tracemalloc.start()
+    try:
+        assert len([one for one in findings(config) if one.rule == "config.env"]) == len(names)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_many_files_on_a_mount_of_a_long_name() -> None:
+    long = "/" * 300_000 + "usr/bin"
+    mount = {"destination": long, "type": "bind", "source": long, "options": ["bind"]}
+    contents: list[AnyContent] = [Config(config={"mounts": [mount]})]
+    contents += [File(bytes(32), b"/usr/bin/%d" % n, 1, Func.BPRM_CHECK) for n in range(400)]
+    records = [Measured(at, one) for at, one in enumerate(contents, 1)]
+    tracemalloc.start()
+    try:
+        found = [one.rule for one in compare(records, References(image=image()), Policy())]
+        assert found.count("file.mounted") == 400
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
