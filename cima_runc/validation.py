@@ -1,5 +1,8 @@
 """What is wrong with a text that a model refuses, in words for people."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from pydantic import ValidationError
 
 from cima_runc.base.text import printable
@@ -49,6 +52,16 @@ def first_of(error: ValidationError) -> str:
     if what is None:
         what = _with_limits(first["type"], first.get("ctx", {})) or _said(first["msg"])
     return printable(f"{place[:_SHOWN]} {what[:_SHOWN]}")
+
+
+def first_of_request(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Return the first thing that is wrong with a request, in one printable line.
+
+    ``errors`` are those of FastAPI's RequestValidationError. Its own answer repeats what was sent,
+    and fails where no JSON can be made of that.
+    """
+    place = ".".join(str(part) for part in errors[0]["loc"])
+    return printable(f"{place}: {errors[0]['msg']}"[:_SHOWN])
 
 
 def _with_limits(kind: str, limits: dict[str, object]) -> str:

@@ -1,7 +1,7 @@
 """Which tasks passed before with the very same files, and what they counted then.
 
 A machine can be too slow for all tests in the time that there is. Then the ones that never passed
-as they are now come first, and only of the others may some be left.
+as they are now come first, and what is left of the others is told with when it passed.
 """
 
 import json

@@ -179,6 +179,19 @@ class Plan:
         found = [here, *([native] if task.lane == "native" else [])]
         return [each for each in found if each.is_dir()]
 
+    def tell_of(self, left: list[Task]) -> list[Task]:
+        """Tell what of the tests was left; return what never passed."""
+        not_run = []
+        for task in left:
+            if before := self.before.get(task):
+                at = time.strftime("%Y-%m-%d %H:%M", time.localtime(before.at))
+                by = f"commit {before.commit[:12]}, with the same files"
+                say(f"not run again: {task.title}: passed {at}, {by}")
+            elif task in self.keys:
+                say(f"NOT RUN, the time was up, and never passed with these files: {task.title}")
+                not_run.append(task)
+        return not_run
+
     def _name(self, number: int) -> Path:
         return self.directory / f"shard-{number:02}"
 
@@ -345,16 +358,9 @@ def main() -> int:
     lanes = Lanes(tasks, {"native": 1, "guests": guests_at_once()}, options.until)
     lanes.run(on_end, progress.waiting)
     counted = [part for task in tasks for part in plan.parts(task) if task not in lanes.left]
-    not_run = []
-    for task in (*(each for each in tasks if each in lanes.left), *skipped):
-        if before := plan.before.get(task):
-            at = time.strftime("%Y-%m-%d %H:%M", time.localtime(before.at))
-            by = f"commit {before.commit[:12]}, with the same files"
-            say(f"not run again: {task.title}: passed {at}, {by}")
-            counted += before.parts
-        elif task in plan.keys:
-            say(f"NOT RUN, the time was up, and never passed with these files: {task.title}")
-            not_run.append(task)
+    left = [*(task for task in tasks if task in lanes.left), *skipped]
+    counted += [part for task in left if task in plan.before for part in plan.before[task].parts]
+    not_run = plan.tell_of(left)
     shards = [task for task in tasks if task.log.name.startswith("shard-")]
     measured = durations_of(directory, shards)
     if options.record:

@@ -29,11 +29,11 @@ from cima_runc.agent.waiting import TooManyError
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.rate import RateLimit, network
-from cima_runc.base.text import printable
 from cima_runc.config import HttpsSettings
 from cima_runc.evidence.enrolment import Challenge, EnrolmentAnswer, EnrolmentRequest
 from cima_runc.evidence.models import Evidence
 from cima_runc.evidence.request import Request
+from cima_runc.validation import first_of_request
 
 _log = logging.getLogger(__name__)
 
@@ -60,8 +60,6 @@ class BusyError(CimaError):
         super().__init__("too many answers are being read", hint="ask again later")
 
 
-_SHOWN = 300
-"""Characters of what is wrong with a request."""
 _CHUNK = 64 * limits.KIB
 _SIZES = "cima.sizes"
 
@@ -204,11 +202,7 @@ def application(ask: Ask, per_minute: int, door: Door | None = None) -> Asgi:
 
     @api.exception_handler(RequestValidationError)
     async def malformed(_: HttpRequest, error: RequestValidationError) -> JSONResponse:
-        # FastAPI's own answer repeats what was sent, and fails where no JSON can be made of that:
-        # then the agent's log has a traceback for each such request, from anybody.
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        what = printable(f"{place}: {first['msg']}"[:_SHOWN])
+        what = first_of_request(error.errors())
         return JSONResponse({"error": what, "hint": "see /v1/openapi.json"}, 422)
 
     @api.exception_handler(OSError)

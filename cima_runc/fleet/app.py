@@ -33,6 +33,7 @@ from cima_runc.fleet.guard import Asgi, Guard
 from cima_runc.fleet.page import routes as page
 from cima_runc.fleet.service import Service
 from cima_runc.fleet.straight import Straight
+from cima_runc.validation import first_of_request
 
 _log = logging.getLogger(__name__)
 _STATUS: tuple[tuple[type[CimaError], int], ...] = (
@@ -100,9 +101,7 @@ def application(service: Service) -> Asgi:
 
     @api.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        return _error(422, f"{place}: {first['msg']}"[:300], "see /v1/openapi.json")
+        return _error(422, first_of_request(error.errors()), "see /v1/openapi.json")
 
     @api.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:

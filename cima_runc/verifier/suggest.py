@@ -40,7 +40,7 @@ from cima_runc.verifier.rules.config import (
 from cima_runc.verifier.rules.engines import HOOK_STAGES_INSIDE
 from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.rules.mounts import EngineMounts
-from cima_runc.verifier.rules.rootfs import written_patterns
+from cima_runc.verifier.rules.rootfs import path_of, written_patterns
 from cima_runc.verifier.rules.unstable import (
     UnknownFile,
     UnstableFile,
@@ -157,7 +157,7 @@ def _rootfs(
         found = [
             pattern
             for entry in _written(records)
-            if printable(b"/" if entry.path == b"." else b"/" + entry.path) in written
+            if printable(path_of(entry)) in written
             for pattern in written_patterns(entry, image)
         ]
         body = "".join(f"  {quoted(each)},\n" for each in dict.fromkeys(found or ["**"]))

@@ -74,10 +74,9 @@ def test_what_passed_before_is_not_owed(plan, tmp_path: Path) -> None:
     ]
     for task in (tasks[1], *tasks[-2:]):
         first.files.passed(first.keys[task], [])
-    again = plan()
-    assert [task.title for task in again.tasks() if task.needed] == ["lint, format, types"]
-    again = plan()
-    left = [task.title for task in again.tasks() if not task.owed]
+    again = plan().tasks()
+    assert [task.title for task in again if task.needed] == ["lint, format, types"]
+    left = [task.title for task in again if not task.owed]
     assert left[-2:] == [task.title for task in tasks[-2:]]
     assert len(left) == 3 + len(releases())
     assert not plan("--everything").before, "of which there is more"

@@ -15,7 +15,7 @@ from pydantic import (
     field_validator,
 )
 
-from cima_runc.validation import first_of
+from cima_runc.validation import first_of, first_of_request
 
 
 class Of(BaseModel):
@@ -74,3 +74,10 @@ def test_names_of_the_sender_are_escaped_and_short(value: dict[str, str]) -> Non
     except ValidationError as error:
         shown = first_of(error)
         assert shown.isprintable() and len(shown) < 2000
+
+
+@given(st.lists(st.text(st.characters(categories=None))), st.text(st.characters(categories=None)))
+def test_what_is_wrong_with_a_request_can_be_said_in_json(place: list[str], told: str) -> None:
+    """Of lone surrogates, too, none can be made: the service answered with a fault of its own."""
+    shown = first_of_request([{"loc": ("body", *place), "msg": told}])
+    assert shown.isprintable() and shown.encode("utf-8").startswith(b"body")

@@ -1,7 +1,13 @@
 """Which paths are below some others: a record has room for a million of each."""
 
-from bisect import bisect
-from collections.abc import Iterable
+from bisect import bisect, bisect_left
+from collections.abc import Iterable, Sequence
+
+
+def any_below(paths: Sequence[str], top: str) -> bool:
+    """Whether one of the paths, which are in order, begins with ``top``; that ends with a slash."""
+    at = bisect_left(paths, top)
+    return at < len(paths) and paths[at].startswith(top)
 
 
 class Below:

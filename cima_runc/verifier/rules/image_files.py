@@ -13,6 +13,7 @@ from cima_runc.measure.mtree import escape, unescape
 from cima_runc.measure.xattrs import ACL_ACCESS
 from cima_runc.verifier.reference.file import ImageReference, ReferenceFile
 from cima_runc.verifier.reference.links import real
+from cima_runc.verifier.rules.below import any_below
 
 _SCRIPTS = (".cjs", ".js", ".lua", ".mjs", ".php", ".pl", ".py", ".pyc", ".rb", ".sh", ".ts")
 """How scripts are called that need not be executable, being given to an interpreter."""
@@ -69,8 +70,7 @@ class ImageFiles:
         found = self._files.get(path)
         if path == "/" or (found is not None and found.type != "dir"):
             return True
-        at = bisect_left(self._sorted, f"{path}/")
-        return at < len(self._sorted) and self._sorted[at].startswith(f"{path}/")
+        return any_below(self._sorted, f"{path}/")
 
     def below(self, path: str) -> Iterator[bytes]:
         """Yield the paths, as they are, of all that the image has below a path."""

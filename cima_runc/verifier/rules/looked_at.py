@@ -14,7 +14,6 @@ Specification; runc's libcontainer/env.go and init_linux.go, crun's container.c 
 
 import posixpath
 import re
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
@@ -24,7 +23,7 @@ from cima_runc.measure.config_summary import ConfigSummary
 from cima_runc.measure.mtree import escape
 from cima_runc.measure.oci_config import hidden_value
 from cima_runc.verifier.reference.file import ReferenceConfig
-from cima_runc.verifier.rules.below import Below
+from cima_runc.verifier.rules.below import Below, any_below
 from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.rules.loading import makes_load
 
@@ -340,10 +339,7 @@ class _Named:
 
     def is_near(self, place: str, below: str) -> bool:
         """Whether one is below what a place is below, or has the place in it."""
-        within = f"{below.rstrip('/')}/"
-        at = bisect_left(self._all, within)
-        is_within = at < len(self._all) and self._all[at].startswith(within)
-        return is_within or self._above.has(place)
+        return any_below(self._all, f"{below.rstrip('/')}/") or self._above.has(place)
 
 
 def _is_one(path: str) -> bool:

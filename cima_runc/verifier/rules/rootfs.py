@@ -9,7 +9,6 @@ and the directories that lead to it, what engines make everywhere
 """
 
 import base64
-from bisect import bisect_left
 from collections.abc import Iterator
 from functools import partial
 
@@ -24,6 +23,7 @@ from cima_runc.verifier.reference.file import ImageReference, ReferenceFile
 from cima_runc.verifier.result import Finding
 from cima_runc.verifier.rules import engines
 from cima_runc.verifier.rules.added_users import files_with_lines
+from cima_runc.verifier.rules.below import any_below
 from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.toml import array
 
@@ -69,9 +69,7 @@ class RootfsRule:
 
     def _leads(self, path: str) -> bool:
         """Whether engines make a directory, or it leads to a mount or to where it starts."""
-        at = bisect_left(self._below, f"{path}/")
-        is_above = at < len(self._below) and self._below[at].startswith(f"{path}/")
-        return path in engines.DIRECTORIES or is_above
+        return path in engines.DIRECTORIES or any_below(self._below, f"{path}/")
 
     def check(self, rootfs: Rootfs) -> Iterator[Finding]:
         """Yield what is wrong with the content of a ``rootfs`` record."""
@@ -179,14 +177,15 @@ class RootfsRule:
             yield self._fail("rootfs.manifest", f"the manifest of {where} is false: {error}")
             return
         for entry in entries:
-            path = "/" if entry.path == b"." else "/" + escape(entry.path)
+            raw = path_of(entry)
+            path = escape(raw)
             if self._is_engines(path, entry):
                 continue
-            raw = b"/" if entry.path == b"." else b"/" + entry.path
-            pattern = self._allowing(entry, path, raw)
+            pattern = self._allowing(entry)
             allowed = f": allowed by the policy's {pattern}" if pattern else ""
-            hiding = " and hides what the image has there" if any(self._hidden(entry, path)) else ""
-            key = f"[rootfs] allow_written = {array(written_patterns(entry, self._image))}"
+            patterns = written_patterns(entry, self._image)
+            hiding = " and hides what the image has there" if len(patterns) > 1 else ""
+            key = f"[rootfs] allow_written = {array(patterns)}"
             yield Finding(
                 severity="info" if pattern else "fail",
                 rule="rootfs.written",
@@ -198,19 +197,16 @@ class RootfsRule:
                 next="" if pattern else f"if that may be, in the policy: {key}",
             )
 
-    def _allowing(self, entry: Entry, path: str, raw: bytes) -> str:
+    def _allowing(self, entry: Entry) -> str:
         """Return the policy's pattern that allows an entry; nothing for none.
 
         Where it hides what the image has below its path, all that must be allowed to be another.
         """
         patterns = self._policy.allow_written
-        for hidden in self._hidden(entry, path):
+        for hidden in _hidden_by(entry, self._image):
             if not any(matches(each, hidden) for each in patterns):
                 return ""
-        return next((each for each in patterns if matches(each, raw)), "")
-
-    def _hidden(self, entry: Entry, path: str) -> Iterator[bytes]:
-        return self._image.below(path) if _hides(entry) else iter(())
+        return next((each for each in patterns if matches(each, path_of(entry))), "")
 
     def _is_engines(self, path: str, entry: Entry) -> bool:
         """Whether an entry hides and changes nothing of the image, or is an engine's."""
@@ -244,16 +240,23 @@ class RootfsRule:
         return any(_is_same(entry, each) for each in found)
 
 
+def path_of(entry: Entry) -> bytes:
+    """Return where a layer's entry is in the container."""
+    return b"/" if entry.path == b"." else b"/" + entry.path
+
+
 def written_patterns(entry: Entry, image: ImageFiles) -> list[str]:
-    """Return the patterns that allow an entry of a layer that is of no image, and no other."""
-    raw = b"" if entry.path == b"." else b"/" + entry.path
-    is_hiding = _hides(entry) and any(image.below(escape(raw)))
-    return [exactly(raw or b"/"), *([f"{exactly(raw)}/**"] if is_hiding else [])]
+    """Return the pattern that allows an entry of a layer that is of no image, and no other; and one
+    more for what it hides, where it does."""
+    path = exactly(path_of(entry))
+    below = [f"{path.rstrip('/')}/**"] if any(_hidden_by(entry, image)) else []
+    return [path, *below]
 
 
-def _hides(entry: Entry) -> bool:
-    """Whether an entry hides all that the image may have below its path."""
-    return entry.type != "dir" or entry.is_opaque or _shows_another(entry)
+def _hidden_by(entry: Entry, image: ImageFiles) -> Iterator[bytes]:
+    """Yield what an entry hides of all that the image has below its path."""
+    if entry.type != "dir" or entry.is_opaque or _shows_another(entry):
+        yield from image.below(escape(path_of(entry)))
 
 
 def _shows_another(entry: Entry) -> bool:
