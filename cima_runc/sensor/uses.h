@@ -221,7 +221,7 @@ static __always_inline int use_by(u64 registration, struct mark *mark, struct fi
 			} else if (now != NO_DIGEST_KEPT) {
 				why = now;
 			} else if (hash >= 0) {
-				why = had_digest ? OLDER_THAN_SENSOR : MAP_FULL;
+				why = had_digest && !some_found_no_room() ? OLDER_THAN_SENSOR : MAP_FULL;
 			}
 		}
 	}
