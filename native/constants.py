@@ -37,6 +37,7 @@ NUMBERS = {
     "EVER_WATCHED_MAX": tables.EVER_WATCHED_MAX,
     "REGISTRATIONS_MAX": tables.REGISTRATIONS_MAX,
     "CLASSES": tables.CLASSES,
+    "LAYERS": tables.LAYERS,
     "EVENT_SIZE": events.HEADER.size,
     "WATCHED_SIZE": tables.WATCHED.size,
     "REGISTRATION_SIZE": tables.ROW.size,

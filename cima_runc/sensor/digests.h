@@ -35,7 +35,7 @@ struct writes {
 	u64 count;
 	u64 lent;    /* 1: pages of it were lent to the kernel, which may write to them at any time */
 	u64 mapped;  /* the container that mapped it shared and writable first (mapped.h); 0: none; FORGOTTEN */
-	s64 awaited; /* interpreters that were started for it, and have not opened it yet; scripts.h says of which inode */
+	s64 awaited; /* interpreters that were started for it (scripts.h) */
 	u64 user[USERS_MAX];
 	u64 more_users; /* a bit for each class of those that found no room (class_of) */
 };
@@ -75,16 +75,6 @@ struct real {
 	u32 is_lower; /* it is in a lower layer */
 	u32 unknown;  /* the kernel does not say which it is */
 };
-
-/* Whether a file of an overlay has all its data in the upper layer: what most that are written to have. */
-static __always_inline int has_own_data(struct inode *inode)
-{
-	struct ovl_inode *oi = (void *)((u64)inode - bpf_core_field_offset(struct ovl_inode, vfs_inode));
-	u64 has_data = 1ULL << bpf_core_enum_value(enum ovl_inode_flag, OVL_UPPERDATA);
-
-	return bpf_core_type_exists(struct ovl_inode) && BPF_CORE_READ(oi, flags) & has_data &&
-	       BPF_CORE_READ(oi, __upperdentry);
-}
 
 /* The next inode below one of overlayfs. */
 static __always_inline struct inode *below(struct inode *inode, struct real *real)
@@ -207,6 +197,7 @@ struct judged {
 	u32 unknown;
 	u32 writable; /* enum why: how it could be written at this moment; STABLE: in no way that is known */
 	u32 is_user;  /* the container that is asked for was one of its users before all of this was looked at */
+	u64 count;    /* how often it was written to, as far as that was counted */
 };
 
 /* How pages of it can be written to that nobody has open for writing, or mapped. */
@@ -248,6 +239,7 @@ __noinline u32 judge(u64 seen, u64 user, struct judged *judged)
 	judged->unknown = real.unknown;
 	written = bpf_map_lookup_elem(&writes, &real_key);
 	judged->is_user = written && is_user(written, user);
+	judged->count = written ? *(volatile u64 *)&written->count : 0;
 	why = writer_of(real.inode);
 	if (!why)
 		why = writable_pages(real_key, written);
@@ -499,13 +491,16 @@ unknown:
  */
 static __always_inline u32 class_of(u64 registration)
 {
-	return scattered(registration) % CLASSES;
+	return scattered(registration) % LAYERS;
 }
 
-/* A container uses a file: it is told should that change under it. */
-__noinline int add_user(u64 real, u64 registration)
+/*
+ * A container uses a file: it is told should that change under it. A file of a lower layer is in a class by itself:
+ * others change files that many use, and are in many classes by being started again, but nobody changes a layer.
+ */
+__noinline int add_user(u64 real, u64 registration, u64 is_lower)
 {
-	u32 zero = 0, class = class_of(registration);
+	u32 zero = 0, class = is_lower ? LAYERS : class_of(registration);
 	u64 user;
 	struct writes *written = bpf_map_lookup_elem(&writes, &real);
 	struct registration *owner;
@@ -525,7 +520,12 @@ __noinline int add_user(u64 real, u64 registration)
 	__sync_fetch_and_or(&written->more_users, 1ULL << class);
 	owner = registered(registration);
 	total = bpf_map_lookup_elem(&totals, &zero);
-	if (owner && total && !(owner->flags & CROWDED)) {
+	if (!owner || !total)
+		return 0;
+	if (is_lower && !(owner->flags & CROWDED_BELOW)) {
+		owner->crowded_below = total->unattributed[LAYERS];
+		__sync_fetch_and_or(&owner->flags, CROWDED_BELOW);
+	} else if (!is_lower && !(owner->flags & CROWDED)) {
 		owner->crowded = total->unattributed[class];
 		__sync_fetch_and_or(&owner->flags, CROWDED);
 	}

@@ -227,6 +227,9 @@ static __always_inline int passes_the_cache(struct file *file, unsigned int cmd)
 {
 	if (cmd == EXT4_IOC_MOVE_EXT)
 		return reaches_for(GUARD, RAW_DEVICE, file, 1);
+	if ((cmd == LOOP_CHANGE_FD || cmd == LOOP_SET_STATUS || cmd == LOOP_SET_STATUS64) &&
+	    file->f_inode->i_rdev >> MINORBITS == LOOP_MAJOR)
+		return reaches_for(GUARD, RAW_DEVICE, file, 0);
 	if (cmd == FUSE_DEV_IOC_BACKING_OPEN && file->f_inode->i_rdev == FUSE_DEVICE)
 		return refuse(mark_of_current() != 0, -EPERM);
 	return 0;

@@ -59,6 +59,9 @@ _KINDS: Final = {
 }
 """Without one of these there is a kind of event that this kernel cannot report."""
 
+_SCRIPTS: Final = {"cima_exit_files": "exit_files"}
+"""Without it a script stays in use after its interpreter has ended."""
+
 _CALLS: Final = {
     "cima_personality_32": ("__ia32_sys_personality", "__ia32_sys_personality"),
     "cima_pinned": ("io_pin_pages", "__x64_sys_io_uring_setup"),
@@ -131,6 +134,7 @@ def choose(arguments: Arguments, *, reads: bool) -> Choice:
     possible = {name for name, (_, call) in _CALLS.items() if arguments(call) is not None}
     calls = {program for program in possible if has(_CALLS[program][0])}
     programs |= calls
+    programs |= {name for name, function in _SCRIPTS.items() if arguments(function) is not None}
     programs |= _first_of(_BIRTHS, arguments, missing)
     if reads:
         programs |= _first_of(_READS, arguments, missing)

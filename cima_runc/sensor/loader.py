@@ -480,7 +480,7 @@ class Sensor:
         for number, row in older.tables.ended_rows():
             if number not in self._containers.values():
                 before = missed - older.lost(number, row)
-                last = row._replace(dropped=0, missed_before=before, crowded=here(number))
+                last = row._replace(dropped=0, missed_before=before, **here(number))
                 self._tables.put_ended_row(number, last)
         # Programs count in a row from the moment that it is there, and what they count meanwhile is
         # lost where it is written again: so it begins with as many namespaces as will be copied.
@@ -494,7 +494,7 @@ class Sensor:
                 nested=nested[number],
                 waiting=0,
                 missed_before=before,
-                crowded=here(number),
+                **here(number),
             )
             self._tables.put_row(number, fresh, new=True)
             self._take_over_allowlist(older, number)

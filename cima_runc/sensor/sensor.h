@@ -68,6 +68,7 @@ struct registration {
 	u64 pid;	/* of its first process, in the initial pid namespace; 0: whichever is first */
 	s64 digests;	/* entries of the map `digests` for files that it had hashed */
 	u64 crowded;	/* CROWDED: what `totals.unattributed` of its class was then */
+	u64 crowded_below; /* CROWDED_BELOW: what that of LAYERS was then */
 	s64 mapped;	/* files that it mapped shared and writable, that live now and are remembered */
 	s64 waiting;	/* uses whose digest is waited for: those that are left in the end are lost */
 };

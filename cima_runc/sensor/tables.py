@@ -27,11 +27,13 @@ MAPS: Final = (
 _NUMBER: Final = struct.Struct("=I")
 _KEY: Final = struct.Struct("=Q")
 WATCHED: Final = struct.Struct("=QQQ")
-ROW: Final = struct.Struct("=QQqqQQQQQQqQqq")
-WATCHED_MAX: Final = 65536
+ROW: Final = struct.Struct("=QQqqQQQQQQqQQqq")
+WATCHED_MAX: Final = 262144
 EVER_WATCHED_MAX: Final = 65536
 REGISTRATIONS_MAX: Final = 16384
 CLASSES: Final = 64
+LAYERS: Final = CLASSES - 1
+"""The class of what is used from a lower layer, whoever uses it."""
 _TOTALS: Final = struct.Struct(f"=QQQ{CLASSES}Q")
 """``struct totals`` of sensor.h."""
 
@@ -42,11 +44,13 @@ _HARMLESS_WHEN_MISSED: Final = frozenset(
         "cima_collect_ends",
         "cima_ima_bprm",
         "cima_ima_mmap",
+        "cima_exit_files",
     }
 )
 """Programs that may be skipped. An entry that outlives its namespace matches no other one; a digest
-whose taking was not seen is not believed; a use that waits is sent by the next program that is not
-skipped, and counted where there is none (``waiting``)."""
+whose taking was not seen is not believed; a script whose interpreter's end was not seen stays in
+use; a use that waits is sent by the next program that is not skipped, and counted where there is
+none (``waiting``)."""
 
 
 _ENDED: Final = 1 << 63
@@ -69,6 +73,7 @@ class Row(NamedTuple):
     pid: int = 0
     digests: int = 0
     crowded: int = 0
+    crowded_below: int = 0
     mapped: int = 0
     waiting: int = 0
 
@@ -84,6 +89,7 @@ class Flag(IntFlag):
     DENY_MEMORY = 8
     """Memory that is no measured file may not become executable."""
     CROWDED = 16
+    CROWDED_BELOW = 32
     """It uses files that more containers use than are kept of each."""
 
 
@@ -99,7 +105,7 @@ def class_of(registration: int) -> int:
     """Return the class of a container, as class_of of digests.h does (MurmurHash3's last step)."""
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         registration = (registration ^ registration >> 33) * factor % (1 << 64)
-    return (registration ^ registration >> 33) % CLASSES
+    return (registration ^ registration >> 33) % LAYERS
 
 
 class Tables:
@@ -146,13 +152,18 @@ class Tables:
 
     def unattributed_to(self, registration: int, row: Row) -> int:
         """Return how many of those may be a container's."""
-        if not row.flags & Flag.CROWDED:
-            return 0
-        return self.unattributed_in(registration) - row.crowded
+        until_now, may_be = self.unattributed_in(registration), 0
+        if row.flags & Flag.CROWDED:
+            may_be += until_now["crowded"] - row.crowded
+        if row.flags & Flag.CROWDED_BELOW:
+            may_be += until_now["crowded_below"] - row.crowded_below
+        return may_be
 
-    def unattributed_in(self, registration: int) -> int:
-        """Return the changes to files that a container of this one's class may be using."""
-        return self._counts()[3 + class_of(registration)]
+    def unattributed_in(self, registration: int) -> dict[str, int]:
+        """Return the changes until now to files that a container like this one may be using, by
+        the field of its row that says where they began to count."""
+        by_class = self._counts()[3:]
+        return {"crowded": by_class[class_of(registration)], "crowded_below": by_class[LAYERS]}
 
     def _counts(self) -> tuple[int, ...]:
         return _TOTALS.unpack_from(self._totals)

@@ -48,7 +48,7 @@ static __always_inline int is_of_use(const struct report *r)
 	u64 real = real_of(r->seen);
 	struct inode *inode = (struct inode *)real;
 
-	return r->judged.known.writes <= r->writes && real == r->real &&
+	return (r->judged.known.writes == (u64)NOT_COUNTED || r->judged.known.writes <= r->writes) && real == r->real &&
 	       READ(inode, i_ino) == r->real_ino &&
 	       READ(inode, i_generation) == r->real_generation;
 }
@@ -69,7 +69,7 @@ static __always_inline void begin_to_wait(struct registration *owner, struct mar
 	s->report.real_ino = READ(holder, i_ino);
 	s->report.real_generation = READ(holder, i_generation);
 	written = bpf_map_lookup_elem(&writes, &real);
-	s->report.writes = written ? *(volatile u64 *)&written->count : NOT_COUNTED;
+	s->report.writes = written ? *(volatile u64 *)&written->count : 0;
 	if (!owner || !r || bpf_probe_read_kernel(r, sizeof(*r), &s->report)) {
 		count_dropped(s->report.event.registration);
 		give_room_back();
@@ -81,21 +81,23 @@ static __always_inline void begin_to_wait(struct registration *owner, struct mar
 }
 
 /*
- * The digest that a use waited for found no room: others had taken it. The task that had it taken still has it, and
- * what its container cannot have written is believed all the same.
+ * The digest that a use waited for, or the count of writes, found no room: others had taken it. The task that had the
+ * digest taken still has it, and what its container cannot have written is believed all the same.
  */
-static __always_inline u32 judge_without_room(struct report *r, struct task_struct *task)
+static __always_inline u32 judge_without_room(struct report *r, struct task_struct *task, u32 why)
 {
 	struct begun *taken = bpf_task_storage_get(&begun, task, 0, 0);
 	struct registration *owner = registered(r->event.registration);
 	struct writes *written;
 	u64 real = r->judged.real;
 
-	if (!taken || taken->without_room != r->seen)
-		return NO_DIGEST_KEPT;
-	taken->without_room = 0;
-	r->judged.known = taken->known;
-	r->judged.known.real = real;
+	if (why == NO_DIGEST_KEPT) {
+		if (!taken || taken->without_room != r->seen)
+			return NO_DIGEST_KEPT;
+		taken->without_room = 0;
+		r->judged.known = taken->known;
+		r->judged.known.real = real;
+	}
 	if (r->judged.writable)
 		return r->judged.writable;
 	if (!r->judged.known.clean)
@@ -116,6 +118,7 @@ __noinline int complete(void)
 	struct report *r = bpf_map_lookup_elem(&pending, &key);
 	struct mark *mark = bpf_task_storage_get(&marks, task, 0, 0);
 	struct registration *owner;
+	struct real real;
 	u32 why;
 
 	if (mark)
@@ -128,10 +131,11 @@ __noinline int complete(void)
 	}
 	__builtin_memset(&r->judged, 0, sizeof(r->judged));
 	/* First: who opens it for writing after that has told this container, who did before is seen. */
-	add_user(r->real, r->event.registration);
+	find_real((struct inode *)r->seen, &real);
+	add_user(r->real, r->event.registration, real.is_lower);
 	why = judge(r->seen, 0, &r->judged);
-	if (why == NO_DIGEST_KEPT)
-		why = judge_without_room(r, task);
+	if (why == NO_DIGEST_KEPT || why == MAP_FULL)
+		why = judge_without_room(r, task, why);
 	if (why != NO_DIGEST_KEPT && !is_of_use(r)) {
 		why = WRITTEN_SINCE;
 	} else if (why != NO_DIGEST_KEPT) {
@@ -212,7 +216,7 @@ static __always_inline int use_by(u64 registration, struct mark *mark, struct fi
 			if (!now) {
 				why = STABLE;
 				hash = judged.known.hash;
-			} else if (hash >= 0 && !judged.writable && !judged.unknown &&
+			} else if (hash >= 0 && !judged.writable && !judged.unknown && !judged.count &&
 				   (now == NO_DIGEST_KEPT || now == MAP_FULL || now == HOOK_MISSING) &&
 				   /* Whose share is full has no writes counted of what is hashed for it. */
 				   !has_its_share(registration) &&
@@ -230,7 +234,7 @@ static __always_inline int use_by(u64 registration, struct mark *mark, struct fi
 	denied = !waits && (why == TOO_LARGE || !is_allowed(registration, why, hash, judged.known.digest));
 	/* One of its users is told of whatever comes after it was judged. */
 	if (!waits && !denied && (now || !judged.is_user)) {
-		add_user(judged.real, registration);
+		add_user(judged.real, registration, judged.is_lower);
 		/* Who opened it for writing before that has told nobody. */
 		again = why ? now : judge(seen, registration, &judged);
 		if (!again)

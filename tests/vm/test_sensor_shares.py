@@ -5,6 +5,7 @@ Needs root and the BPF LSM; digests need IMA.
 
 import hashlib
 import mmap
+import os
 import subprocess
 from collections.abc import Iterator
 from functools import partial
@@ -13,10 +14,18 @@ from pathlib import Path
 import pytest
 
 from cima_runc.sensor.events import Kind, Why
-from cima_runc.sensor.loader import Sensor
+from cima_runc.sensor.loader import Rights, Sensor
 from cima_runc.sensor.options import Options
 from cima_runc.sensor.tables import class_of
-from tests.vm.test_sensor import Watched, drain, install, map_executable, program, uses
+from tests.vm.test_sensor import (
+    Watched,
+    drain,
+    install,
+    map_executable,
+    overlay,
+    program,
+    uses,
+)
 from tests.vm.test_sensor_options import Enforced, is_denied
 
 USERS_MAX = 4
@@ -84,6 +93,31 @@ def test_digests_that_find_no_room_are_believed_of_what_cannot_be_written(
         assert found[0] == (bytes(read_only), digest, Why.STABLE)
         assert {(path, why) for path, _, why in found[1:]} == {(bytes(own), Why.MAP_FULL)}
         assert sensor.lost() == {}
+        for one in (greedy, other):
+            one.close()
+
+
+def test_a_layer_that_was_written_is_not_believed_where_digests_find_no_room(
+    tmp_path: Path,
+) -> None:
+    """By the file's handle, or in the engine's directory."""
+    room = 4
+    files = [tmp_path / f"prog{number}" for number in range(room)]
+    (tmp_path / "lower").mkdir()
+    for file in (*files, tmp_path / "lower/prog"):
+        install(file, program(file.name.encode()))
+    with overlay(tmp_path) as merged, Sensor.load(Options(digests=room)) as sensor:
+        device = merged.stat().st_dev
+        root = os.major(device) << 20 | os.minor(device)
+        greedy, other = Watched(sensor), Watched(sensor, rights=Rights(root_device=root))
+        for file in files:
+            greedy.run(file)
+        drain(sensor)
+        other.run(merged / "prog")
+        assert {event.why for event in uses(drain(sensor))} == {Why.STABLE}
+        install(tmp_path / "lower/prog", program(b"evil"))
+        other.run(merged / "prog")
+        assert Why.STABLE not in {event.why for event in uses(drain(sensor))}
         for one in (greedy, other):
             one.close()
 

@@ -153,9 +153,8 @@ def test_what_an_older_sensor_does_not_send_in_time_is_lost(
 class _Tables(_Rows):
     """A sensor's tables, and how often each row was written."""
 
-    def unattributed_in(self, number: int) -> int:
-        del number
-        return 0
+    def unattributed_in(self, number: int) -> dict[str, int]:
+        return {"crowded": number, "crowded_below": 7}
 
     def __init__(self, rows: dict[int, Row], namespaces: dict[int, Watched]) -> None:
         super().__init__({})

@@ -125,6 +125,8 @@ def _changed() -> list[Attack]:
     )
     stopped = "the same, while its shell is stopped"
     found += _places(("overlay", "tmpfs"), "changed_script stopped", stopped, *CHANGED)
+    moded = "the same, copied up by its mode alone"
+    found += _places(("overlay",), "changed_script moded", moded, *CHANGED)
     found += _places(("overlay", "ext4"), "written_while_it_runs", "a program that runs", *CHANGED)
     return found
 
