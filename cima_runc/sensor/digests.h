@@ -491,7 +491,9 @@ unknown:
  */
 static __always_inline u32 class_of(u64 registration)
 {
-	return scattered(registration) % LAYERS;
+	u32 class = scattered(registration) & (CLASSES - 1); /* a mask: the kernel's verifier sees where it ends */
+
+	return class == LAYERS ? 0 : class;
 }
 
 /*

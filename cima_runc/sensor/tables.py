@@ -105,7 +105,7 @@ def class_of(registration: int) -> int:
     """Return the class of a container, as class_of of digests.h does (MurmurHash3's last step)."""
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         registration = (registration ^ registration >> 33) * factor % (1 << 64)
-    return (registration ^ registration >> 33) % LAYERS
+    return (registration ^ registration >> 33) % CLASSES % LAYERS
 
 
 class Tables:
