@@ -36,6 +36,8 @@ NUMBERS = {
     "WATCHED_MAX": tables.WATCHED_MAX,
     "EVER_WATCHED_MAX": tables.EVER_WATCHED_MAX,
     "REGISTRATIONS_MAX": tables.REGISTRATIONS_MAX,
+    "CLASSES": tables.CLASSES,
+    "LAYERS": tables.LAYERS,
     "EVENT_SIZE": events.HEADER.size,
     "WATCHED_SIZE": tables.WATCHED.size,
     "REGISTRATION_SIZE": tables.ROW.size,

@@ -35,9 +35,9 @@ struct writes {
 	u64 count;
 	u64 lent;    /* 1: pages of it were lent to the kernel, which may write to them at any time */
 	u64 mapped;  /* the container that mapped it shared and writable first (mapped.h); 0: none; FORGOTTEN */
-	s64 awaited; /* interpreters that were started for it, and have not opened it yet */
+	s64 awaited; /* interpreters that were started for it (scripts.h) */
 	u64 user[USERS_MAX];
-	u64 more_users;
+	u64 more_users; /* a bit for each class of those that found no room (class_of) */
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -47,12 +47,18 @@ struct {
 	__type(value, struct writes);
 } writes SEC(".maps");
 
+enum { NOT_COUNTED = -1 }; /* writes of an inode that has no entry; as unsigned, more than any count */
+
 /* The file that the task has IMA hash now; `real` is 0 where there is none. */
+struct begun {
+	struct known known;
+	u64 without_room; /* the inode whose digest this was, and found no room in `digests`; 0: none */
+};
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
-	__type(value, struct known);
+	__type(value, struct begun);
 } begun SEC(".maps");
 
 /* Superblocks that containers mounted, or mounted anew; 0: that somebody else mounted anew. */
@@ -69,16 +75,6 @@ struct real {
 	u32 is_lower; /* it is in a lower layer */
 	u32 unknown;  /* the kernel does not say which it is */
 };
-
-/* Whether a file of an overlay has all its data in the upper layer: what most that are written to have. */
-static __always_inline int has_own_data(struct inode *inode)
-{
-	struct ovl_inode *oi = (void *)((u64)inode - bpf_core_field_offset(struct ovl_inode, vfs_inode));
-	u64 has_data = 1ULL << bpf_core_enum_value(enum ovl_inode_flag, OVL_UPPERDATA);
-
-	return bpf_core_type_exists(struct ovl_inode) && BPF_CORE_READ(oi, flags) & has_data &&
-	       BPF_CORE_READ(oi, __upperdentry);
-}
 
 /* The next inode below one of overlayfs. */
 static __always_inline struct inode *below(struct inode *inode, struct real *real)
@@ -176,6 +172,23 @@ __noinline u64 real_of(u64 seen)
 	return (u64)real.inode;
 }
 
+/*
+ * Whether an open file of an overlay maps another inode than the one that is read, and hashed: it was opened before
+ * the file was copied to the upper layer.
+ */
+__noinline u64 maps_another(u64 address_of_file)
+{
+	struct file *file = (void *)address_of_file, *below;
+	struct inode *inode = READ_POINTER(file, f_inode);
+
+	if (READ(inode, i_sb, s_magic) != OVERLAYFS || !bpf_core_type_exists(struct ovl_inode))
+		return 0;
+	below = BPF_CORE_READ(file, private_data);
+	if (bpf_core_type_exists(struct ovl_file))
+		below = BPF_CORE_READ((struct ovl_file *)below, realfile);
+	return real_of((u64)BPF_CORE_READ(below, f_inode)) != real_of((u64)inode);
+}
+
 /* What is known of a file's digest, and of the file. */
 struct judged {
 	struct known known;
@@ -184,6 +197,7 @@ struct judged {
 	u32 unknown;
 	u32 writable; /* enum why: how it could be written at this moment; STABLE: in no way that is known */
 	u32 is_user;  /* the container that is asked for was one of its users before all of this was looked at */
+	u64 count;    /* how often it was written to, as far as that was counted */
 };
 
 /* How pages of it can be written to that nobody has open for writing, or mapped. */
@@ -225,6 +239,7 @@ __noinline u32 judge(u64 seen, u64 user, struct judged *judged)
 	judged->unknown = real.unknown;
 	written = bpf_map_lookup_elem(&writes, &real_key);
 	judged->is_user = written && is_user(written, user);
+	judged->count = written ? *(volatile u64 *)&written->count : 0;
 	why = writer_of(real.inode);
 	if (!why)
 		why = writable_pages(real_key, written);
@@ -321,6 +336,15 @@ static __always_inline void count_full(void)
 		__sync_fetch_and_add(&total->full, 1);
 }
 
+/* Then a digest that is not kept need not be older than the sensor. */
+static __always_inline int some_found_no_room(void)
+{
+	u32 zero = 0;
+	struct totals *total = bpf_map_lookup_elem(&totals, &zero);
+
+	return total && *(volatile u64 *)&total->full;
+}
+
 /*
  * The writes of an inode that holds data, counted from now on; 0: there is no room. One that may have been
  * forgotten is so from its first moment; and who forgets it just now looks for it after that.
@@ -375,7 +399,7 @@ int BPF_PROG(cima_collect_begins, void *iint, struct file *file)
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct mark *mark = bpf_task_storage_get(&marks, task, 0, 0);
 	u64 flags = IMA_COLLECTED, key, owner = mark ? mark->registration : 0;
-	struct known *begins;
+	struct begun *begins;
 	struct writes *written;
 	struct real real;
 
@@ -388,7 +412,8 @@ int BPF_PROG(cima_collect_begins, void *iint, struct file *file)
 	begins = bpf_task_storage_get(&begun, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!begins)
 		return 0;
-	begins->real = 0;
+	begins->known.real = 0;
+	begins->without_room = 0;
 	if (has_its_share(owner)) {
 		count_full();
 		return 0;
@@ -396,10 +421,10 @@ int BPF_PROG(cima_collect_begins, void *iint, struct file *file)
 	find_real(seen, &real);
 	key = (u64)real.inode;
 	written = writes_of(key);
-	begins->writes = written ? *(volatile u64 *)&written->count : 0;
-	begins->owner = owner;
-	begins->clean = !writer_of(real.inode);
-	begins->real = key;
+	begins->known.writes = written ? *(volatile u64 *)&written->count : NOT_COUNTED;
+	begins->known.owner = owner;
+	begins->known.clean = !writer_of(real.inode);
+	begins->known.real = key;
 	return 0;
 }
 
@@ -410,19 +435,22 @@ int BPF_PROG(cima_collect_ends, void *iint, struct file *file, void *buf, s64 si
 	struct inode *seen = (struct inode *)address(file->f_inode);
 	struct task_struct *task = bpf_get_current_task_btf();
 	u64 key = (u64)seen;
-	struct known *begins = bpf_task_storage_get(&begun, task, 0, 0), known;
+	struct begun *begins = bpf_task_storage_get(&begun, task, 0, 0);
+	struct known known;
 	struct ima_digest_data *digest = 0;
 	struct real real;
 	u8 head[2] = {};
 	u32 length;
 
-	if (!begins || !begins->real)
+	if (!begins || !begins->known.real)
 		return 0;
-	known = *begins;
-	begins->real = 0;
+	known = begins->known;
+	begins->known.real = 0;
 	/* Who has no mark has no storage at all again, and pays for none (is_nobodys). */
-	if (!bpf_task_storage_get(&marks, task, 0, 0))
+	if (!bpf_task_storage_get(&marks, task, 0, 0)) {
 		bpf_task_storage_delete(&begun, task);
+		begins = 0;
+	}
 	if (bpf_core_type_exists(struct integrity_iint_cache))
 		digest = BPF_CORE_READ((struct integrity_iint_cache *)iint, ima_hash);
 	else if (bpf_core_type_exists(struct ima_iint_cache))
@@ -441,20 +469,40 @@ int BPF_PROG(cima_collect_ends, void *iint, struct file *file, void *buf, s64 si
 		known.clean = 0;
 	known.taken = bpf_ktime_get_ns();
 	forget_digest(key);
-	if (bpf_map_update_elem(&digests, &key, &known, BPF_ANY))
+	if (bpf_map_update_elem(&digests, &key, &known, BPF_ANY)) {
 		count_full();
-	else
+		if (begins) {
+			begins->known = known;
+			begins->known.real = 0;
+			begins->without_room = key;
+		}
+	} else {
 		count_digest(known.owner, 1);
+	}
 	return 0;
 unknown:
 	forget_digest(key);
 	return 0;
 }
 
-/* A container uses a file: it is told should that change under it. */
-__noinline int add_user(u64 real, u64 registration)
+/*
+ * Of a file that more containers use than are kept, one bit says which of them it may be: so that a change
+ * is not counted against all that use any such file. tables.py counts in the same way.
+ */
+static __always_inline u32 class_of(u64 registration)
 {
-	u32 zero = 0;
+	u32 class = scattered(registration) & (CLASSES - 1); /* a mask: the kernel's verifier sees where it ends */
+
+	return class == LAYERS ? 0 : class;
+}
+
+/*
+ * A container uses a file: it is told should that change under it. A file of a lower layer is in a class by itself:
+ * others change files that many use, and are in many classes by being started again, but nobody changes a layer.
+ */
+__noinline int add_user(u64 real, u64 registration, u64 is_lower)
+{
+	u32 zero = 0, class = is_lower ? LAYERS : class_of(registration);
 	u64 user;
 	struct writes *written = bpf_map_lookup_elem(&writes, &real);
 	struct registration *owner;
@@ -471,11 +519,16 @@ __noinline int add_user(u64 real, u64 registration)
 		if (__sync_val_compare_and_swap(&written->user[i], user, registration) == user)
 			return 0;
 	}
-	written->more_users = 1;
+	__sync_fetch_and_or(&written->more_users, 1ULL << class);
 	owner = registered(registration);
 	total = bpf_map_lookup_elem(&totals, &zero);
-	if (owner && total && !(owner->flags & CROWDED)) {
-		owner->crowded = total->unattributed;
+	if (!owner || !total)
+		return 0;
+	if (is_lower && !(owner->flags & CROWDED_BELOW)) {
+		owner->crowded_below = total->unattributed[LAYERS];
+		__sync_fetch_and_or(&owner->flags, CROWDED_BELOW);
+	} else if (!is_lower && !(owner->flags & CROWDED)) {
+		owner->crowded = total->unattributed[class];
 		__sync_fetch_and_or(&owner->flags, CROWDED);
 	}
 	return 0;

@@ -6,6 +6,18 @@
 #ifndef CIMA_GUARD_H
 #define CIMA_GUARD_H
 
+/* A change that some containers of these classes are not told of by name. */
+__noinline int count_unattributed(u64 classes)
+{
+	u32 zero = 0;
+	struct totals *total = bpf_map_lookup_elem(&totals, &zero);
+
+	for (u32 i = 0; total && i < CLASSES; i++)
+		if (classes & 1ULL << i)
+			__sync_fetch_and_add(&total->unattributed[i], 1);
+	return 0;
+}
+
 /*
  * A file is opened for writing, or truncated: whatever is known of its digest is not believed any more.
  * Where a container may be running what is in it, that container is told; where one of them may run its
@@ -15,8 +27,6 @@ static __always_inline int changed_by(u64 real, u64 dentry, u32 why, int may_ref
 {
 	u64 user;
 	struct writes *written = bpf_map_lookup_elem(&writes, &real);
-	u32 zero = 0;
-	struct totals *total;
 	struct mark *mark;
 	int denied = 0;
 
@@ -25,17 +35,16 @@ static __always_inline int changed_by(u64 real, u64 dentry, u32 why, int may_ref
 	__sync_fetch_and_add(&written->count, 1);
 	if (!written->user[0] || !is_in_use((struct inode *)real, written))
 		return 0;
-	mark = mark_of_current();
-	for (u32 i = 0; may_refuse && mark && i < USERS_MAX; i++)
+	mark = may_refuse ? mark_of_current() : 0;
+	for (u32 i = 0; mark && i < USERS_MAX; i++)
 		denied |= written->user[i] && is_enforced(written->user[i]);
 	for (u32 i = 0; i < USERS_MAX; i++) {
 		user = written->user[i];
 		if (user && registered(user))
 			note(user, ABOUT(CHANGED, why, FILE_CHECK, denied), real, dentry);
 	}
-	total = bpf_map_lookup_elem(&totals, &zero);
-	if (written->more_users && total)
-		__sync_fetch_and_add(&total->unattributed, 1);
+	if (written->more_users)
+		count_unattributed(written->more_users);
 	return refuse(denied, -ETXTBSY);
 }
 
@@ -78,7 +87,8 @@ static __always_inline u32 meaning_of(u64 magic, struct dentry *dentry, u32 *kin
 	*kind = HELPER;
 	if (magic == CGROUP && IS(name, "release_agent"))
 		return HELPER_SET;
-	if (magic == SYSFS && (IS(name, "uevent_helper") || IS(name, "usermode_helper") || IS(name, "cache_getent")))
+	if (magic == SYSFS && (IS(name, "uevent_helper") || IS(name, "usermode_helper") ||
+			       IS(name, "cache_getent") || IS(name, "cltrack_prog") || IS(name, "v86d")))
 		return HELPER_SET;
 	if (magic == BINFMT_MISC && IS(name, "register"))
 		return HELPER_SET;
@@ -198,6 +208,17 @@ int BPF_PROG(cima_dedupe, struct file *from, s64 at, struct file *to, s64 at_to,
 }
 
 /*
+ * What is cached of a file could not be written back, or is lost (memory that is broken): it is read from the disk
+ * again, which holds something else. A later use sees that by itself (writer_of); who has it mapped is told. Also in
+ * an interrupt: the current task has nothing to do with it.
+ */
+SEC("?fentry/__filemap_set_wb_err")
+int BPF_PROG(cima_pages_lost, struct address_space *mapping, int err)
+{
+	return changed_by(address(mapping->host), 0, WAS_MAPPED, 0);
+}
+
+/*
  * What no container needs, and is refused on a host that only records, too: ext4 exchanges blocks of two files and
  * leaves what is cached of the second; a FUSE server hands a file through, which others then map by another inode.
  * Servers ask for that whether or not they may, and go on without: it is no reach for anything.
@@ -206,6 +227,9 @@ static __always_inline int passes_the_cache(struct file *file, unsigned int cmd)
 {
 	if (cmd == EXT4_IOC_MOVE_EXT)
 		return reaches_for(GUARD, RAW_DEVICE, file, 1);
+	if ((cmd == LOOP_CHANGE_FD || cmd == LOOP_SET_STATUS || cmd == LOOP_SET_STATUS64) &&
+	    file->f_inode->i_rdev >> MINORBITS == LOOP_MAJOR)
+		return reaches_for(GUARD, RAW_DEVICE, file, 0);
 	if (cmd == FUSE_DEV_IOC_BACKING_OPEN && file->f_inode->i_rdev == FUSE_DEVICE)
 		return refuse(mark_of_current() != 0, -EPERM);
 	return 0;

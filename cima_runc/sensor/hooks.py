@@ -35,6 +35,7 @@ _WRITES: Final = {
     "cima_file_fcntl": "bpf_lsm_file_fcntl",
     "cima_ioctl": "bpf_lsm_file_ioctl",
     "cima_sb_free": "bpf_lsm_sb_free_security",
+    "cima_pages_lost": "__filemap_set_wb_err",
 }
 """Without one of these nobody can say whether a file was written."""
 
@@ -57,6 +58,9 @@ _KINDS: Final = {
     "cima_free_inum": "proc_free_inum",
 }
 """Without one of these there is a kind of event that this kernel cannot report."""
+
+_SCRIPTS: Final = {"cima_exit_files": "exit_files"}
+"""Without it a script stays in use after its interpreter has ended."""
 
 _CALLS: Final = {
     "cima_personality_32": ("__ia32_sys_personality", "__ia32_sys_personality"),
@@ -130,6 +134,7 @@ def choose(arguments: Arguments, *, reads: bool) -> Choice:
     possible = {name for name, (_, call) in _CALLS.items() if arguments(call) is not None}
     calls = {program for program in possible if has(_CALLS[program][0])}
     programs |= calls
+    programs |= {name for name, function in _SCRIPTS.items() if arguments(function) is not None}
     programs |= _first_of(_BIRTHS, arguments, missing)
     if reads:
         programs |= _first_of(_READS, arguments, missing)

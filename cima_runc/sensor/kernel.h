@@ -57,6 +57,11 @@ enum { SB_RDONLY = 1, SB_KERNMOUNT = 1 << 22, SB_I_IMA_UNVERIFIABLE_SIGNATURE = 
 enum { F_SEAL_WRITE = 8, PTRACE_MODE_ATTACH = 2, PF_KTHREAD = 0x200000 };
 enum { HASH_ALGO_SHA256 = 4, IMA_COLLECTED = 0x20 };
 enum { CLONE_NEWNS = 0x20000, REMAP_FILE_DEDUP = 1 };
+/* include/uapi/linux/loop.h; what a device shows is exchanged, by a descriptor that is open for reading alone */
+#define LOOP_SET_STATUS 0x4c02
+#define LOOP_SET_STATUS64 0x4c04
+#define LOOP_CHANGE_FD 0x4c06
+#define LOOP_MAJOR 7
 #define EXT4_IOC_MOVE_EXT 0xc028660fU /* fs/ext4/ext4.h */
 #define FUSE_DEV_IOC_BACKING_OPEN 0x4010e501U /* include/uapi/linux/fuse.h */
 #define FUSE_DEVICE (10 << MINORBITS | 229) /* /dev/fuse, as Documentation/admin-guide/devices.txt says */
@@ -198,6 +203,7 @@ struct file {
 	unsigned int f_flags;
 	struct path f_path;
 	struct inode *f_inode;
+	void *private_data;
 } KERNEL;
 /* fs/file_table.c: the file that another one is handed through to, which begins it */
 struct backing_file {
@@ -293,6 +299,10 @@ struct ovl_inode___6_1 {
 	struct ovl_path lowerpath;
 } KERNEL;
 enum ovl_inode_flag { OVL_UPPERDATA = 3 };
+/* From 6.13 on; before, an open file of an overlay holds the one below by itself. */
+struct ovl_file {
+	struct file *realfile;
+} KERNEL;
 
 /*
  * A pointer as a mere number: global functions take no pointers to the kernel's structures. To the kernel's

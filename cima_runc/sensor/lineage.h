@@ -11,6 +11,7 @@
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, WATCHED_MAX);
 	__type(key, u32);
 	__type(value, struct watched);
@@ -43,6 +44,13 @@ struct {
 	__type(value, struct totals);
 } totals SEC(".maps");
 
+/* A script that is in use (scripts.h), by the inodes of which that is counted. */
+struct script {
+	u64 seen;   /* of an overlay's lower layer the overlay's own, else what holds the data; 0: none */
+	u64 data;   /* of a lower layer what holds the data, else 0 */
+	u64 opened; /* 1: the interpreter has opened it */
+};
+
 /* A task of a container, and the program that it runs. */
 struct mark {
 	u64 registration;
@@ -53,7 +61,9 @@ struct mark {
 	u64 is_new;    /* 1: the program has not mapped anything executable yet */
 	u32 waits;     /* 1: a use of a file by this task waits for its digest */
 	u64 looked_at; /* the inode of the file that execve(2) looked at, until a program has taken over */
-	u64 script;    /* the inode of a script that this task has not opened yet (scripts.h); 0: none */
+	u64 looked_at_data; /* in a lower layer, what holds that one's data; else 0 */
+	struct script script; /* that its program is an interpreter of */
+	struct script next;   /* the same, from when the kernel has looked at it until the interpreter takes over */
 	u8 digest[DIGEST_SIZE];
 	u8 path[PROGRAM_PATH_SIZE];
 };
@@ -222,7 +232,8 @@ int BPF_PROG(cima_task_alloc, struct task_struct *child, unsigned long flags)
 	/* It is the parent that opens it. */
 	mark->waits = 0;
 	mark->looked_at = 0;
-	mark->script = 0;
+	__builtin_memset(&mark->script, 0, sizeof(mark->script));
+	__builtin_memset(&mark->next, 0, sizeof(mark->next));
 	return 0;
 }
 

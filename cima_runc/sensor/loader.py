@@ -468,28 +468,33 @@ class Sensor:
 
     def _lost_by(self, registration: int, row: Row) -> Lost:
         missed = self._tables.missed() - row.missed_before
-        return Lost(registration, row.dropped, missed + self._tables.unattributed_to(row))
+        return Lost(
+            registration, row.dropped, missed + self._tables.unattributed_to(registration, row)
+        )
 
     def _take_over(self, older: "_Older") -> None:
         """Watch what an older sensor watches, while that one still does."""
         missed = self._tables.missed()
-        here = {"crowded": self._tables.unattributed}
+        here = self._tables.unattributed_in
         taken = []
         for number, row in older.tables.ended_rows():
             if number not in self._containers.values():
-                before = missed - older.lost(row)
-                self._tables.put_ended_row(
-                    number, row._replace(dropped=0, missed_before=before, **here)
-                )
+                before = missed - older.lost(number, row)
+                last = row._replace(dropped=0, missed_before=before, **here(number))
+                self._tables.put_ended_row(number, last)
         # Programs count in a row from the moment that it is there, and what they count meanwhile is
         # lost where it is written again: so it begins with as many namespaces as will be copied.
         nested = _nested(older.tables)
         for number, row in older.tables.rows():
             if number in self._containers.values():
                 continue
-            before = missed - older.lost(row)
+            before = missed - older.lost(number, row)
             fresh = row._replace(
-                dropped=0, nested=nested[number], waiting=0, missed_before=before, **here
+                dropped=0,
+                nested=nested[number],
+                waiting=0,
+                missed_before=before,
+                **here(number),
             )
             self._tables.put_row(number, fresh, new=True)
             self._take_over_allowlist(older, number)
@@ -503,7 +508,7 @@ class Sensor:
             if late is not None and late.dropped != row.dropped:
                 # This ring is new: nothing of this container can have been dropped from it yet.
                 now = self._tables.row(number) or fresh
-                now = now._replace(missed_before=missed - older.lost(late))
+                now = now._replace(missed_before=missed - older.lost(number, late))
                 self._tables.put_row(number, now, new=False)
         # A namespace that is made meanwhile is added by the older sensor alone where that one alone
         # knows the namespace that it is made from: so again, until nothing comes to it.
@@ -582,10 +587,10 @@ class _Older:
         """Return the descriptors of the maps that a newer sensor goes on with."""
         return {name: self._handles.maps[name] for name in SHARED}
 
-    def lost(self, row: Row) -> int:
+    def lost(self, registration: int, row: Row) -> int:
         """Return what a container of this sensor has lost."""
         missed = self.tables.missed() - row.missed_before
-        return row.dropped + missed + self.tables.unattributed_to(row)
+        return row.dropped + missed + self.tables.unattributed_to(registration, row)
 
     def close(self) -> None:
         """Let go of it."""
@@ -615,6 +620,8 @@ def _load(libbpf: Libbpf, elf: bytes, options: Options, shared: Mapping[str, int
     try:
         choice = _choose(libbpf, options)
         libbpf.map_set_max_entries(libbpf.map(obj, "events"), options.ring_bytes)
+        if "digests" not in shared:
+            libbpf.map_set_max_entries(libbpf.map(obj, "digests"), options.digests)
         settings = options.settings(
             secrets.token_bytes(PATH_KEY_BYTES),
             late=choice.late,

@@ -19,7 +19,8 @@ static __always_inline void is_born(struct mark *mark, struct mnt_namespace *ns)
 		return;
 	if (ever)
 		*(volatile u8 *)ever = 1;
-	if (!entry.namespace_id || bpf_map_update_elem(&watched, &inum, &entry, BPF_ANY)) {
+	/* Beyond its share, who enters from outside is not known for its own: others' are to find room. */
+	if (!entry.namespace_id || owner->nested >= NESTED_SHARE || bpf_map_update_elem(&watched, &inum, &entry, BPF_ANY)) {
 		count_dropped(registration);
 		return;
 	}

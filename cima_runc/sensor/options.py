@@ -22,7 +22,10 @@ LARGEST_FILE_BYTES: Final = 4096 * limits.MIB
 """Of a file that is hashed: some ten seconds."""
 
 DIGESTS_SHARE: Final = 65536
-"""Files whose digests are kept for one container, of 262,144 for all (DIGESTS_MAX of sensor.h)."""
+"""Files whose digests are kept for one container."""
+
+DIGESTS: Final = 262144
+"""Files whose digests are kept in all."""
 
 PATTERN_BYTES: Final = 29
 """Of a name pattern's text (:data:`cima_runc.config.NamePattern`)."""
@@ -51,6 +54,9 @@ class Options:
     """Bytes of a file that may be hashed; larger ones are refused."""
     digests_share: int = DIGESTS_SHARE
     """Files whose digests are kept for one container; above that they are not believed."""
+    digests: int = DIGESTS
+    """Files whose digests are kept in all; beyond them only files are believed that the container
+    cannot have written."""
     late: bool = True
     """Whether a digest that IMA is about to take is waited for, so that no file is hashed twice.
     Takes an IMA policy that measures what containers run."""

@@ -112,7 +112,7 @@ int BPF_PROG(cima_committed, struct linux_binprm *bprm)
 	host = BPF_CORE_READ(bpf_get_current_task_btf(), real_cred, user_ns, level) ? 0 : guest_of(mark);
 	if (host)
 		check_entry(host, bprm);
-	mark->looked_at = 0;
+	take_over_script(mark);
 	mark->is_new = 1;
 	mark->hash = judge(address(bprm->file->f_inode), 0, &judged) ? -1 : judged.known.hash;
 	__builtin_memcpy(mark->digest, judged.known.digest, DIGEST_SIZE);

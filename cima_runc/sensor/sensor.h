@@ -17,7 +17,7 @@
 
 /* Sizes of the maps, in entries. */
 #define SEEN_MAX 65536		/* (file, path, digest) already reported; the oldest give way */
-#define DIGESTS_MAX 262144	/* inodes whose digest is known */
+#define DIGESTS_MAX 262144	/* inodes whose digest is known; the loader sets it */
 #define WRITES_MAX 524288	/* inodes whose writes are counted: those, and what was mapped writable */
 #define FORGOTTEN_WORDS 524288	/* of 64 bits, 4 MiB: of 135,000 files it takes one other in 15 million for one of them */
 #define PENDING_MAX 4096	/* uses of files that IMA is hashing at this moment */
@@ -25,6 +25,7 @@
 #define MOUNTED_MAX 65536	/* file systems that containers mounted and that live now */
 #define SCRATCH_SLOTS 8		/* per CPU; see claim_scratch */
 #define USERS_MAX 4		/* containers that are told of a change to a file in use */
+#define NESTED_SHARE 16384	/* of the map `watched`, mount namespaces that one container has made */
 
 /* One event in the ring; `path_len` bytes of path follow, the last of them NUL. */
 struct event {
@@ -66,7 +67,8 @@ struct registration {
 	u64 dropped_in; /* mount namespace, not its own, in which the last event was dropped */
 	u64 pid;	/* of its first process, in the initial pid namespace; 0: whichever is first */
 	s64 digests;	/* entries of the map `digests` for files that it had hashed */
-	u64 crowded;	/* CROWDED: what `totals.unattributed` was then */
+	u64 crowded;	/* CROWDED: what `totals.unattributed` of its class was then */
+	u64 crowded_below; /* CROWDED_BELOW: what that of LAYERS was then */
 	s64 mapped;	/* files that it mapped shared and writable, that live now and are remembered */
 	s64 waiting;	/* uses whose digest is waited for: those that are left in the end are lost */
 };
@@ -108,9 +110,9 @@ const volatile struct settings settings = {};
 /* Map `totals`, one entry, read through mmap: has anything been dropped at all? */
 struct totals {
 	u64 dropped;
-	u64 unattributed; /* changes to files in use by more containers than are kept */
 	u64 full;	  /* digests for which there was no room */
 	u64 switched;	  /* how often somebody reached for the switch that detaches all programs */
+	u64 unattributed[CLASSES]; /* changes to files in use by more containers than are kept, by their class */
 };
 
 #endif

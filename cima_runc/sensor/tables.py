@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from cima_runc.sensor.libbpf import BPF_ANY, BPF_NOEXIST, Libbpf
 from cima_runc.sensor.pins import Handles
 
-LAYOUT: Final = 6
+LAYOUT: Final = 7
 """Number of sensor.h's layout: what one agent writes, another one of this number reads."""
 
 SHARED: Final = ("digests", "writes", "forgotten", "marks", "mounted", "roots")
@@ -27,10 +27,15 @@ MAPS: Final = (
 _NUMBER: Final = struct.Struct("=I")
 _KEY: Final = struct.Struct("=Q")
 WATCHED: Final = struct.Struct("=QQQ")
-ROW: Final = struct.Struct("=QQqqQQQQQQqQqq")
-WATCHED_MAX: Final = 65536
+ROW: Final = struct.Struct("=QQqqQQQQQQqQQqq")
+WATCHED_MAX: Final = 262144
 EVER_WATCHED_MAX: Final = 65536
 REGISTRATIONS_MAX: Final = 16384
+CLASSES: Final = 64
+LAYERS: Final = CLASSES - 1
+"""The class of what is used from a lower layer, whoever uses it."""
+_TOTALS: Final = struct.Struct(f"=QQQ{CLASSES}Q")
+"""``struct totals`` of sensor.h."""
 
 _HARMLESS_WHEN_MISSED: Final = frozenset(
     {
@@ -39,11 +44,13 @@ _HARMLESS_WHEN_MISSED: Final = frozenset(
         "cima_collect_ends",
         "cima_ima_bprm",
         "cima_ima_mmap",
+        "cima_exit_files",
     }
 )
 """Programs that may be skipped. An entry that outlives its namespace matches no other one; a digest
-whose taking was not seen is not believed; a use that waits is sent by the next program that is not
-skipped, and counted where there is none (``waiting``)."""
+whose taking was not seen is not believed; a script whose interpreter's end was not seen stays in
+use; a use that waits is sent by the next program that is not skipped, and counted where there is
+none (``waiting``)."""
 
 
 _ENDED: Final = 1 << 63
@@ -66,6 +73,7 @@ class Row(NamedTuple):
     pid: int = 0
     digests: int = 0
     crowded: int = 0
+    crowded_below: int = 0
     mapped: int = 0
     waiting: int = 0
 
@@ -81,6 +89,7 @@ class Flag(IntFlag):
     DENY_MEMORY = 8
     """Memory that is no measured file may not become executable."""
     CROWDED = 16
+    CROWDED_BELOW = 32
     """It uses files that more containers use than are kept of each."""
 
 
@@ -90,6 +99,13 @@ class Watched(NamedTuple):
     registration: int
     namespace_id: int
     nested: int
+
+
+def class_of(registration: int) -> int:
+    """Return the class of a container, as class_of of digests.h does (MurmurHash3's last step)."""
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        registration = (registration ^ registration >> 33) * factor % (1 << 64)
+    return (registration ^ registration >> 33) % CLASSES % LAYERS
 
 
 class Tables:
@@ -121,21 +137,36 @@ class Tables:
     @property
     def dropped(self) -> int:
         """Events dropped since the sensor was loaded, over all containers."""
-        return int.from_bytes(self._totals[:8], sys.byteorder)
+        return self._counts()[0]
 
     @property
     def full(self) -> int:
         """Digests for which there was no room, since the sensor was loaded."""
-        return int.from_bytes(self._totals[16:24], sys.byteorder)
+        return self._counts()[1]
 
     @property
     def unattributed(self) -> int:
-        """Changes to files in use by more containers than are remembered of each file."""
-        return int.from_bytes(self._totals[8:16], sys.byteorder)
+        """Changes to files in use by more containers than are remembered of each file, in all
+        classes of containers together."""
+        return sum(self._counts()[3:])
 
-    def unattributed_to(self, row: Row) -> int:
+    def unattributed_to(self, registration: int, row: Row) -> int:
         """Return how many of those may be a container's."""
-        return self.unattributed - row.crowded if row.flags & Flag.CROWDED else 0
+        until_now, may_be = self.unattributed_in(registration), 0
+        if row.flags & Flag.CROWDED:
+            may_be += until_now["crowded"] - row.crowded
+        if row.flags & Flag.CROWDED_BELOW:
+            may_be += until_now["crowded_below"] - row.crowded_below
+        return may_be
+
+    def unattributed_in(self, registration: int) -> dict[str, int]:
+        """Return the changes until now to files that a container like this one may be using, by
+        the field of its row that says where they began to count."""
+        by_class = self._counts()[3:]
+        return {"crowded": by_class[class_of(registration)], "crowded_below": by_class[LAYERS]}
+
+    def _counts(self) -> tuple[int, ...]:
+        return _TOTALS.unpack_from(self._totals)
 
     def missed(self) -> int:
         """Return how often the kernel skipped a program since the sensor was loaded, or may have.
@@ -148,7 +179,7 @@ class Tables:
             for name, handle in self._programs.items()
             if name not in _HARMLESS_WHEN_MISSED
         )
-        return skipped + int.from_bytes(self._totals[24:32], sys.byteorder)
+        return skipped + self._counts()[2]
 
     def rows(self) -> Iterator[tuple[int, Row]]:
         """Yield the registration number and the row of each container that is watched."""

@@ -48,7 +48,7 @@ static __always_inline int is_of_use(const struct report *r)
 	u64 real = real_of(r->seen);
 	struct inode *inode = (struct inode *)real;
 
-	return r->judged.known.writes <= r->writes && real == r->real &&
+	return (r->judged.known.writes == (u64)NOT_COUNTED || r->judged.known.writes <= r->writes) && real == r->real &&
 	       READ(inode, i_ino) == r->real_ino &&
 	       READ(inode, i_generation) == r->real_generation;
 }
@@ -80,6 +80,36 @@ static __always_inline void begin_to_wait(struct registration *owner, struct mar
 	mark->waits = 1;
 }
 
+/*
+ * The digest that a use waited for, or the count of writes, found no room: others had taken it. The task that had the
+ * digest taken still has it, and what its container cannot have written is believed all the same.
+ */
+static __always_inline u32 judge_without_room(struct report *r, struct task_struct *task, u32 why)
+{
+	struct begun *taken = bpf_task_storage_get(&begun, task, 0, 0);
+	struct registration *owner = registered(r->event.registration);
+	struct writes *written;
+	u64 real = r->judged.real;
+
+	if (why == NO_DIGEST_KEPT) {
+		if (!taken || taken->without_room != r->seen)
+			return NO_DIGEST_KEPT;
+		taken->without_room = 0;
+		r->judged.known = taken->known;
+		r->judged.known.real = real;
+	}
+	if (r->judged.writable)
+		return r->judged.writable;
+	if (!r->judged.known.clean)
+		return WRITTEN_WHILE_HASHED;
+	written = bpf_map_lookup_elem(&writes, &real);
+	if (written && *(volatile u64 *)&written->count != r->judged.known.writes)
+		return WRITTEN_SINCE;
+	if (!r->judged.unknown && is_beyond_reach(r->seen, real, r->judged.is_lower, owner ? owner->root_dev : 0))
+		return STABLE;
+	return MAP_FULL;
+}
+
 /* IMA has looked at the file that the task waits for. */
 __noinline int complete(void)
 {
@@ -88,6 +118,7 @@ __noinline int complete(void)
 	struct report *r = bpf_map_lookup_elem(&pending, &key);
 	struct mark *mark = bpf_task_storage_get(&marks, task, 0, 0);
 	struct registration *owner;
+	struct real real;
 	u32 why;
 
 	if (mark)
@@ -100,8 +131,11 @@ __noinline int complete(void)
 	}
 	__builtin_memset(&r->judged, 0, sizeof(r->judged));
 	/* First: who opens it for writing after that has told this container, who did before is seen. */
-	add_user(r->real, r->event.registration);
+	find_real((struct inode *)r->seen, &real);
+	add_user(r->real, r->event.registration, real.is_lower);
 	why = judge(r->seen, 0, &r->judged);
+	if (why == NO_DIGEST_KEPT || why == MAP_FULL)
+		why = judge_without_room(r, task, why);
 	if (why != NO_DIGEST_KEPT && !is_of_use(r)) {
 		why = WRITTEN_SINCE;
 	} else if (why != NO_DIGEST_KEPT) {
@@ -163,6 +197,8 @@ static __always_inline int use_by(u64 registration, struct mark *mark, struct fi
 
 	why = now = judge(seen, registration, &judged);
 	named = unreliable(seen, judged.real);
+	if (!named && func == MMAP_CHECK && maps_another(address(file)))
+		named = MOVED;
 	hash = judged.known.hash;
 	had_digest = inode->i_flags & S_IMA;
 	if (settings.largest && (u64)inode->i_size > settings.largest) {
@@ -180,14 +216,16 @@ static __always_inline int use_by(u64 registration, struct mark *mark, struct fi
 			if (!now) {
 				why = STABLE;
 				hash = judged.known.hash;
-			} else if (hash >= 0 && !judged.writable && !judged.unknown &&
+			} else if (hash >= 0 && !judged.writable && !judged.unknown && !judged.count &&
 				   (now == NO_DIGEST_KEPT || now == MAP_FULL || now == HOOK_MISSING) &&
+				   /* Whose share is full has no writes counted of what is hashed for it. */
+				   !has_its_share(registration) &&
 				   is_beyond_reach(seen, judged.real, judged.is_lower, root_dev)) {
 				why = STABLE;
 			} else if (now != NO_DIGEST_KEPT) {
 				why = now;
 			} else if (hash >= 0) {
-				why = had_digest ? OLDER_THAN_SENSOR : MAP_FULL;
+				why = had_digest && !some_found_no_room() ? OLDER_THAN_SENSOR : MAP_FULL;
 			}
 		}
 	}
@@ -196,7 +234,7 @@ static __always_inline int use_by(u64 registration, struct mark *mark, struct fi
 	denied = !waits && (why == TOO_LARGE || !is_allowed(registration, why, hash, judged.known.digest));
 	/* One of its users is told of whatever comes after it was judged. */
 	if (!waits && !denied && (now || !judged.is_user)) {
-		add_user(judged.real, registration);
+		add_user(judged.real, registration, judged.is_lower);
 		/* Who opened it for writing before that has told nobody. */
 		again = why ? now : judge(seen, registration, &judged);
 		if (!again)

@@ -14,12 +14,13 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from cima_runc.sensor.events import SHA256, Event, Func, Kind, Why
-from cima_runc.sensor.loader import Sensor, SensorError
+from cima_runc.sensor.loader import Rights, Sensor, SensorError
 from cima_runc.sensor.options import Options
 from cima_runc.sensor.pins import PinsError
 
@@ -27,6 +28,7 @@ CLONE_NEWNS = 0x20000
 MS_REC_PRIVATE = 0x4000 | 1 << 18
 libc = ctypes.CDLL(None, use_errno=True)
 registrations = iter(range(1, 1 << 20))
+NO_RIGHTS = Rights()
 
 
 def program(payload: bytes = b"") -> bytes:
@@ -147,12 +149,14 @@ def uses(found: list[Event]) -> list[Event]:
 class Watched(Namespace):
     """A namespace that a sensor watches."""
 
-    def __init__(self, sensor: Sensor, allowlist: int | None = None) -> None:
+    def __init__(
+        self, sensor: Sensor, allowlist: int | None = None, rights: Rights = NO_RIGHTS
+    ) -> None:
         super().__init__()
         self.sensor = sensor
         self.registration = next(registrations)
         drain(sensor)
-        sensor.watch(self.number, self.registration, 1, allowlist)
+        sensor.watch(self.number, self.registration, 1, allowlist, rights)
 
     def events(self) -> list[Event]:
         found = drain(self.sensor)
@@ -307,30 +311,128 @@ def test_a_script_that_was_read_to_its_end_is_not_in_use(
     assert changed(container.events()) == set()
 
 
+def test_a_script_is_in_use_for_as_long_as_its_interpreter_runs(
+    container: Watched, tmp_path: Path
+) -> None:
+    """Python has opened it more than once, and closed it again, before it runs what it read."""
+    started, go_on = tmp_path / "started", tmp_path / "go-on"
+    wait_until = f"""
+import os, time
+open({str(started)!r}, "w").close()
+while not os.path.exists({str(go_on)!r}):
+    time.sleep(0.1)
+"""
+    install(tmp_path / "script", f"#!/usr/bin/env python3\n{wait_until}".encode())
+    runs = container.start(lambda: run(tmp_path / "script"))
+    wait_for(started.exists)
+    (tmp_path / "script").open("ab").close()
+    assert changed(container.events()) == {(b"script", Why.OPENED_WHILE_MAPPED)}
+    go_on.touch()
+    assert wait(runs) == 0
+    (tmp_path / "script").open("ab").close()
+    os.truncate(tmp_path / "script", 3)
+    assert changed(container.events()) == set()
+
+
+@contextmanager
+def overlay(under: Path, prefix: str = "") -> Iterator[Path]:
+    """An overlay over `lower` with an upper layer of its own, mounted."""
+    lower, upper, work, merged = (
+        under / name for name in ("lower", f"{prefix}upper", f"{prefix}work", f"{prefix}merged")
+    )
+    for directory in (upper, work, merged):
+        directory.mkdir()
+    options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    subprocess.run(["mount", "-t", "overlay", "-o", options, "o", merged], check=True)
+    try:
+        yield merged
+    finally:
+        subprocess.run(["umount", "-l", merged], check=True)
+
+
 def test_a_script_of_a_lower_layer_is_in_use_too(container: Watched, tmp_path: Path) -> None:
     """Its interpreter will open the copy that writing makes."""
-    for name in ("lower", "upper", "work", "merged", "other-upper", "other-work", "other"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "lower").mkdir()
     install(tmp_path / "interp", program(b"i"))
-    install(tmp_path / "lower/script", f"#!{tmp_path}/interp\n".encode())
-    for prefix, at in (("", "merged"), ("other-", "other")):
-        layers = [tmp_path / name for name in ("lower", f"{prefix}upper", f"{prefix}work")]
-        options = "lowerdir={},upperdir={},workdir={}".format(*layers)
-        subprocess.run(["mount", "-t", "overlay", "-o", options, "o", tmp_path / at], check=True)
-    inside = Namespace()  # made after the mounts: it has them
-    try:
+    for name in ("script", "again", "mode"):
+        install(tmp_path / "lower" / name, f"#!{tmp_path}/interp\n".encode())
+    with ExitStack() as stack:
+        merged = stack.enter_context(overlay(tmp_path))
+        other = stack.enter_context(overlay(tmp_path, "other-"))
+        inside = Namespace()  # made after the mounts: it has them
+        stack.callback(inside.close)
+        beside = os.open(other, os.O_PATH | os.O_DIRECTORY)
+        stack.callback(os.close, beside)
         container.sensor.watch(inside.number, registration := next(registrations), 1)
-        inside.run(tmp_path / "merged/script")
+        inside.run(merged / "script")
         # Of nobody: another overlay of the same layer.
-        (tmp_path / "other/script").open("ab").close()
+        (other / "script").open("ab").close()
         assert changed(drain(container.sensor)) == set()
-        inside.call(lambda: (tmp_path / "merged/script").open("ab").close())
+        inside.call(lambda: (merged / "script").open("ab").close())
         assert changed(drain(container.sensor)) == {(b"script", Why.OPENED_WHILE_MAPPED)}
+        # Another container that has the layer writes what this one awaits: a copy of its own.
+        inside.run(merged / "again")
+        container.call(lambda: os.close(os.open("again", os.O_WRONLY, dir_fd=beside)))
+        assert changed(drain(container.sensor)) == set()
+        # It is a copy already when it is opened for writing.
+        inside.run(merged / "mode")
+        inside.call(lambda: (merged / "mode").chmod(0o700))
+        inside.call(lambda: os.truncate(merged / "mode", 3))
+        assert changed(drain(container.sensor)) == {(b"mode", Why.TRUNCATED_WHILE_MAPPED)}
+        # Who writes to the layer itself changes it for all that have it.
+        inside.run(merged / "again")
+        (tmp_path / "lower/again").open("ab").close()
+        assert changed(drain(container.sensor)) == {(b"again", Why.OPENED_WHILE_MAPPED)}
         container.sensor.unwatch(registration)
-    finally:
+
+
+@pytest.mark.parametrize("copied_before", [False, True])
+def test_who_reads_a_file_of_a_lower_layer_reads_on_in_its_copy(
+    sensor: Sensor, tmp_path: Path, copied_before: bool
+) -> None:
+    (tmp_path / "lower").mkdir()
+    install(tmp_path / "lower/script", b"#!/bin/sh\n")
+    install(tmp_path / "lower/data", b"no code")
+    with overlay(tmp_path) as merged:
+        inside = Watched(sensor)
+
+        def attack() -> None:
+            run(merged / "script")
+            for name in ("script", "data"):
+                reader = os.open(merged / name, os.O_RDONLY)
+                if copied_before:
+                    (merged / name).chmod(0o700)
+                with (merged / name).open("ab") as writer:
+                    writer.write(b"evil\n")
+                assert b"evil" in os.read(reader, 99)
+                os.close(reader)
+
+        inside.call(attack)
+        # What was never run is only data.
+        assert changed(inside.events()) == {(b"script", Why.OPENED_WHILE_MAPPED)}
         inside.close()
-        for at in ("merged", "other"):
-            subprocess.run(["umount", "-l", tmp_path / at], check=True)
+
+
+def test_what_an_overlay_maps_need_not_be_what_it_hashes(sensor: Sensor, tmp_path: Path) -> None:
+    """A file that was open before it was copied up: the lower one is mapped, the upper one read."""
+    (tmp_path / "lower").mkdir()
+    install(tmp_path / "lower/lib", program(b"lower"))
+    with overlay(tmp_path) as merged:
+        file = merged / "lib"
+        inside = Watched(sensor)
+
+        def attack() -> None:
+            before = os.open(file, os.O_RDONLY)
+            with file.open("r+b") as writer:
+                writer.write(program(b"upper"))
+            for descriptor in (before, os.open(file, os.O_RDONLY)):
+                mapped = mmap.mmap(descriptor, 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC)
+                assert (b"lower" in mapped[:]) == (descriptor == before)
+
+        inside.call(attack)
+        found = [(event.path, event.why) for event in uses(inside.events())]
+        assert found == [(bytes(file), Why.MOVED), (bytes(file), Why.STABLE)]
+        inside.close()
 
 
 def test_a_file_that_is_open_for_writing_is_unstable(container: Watched, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ Needs root and the BPF LSM; digests need IMA.
 
 import hashlib
 import mmap
+import os
+import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,9 +14,18 @@ from pathlib import Path
 import pytest
 
 from cima_runc.sensor.events import Kind, Why
-from cima_runc.sensor.loader import Sensor
+from cima_runc.sensor.loader import Rights, Sensor
 from cima_runc.sensor.options import Options
-from tests.vm.test_sensor import Watched, drain, install, map_executable, program, uses
+from cima_runc.sensor.tables import class_of
+from tests.vm.test_sensor import (
+    Watched,
+    drain,
+    install,
+    map_executable,
+    overlay,
+    program,
+    uses,
+)
 from tests.vm.test_sensor_options import Enforced, is_denied
 
 USERS_MAX = 4
@@ -45,6 +56,68 @@ def test_a_container_has_its_share_of_digests_and_no_more(tmp_path: Path) -> Non
         greedy.run(tmp_path / "later")
         assert [event.why for event in drain(sensor)] == [Why.STABLE]
         assert sensor.lost() == {}
+        for one in (greedy, other):
+            one.close()
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A file system that no container can write, with a program."""
+    place = tmp_path / "read-only"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "t", place], check=True)
+    install(place / "prog", program(b"cannot be written"))
+    subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+    yield place / "prog"
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_digests_that_find_no_room_are_believed_of_what_cannot_be_written(
+    tmp_path: Path, read_only: Path, late: bool
+) -> None:
+    """Others have taken all the room there is; each no more than its share."""
+    room, own = 4, tmp_path / "own"
+    files = [tmp_path / f"prog{number}" for number in range(room)]
+    for file in (*files, own):
+        install(file, program(file.name.encode()))
+    with Sensor.load(Options(digests_share=room, digests=room, late=late)) as sensor:
+        greedy, other = Watched(sensor), Watched(sensor)
+        for file in files:
+            greedy.run(file)
+        assert {event.why for event in uses(drain(sensor))} == {Why.STABLE}
+        for file in (read_only, own):
+            other.run(file)
+        found = [(event.path, event.digest, event.why) for event in uses(drain(sensor))]
+        digest = hashlib.sha256(read_only.read_bytes()).digest()
+        assert found[0] == (bytes(read_only), digest, Why.STABLE)
+        assert {(path, why) for path, _, why in found[1:]} == {(bytes(own), Why.MAP_FULL)}
+        assert sensor.lost() == {}
+        for one in (greedy, other):
+            one.close()
+
+
+def test_a_layer_that_was_written_is_not_believed_where_digests_find_no_room(
+    tmp_path: Path,
+) -> None:
+    """By the file's handle, or in the engine's directory."""
+    room = 4
+    files = [tmp_path / f"prog{number}" for number in range(room)]
+    (tmp_path / "lower").mkdir()
+    for file in (*files, tmp_path / "lower/prog"):
+        install(file, program(file.name.encode()))
+    with overlay(tmp_path) as merged, Sensor.load(Options(digests=room)) as sensor:
+        device = merged.stat().st_dev
+        root = os.major(device) << 20 | os.minor(device)
+        greedy, other = Watched(sensor), Watched(sensor, rights=Rights(root_device=root))
+        for file in files:
+            greedy.run(file)
+        drain(sensor)
+        other.run(merged / "prog")
+        assert {event.why for event in uses(drain(sensor))} == {Why.STABLE}
+        install(tmp_path / "lower/prog", program(b"evil"))
+        other.run(merged / "prog")
+        assert Why.STABLE not in {event.why for event in uses(drain(sensor))}
         for one in (greedy, other):
             one.close()
 
@@ -135,12 +208,20 @@ def test_a_share_that_is_used_up_is_nobody_elses_loss(
 def test_a_change_to_a_file_of_many_is_a_loss_of_who_uses_it_alone(
     sensor: Sensor, tmp_path: Path
 ) -> None:
-    file = tmp_path / "lib"
-    install(file, b"library")
+    """Not of who is one too many of another file's, but for one in 64 (class_of)."""
+    file, elsewhere = tmp_path / "lib", tmp_path / "other-lib"
+    for path in (file, elsewhere):
+        install(path, path.name.encode())
     users = [Watched(sensor) for _ in range(USERS_MAX + 1)]
     other = Watched(sensor)
+    while class_of(other.registration) == class_of(users[-1].registration):
+        users.insert(0, other)
+        other = Watched(sensor)
+    users, idle = users[-USERS_MAX - 1 :], users[: -USERS_MAX - 1]
     for user in users:
         user.call(lambda: map_executable(file))
+    for user in (*users[:USERS_MAX], other):
+        user.call(lambda: map_executable(elsewhere))
     drain(sensor)
     with file.open("rb") as reader:
         held = mmap.mmap(reader.fileno(), 0, prot=mmap.PROT_READ)
@@ -149,5 +230,5 @@ def test_a_change_to_a_file_of_many_is_a_loss_of_who_uses_it_alone(
     told = [event.registration for event in drain(sensor) if event.kind is Kind.CHANGED]
     assert told == [user.registration for user in users[:USERS_MAX]]
     assert sensor.lost() == {users[-1].registration: 1}
-    for one in (*users, other):
+    for one in (*users, *idle, other):
         one.close()

@@ -16,6 +16,7 @@ COMMON = {
             *hooks._WRITES.values(),
             *hooks._LATE.values(),
             *hooks._KINDS.values(),
+            *hooks._SCRIPTS.values(),
             "copy_mnt_ns",
         },
         2,
@@ -84,6 +85,13 @@ def test_a_kind_of_event_that_a_kernel_cannot_report_is_said(function: str) -> N
     assert chosen(LINUX_6_12, without=function).missing == (function.removeprefix("bpf_lsm_"),)
 
 
+def test_where_nobody_says_that_an_interpreter_ended_its_script_stays_in_use() -> None:
+    assert "cima_exit_files" in chosen(LINUX_6_12).programs
+    without = chosen(LINUX_6_12, without="exit_files")
+    assert "cima_exit_files" not in without.programs
+    assert (without.missing, without.sees_writes) == ((), True)
+
+
 @pytest.mark.parametrize("function", sorted(hooks._NEEDED.values()))
 def test_without_these_there_is_no_sensor(function: str) -> None:
     with pytest.raises(LookupError, match=function.removeprefix("bpf_lsm_")):
@@ -94,5 +102,6 @@ def test_every_program_in_the_sources_is_one_that_can_be_chosen() -> None:
     texts = "".join(file.read_text() for file in SOURCES.glob("*.h"))
     known = set().union(*map(set, (hooks._NEEDED, hooks._WRITES, hooks._LATE, hooks._KINDS)))
     known |= {*hooks._SETATTR.values(), *hooks._BIRTHS, *hooks._READS, *hooks._CALLS}
+    known |= set(hooks._SCRIPTS)
     assert set(re.findall(r"^int BPF_PROG\((\w+)", texts, re.M)) == known
     assert f"int {hooks.TASKS}(" in texts

@@ -153,7 +153,8 @@ def test_what_an_older_sensor_does_not_send_in_time_is_lost(
 class _Tables(_Rows):
     """A sensor's tables, and how often each row was written."""
 
-    unattributed = 0
+    def unattributed_in(self, number: int) -> dict[str, int]:
+        return {"crowded": number, "crowded_below": 7}
 
     def __init__(self, rows: dict[int, Row], namespaces: dict[int, Watched]) -> None:
         super().__init__({})
@@ -200,7 +201,7 @@ def test_a_row_that_is_taken_over_is_written_once() -> None:
     sensor = Sensor.__new__(Sensor)
     sensor._tables = newer  # type: ignore[assignment]
     sensor._containers = {}
-    sensor._take_over(SimpleNamespace(tables=older, lost=lambda row: row.dropped))  # type: ignore[arg-type]
+    sensor._take_over(SimpleNamespace(tables=older, lost=lambda _, row: row.dropped))  # type: ignore[arg-type]
     assert newer.written == {1: 1, 2: 1}
     assert newer.inside == inside
     found = {number: (row.nested, row.waiting, row.missed_before) for number, row in newer.rows()}

@@ -9,7 +9,17 @@ import pytest
 
 from cima_runc.sensor.libbpf import BPF_ANY, Libbpf
 from cima_runc.sensor.pins import Handles
-from cima_runc.sensor.tables import EVER_WATCHED_MAX, MAPS, Tables, Watched
+from cima_runc.sensor.tables import (
+    CLASSES,
+    EVER_WATCHED_MAX,
+    LAYERS,
+    MAPS,
+    Flag,
+    Row,
+    Tables,
+    Watched,
+    class_of,
+)
 
 FIRST_NAMESPACE = 0xF0000000
 """The kernel's lowest number (PROC_DYNAMIC_FIRST)."""
@@ -49,3 +59,25 @@ def test_the_programs_look_for_a_namespace_before_it_is_there(mntns: int, totals
         (maps["watched"], mntns),
     ]
     assert writes.written[0][2] == b"\1"
+
+
+def test_a_container_counts_the_changes_of_its_class() -> None:
+    assert {class_of(number) for number in range(1000)} == set(range(LAYERS))
+    maps = {name: number for number, name in enumerate(MAPS, start=1000)}
+    with tempfile.TemporaryFile() as file:
+        counts = [5, 6, 7, *range(100, 100 + CLASSES)]
+        file.write(b"".join(count.to_bytes(8, "little") for count in counts))
+        file.flush()
+        file.truncate(mmap.PAGESIZE)
+        tables = Tables(cast("Libbpf", Writes()), Handles(maps | {"totals": file.fileno()}, {}, {}))
+        row = Row(1, 0, 0, 0, 11, crowded=90, crowded_below=150)
+        assert (tables.dropped, tables.full, tables.missed()) == (5, 6, 7)
+        assert tables.unattributed == sum(range(100, 100 + CLASSES))
+        assert tables.unattributed_to(1 << 50, row) == 0
+        crowded = row._replace(flags=Flag.CROWDED)
+        assert tables.unattributed_to(1 << 50, crowded) == 10 + class_of(1 << 50)
+        below = row._replace(flags=Flag.CROWDED_BELOW)
+        assert tables.unattributed_to(1 << 50, below) == 100 + LAYERS - 150
+        both = row._replace(flags=Flag.CROWDED | Flag.CROWDED_BELOW)
+        assert tables.unattributed_to(1 << 50, both) == 23 + class_of(1 << 50)
+        tables.close()

@@ -19,7 +19,7 @@ TRUE = "true digest"
 or `memory` record; an attack that is denied leaves one too."""
 CHANGED = frozenset({TRUE, "unstable", "unnamed", "changed"})
 REACHED = frozenset({"changed", "guard"})
-WRITTEN_LATER = ("changed_after_use", "changed_script", "written_while_it_runs")
+WRITTEN_LATER = ("changed_after_use", "changed_script", "lost_pages", "written_while_it_runs")
 MEMORY = frozenset({"execmem", "execmod", "execheap", "execstack"})
 
 
@@ -117,11 +117,16 @@ def _changed() -> list[Attack]:
         found += _places(places, f"changed_after_use {way}", what, *CHANGED)
     loop = "written after it was mapped, by a loop device"
     found.append(Attack("changed_after_use loop_device", loop, CHANGED, "privileged"))
+    for place in ("ext4", "xfs"):
+        lost = "cached pages lost before they are written back"
+        found.append(Attack("lost_pages", lost, CHANGED, "privileged", place))
     found += _places(
         ("overlay", "tmpfs"), "changed_script", "a script, before its shell reads it", *CHANGED
     )
     stopped = "the same, while its shell is stopped"
     found += _places(("overlay", "tmpfs"), "changed_script stopped", stopped, *CHANGED)
+    moded = "the same, copied up by its mode alone"
+    found += _places(("overlay",), "changed_script moded", moded, *CHANGED)
     found += _places(("overlay", "ext4"), "written_while_it_runs", "a program that runs", *CHANGED)
     return found
 

@@ -1,7 +1,8 @@
 /*
  * The kernel has looked at a script when the interpreter starts, and the interpreter reads it later: the
  * one who executed it, and who goes on the moment the old program's memory is let go of, is faster.
- * Argument: stopped, where the interpreter is held up for as long as he likes.
+ * Argument: stopped, where the interpreter is held up for as long as he likes; moded, the same, where the file
+ * is not written to before, but copied up by a change of its mode alone.
  * Must be seen: that the file was changed, or its new digest.
  */
 #include "attack.h"
@@ -18,7 +19,10 @@ ATTACK(changed_script)
 	must(read(fd, good, size), "read");
 	close(fd);
 	/* Copied up before: that takes longer than a shell's start. */
-	overwrite(SCRIPT, good, size);
+	if (is_mode(argv, "moded"))
+		must(chmod(SCRIPT, 0700), "chmod");
+	else
+		overwrite(SCRIPT, good, size);
 	/* On one processor, and the child only when nobody else wants it. */
 	CPU_ZERO(&one);
 	CPU_SET(0, &one);
@@ -29,7 +33,7 @@ ATTACK(changed_script)
 		execve(SCRIPT, argv_of, none);
 		_exit(4);
 	}
-	if (is_mode(argv, "stopped")) {
+	if (is_mode(argv, "stopped") || is_mode(argv, "moded")) {
 		kill(child, SIGSTOP);
 		sleep(3);
 	}
