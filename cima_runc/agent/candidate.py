@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cima_runc.agent.current import CurrentSettings
-from cima_runc.agent.dependencies import Dependencies, Look
+from cima_runc.agent.host_services import HostServices, Look
 from cima_runc.agent.process import PROC, ContainerProcess, examine
 from cima_runc.agent.runtime_call import is_restored, is_without_cgroups
 from cima_runc.base import limits
@@ -75,11 +75,11 @@ class Looker:
     """Looks at containers that want to start; for any thread."""
 
     def __init__(
-        self, settings: CurrentSettings, store: RootfsStore, dependencies: Dependencies
+        self, settings: CurrentSettings, store: RootfsStore, services: HostServices
     ) -> None:
         self._settings = settings
         self._store = store
-        self._dependencies = dependencies
+        self._services = services
         self._engines = EngineFinder()
 
     @property
@@ -105,7 +105,7 @@ class Looker:
             hook_state,
             self._settings.value,
             store=self._store,
-            dependencies=self._dependencies,
+            services=self._services,
             engines=self._engines,
             seconds=self.seconds,
         )
@@ -179,7 +179,7 @@ def look_at(
     settings: Settings,
     *,
     store: RootfsStore,
-    dependencies: Dependencies,
+    services: HostServices,
     engines: EngineFinder,
     seconds: float,
 ) -> Candidate:
@@ -214,7 +214,7 @@ def look_at(
             state.bundle,
             lambda: image_pairs(state.bundle, engines.image_stores(process.pid)),
         )
-        look = dependencies.look_at(process.pid)
+        look = services.look_at(process.pid)
         return Candidate(
             state, config, process, rootfs, look, engine, missing=missing, of_image=of_image
         )

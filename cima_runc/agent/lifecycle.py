@@ -165,7 +165,7 @@ class Lifecycle:
         self._released[registration] = lost
 
     def dependents(self) -> dict[int, int]:
-        """Return, for each partition of dependencies in use, a living first process that has it.
+        """Return, for each partition of host services in use, a living first process that has it.
 
         Behind one that was left behind there may be others of the container's own, and behind the
         number of one that has ended is anybody.

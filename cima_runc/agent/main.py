@@ -411,14 +411,14 @@ class Agent:
         while True:
             await asyncio.sleep(_REFRESH_SECONDS)
             pids = await self._writer.submit(lambda rooms: rooms.lifecycle.dependents())
-            look_again = self._lobby.dependencies.look_again
+            look_again = self._lobby.services.look_again
             looks = await self._loop.run_in_executor(self._lookers, look_again, pids)
             try:
                 await self._writer.submit(
-                    lambda rooms: rooms.dependencies.take_again(looks)  # noqa: B023 - awaited here
+                    lambda rooms: rooms.services.take_again(looks)  # noqa: B023 - awaited here
                 )
             except (CimaError, OSError) as error:
-                _log.error("dependencies are not refreshed: %s", error)
+                _log.error("host services are not refreshed: %s", error)
 
     async def _tidy(self) -> None:
         """Remove what is kept no longer."""
@@ -438,7 +438,7 @@ class Agent:
                     await self._tidy_due.wait()
 
     async def _services_hashed(self) -> None:
-        wait = self._lobby.dependencies.wait_until_hashed
+        wait = self._lobby.services.wait_until_hashed
         if not await self._loop.run_in_executor(None, wait, _HASHED_SECONDS):
             _log.warning("files of services are being hashed still")
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from cima_runc.agent.candidate import Candidate
 from cima_runc.agent.current import CurrentSettings
-from cima_runc.agent.dependencies import Dependencies, Look, failed
 from cima_runc.agent.enforcement import Allowlist, Enforcement
 from cima_runc.agent.events import Events
 from cima_runc.agent.fresh import Fresh
+from cima_runc.agent.host_services import HostServices, Look, failed
 from cima_runc.agent.index import Container, lives
 from cima_runc.agent.journald import about
 from cima_runc.agent.lifecycle import Lifecycle
@@ -70,7 +70,7 @@ class Registration:
         writer: Writer,
         events: Events,
         lifecycle: Lifecycle,
-        dependencies: Dependencies,
+        services: HostServices,
         enforcement: Enforcement | None,
         sensor: Sensor | None,
         fresh: Fresh,
@@ -81,7 +81,7 @@ class Registration:
         self._writer = writer
         self._events = events
         self._lifecycle = lifecycle
-        self._dependencies = dependencies
+        self._services = services
         self._enforcement = enforcement
         self._sensor = sensor
         self._fresh = fresh
@@ -259,7 +259,7 @@ class Registration:
         """Begin the container's partition and watch it; ``undo`` then records its end."""
         state, process = candidate.state, candidate.process
         allowlist = self._enforcement.allowlist(candidate.rootfs) if self._enforcement else None
-        dependencies, reason = self._dependencies_of(candidate.look)
+        dependencies, reason = self._services_of(candidate.look)
         missing = (*self._writer.missing, *candidate.missing)
         try:
             secret = self._fresh.secret()
@@ -327,13 +327,13 @@ class Registration:
             )
         return owner_keys(config, Path(settings.owners_dir), variable=settings.owner_variable)
 
-    def _dependencies_of(self, look: Look) -> tuple[int | None, str]:
-        """Return the registration of the partition of dependencies, or why there is none."""
+    def _services_of(self, look: Look) -> tuple[int | None, str]:
+        """Return the registration of the partition of host services, or why there is none."""
         try:
-            return self._dependencies.register(look), look.error
+            return self._services.register(look), look.error
         except (CimaError, OSError) as error:
             # What is missing here is in the record, for the verifier to judge.
-            _log.error("no dependencies: %s", printable(str(error)))
+            _log.error("no host services: %s", printable(str(error)))
             return None, str(error)
 
     # -- a TPM that fails ---------------------------------------------------------------------

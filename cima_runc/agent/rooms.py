@@ -24,11 +24,11 @@ from cima_runc.agent.candidate import Looker
 from cima_runc.agent.confirmations import Confirmations
 from cima_runc.agent.core import Core
 from cima_runc.agent.current import CurrentSettings
-from cima_runc.agent.dependencies import Dependencies
 from cima_runc.agent.enforcement import Enforcement
 from cima_runc.agent.events import Events
 from cima_runc.agent.fresh import Fresh
 from cima_runc.agent.held import Held
+from cima_runc.agent.host_services import HostServices
 from cima_runc.agent.lifecycle import Lifecycle
 from cima_runc.agent.notices import Notices
 from cima_runc.agent.process import ContainerProcess, Living, MarkOf, find_again
@@ -63,7 +63,7 @@ class Rooms:
     takeover: TakeOver
     questions: Questions
     retention: Retention
-    dependencies: Dependencies
+    services: HostServices
     attester: Attester
     confirmations: Confirmations
 
@@ -79,7 +79,7 @@ class Rooms:
         self.takeover.go_on()
         self.events.take()
         self.events.count_lost()
-        self.dependencies.collect()
+        self.services.collect()
         self.writer.write()
         return self.writer.bind() if bind else 0.0
 
@@ -103,7 +103,7 @@ class Lobby:
     looker: Looker
     held: Held
     notices: Notices
-    dependencies: Dependencies
+    services: HostServices
     """Its methods say which are for any thread."""
     attester: Attester
     """Its methods say which are for any thread."""
@@ -216,7 +216,7 @@ def open_rooms(
         notices=notices,
         on_process=on_process,
     )
-    dependencies = Dependencies(
+    services = HostServices(
         boot_id=boot_id,
         host_pcr=settings.ima.host_pcr,
         writer=writer,
@@ -249,7 +249,7 @@ def open_rooms(
             writer=writer,
             events=events,
             lifecycle=lifecycle,
-            dependencies=dependencies,
+            services=services,
             enforcement=enforcement,
             sensor=sensor,
             fresh=fresh,
@@ -260,7 +260,7 @@ def open_rooms(
             store=store,
             events=events,
             lifecycle=lifecycle,
-            dependencies=dependencies,
+            services=services,
             enforcement=enforcement,
             sensor=sensor,
             held=held,
@@ -279,13 +279,13 @@ def open_rooms(
             tpm=tpm,
         ),
         retention=retention,
-        dependencies=dependencies,
+        services=services,
         attester=attester,
         confirmations=confirmations,
     )
-    looker = Looker(current, RootfsStore.at(store.root / "rootfs"), dependencies)
+    looker = Looker(current, RootfsStore.at(store.root / "rootfs"), services)
     lobby = Lobby(
-        *(looker, held, notices, dependencies, attester, assembly),
+        *(looker, held, notices, services, attester, assembly),
         slots=lambda: writer.slots,
         registers=lambda: (writer.change_mark, writer.changed),
         confirmations=confirmations,

@@ -23,7 +23,7 @@ from cima_runc.agent.candidate import (
     unmeasured_memory,
 )
 from cima_runc.agent.current import CurrentSettings
-from cima_runc.agent.dependencies import Look
+from cima_runc.agent.host_services import Look
 from cima_runc.agent.inside import Answer, Task
 from cima_runc.agent.process import PROC, ContainerProcess, examine, has_ended
 from cima_runc.base import limits
@@ -33,7 +33,7 @@ from cima_runc.measure.engine import EngineFinder
 from cima_runc.measure.rootfs import Mode
 from cima_runc.runtime.hook_state import HookState, parse_hook_state, qualified
 
-_NO_DEPENDENCIES = "a user's engine is the user's own"
+_NO_HOST_SERVICES = "a user's engine is the user's own"
 
 
 class RootlessError(CimaError):
@@ -101,7 +101,7 @@ class Looks:
         # What reads of the user's processes is not done in the loop: that serves everybody.
         missing = await loop.run_in_executor(None, unmeasured_memory, process.pid)
         state = replace(state, id=qualified(state.id, uid))
-        look = Look(error=_NO_DEPENDENCIES)
+        look = Look(error=_NO_HOST_SERVICES)
         seen = None if answer.of_image is None else frozenset(answer.of_image)
         of_image = handed_on(config, engine, state.bundle, lambda: seen)
         return Candidate(

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from cima_runc.base.errors import CimaError
 from cima_runc.measure.command_line import command_line
-from cima_runc.measure.dependencies import ancestors_of
+from cima_runc.measure.host_services import ancestors_of
 from cima_runc.measure.procfs import flag_value
 from cima_runc.runtime.runc_args import parse_runc_args
 

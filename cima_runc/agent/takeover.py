@@ -9,10 +9,10 @@ from typing import Any
 
 from cima_runc.agent.core import dropped_in
 from cima_runc.agent.current import CurrentSettings
-from cima_runc.agent.dependencies import Dependencies
 from cima_runc.agent.enforcement import Enforcement
 from cima_runc.agent.events import Events
 from cima_runc.agent.held import Held
+from cima_runc.agent.host_services import HostServices
 from cima_runc.agent.index import Container, lives
 from cima_runc.agent.journald import about
 from cima_runc.agent.lifecycle import Lifecycle
@@ -54,7 +54,7 @@ class TakeOver:
         store: Store,
         events: Events,
         lifecycle: Lifecycle,
-        dependencies: Dependencies,
+        services: HostServices,
         enforcement: Enforcement | None,
         sensor: Sensor | None,
         held: Held,
@@ -68,7 +68,7 @@ class TakeOver:
         self._store = store
         self._events = events
         self._lifecycle = lifecycle
-        self._dependencies = dependencies
+        self._services = services
         self._enforcement = enforcement
         self._sensor = sensor
         self._held = held
@@ -95,7 +95,7 @@ class TakeOver:
                 _log.error("registration %d is damaged and left out: %s", number, error)
                 continue
             if note.kind == "dependencies":
-                self._dependencies.restore(container, found.records)
+                self._services.restore(container, found.records)
             elif note.state != "stopped" and container.partition.count < FIRST_RECORDS:
                 # Its hook had no answer, so nothing of it has run, and nothing is bound. Should it
                 # ask again: a new one.

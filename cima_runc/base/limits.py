@@ -273,10 +273,10 @@ ENGINE_ANSWER = 1 * MIB
 PROC_NET_UNIX = 64 * MIB
 """Bytes of /proc/net/unix: some 500,000 sockets."""
 
-DEPENDENCY_FILE = 1024 * MIB
+HOST_SERVICE_FILE = 1024 * MIB
 """Bytes of one executable or library of a service; dockerd has 100 MiB."""
 
-DEPENDENCY_FILES = 4096
+HOST_SERVICE_FILES = 4096
 """Executables and libraries of one service, or files of our own."""
 
 NV_CERTIFICATES = 256 * KIB

@@ -16,7 +16,7 @@ from cima_runc.ml.listing import boot_id, stored_notes
 from cima_runc.ml.store import Store
 from cima_runc.runtime.agent_socket import AgentUnavailableError, call_agent
 from cima_runc.verifier.reference.file import HostReference
-from cima_runc.verifier.reference.host import host_dependencies
+from cima_runc.verifier.reference.host import files_of_services
 from cima_runc.verifier.rules.engines import INIT_PROGRAMS
 
 _TIMEOUT_SECONDS = 60.0
@@ -37,7 +37,7 @@ def host_reference() -> HostReference:
     """
     found: dict[bytes, set[bytes]] = {}
     for number in sorted(_partitions(context.settings())):
-        for path, digests in host_dependencies(read_partition(f"dependencies:{number}")).items():
+        for path, digests in files_of_services(read_partition(f"dependencies:{number}")).items():
             found.setdefault(path, set()).update(digests)
     if not found:
         raise ServicesError(

@@ -26,8 +26,8 @@ from cima_runc.engines.containerd import dump_command, of_others
 from cima_runc.engines.crio import config_command
 from cima_runc.engines.docker import program_of
 from cima_runc.engines.engine import RUNTIME_NAME, Engine, EngineError
-from cima_runc.measure.dependencies import executable
 from cima_runc.measure.engine import docker_info
+from cima_runc.measure.host_services import executable
 from cima_runc.measure.outside import in_our_pid_namespace
 
 _SECONDS = 120.0

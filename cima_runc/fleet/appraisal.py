@@ -20,9 +20,9 @@ from cima_runc.verifier.kernel_line import HostFile
 from cima_runc.verifier.policy import Policy
 from cima_runc.verifier.reference.file import HostReference
 from cima_runc.verifier.result import Finding
-from cima_runc.verifier.rules.dependencies import check_dependencies
 from cima_runc.verifier.rules.host import check_pcrs, check_status
 from cima_runc.verifier.rules.host_log import check_files, check_replayed
+from cima_runc.verifier.rules.host_services import check_host_services
 from cima_runc.verifier.steps.explained import Aggregate, HostLog
 from cima_runc.verifier.values import Values
 
@@ -140,7 +140,7 @@ def services(relied_on: Services | None, values: Values) -> list[Finding]:
     """Return what is to be said of the host services that a container relies on; None: it names
     none."""
     records = relied_on.records if relied_on is not None else ()
-    found = check_dependencies(records, _host_reference(values), values.policy)
+    found = check_host_services(records, _host_reference(values), values.policy)
     return [*map(_softened, found), *(_lines(relied_on) if relied_on is not None else ())]
 
 

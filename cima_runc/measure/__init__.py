@@ -1,1 +1,1 @@
-"""Measurements that are not the kernel's: configuration, root filesystem, dependencies."""
+"""Measurements that are not the kernel's: configuration, root filesystem, host services."""

@@ -39,7 +39,7 @@ from cima_runc.base import limits
 from cima_runc.base.bounded import read_bounded
 from cima_runc.base.errors import CimaError
 from cima_runc.measure.command_line import command_line, environment
-from cima_runc.measure.dependencies import (
+from cima_runc.measure.host_services import (
     DOCKER_NAMESPACE,
     PROC,
     ancestors_of,

@@ -54,8 +54,8 @@ def sha256(handle: int) -> tuple[bytes, Identity]:
         FileDigestError: it is too large, or changed while it was read.
     """
     before = identity_of(handle)
-    if before.size > limits.DEPENDENCY_FILE:
-        raise FileDigestError(f"more than {limits.DEPENDENCY_FILE} bytes")
+    if before.size > limits.HOST_SERVICE_FILE:
+        raise FileDigestError(f"more than {limits.HOST_SERVICE_FILE} bytes")
     digest = hashlib.sha256()
     left = before.size + 1
     os.lseek(handle, 0, os.SEEK_SET)

@@ -11,7 +11,7 @@ records.*           lost events, missing sources, violations and executable memo
 config.*            :mod:`.rules.config`
 rootfs.*            :mod:`.rules.rootfs`
 file.*              :mod:`.rules.files`
-dependency.*        :mod:`.rules.dependencies`
+dependency.*        :mod:`.rules.host_services`
 ==================  ===============================================================================
 
 Source: design, sections 5 and 8; RFC 9334 for the words.
@@ -48,8 +48,8 @@ from cima_runc.verifier.result import Finding
 from cima_runc.verifier.rules import engines
 from cima_runc.verifier.rules.added_users import groups_of_a_restart
 from cima_runc.verifier.rules.config import ConfigRule
-from cima_runc.verifier.rules.dependencies import check_dependencies
 from cima_runc.verifier.rules.files import check_file
+from cima_runc.verifier.rules.host_services import check_host_services
 from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.rules.mounts import EngineMounts, Places
 from cima_runc.verifier.rules.rootfs import RootfsRule
@@ -84,7 +84,7 @@ def appraise(
     dependencies: Sequence[Record] = (),
     secret: bytes | None = None,
 ) -> Appraised:
-    """Appraise all records of a container, and those of its dependencies.
+    """Appraise all records of a container, and those of its host services.
 
     With the container's ``secret`` the values of its environment are compared. The verdict is
     UNKNOWN where nothing could be compared with an image.
@@ -97,7 +97,7 @@ def appraise(
     findings = [*completeness(own, policy), *run.compare(own)]
     if references.image is not None and (not own or own[0].number):
         findings += _order(own)
-    findings += run.check_dependencies([measured(record) for record in dependencies])
+    findings += run.check_host_services([measured(record) for record in dependencies])
     if any(finding.severity == "fail" for finding in findings):
         verdict = Verdict.UNTRUSTED
     else:
@@ -122,7 +122,7 @@ def compare(
     run = _Run(references, policy, secret)
     yield from run.compare(records)
     if dependencies is not None:
-        yield from run.check_dependencies(dependencies)
+        yield from run.check_host_services(dependencies)
     if references.image is not None and records and not records[0].number and not run.compared:
         yield Finding(
             severity="fail",
@@ -173,8 +173,8 @@ class _Run:
             else:
                 yield from self._cima(number, content)
 
-    def check_dependencies(self, records: Sequence[Measured]) -> Iterator[Finding]:
-        yield from check_dependencies(records, self.references.host, self.policy)
+    def check_host_services(self, records: Sequence[Measured]) -> Iterator[Finding]:
+        yield from check_host_services(records, self.references.host, self.policy)
         first = records[0].content if records else None
         if isinstance(first, ServicesRegister) and self.relies_on not in {None, first.registration}:
             yield Finding(

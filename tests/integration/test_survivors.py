@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cima_runc.agent.candidate import Candidate
-from cima_runc.agent.dependencies import Look
+from cima_runc.agent.host_services import Look
 from cima_runc.agent.process import examine
 from cima_runc.ml.contents import NO_ENGINE
 from cima_runc.runtime.hook_state import HookState

@@ -70,7 +70,7 @@ import cima_runc
 assert cima_runc.__file__.startswith(sys.prefix), cima_runc.__file__
 left = {"cima_runc.tpm." + n for n in
         "activation device keys quote call_timeouts nv state trouble swtpm".split()} | {
-        "cima_runc.measure.dependencies", "cima_runc.measure.engine",
+        "cima_runc.measure.host_services", "cima_runc.measure.engine",
         "cima_runc.cli.configure", "cima_runc.cli.configure_fleet", "cima_runc.cli.doctor"}
 for found in pkgutil.walk_packages(cima_runc.__path__, "cima_runc."):
     if found.name == "cima_runc.fleet.migrations.env":

@@ -16,7 +16,7 @@ from typing import Any
 
 from cima_runc.agent.candidate import Candidate
 from cima_runc.agent.current import CurrentSettings
-from cima_runc.agent.dependencies import Look
+from cima_runc.agent.host_services import Look
 from cima_runc.agent.process import ContainerProcess, MarkOf, ProcessError, find_again
 from cima_runc.agent.rooms import open_rooms
 from cima_runc.agent.sources import Sources

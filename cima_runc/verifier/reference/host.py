@@ -6,7 +6,7 @@ from cima_runc.ima.template import unpack_cima_ng
 from cima_runc.ml.records import IMA_TEMPLATE, Record, RecordError, template_data
 
 
-def host_dependencies(records: Iterable[Record]) -> dict[bytes, set[bytes]]:
+def files_of_services(records: Iterable[Record]) -> dict[bytes, set[bytes]]:
     """Return the SHA-256 digests (32 bytes) of each path in partitions of dependencies.
 
     Files that the kernel did not measure are in it too, with the digest that the agent found:

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from cima_runc.agent.candidate import Candidate
 from cima_runc.agent.current import CurrentSettings
-from cima_runc.agent.dependencies import Look
+from cima_runc.agent.host_services import Look
 from cima_runc.agent.index import Container
 from cima_runc.agent.process import ContainerProcess, ProcessError
 from cima_runc.agent.retention import Retention

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cima_runc.agent.candidate import Candidate
-from cima_runc.agent.dependencies import Look
+from cima_runc.agent.host_services import Look
 from cima_runc.agent.index import Container
 from cima_runc.agent.registration import FIRST_RECORDS, LateError
 from cima_runc.agent.runs import LineInUseError

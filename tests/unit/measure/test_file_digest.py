@@ -40,7 +40,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_a_file_that_is_too_large(tmp_path: Path) -> None:
     (tmp_path / "large").touch()
-    os.truncate(tmp_path / "large", limits.DEPENDENCY_FILE + 1)
+    os.truncate(tmp_path / "large", limits.HOST_SERVICE_FILE + 1)
     handle = open_regular(str(tmp_path / "large"))
     with pytest.raises(FileDigestError, match="more than"):
         sha256(handle)

@@ -8,8 +8,8 @@ from cima_runc.ml.contents import File, Measured
 from cima_runc.verifier.kernel_line import HostFile
 from cima_runc.verifier.policy import Policy, parse_policy
 from cima_runc.verifier.reference.file import HostReference, format_reference, parse_reference
-from cima_runc.verifier.rules.dependencies import check_dependencies
 from cima_runc.verifier.rules.host_log import check_host_log
+from cima_runc.verifier.rules.host_services import check_host_services
 from cima_runc.verifier.steps.explained import HostLog
 
 GOOD, OTHER = b"g" * 32, b"o" * 32
@@ -36,7 +36,7 @@ def failed_in_log(path: bytes, digest: bytes, host: HostReference) -> set[str]:
 
 def failed_in_records(path: bytes, digest: bytes, host: HostReference) -> set[str]:
     records = [Measured(0, File(digest, path, 7, Func.BPRM_CHECK))]
-    found = check_dependencies(records, host, Policy())
+    found = check_host_services(records, host, Policy())
     return {finding.rule for finding in found if finding.severity == "fail"}
 
 
@@ -75,7 +75,7 @@ def test_no_other_content_is_let_in_by_what_a_finding_offers(path: bytes) -> Non
     records = [Measured(0, File(OTHER, path, 7, Func.BPRM_CHECK))]
     for found in (
         check_host_log(log, None, of(path), Policy()),
-        check_dependencies(records, of(path), Policy()),
+        check_host_services(records, of(path), Policy()),
     ):
         hints = [one.next for one in found if one.severity == "fail"]
         for hint in hints:

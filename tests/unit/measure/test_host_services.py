@@ -7,16 +7,16 @@ import pytest
 from support import process_tree as tree
 
 from cima_runc.ima.template import Func
-from cima_runc.measure.dependencies import (
-    DependencyError,
+from cima_runc.measure.file_digest import open_regular, sha256
+from cima_runc.measure.host_services import (
     Finder,
+    HostServiceError,
     Role,
     Service,
     own_code,
     start_ticks,
     walk,
 )
-from cima_runc.measure.file_digest import open_regular, sha256
 
 
 def only(services: tuple[Service, ...], role: Role) -> Service:
@@ -48,9 +48,9 @@ def test_this_process() -> None:
 def test_a_process_that_is_gone() -> None:
     gone = os.spawnlp(os.P_NOWAIT, "true", "true")
     os.waitpid(gone, 0)
-    with pytest.raises(DependencyError):
+    with pytest.raises(HostServiceError):
         walk("ancestor", gone)
-    with pytest.raises(DependencyError):
+    with pytest.raises(HostServiceError):
         Finder().find(gone)
 
 

@@ -22,10 +22,10 @@ from cima_runc.verifier.toml import array, quoted
 _ANEW = "after a wanted upgrade: cima reference host, on a host that is known to be good"
 
 
-def check_dependencies(
+def check_host_services(
     records: Sequence[Measured], host: HostReference | None, policy: Policy
 ) -> Iterator[Finding]:
-    """Yield what is wrong with the records of the dependencies' partition."""
+    """Yield what is wrong with the records of the host services' partition."""
     own = policy.dependencies
     if host is None:
         yield Finding(

@@ -9,7 +9,7 @@ from support import process_tree as tree
 from support.ima_log import WrittenLog
 
 from cima_runc.agent.core import Core
-from cima_runc.agent.dependencies import Dependencies
+from cima_runc.agent.host_services import HostServices
 from cima_runc.agent.index import Container
 from cima_runc.agent.runs import Runs
 from cima_runc.agent.writer import Writer
@@ -19,13 +19,13 @@ from cima_runc.ml.lines import Lines
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import IMA_TEMPLATE, Record, template_data
 from cima_runc.ml.store import Store
-from cima_runc.verifier.reference.host import host_dependencies
+from cima_runc.verifier.reference.host import files_of_services
 
 HOST, CONTAINERS = 10, 11
 
 
 class Agent:
-    """Dependencies with all that they write to, and a container that relies on ``runc``."""
+    """HostServices with all that they write to, and a container that relies on ``runc``."""
 
     def __init__(self, directory: Path, log: WrittenLog | None) -> None:
         self.store = Store(directory / "state")
@@ -34,7 +34,7 @@ class Agent:
         runs = Runs(self.store, Lines(self.store.root / "lines"))
         self.writer = Writer(self.core, self.store, runs, None, lambda registration: None)
         self._next = max(self.store.registrations(), default=0)
-        self.dependencies = Dependencies(
+        self.services = HostServices(
             boot_id="boot",
             host_pcr=HOST,
             writer=self.writer,
@@ -49,18 +49,18 @@ class Agent:
         return self._next
 
     def register(self, pid: int) -> int:
-        number = self.dependencies.register(self.dependencies.look_at(pid))
+        number = self.services.register(self.services.look_at(pid))
         assert number is not None
         self.settle()
         return number
 
     def settle(self) -> None:
-        assert self.dependencies.wait_until_hashed(60)
-        self.dependencies.collect()
+        assert self.services.wait_until_hashed(60)
+        self.services.collect()
         self.writer.write()
 
     def look_again(self, number: int, pid: int) -> None:
-        self.dependencies.take_again(self.dependencies.look_again({number: pid}))
+        self.services.take_again(self.services.look_again({number: pid}))
         self.settle()
 
     def take_over(self) -> None:
@@ -69,7 +69,7 @@ class Agent:
             partition = Partition.restore(note.id, self.store.records(number))
             container = Container(note, self.store.read_secret(number), partition)
             self.writer.restore(container)
-            self.dependencies.restore(container, self.store.records(number))
+            self.services.restore(container, self.store.records(number))
 
     def records(self, number: int) -> list[Record]:
         return list(self.store.records(number))
@@ -130,7 +130,7 @@ def test_what_the_kernel_measured_and_what_it_did_not(
         ("ancestor", str(parent), digest(parent).hex()),
     }
     assert {c["role"] for c in services} >= {"agent"}
-    golden = host_dependencies(records)
+    golden = files_of_services(records)
     assert golden[bytes(runc)] == {digest(runc)}
     assert golden[bytes(parent)] == {digest(parent)}
 
@@ -215,13 +215,13 @@ def test_another_agent_hashes_nothing_again(
     tmp_path: Path, log: WrittenLog, box: tree.Tree
 ) -> None:
     first = Agent(tmp_path, log)
-    seen = first.dependencies.look_at(box.first)
+    seen = first.services.look_at(box.first)
     assert seen.handles
     seen.close()
     number = first.register(box.first)
     second = Agent(tmp_path, log)
     second.take_over()
-    assert not second.dependencies.look_at(box.first).handles
+    assert not second.services.look_at(box.first).handles
     assert second.register(box.first) == number
     assert second.records(number) == first.records(number)
 
@@ -237,9 +237,9 @@ def test_what_cannot_be_found_stops_nothing_and_is_said(tmp_path: Path, log: Wri
     gone = os.spawnlp(os.P_NOWAIT, "true", "true")
     os.waitpid(gone, 0)
     agent = Agent(tmp_path, log)
-    look = agent.dependencies.look_at(gone)
+    look = agent.services.look_at(gone)
     assert str(gone) in look.error
-    assert agent.dependencies.register(look) is None
+    assert agent.services.register(look) is None
     with tree.container(tmp_path, "containerd-shim-runc-v2", "-address", "/none") as box:
         records = agent.records(agent.register(box.first))
     missing = [c for c in contents(records, "unmeasured") if c["role"] == "containerd"]
@@ -254,5 +254,5 @@ def test_no_descriptor_is_left_open(tmp_path: Path, log: WrittenLog, box: tree.T
     for _ in range(3):
         agent.register(box.first)
         agent.look_again(number, box.first)
-        agent.dependencies.look_at(box.first).close()
+        agent.services.look_at(box.first).close()
     assert len(os.listdir("/proc/self/fd")) == before

@@ -1,10 +1,10 @@
-"""Partitions of the dependencies: one for each set of services, shared by all containers on it.
+"""Partitions of the host services: one for each set of services, shared by all containers on it.
 
 A container's own partition so shows nothing of others, and the second container on the same
 services costs no record. A partition only grows: services that are restarted or upgraded, and
 libraries that they map later, are added to it.
 
-Finding and hashing are done beside the agent's one writer, by :meth:`Dependencies.look_at` and in a
+Finding and hashing are done beside the agent's one writer, by :meth:`HostServices.look_at` and in a
 thread; all else belongs to the writer.
 """
 
@@ -25,8 +25,8 @@ from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.ima.kernel_log import KernelLog
 from cima_runc.ima.template import Func
-from cima_runc.measure.dependencies import Chain, Finder, Service, ServiceFile, standard_library
 from cima_runc.measure.file_digest import Identity, open_regular, sha256
+from cima_runc.measure.host_services import Chain, Finder, Service, ServiceFile, standard_library
 from cima_runc.measure.known_digests import KnownDigests
 from cima_runc.ml import contents
 from cima_runc.ml.contents import Content, ServicePath, ServicesRegister, Unmeasured
@@ -62,7 +62,7 @@ class Look:
 
 @dataclass
 class _Kept:
-    """One partition of dependencies."""
+    """One partition of host services."""
 
     number: int
     seen: set[_Seen] = field(default_factory=set)
@@ -83,8 +83,8 @@ class _Hashed:
     executable: bytes | str
 
 
-class Dependencies:
-    """The partitions of the dependencies of this boot."""
+class HostServices:
+    """The partitions of the host services of this boot."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Dependencies:
         self._finder = Finder()
         self._by_key: dict[_Known, _Kept] = {}
         self._digests = KnownDigests(digests, boot_id)
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dependencies")
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="services")
         self._hashed: deque[_Hashed] = deque()
         self._running = 0
         self._idle = threading.Condition()
@@ -139,7 +139,7 @@ class Dependencies:
             for service in look.chain.services:
                 self._hold(look, service.files)
         except Exception as error:
-            # Not to know a dependency is recorded, and stops no container.
+            # Not to know a service is recorded, and stops no container.
             look.close()
             look = Look(error=printable(str(error)) or type(error).__name__)
         return look
@@ -353,7 +353,7 @@ class Dependencies:
 
 
 def failed(reason: str) -> Unmeasured:
-    """Return the content that a container's partition holds in place of its dependencies."""
+    """Return the content that a container's partition holds in place of its host services."""
     return _not_found("dependencies", reason)
 
 

@@ -45,7 +45,7 @@ _WALK_AGAIN_SECONDS = 60.0
 """How old what was seen of a long-lived service may be."""
 
 
-class DependencyError(CimaError):
+class HostServiceError(CimaError):
     """A service cannot be found, or not be looked at."""
 
 
@@ -115,7 +115,7 @@ class Finder:
         ``runs``: the container is not being made, so its process is no more the runtime's child.
 
         Raises:
-            DependencyError: the process is gone.
+            HostServiceError: the process is gone.
         """
         with self._lock:
             return _Search(self._memory).run(pid, runs=runs)
@@ -197,16 +197,16 @@ class _Search:
 
     def _containerd(self, address: str, shim: int) -> list[Service]:
         if not address:
-            raise DependencyError("the shim was given no -address of its containerd")
+            raise HostServiceError("the shim was given no -address of its containerd")
         found = self._daemon("containerd", address, lambda: _containerds(address, shim))
         if not found:
-            raise DependencyError(f"no process listens on {address}, the shim's containerd")
+            raise HostServiceError(f"no process listens on {address}, the shim's containerd")
         return found
 
     def _dockerd(self, address: str, shim: int) -> list[Service]:
         found = self._daemon("dockerd", address, lambda: dockerds(address, shim))
         if not found:
-            raise DependencyError(f"no dockerd uses the containerd at {address}")
+            raise HostServiceError(f"no dockerd uses the containerd at {address}")
         return found
 
     def _daemon(self, role: Role, key: str, look: Callable[[], list[int]]) -> list[Service]:
@@ -230,7 +230,7 @@ class _Search:
         # conmon outlives podman, and runs this when the container has ended.
         path = flag_value(command_line(conmon), "exit-command")
         if path is None:
-            raise DependencyError("conmon was given no --exit-command: which engine is it of?")
+            raise HostServiceError("conmon was given no --exit-command: which engine is it of?")
         program = b"%s/%d/root%s" % (PROC, conmon, os.fsencode(path))
         identity = identity_of(program)
         known = self._memory.podman.get(identity)
@@ -253,7 +253,7 @@ def walk(role: Role, pid: int, more: tuple[ServiceFile, ...] = ()) -> Service:
     """Return what a process runs: its executable, files mapped executable, and ``more``.
 
     Raises:
-        DependencyError: it ended, or it is a kernel's thread, or runs too many files.
+        HostServiceError: it ended, or it is a kernel's thread, or runs too many files.
         OSError: it must not be looked at.
     """
     started = start_ticks(pid)
@@ -262,14 +262,14 @@ def walk(role: Role, pid: int, more: tuple[ServiceFile, ...] = ()) -> Service:
         files = [_file(path, Func.BPRM_CHECK, b"%s/%d/exe" % (PROC, pid))]
         files += _mapped(pid, files[0])
     except (FileNotFoundError, ProcessLookupError) as error:
-        raise DependencyError(f"process {pid} ended while it was looked at") from error
+        raise HostServiceError(f"process {pid} ended while it was looked at") from error
     except ProcfsError as error:
-        raise DependencyError(f"process {pid}: {error.what}") from error
+        raise HostServiceError(f"process {pid}: {error.what}") from error
     if start_ticks(pid) != started:
-        raise DependencyError(f"process {pid} ended while it was looked at")
+        raise HostServiceError(f"process {pid} ended while it was looked at")
     files += more
-    if len(files) > limits.DEPENDENCY_FILES:
-        raise DependencyError(f"process {pid} runs more than {limits.DEPENDENCY_FILES} files")
+    if len(files) > limits.HOST_SERVICE_FILES:
+        raise HostServiceError(f"process {pid} runs more than {limits.HOST_SERVICE_FILES} files")
     return Service(role, pid, started, tuple(files))
 
 
@@ -288,7 +288,7 @@ def start_ticks(pid: int) -> int:
     """Return when a process started (field 22 of proc(5) stat).
 
     Raises:
-        DependencyError: it is gone.
+        HostServiceError: it is gone.
     """
     return _parent_and_start(pid)[1]
 
@@ -300,7 +300,7 @@ def _parent_and_start(pid: int) -> tuple[int, int]:
         fields = text.rpartition(b")")[2].split()
         return int(fields[1]), int(fields[19])
     except (OSError, IndexError, ValueError) as error:
-        raise DependencyError(f"process {pid} has ended") from error
+        raise HostServiceError(f"process {pid} has ended") from error
 
 
 def ancestors_of(pid: int) -> Iterator[int]:
@@ -309,13 +309,13 @@ def ancestors_of(pid: int) -> Iterator[int]:
     while parent:
         try:
             above, born = _parent_and_start(parent)
-        except DependencyError:
+        except HostServiceError:
             born = started + 1
         if born > started:
             # Its parent has ended, and perhaps left its number to another: who has it now?
             given_to, _ = _parent_and_start(pid)
             if given_to == parent:
-                raise DependencyError(f"the ancestors of process {pid} are not known")
+                raise HostServiceError(f"the ancestors of process {pid} are not known")
             parent = given_to
             continue
         yield parent
@@ -325,7 +325,7 @@ def ancestors_of(pid: int) -> Iterator[int]:
 def _lives(pid: int, started: int) -> bool:
     try:
         return start_ticks(pid) == started
-    except DependencyError:
+    except HostServiceError:
         return False
 
 
