@@ -56,8 +56,11 @@ class Chromium:
 
     def _read(self, seconds: float = _SECONDS) -> dict[str, Any]:
         until = time.monotonic() + seconds
+        poll = select.poll()
+        poll.register(self._answers, select.POLLIN)
         while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._answers], [], [], max(0, until - time.monotonic()))
+            # Not select(2): it knows no descriptor above 1,023.
+            ready = poll.poll(1000 * max(0, until - time.monotonic()))
             part = os.read(self._answers, 1 << 16) if ready else b""
             if not part:
                 raise ChromiumError("the browser does not answer")
