@@ -31,8 +31,16 @@ static int lose_pages(void)
 	return was_lost;
 }
 
+static void ended(int signal)
+{
+	(void)signal;
+	refused("who has the page mapped goes on");
+}
+
 ATTACK(lost_pages)
 {
+	/* What xfs keeps in one piece with others the kernel takes from whoever has it mapped. */
+	signal(SIGBUS, ended);
 	/* Where the kernel was faster, it was written back already. */
 	for (int i = 0; i < 8 && !lose_pages(); i++)
 		;
