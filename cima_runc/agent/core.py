@@ -252,9 +252,12 @@ class Core:
             CoreError: the record is larger than one may be.
             RecordError: the content has no canonical form.
         """
-        partition, meta = self._index[registration].partition, self._meta({"time": time})
+        container, meta = self._index[registration], self._meta({"time": time})
+        partition = container.partition
         if isinstance(content, contents.Rootfs):
-            _size(Partition("").add(content, meta))
+            size = _size(Partition("").add(content, meta))
+            if container.note.uid:
+                self._grow(container, size)
         record = partition.add(content, meta)
         self._index.touch(registration)
         return record

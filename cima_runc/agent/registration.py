@@ -171,7 +171,7 @@ class Registration:
         """Record a container's root filesystem again, where others' hooks have changed it.
 
         Raises:
-            OSError, TpmError: it must not start.
+            RegistrationError, OSError, TpmError: it must not start.
         """
         container = self._writer.live(qualified(state.id, uid), state.bundle)
         if container is None or container.note.state != "created":
@@ -181,6 +181,8 @@ class Registration:
         number = container.note.registration
         if self._rootfs.pop(number, None) == rootfs:
             return
+        # As often as its user likes, who says when it begins to run.
+        self._check_bytes(uid)
         self._writer.add(number, contents.parse_rootfs(rootfs))
         self._writer.write()
         self._bind_first()
@@ -202,7 +204,10 @@ class Registration:
             raise RegistrationError(
                 f"user {uid} has {count} containers, those that ended lately counted"
             )
-        if self._writer.bytes_of(uid) > limits.USER_BYTES:
+        self._check_bytes(uid)
+
+    def _check_bytes(self, uid: int) -> None:
+        if uid and self._writer.bytes_of(uid) > limits.USER_BYTES:
             raise RegistrationError(
                 f"the records of user {uid}'s containers, those that ended lately counted, have "
                 f"more than {limits.USER_BYTES} bytes"

@@ -3,7 +3,7 @@
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from cima_runc.agent.held import Held
 from cima_runc.agent.host_services import HostServices
 from cima_runc.agent.index import Container, lives
 from cima_runc.agent.journald import about
-from cima_runc.agent.lifecycle import Lifecycle
+from cima_runc.agent.lifecycle import LEFT_BEHIND, Lifecycle
 from cima_runc.agent.process import ContainerProcess, MarkOf
 from cima_runc.agent.registration import FIRST_RECORDS
 from cima_runc.agent.rights import rights_of
@@ -214,9 +214,11 @@ class TakeOver:
         note = container.note
         number = note.registration
         unwatched = self._sensor.unwatched().get(number) if self._sensor is not None else None
-        if unwatched is not None:
-            # Its end was being recorded.
+        if self._sensor is not None and unwatched is not None:
+            # Its end was being recorded, and what is to be said before it may not have been.
             self._lifecycle.was_released(number, unwatched.total)
+            if self._has_left_behind(note, self._sensor.mark_of):
+                self._writer.lost(number, None, LEFT_BEHIND)
             return "ended"
         watched = self._sensor is not None and number in self._sensor.registrations()
         # Marks are of containers that were watched all the while.
@@ -243,6 +245,17 @@ class TakeOver:
         taken = about("container-taken-over", container=note.id, registration=note.registration)
         _log.info("container %s is taken over", note.id, extra=taken)
         return ""
+
+    def _has_left_behind(self, note: ContainerNote, mark_of: MarkOf) -> bool:
+        """Whether processes go on of a container that is watched no more, its first having ended.
+
+        One that lives waits to be registered again, and has run nothing yet.
+        """
+        found = self._find_again(note, mark_of)
+        if found is None:
+            return False
+        with closing(found):
+            return (found.pid, found.start_ticks) != (note.pid, note.start_ticks)
 
     def _first(self, number: int) -> dict[str, Mapping[str, Any]]:
         """Return the contents that a container's partition began with, by type."""

@@ -20,13 +20,16 @@ class JsonTooLargeError(JsonError):
 
 
 class JsonTooDeepError(JsonError):
-    """The text is nested deeper than ``limits.JSON_DEPTH``."""
+    """The text is nested deeper than it may be."""
 
 
-def load_object(raw: bytes, *, what: str, limit: int) -> dict[str, Any]:
+def load_object(
+    raw: bytes, *, what: str, limit: int, depth: int = limits.JSON_DEPTH
+) -> dict[str, Any]:
     """Parse ``raw`` (UTF-8 JSON, RFC 8259) as one object; integers of any size stay exact.
 
-    ``what`` names the input in errors; ``limit`` is its largest size in bytes.
+    ``what`` names the input in errors; ``limit`` is its largest size in bytes, ``depth`` how many
+    levels of nesting it may have.
 
     Raises:
         JsonTooLargeError, JsonTooDeepError: larger than ``limit``, deeper than a limit of ours.
@@ -57,8 +60,8 @@ def load_object(raw: bytes, *, what: str, limit: int) -> dict[str, Any]:
         raise JsonError(f"{what} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise JsonError(f"{what} is not a JSON object")
-    if _depth(value) > limits.JSON_DEPTH:
-        raise JsonTooDeepError(f"{what} is nested deeper than {limits.JSON_DEPTH} levels")
+    if _depth(value) > depth:
+        raise JsonTooDeepError(f"{what} is nested deeper than {depth} levels")
     return value
 
 

@@ -44,6 +44,10 @@ IMA_LINE = 64 * KIB
 JSON_DEPTH = 64
 """Levels of nesting in any JSON that comes from outside."""
 
+CONFIG_DEPTH = 32
+"""The same in a bundle's config.json: it stands some levels down in records, evidence and reports,
+which whoever reads them must take. OCI knows of nine."""
+
 READ_SOON = 1 * MIB
 """Bytes read at a time from a stream whose end is not known."""
 

@@ -38,10 +38,12 @@ def parse_config(raw: bytes) -> dict[str, Any]:
     """Return the configuration.
 
     Raises:
-        JsonError: not a JSON object, or too large.
+        JsonError: not a JSON object, too large, or nested too deep.
         SpellingError, UnlikeValueError: runtimes would differ in what it says.
     """
-    config = load_object(raw, what="config.json", limit=limits.CONFIG_JSON)
+    config = load_object(
+        raw, what="config.json", limit=limits.CONFIG_JSON, depth=limits.CONFIG_DEPTH
+    )
     refuse_other_spellings(config)
     refuse_unlike_values(config)
     return config

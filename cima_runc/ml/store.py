@@ -8,6 +8,7 @@
       containers/<registration>/           one directory a registration, 8 digits
         records.jsonl                      the partition, one record a line
         container.json                     what the container is, and how it is
+        registered.json                    the same as it was when it was registered
         secret                             32 bytes, for the container's owner only
         verdict.json                       what ``cima appraise`` found last
       rootfs/                              layers' manifests, by digest, and what is known of layers
@@ -133,7 +134,7 @@ class Store:
         for registration in self.registrations():
             names = os.listdir(self._directory(registration))
             if "container.json" not in names:
-                # Its records come after that, so there are none.
+                # Its records come after that, and go after it.
                 self.discard(registration)
             elif "container.json.new" in names:
                 (self._directory(registration) / "container.json.new").unlink()
@@ -163,20 +164,27 @@ class Store:
         directory.mkdir(mode=0o700)
         replace_file(directory / "secret", secret, durable=False)
         self.write_note(note)
+        # The same file, which becomes durable: the note is replaced without a flush.
+        os.link(directory / "container.json", directory / "registered.json")
         own = (directory / "secret", directory / "container.json", directory, directory.parent)
         along = (*own, *along)
         self._open[note.registration] = AppendFile(directory / "records.jsonl", along=along)
 
     def discard(self, registration: int) -> None:
-        """Remove what :meth:`create` made, of a registration that came to nothing."""
+        """Remove a registration, whole or, where the agent is killed meanwhile, as :meth:`prepare`
+        finds it: a note without its records would be a run that recorded nothing."""
         with suppress(OSError):
             self.close_partition(registration)
-        shutil.rmtree(self._directory(registration), ignore_errors=True)
+        directory = self._directory(registration)
+        with suppress(OSError):
+            (directory / "container.json").unlink()
+        shutil.rmtree(directory, ignore_errors=True)
 
     def write_note(self, note: ContainerNote) -> None:
         """Put a container's note in place.
 
-        Not durably: its containers do not outlive a crash of the machine.
+        Not durably: its containers do not outlive a crash of the machine. Such a one may leave it
+        empty; then it is as it was first.
         """
         path = self._directory(note.registration) / "container.json"
         replace_file(path, note.model_dump_json().encode("utf-8") + b"\n", durable=False)
@@ -190,6 +198,9 @@ class Store:
         path = self._directory(registration) / "container.json"
         try:
             raw = read_bounded(path, limits.CONTAINER_NOTE)
+            first = path.with_name("registered.json")
+            if not raw.strip(b"\0") and first.exists():
+                raw = read_bounded(first, limits.CONTAINER_NOTE)
             return ContainerNote.model_validate_json(raw)
         except (OSError, ValidationError) as error:
             raise StoreError(f"{path} cannot be read: {error}") from error

@@ -272,6 +272,27 @@ def test_an_agent_that_starts_anew_goes_on_with_the_line(host: Host) -> None:
     assert len(host.writer.runs_of(found.note)) == 4
 
 
+@pytest.mark.parametrize(
+    ("lives", "last"), [("another", ["lost", "exit"]), ("first", ["exit"]), ("none", ["exit"])]
+)
+def test_who_is_left_behind_is_told_of_though_the_agent_was_killed_in_it(
+    host: Host, monkeypatch: pytest.MonkeyPatch, lives: str, last: list[str]
+) -> None:
+    """Watched no more, and killed before that was written down. Kind: what is done is durable in
+    the kernel, and what is to be said of it is not yet."""
+    one = host.start("box")
+    host.pids += 1
+    pid = {"another": host.pids, "first": one.note.pid, "none": 0}[lives]
+    host.namespaces[host.pids] = host.pids
+    host.kernel.exit(one.note.pid)
+    if pid:
+        host.kernel.start(pid)
+    host.kernel.unwatch(one.number)
+    monkeypatch.setattr(host, "find_again", lambda *_: host.examine(pid) if pid else None)
+    host.open()
+    assert host.types(one.number)[FIRST_RECORDS + 1 :] == last
+
+
 def test_an_upgrade_adopts_a_container_that_runs(host: Host) -> None:
     """Registered by an agent of version 1, whose note and records know no lines."""
     host.pids += 1

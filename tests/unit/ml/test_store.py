@@ -89,13 +89,48 @@ def test_a_full_disk_leaves_no_part_of_a_record(store: Store) -> None:
 
 def test_a_note_that_is_not_ours_is_refused(store: Store) -> None:
     path = store.root / "containers/00000001/container.json"
-    for text in ("", "{}", '{"registration":1}', "\xff"):
+    for text in ("{}", '{"registration":1}', "\xff"):
         path.write_text(text, encoding="latin-1")
         with pytest.raises(StoreError):
             store.read_note(1)
     (store.root / "containers/00000001/secret").write_bytes(b"short")
     with pytest.raises(StoreError):
         store.read_secret(1)
+
+
+def test_a_removal_that_was_cut_short_leaves_no_run_without_its_records(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent is killed in it. Kind: of what belongs together, a part is left."""
+    store.append(1, [Partition("box").add({"type": "exit"}, {})])
+    store.close_partition(1)
+
+    def killed(directory: Path, **_: object) -> None:
+        (directory / "records.jsonl").unlink()
+
+    monkeypatch.setattr("cima_runc.ml.store.shutil.rmtree", killed)
+    store.discard(1)
+    monkeypatch.undo()
+    again = Store(store.root)
+    again.prepare()
+    assert stored_notes(again, None) == []
+    assert again.registrations() == []
+
+
+@pytest.mark.parametrize("left", [b"", bytes(512)])
+def test_a_note_that_a_crash_left_empty_is_the_one_that_was_durable(
+    store: Store, left: bytes
+) -> None:
+    """On XFS a file that was put in another's place without a flush may come out so. Kind: what was
+    durable is taken the place of by what is not."""
+    store.append(1, [Partition("box").add({"type": "exit"}, {})])
+    store.sync()
+    store.write_note(a_note().model_copy(update={"state": "stopped", "ended": "later"}))
+    (store.root / "containers/00000001/container.json").write_bytes(left)
+    again = Store(store.root)
+    again.prepare()
+    assert stored_notes(again, None) == [a_note()]
+    assert len(list(again.records(1))) == 1
 
 
 def test_unmeasured_containers_are_listed_whatever_their_state_says(store: Store) -> None:
