@@ -129,13 +129,18 @@ class SimulatedKernel:
     def serve(
         self, channel: Connection, on_call: Callable[[int], None] = lambda call: None
     ) -> threading.Thread:
-        """Answer one agent until it is gone; ``on_call`` is told of each call's number before."""
+        """Answer one agent until it is gone; ``on_call`` is told of each call's number before.
+
+        Not of those about marks: there is one for each process of the machine that this runs on.
+        """
 
         def work() -> None:
-            for call in itertools.count(1):
+            numbers = itertools.count(1)
+            while True:
                 try:
                     name, arguments = channel.recv()
-                    on_call(call)
+                    if name != "mark_of":
+                        on_call(next(numbers))
                     channel.send(getattr(self, name)(*arguments))
                 except (EOFError, OSError):
                     return
