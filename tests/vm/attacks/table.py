@@ -40,8 +40,15 @@ def in_words(outcome: dict[str, object] | None) -> str:
     evidence = outcome["evidence"]
     assert isinstance(evidence, list)
     if not outcome["ran"]:
-        return "denied" if evidence else "refused by the kernel"
-    return ", ".join(str(each) for each in evidence) or "**nothing**"
+        if not evidence:
+            return "refused by the kernel"
+        return "denied" if set(evidence) & {"denied", "guard"} else f"{in_order(evidence)}, not run"
+    return in_order(evidence) or "**nothing**"
+
+
+def in_order(evidence: list[object]) -> str:
+    """Kinds of evidence, as they are kept."""
+    return ", ".join(map(str, evidence))
 
 
 def has_enforced(kept: Kept) -> bool:
