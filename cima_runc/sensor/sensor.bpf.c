@@ -14,7 +14,7 @@
  *	told.h		who is told of what a task does
  *	uses.h		files that run, and are read
  *	programs.h	programs, and who comes from outside
- *	scripts.h	scripts that their interpreters have not opened yet
+ *	scripts.h	scripts, and what else an overlay shows, for as long as they are in use
  *	mapped.h	files that were mapped shared and writable
  *	memory.h	executable memory
  *	guard.h		what changes under a program, and who reaches for the sensor

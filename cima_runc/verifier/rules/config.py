@@ -16,7 +16,6 @@ from cima_runc.measure.config_summary import (
     Hook,
     Mount,
 )
-from cima_runc.measure.mtree import escape
 from cima_runc.measure.oci_config import hidden_value
 from cima_runc.verifier.pattern import exactly, matches
 from cima_runc.verifier.policy import DYNAMIC_MAJORS, AllowedDevice, ConfigPolicy, covers
@@ -24,7 +23,7 @@ from cima_runc.verifier.reference.file import ReferenceConfig
 from cima_runc.verifier.result import Finding, brief
 from cima_runc.verifier.rules import engines
 from cima_runc.verifier.rules.below import Below
-from cima_runc.verifier.rules.image_files import ImageFiles
+from cima_runc.verifier.rules.image_files import ImageFiles, path_bytes
 from cima_runc.verifier.rules.loading import makes_load
 from cima_runc.verifier.rules.mounts import (
     EngineMounts,
@@ -409,7 +408,7 @@ class ConfigRule:
             return False
         if ".." not in cwd.split("/") or self._files is None or cwd == wanted:
             return True
-        places = (self._files.real(escape(_raw(each))) for each in (cwd, _directory(wanted)))
+        places = map(self._files.place, (cwd, _directory(wanted)))
         return len(set(places)) == 1
 
     def _groups(self) -> Iterator[Finding]:
@@ -604,7 +603,7 @@ def device_number(device: Device) -> str:
 
 def device_key(device: Device) -> str:
     """Return the TOML that allows a device, and no other in its place, in ``[config] devices``."""
-    path = f"path = {quoted(exactly(_raw(device.path)))}"
+    path = f"path = {quoted(exactly(path_bytes(device.path)))}"
     if device.type not in {"b", "c", "p", "u"}:
         return f"{{{path}}}"  # no runtime makes one
     number = device_number(device)
@@ -624,14 +623,10 @@ def _is_allowed(allowed: AllowedDevice, device: Device) -> bool:
     return is_number and matches_any((allowed.path,), device.path)
 
 
-def _raw(path: str) -> bytes:
-    return path.encode("utf-8", "surrogatepass")
-
-
 def masked_beyond(config: ConfigSummary) -> list[bytes]:
     """Return what is masked beside parts of /proc and /sys; a relative path is from the root."""
     paths = (*config.masked_paths, *(f"/{path}" for path in config.masked_relative))
-    return [_raw(path) for path in dict.fromkeys(paths) if not _is_kernels(path)]
+    return [path_bytes(path) for path in dict.fromkeys(paths) if not _is_kernels(path)]
 
 
 def capability_names(config: ConfigSummary) -> set[str]:
@@ -682,8 +677,8 @@ def command_of(config: ConfigSummary) -> tuple[str, ...]:
     """Return the command without an engine's init program before it (``--init``)."""
     match config.args:
         case (init, "--", *rest):
-            mount = Places(config.mounts).over(_raw(init))
-            if mount is not None and is_engines_init(mount, _raw(init)):
+            mount = Places(config.mounts).over(path_bytes(init))
+            if mount is not None and is_engines_init(mount, path_bytes(init)):
                 return tuple(rest)
     return config.args
 

@@ -62,6 +62,10 @@ class ImageFiles:
         so does what no kernel takes."""
         return real(path, self._files)
 
+    def place(self, path: str) -> str:
+        """Return where a path of a configuration leads, escaped and without symbolic links."""
+        return self.real(escape(path_bytes(path)))
+
     def has_below(self, path: str) -> bool:
         """Whether the image has anything at a path that a mount there would hide.
 
@@ -204,6 +208,12 @@ class ImageFiles:
             if sha256 is not None:
                 found.setdefault(sha256, path)
         return found
+
+
+def path_bytes(path: str) -> bytes:
+    """Return a path of a configuration. Lone surrogates come from JSON only: what has one is the
+    same as no path that a kernel gives."""
+    return path.encode("utf-8", "surrogatepass")
 
 
 def is_program(path: str, mode: int) -> bool:

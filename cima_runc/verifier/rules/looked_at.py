@@ -20,7 +20,6 @@ from functools import cached_property
 from cima_runc.base import limits
 from cima_runc.base.text import printable
 from cima_runc.measure.config_summary import ConfigSummary
-from cima_runc.measure.mtree import escape
 from cima_runc.measure.oci_config import hidden_value
 from cima_runc.verifier.reference.file import ReferenceConfig
 from cima_runc.verifier.rules.below import Below, any_below
@@ -204,7 +203,7 @@ class LookedAt:
     def _real(self, directory: str) -> str:
         found = self._reals.get(directory)
         if found is None:
-            found = self._image.real(escape(directory.encode("utf-8", "surrogatepass")))
+            found = self._image.place(directory)
             self._reals[directory] = found
         return found
 

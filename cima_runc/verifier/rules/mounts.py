@@ -18,7 +18,7 @@ from cima_runc.verifier.policy import AllowedMount
 from cima_runc.verifier.reference.file import ReferenceConfig
 from cima_runc.verifier.reference.links import LONGEST
 from cima_runc.verifier.rules import engines
-from cima_runc.verifier.rules.image_files import ImageFiles
+from cima_runc.verifier.rules.image_files import ImageFiles, path_bytes
 from cima_runc.verifier.rules.looked_at import LookedAt
 from cima_runc.verifier.toml import array, quoted
 
@@ -178,7 +178,7 @@ class EngineMounts:
         name is another kind, and not taken in.
         """
         if not source.startswith("/") or len(source) > limits.PATH:
-            return exactly(_raw(source))
+            return exactly(path_bytes(source))
         directories = [
             directory
             for engine in self._engines
@@ -200,7 +200,7 @@ class EngineMounts:
     def allowing(self, mount: Mount) -> str:
         """Return the TOML that allows a mount, and the same in the next container of its kind, in
         ``[config] mounts``."""
-        parts = [f"destination = {quoted(exactly(_raw(mount.destination)))}"]
+        parts = [f"destination = {quoted(exactly(path_bytes(mount.destination)))}"]
         is_of_something = mount.from_host or mount.type not in _OF_NOTHING
         has_source = mount.source.startswith("/") or (is_of_something and bool(mount.source))
         if has_source:
@@ -308,7 +308,7 @@ _RANDOM = (
 def _without_ids(part: str, ids: re.Pattern[str] | None) -> str:
     pieces = ids.split(part) if ids is not None else [part]
     return "".join(
-        literal(_raw(piece)) if at % 2 == 0 else ID if _GIVEN_BY_ENGINE.fullmatch(piece) else "*"
+        _literal(piece) if at % 2 == 0 else ID if _GIVEN_BY_ENGINE.fullmatch(piece) else "*"
         for at, piece in enumerate(pieces)
     )
 
@@ -360,18 +360,18 @@ def _holding(directories: Iterable[str], source: str) -> tuple[str, ...]:
 
 
 def _exact(paths: Iterable[str]) -> tuple[str, ...]:
-    return tuple(literal(_raw(path)) for path in paths)
+    return tuple(map(_literal, paths))
 
 
-def _raw(path: str) -> bytes:
-    return path.encode("utf-8", "surrogatepass")
+def _literal(path: str) -> str:
+    return literal(path_bytes(path))
 
 
 def place_of(mount: Mount, image: ImageFiles | None = None) -> str:
     """Return where a mount lies, escaped: as the kernel names it, through the image's links, where
     ``image`` is given; else as it is configured."""
-    destination = escape(_raw(mount.destination))
-    return destination if image is None else image.real(destination)
+    at = mount.destination
+    return escape(path_bytes(at)) if image is None else image.place(at)
 
 
 class Places:
@@ -419,7 +419,7 @@ def allows(allowed: AllowedMount, mount: Mount, image: ImageFiles | None = None)
         wanted = "bind"
     return (
         matches_any((allowed.destination,), mount.destination)
-        and stays(allowed.destination, _raw(mount.destination), image)
+        and stays(allowed.destination, path_bytes(mount.destination), image)
         and wanted in {None, kind(mount)}
         and (allowed.source is None or matches_any((allowed.source,), mount.source))
         and (allowed.layers is None or _is_of(allowed.layers, mount))
@@ -452,6 +452,5 @@ def matches_any(patterns: Iterable[str], path: str) -> bool:
     that no kernel takes, which may be as long as a record and compared over and over."""
     if len(path) > limits.PATH or "/../" in f"{path}/":
         return False
-    # A lone surrogate comes from JSON only; such a path is the same as no other.
-    raw = path.encode("utf-8", "surrogatepass")
+    raw = path_bytes(path)
     return any(matches(pattern, raw) for pattern in patterns)

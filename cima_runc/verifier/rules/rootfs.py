@@ -11,7 +11,7 @@ and the directories that lead to it, what engines make everywhere
 import base64
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from cima_runc.base.text import printable
@@ -27,6 +27,7 @@ from cima_runc.verifier.rules import engines
 from cima_runc.verifier.rules.added_users import files_with_lines
 from cima_runc.verifier.rules.below import any_below
 from cima_runc.verifier.rules.image_files import ImageFiles, is_program
+from cima_runc.verifier.rules.mounts import place_of
 from cima_runc.verifier.toml import array, quoted
 
 _MODE = re.compile("[0-7]{1,5}")
@@ -66,18 +67,11 @@ class RootfsRule:
             self._read_mounts(config)
 
     def _read_mounts(self, config: ConfigSummary) -> None:
-        for mount in config.mounts:
-            at = self._image.real(escape(mount.destination.encode("utf-8", "surrogateescape")))
-            self._mount_points.add(at)
+        self._mount_points = {place_of(mount, self._image) for mount in config.mounts}
         # CRI-O makes a directory where the image wants a volume (image_volumes = "mkdir").
-        others = self._leading_to((config.cwd, *self._reference.config.volumes))
-        self._below = sorted({*others, *(f"{path}/" for path in self._mount_points)})
-
-    def _leading_to(self, paths: Iterable[str]) -> list[str]:
-        """Return paths in order, in place of all directories that lead to them: a deep path has
-        many of these."""
-        real = {self._image.real(escape(one.encode("utf-8", "surrogatepass"))) for one in paths}
-        return sorted(f"{one}/" for one in real)
+        others = map(self._image.place, (config.cwd, *self._reference.config.volumes))
+        # In order, in place of all directories that lead to them: a deep path has many of these.
+        self._below = sorted(f"{path}/" for path in {*self._mount_points, *others})
 
     def _leads(self, path: str) -> bool:
         """Whether engines make a directory, or it leads to a mount, to where it starts, or to where
@@ -328,7 +322,7 @@ def written_keys(entry: Entry, image: ImageFiles) -> list[str]:
 
 
 def _plain(entry: Entry) -> bytes | None:
-    """Return the digest of a file that gives nobody more rights than he has; None: it is none."""
+    """Return the digest of a file that gives nobody more rights; None: it is no such file."""
     is_plain = not ((entry.mode or 0) & 0o6000 or entry.xattrs)
     return entry.sha256 if entry.type == "file" and is_plain else None
 
