@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-LOCK_FILE = os.O_RDWR | os.O_CREAT
+LOCK_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
