@@ -147,7 +147,7 @@ static bool waits(const char *socket_path, size_t length)
 static enum answer ask_agent(const char *path, long long ms, size_t length, char *text, size_t size)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
-	struct timeval patience = { .tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000 };
+	struct timeval timeout = { .tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000 };
 	char header[HEADER_MAX];
 	size_t have = 0, told = tell_config();
 	char *start = state - told;
@@ -161,8 +161,8 @@ static enum answer ask_agent(const char *path, long long ms, size_t length, char
 		return UNAVAILABLE;
 	head = snprintf(header, sizeof header, "%s %zu\n", STAGE, told + length);
 	if (head < 0 || (size_t)head >= sizeof header ||
-	    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) != 0 ||
-	    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) != 0 ||
+	    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout) != 0 ||
+	    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout) != 0 ||
 	    connect(fd, (struct sockaddr *)&address, sizeof address) != 0) {
 		enum answer answer = errno == ECONNREFUSED ? GONE : UNAVAILABLE;
 

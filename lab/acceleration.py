@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from cache import CACHE, key, locked
+from held import bound
 
 EMULATED = "tcg,thread=single"
 """One thread for both of a guest's processors: two guests keep two cores busy. With a thread each,
@@ -50,7 +51,10 @@ def _reaches_init(image: Path) -> bool:
         "-append", "console=ttyS0 panic=-1 quiet cima.probe",
     ]  # fmt: skip
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        bound(command, "KILL"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     ) as qemu:
         assert qemu.stdout is not None
         said, deadline = b"", time.monotonic() + SECONDS

@@ -1,18 +1,26 @@
-"""What is kept between runs: layers, each whole or not there, under the hash of its origins."""
+"""What is kept between runs: layers, each whole or not there, under the hash of its origins.
 
-import fcntl
+As a program, for a release and names of layers, each with how many of it to keep: removes others.
+"""
+
 import hashlib
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from held import held
+
 CACHE = Path(
     os.environ.get("CIMA_CACHE")
     or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cima-runc"
 )
+
+MINUTES = 120
+"""How long a layer of the shell's is kept for: several checkouts share the cache."""
 
 
 def key(*parts: str | bytes) -> str:
@@ -28,15 +36,14 @@ def key(*parts: str | bytes) -> str:
 def locked(layer: Path) -> Iterator[None]:
     """Hold the layer's lock, so that one process makes it and others wait."""
     layer.parent.mkdir(parents=True, exist_ok=True)
-    with Path(f"{layer}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with held(_beside(layer, "lock")):
         yield
 
 
 @contextmanager
 def making(layer: Path) -> Iterator[Path]:
     """Yield a directory to make the layer in; it becomes the layer if the block ends well."""
-    new = Path(f"{layer}.new")
+    new = _beside(layer, "new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:
@@ -49,15 +56,36 @@ def making(layer: Path) -> Iterator[Path]:
 def prune(prefix: str, newest: int, minutes: float) -> None:
     """Remove layers of that name that nobody used for so long, but for the newest ones.
 
-    Using a layer sets its time. What a guest has open stays readable to it.
+    Using a layer sets its time. What a guest has open stays readable to it. What is beside no layer
+    goes too: its lock, what was made of it by a process that was killed, and the log of that, which
+    somebody may want to read, after as long.
     """
-    layers = [each for each in CACHE.glob(f"{prefix}-*") if each.is_dir()]
-    layers.sort(key=lambda layer: layer.stat().st_mtime, reverse=True)
-    for layer in layers[newest:]:
-        if time.time() - layer.stat().st_mtime > 60 * minutes:
-            # What is being made now has the times of what is unpacked into it.
-            lock = Path(f"{str(layer).removesuffix('.new')}.lock")
-            with lock.open("w") as held, suppress(BlockingIOError):
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    layers = {CACHE / each.name.partition(".")[0] for each in CACHE.glob(f"{prefix}-*")}
+    before = time.time() - 60 * minutes
+    for number, layer in enumerate(sorted(layers, key=_used, reverse=True)):
+        # What is held is being made, or looked at.
+        with suppress(BlockingIOError), held(_beside(layer, "lock"), wait=False):
+            shutil.rmtree(_beside(layer, "new"), ignore_errors=True)
+            if number >= newest and _used(layer) < before:
                 shutil.rmtree(layer, ignore_errors=True)
-                lock.unlink(missing_ok=True)
+            if _used(_beside(layer, "log")) < before:
+                _beside(layer, "log").unlink(missing_ok=True)
+            if not layer.is_dir():
+                _beside(layer, "lock").unlink()
+
+
+def _beside(layer: Path, what: str) -> Path:
+    return Path(f"{layer}.{what}")
+
+
+def _used(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+if __name__ == "__main__":
+    release, *words = sys.argv[1:]
+    for name, newest in zip(words[::2], words[1::2], strict=True):
+        prune(f"{name}-{release}", int(newest), MINUTES)

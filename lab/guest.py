@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from acceleration import EMULATED, acceleration
+from held import bound
 from machine import CPU, LAB, GuestError, Machine
 from qmp import Monitor
 
@@ -148,11 +149,11 @@ class Guest:
             time.sleep(0.01)
 
     def _spawn(self, name: str, command: list[str], fds: list[int] | None = None) -> None:
-        """Start a child with a log of its own; the kernel ends it if this process is killed."""
+        """Start a child with a log of its own, which ends if this process is killed."""
         with (self._directory / f"{name}.log").open("wb") as log:
             self._children.append(
                 subprocess.Popen(
-                    ["setpriv", "--pdeathsig", "KILL", *command],
+                    bound(command, "KILL"),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

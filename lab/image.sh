@@ -130,16 +130,6 @@ make_disk() {
     rm -rf "${1:?}"/{root,work,upper}
 }
 
-# Several checkouts share the cache. What nobody used for two hours goes, but for the newest few.
-prune() {
-    local directory
-    find "$CIMA_CACHE" -maxdepth 1 -type d -name "$1-$release-*" -printf '%T@ %p\n' | sort -rn |
-        cut -d' ' -f2- | tail -n "+$(($2 + 1))" | while read -r directory; do
-        [ -n "$(find "$directory" -maxdepth 0 -mmin +120)" ] || continue
-        # What is being made now has the times of what is unpacked into it.
-        flock --nonblock "${directory%.new}.lock" rm -rf "$directory" "${directory%.new}.lock" || true
-    done
-}
 deps=deps-$release-$({ echo "$wheels"; cat "$checkout/examples/install.sh"; } | key)
 newer=
 [ "$kernel" = release ] || newer=kernel-$release-$({ echo "$tree"; declare -f make_kernel; } | key)
@@ -151,7 +141,7 @@ make_base_layers
 if [ "$what" = packages ]; then
     image=packaged-$release-$({ echo "$wheels"; cat "$lab"/{image,layers,initramfs}.sh "$checkout/packaging/build.sh"; source_archive; tar_of "$lab" rootfs; tar_of "$checkout" packaging; } | key)
     layer "$image" "making packages, and a disk that holds them (some minutes)" make_packages_image
-    prune packaged 1
+    prune packaged 1 packages 2 debtools 1
     echo "$CIMA_CACHE/$image"
     exit
 fi
@@ -160,11 +150,5 @@ layer "$deps" "installing the dependencies (about 10 s)" make_deps
 [ -z "$more" ] || layer "$more" "installing $more_packages" make_more
 layer "$image" "installing this checkout and writing the disk (about 10 s)" make_image
 
-prune image 4
-prune kernel 1
-prune more 1
-prune deps 1
-prune wheels 1
-prune tools 1
-prune tree 1
+prune image 4 kernel 1 more 1 deps 1 packaged 1 packages 2 debtools 1 wheels 1 tools 1 tree 1
 echo "$CIMA_CACHE/$image"

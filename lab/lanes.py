@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from held import bound
+
 ENDINGS = ((signal.SIGINT, 30.0), (signal.SIGTERM, 20.0), (signal.SIGKILL, 10.0))
 """How a task is told to end, and how many seconds it has: a guest stops, files go."""
 
@@ -142,7 +144,7 @@ class Lanes:
                 if self._stopped:
                     return 128 + signal.SIGTERM
                 child = subprocess.Popen(
-                    ["setpriv", "--pdeathsig", "TERM", *task.command],
+                    bound(task.command, "TERM"),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

@@ -29,10 +29,14 @@ key() { sha256sum | cut -c1-16; }
 
 # layer NAME WHAT COMMAND...: make the layer with the command, which gets its directory, unless it is there.
 layer() {
-    local what=$2 directory=$CIMA_CACHE/$1 lock start=$SECONDS
+    local what=$2 directory=$CIMA_CACHE/$1 lock='' start=$SECONDS
     shift 2
-    exec {lock}>"$directory.lock"
-    flock --nonblock "$lock" || { say "waiting for another build of the same"; flock "$lock"; }
+    # Who held it may have removed it (cache.py): then another one would hold what was made there since.
+    until [ -n "$lock" ] && [ "$directory.lock" -ef "/proc/self/fd/$lock" ]; do
+        [ -z "$lock" ] || exec {lock}>&-
+        exec {lock}>"$directory.lock"
+        flock --nonblock "$lock" || { say "waiting for another build of the same"; flock "$lock"; }
+    done
     if [ ! -d "$directory" ]; then
         say "$what"
         rm -rf "$directory.new"
@@ -48,6 +52,9 @@ layer() {
     touch "$directory"
     exec {lock}>&-
 }
+
+# prune NAME COUNT...: of each name of layers, keep this many of the release's, and what was used lately.
+prune() { "$python" "$lab/cache.py" "$release" "$@"; }
 
 log=/dev/null
 trap '[ $? = 0 ] || { tail -n 40 "$log" >&2; say "failed; all of it is in $log"; }' EXIT

@@ -3,10 +3,8 @@
 
 import argparse
 import contextlib
-import fcntl
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +15,7 @@ from pathlib import Path
 import coverage_report as coverage
 from changed import changed_files, touched
 from guest_report import IN_GUEST, by_file, processor_seconds, tests_in
+from held import DIRECTORY, held, remove
 from lanes import Ended, Lanes, Task
 from passed import Before, Files
 from releases import releases
@@ -234,24 +233,12 @@ def new_directory() -> Path:
     RUNS.mkdir(parents=True, exist_ok=True)
     for old in sorted(RUNS.iterdir())[: -RUNS_KEPT + 1]:
         with contextlib.suppress(BlockingIOError, FileNotFoundError):
-            lock = _locked(old)
-            shutil.rmtree(old, ignore_errors=True)
-            os.close(lock)
+            remove(old)
     directory = RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     directory.mkdir()
-    os.set_inheritable(_locked(directory), True)  # it may become pytest
+    with held(directory, DIRECTORY) as lock:
+        os.set_inheritable(os.dup(lock), True)  # for as long as it runs; it may become pytest
     return directory
-
-
-def _locked(directory: Path) -> int:
-    """Return a descriptor that holds a lock. Raises BlockingIOError: another run has it."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 def guests_at_once() -> int:

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from frozen import Frozen, NotThawedError, freeze
 from guest import Guest, Storage
+from held import scratch
 from job import CERTIFICATES, Conversation, Job
 from machine import JOB_DISK, GuestError, Machine, image
 from releases import releases
@@ -272,9 +272,9 @@ def main() -> int:
             return GUEST_FAILED
     for number in SIGNALS:
         signal.signal(number, end_on_signal)
-    with tempfile.TemporaryDirectory(prefix="cima-vm-") as directory:
+    with scratch("cima-guest-") as directory:
         try:
-            return run(options, Path(directory))
+            return run(options, directory)
         except GuestError as error:
             say(str(error))
             return GUEST_FAILED

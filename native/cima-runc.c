@@ -194,7 +194,7 @@ static bool ask_agent(const struct settings *settings, const struct installed *o
 		char bytes[CMSG_SPACE(sizeof(int))];
 		struct cmsghdr align;
 	} control = { 0 };
-	struct timeval patience = { .tv_sec = AGENT_SECONDS };
+	struct timeval timeout = { .tv_sec = AGENT_SECONDS };
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
 	char path[PATH_MAX], real[PATH_MAX], words[2 * PATH_MAX], answer[128], expected[128];
 	struct msghdr message = { 0 };
@@ -229,8 +229,8 @@ static bool ask_agent(const struct settings *settings, const struct installed *o
 	header->cmsg_type = SCM_RIGHTS;
 	header->cmsg_len = CMSG_LEN(sizeof(int));
 	memcpy(CMSG_DATA(header), &directory, sizeof(int));
-	if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) != 0 ||
-	    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) != 0 ||
+	if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout) != 0 ||
+	    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout) != 0 ||
 	    connect(fd, (struct sockaddr *)&address, sizeof address) != 0 ||
 	    sendmsg(fd, &message, MSG_NOSIGNAL) != (ssize_t)body.iov_len)
 		goto done;

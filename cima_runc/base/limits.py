@@ -235,10 +235,6 @@ all are counted."""
 AGGREGATION_PLACES = 1024
 """Places under one quote, always: how many of them are requests does not show."""
 
-FOREIGN_SHOWN = 16
-"""Changes of the binding PCR by somebody else, and gaps in recording, that are kept in full; all
-are counted."""
-
 TREE_DEPTH = 32
 """Levels of a tree at most, so that a path has an end."""
 

@@ -31,10 +31,6 @@ class FleetArgumentError(CimaError):
     """What was given is not what is wanted."""
 
 
-class BrokenAuditError(CimaError):
-    """The chain of audit entries does not hold."""
-
-
 @app.callback()
 def _options(
     url: Annotated[

@@ -7,7 +7,7 @@ from pathlib import Path
 from cima_runc.base import limits
 from cima_runc.cli import files
 from cima_runc.verifier.appraisal import References
-from cima_runc.verifier.policy import Policy, PolicyError, parse_policy
+from cima_runc.verifier.policy import PolicyError, parse_policy
 from cima_runc.verifier.reference.file import ReferenceFileError, parse_reference
 from cima_runc.verifier.values import ReferencesError, Values, read_values
 
@@ -33,15 +33,6 @@ def naming(
             with files.about(policy):
                 parse_policy(insisted)
         raise
-
-
-def read_policy(path: Path | None) -> Policy:
-    """Return the policy in a file, the default one for None.
-
-    Raises:
-        FileError, PolicyError: it cannot be read, or holds what is not allowed.
-    """
-    return files.parsed(path, parse_policy) if path is not None else Policy()
 
 
 def read_references(paths: Sequence[Path]) -> References:

@@ -3,7 +3,6 @@
 Source: TPM 2.0 Library Part 3, TPM2_GetRandom, TPM2_PCR_Read, TPM2_PCR_Extend, TPM2_ReadClock.
 """
 
-import logging
 import os
 from collections.abc import Sequence
 from typing import Self
@@ -28,7 +27,6 @@ os.environ.setdefault("TSS2_LOG", "all+NONE")
 
 DEFAULT_TCTI = "device:/dev/tpmrm0"
 
-_log = logging.getLogger(__name__)
 _PER_READ = 8
 
 

@@ -27,9 +27,6 @@ ATTEST_QUOTE = 0x8018
 RH_ENDORSEMENT = 0x4000000B
 """TPM_RH_ENDORSEMENT."""
 
-NAME_SIZE = 34
-"""Bytes of a name: TPM_ALG_SHA256 and 32 bytes."""
-
 
 class StructureError(CimaError):
     """The bytes are not the TPM structure that they should be."""

@@ -7,6 +7,9 @@ from pathlib import Path
 import native_host
 import pytest
 
+from cima_runc.tpm.device import Tpm
+from cima_runc.tpm.swtpm import software_tpm
+
 USERS = '[users]\ngroup = "users"\n'
 
 
@@ -21,3 +24,11 @@ def host() -> Iterator[native_host.Host]:
         native_host.private_mounts(directory)
         with native_host.agent(prefix, directory, USERS) as agent:
             yield native_host.Host(prefix, directory, agent)
+
+
+@pytest.fixture
+def tpm() -> Iterator[Tpm]:
+    with software_tpm() as tcti:
+        opened = Tpm.open(tcti)
+        yield opened
+        opened.close()

@@ -29,7 +29,6 @@ from tests.support.simulated_agent import SimulatedKernel
 from tests.support.tpm_proxy import TpmProxy, tpm_proxy
 
 SECONDS = 60
-REASONS = ("No space left on device", "Input/output error", "Read-only file system")
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["tests.support.faulty_agent"])
 boots = itertools.count()

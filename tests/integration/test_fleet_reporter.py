@@ -18,7 +18,6 @@ from cima_runc.evidence.request import Request
 from cima_runc.ml.contents import Exit, File
 from cima_runc.tpm.device import Tpm
 from cima_runc.tpm.structures import parse_public
-from cima_runc.tpm.swtpm import software_tpm
 from cima_runc.verifier.enrolled import enrolled_ak_file, parse_enrolled_ak
 from cima_runc.verifier.expectation import Expectation
 from cima_runc.verifier.verify import verify
@@ -26,14 +25,6 @@ from tests.support.fleet_service import TOKEN, Service, lines, served
 from tests.support.reporting_host import reporting
 
 OTHER_BOOT = "6f4b4c55-0000-4000-8000-000000000002"
-
-
-@pytest.fixture
-def tpm() -> Iterator[Tpm]:
-    with software_tpm() as tcti:
-        opened = Tpm.open(tcti)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -26,14 +26,6 @@ from tests.support.verifier_process import VerifierProcess, verifier_process
 
 
 @pytest.fixture
-def tpm() -> Iterator[Tpm]:
-    with software_tpm() as tcti:
-        opened = Tpm.open(tcti)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
 def service(tmp_path: Path) -> Iterator[VerifierProcess]:
     with verifier_process(tmp_path / "service", interval=1.0, min_interval=0.2) as found:
         (tmp_path / "ca.pem").write_bytes(found.certificate.read_bytes())

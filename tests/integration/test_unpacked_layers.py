@@ -143,16 +143,6 @@ def test_bsdtar(tmp_path: Path) -> None:
     assert of_directory(tmp_path / "x") == found  # it leaves access control lists out
 
 
-TYPES = {
-    "file": "file",
-    "dir": "dir",
-    "link": "link",
-    "char": "char",
-    "block": "block",
-    "fifo": "fifo",
-}
-
-
 def said_by_bsdtar(*arguments: object) -> set[tuple[str, str, str, str | None]]:
     """Path, type, mode and content of each entry, from bsdtar's own mtree writer."""
     command = ["bsdtar", "-cf", "-", "--format=mtree", "--options=!all,type,mode,sha256"]

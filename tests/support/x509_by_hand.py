@@ -71,7 +71,6 @@ def key_usage(bits: int) -> bytes:
 
 CERT_SIGN = 0x04
 KEY_ENCIPHERMENT = 0x20
-KEY_AGREEMENT = 0x08
 DIGITAL_SIGNATURE = 0x80
 
 

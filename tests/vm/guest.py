@@ -24,6 +24,16 @@ SOCKET = "/run/cima/agent.sock"
 STATE = Path("/var/lib/cima")
 ASCII_LOG = Path("/sys/kernel/security/ima/ascii_runtime_measurements")
 
+NEW_PROGRAM_EACH_SECOND = """
+n=0
+until [ -e /stop ]; do
+    cp /bin/busybox /tool$n; echo $n >>/tool$n; /tool$n true
+    n=$((n+1)); sleep 1
+done
+echo $n
+"""
+"""For a shell in a container."""
+
 
 @dataclass(frozen=True)
 class Ran:

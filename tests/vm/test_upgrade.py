@@ -11,19 +11,10 @@ from tests.vm.guest import IMAGE
 INSTALL = Path("/opt/cima-test/examples/install.sh")
 WHEELS = Path("/opt/cima-test/wheel")
 
-NEW_PROGRAM_EACH_SECOND = """
-n=0
-until [ -e /stop ]; do
-    cp /bin/busybox /tool$n; echo $n >>/tool$n; /tool$n true
-    n=$((n+1)); sleep 1
-done
-echo $n
-"""
-
 
 @pytest.mark.debian("12")
 def test_an_upgrade_loses_nothing_of_a_container_that_runs(image: str) -> None:
-    command = guest.docker("cima-runc", "-d", IMAGE, "/bin/sh", "-c", NEW_PROGRAM_EACH_SECOND)
+    command = guest.docker("cima-runc", "-d", IMAGE, "/bin/sh", "-c", guest.NEW_PROGRAM_EACH_SECOND)
     container_id = guest.ok(*command).strip()
     before = guest.agent_pid()
     [wheel] = WHEELS.iterdir()

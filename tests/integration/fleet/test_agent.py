@@ -37,14 +37,6 @@ def service(config: Path) -> Iterator[FleetProcess]:
         yield process
 
 
-@pytest.fixture
-def tpm() -> Iterator[Tpm]:
-    with software_tpm() as tcti:
-        opened = Tpm.open(tcti)
-        yield opened
-        opened.close()
-
-
 def join_token(service: FleetProcess, tmp_path: Path, **given: Any) -> dict[str, Any]:
     made = service.ask("POST", "/v1/join-tokens", json=given).json()
     path = tmp_path / "join-token"

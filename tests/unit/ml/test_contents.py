@@ -142,10 +142,6 @@ def _mutations(value: Any) -> list[Any]:
     return changed
 
 
-FREE = ("config", "namespaces", "kind", "role", "id", "cgroup", "boot_id", "missing", "format")
-"""Fields whose values are somebody else's words, or open lists of them."""
-
-
 @pytest.mark.parametrize("content", ONE_OF_EACH, ids=lambda each: type(each).__name__)
 def test_another_shape_is_refused_by_name_or_is_exactly_another_content(content: Content) -> None:
     """Kind: a reading that is laxer than the writing, so that two texts mean the same."""

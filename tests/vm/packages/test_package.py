@@ -32,15 +32,6 @@ SETTINGS = Path("/etc/cima/config.toml")
 USERS = ("passwd", "group", "shadow", "gshadow")
 ENGINES = ("docker", "containerd", "podman")
 
-NEW_PROGRAM_EACH_SECOND = """
-n=0
-until [ -e /stop ]; do
-    cp /bin/busybox /tool$n; echo $n >>/tool$n; /tool$n true
-    n=$((n+1)); sleep 1
-done
-echo $n
-"""
-
 
 def deb(which: str) -> Path:
     [found] = (PACKAGES / which).glob("*.deb")
@@ -210,7 +201,7 @@ def installed() -> set[str]:
 @pytest.mark.boot(2)
 def test_an_upgrade_loses_nothing_of_a_container_that_runs() -> None:
     guest.load_image()
-    container_id = run_measured("/bin/sh", "-c", NEW_PROGRAM_EACH_SECOND)
+    container_id = run_measured("/bin/sh", "-c", guest.NEW_PROGRAM_EACH_SECOND)
     agent = guest.agent_pid()
 
     ran = dpkg("--install", deb("later"))

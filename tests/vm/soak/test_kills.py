@@ -24,7 +24,6 @@ SMALL, WHOLE = (60, 150), (200, 400)
 LOG = Path("/root/agents.log")
 PYTHON = "/opt/cima/bin/python3"
 STARTERS = 2
-READY_SECONDS = 120
 
 
 class Agents:
