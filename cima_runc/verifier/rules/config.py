@@ -656,9 +656,14 @@ def writable_sysfs(config: ConfigSummary) -> list[Mount]:
 
 
 def _kept(config: ConfigSummary) -> Below:
-    """Return what is hidden from the container, or read-only for it."""
+    """Return what is hidden from the container, or read-only for it.
+
+    What goes up by ``..`` is somewhere else after a link (/proc/net/../sys), and runtimes pass over
+    what is nowhere.
+    """
     paths = (*config.masked_paths, *config.read_only_paths)
-    return Below(f"{posixpath.normpath(path)}/" for path in paths)
+    names = (path for path in paths if ".." not in path.split("/"))
+    return Below(f"{posixpath.normpath(path)}/" for path in names)
 
 
 def privilege_keys(config: ConfigSummary) -> tuple[str, ...]:
