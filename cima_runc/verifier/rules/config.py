@@ -457,12 +457,11 @@ class ConfigRule:
             if _is_named(name, self._policy.env):
                 continue
             shown = printable(name)
-            if not self._engine.is_known(name):
+            if why := self._engine.why_unknown(name):
                 yield self._finding(
                     False,
                     "config.env",
-                    f"{shown}, which names settings that may be commands, is not known to name a"
-                    " file of the image or of a mount",
+                    f"{shown}, which {why}",
                     path="process.env",
                     got=shown,
                     expected="not set, or a usual path",
