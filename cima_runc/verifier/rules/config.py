@@ -457,12 +457,11 @@ class ConfigRule:
             if _is_named(name, self._policy.env):
                 continue
             shown = printable(name)
-            if not self._engine.is_known(name):
+            if why := self._engine.why_unknown(name):
                 yield self._finding(
                     False,
                     "config.env",
-                    f"{shown}, which names settings that may be commands, is not known to name a"
-                    " file of the image or of a mount",
+                    f"{shown}, which {why}",
                     path="process.env",
                     got=shown,
                     expected="not set, or a usual path",
@@ -656,9 +655,14 @@ def writable_sysfs(config: ConfigSummary) -> list[Mount]:
 
 
 def _kept(config: ConfigSummary) -> Below:
-    """Return what is hidden from the container, or read-only for it."""
+    """Return what is hidden from the container, or read-only for it.
+
+    What goes up by ``..`` is somewhere else after a link (/proc/net/../sys), and runtimes pass over
+    what is nowhere.
+    """
     paths = (*config.masked_paths, *config.read_only_paths)
-    return Below(f"{posixpath.normpath(path)}/" for path in paths)
+    names = (path for path in paths if ".." not in path.split("/"))
+    return Below(f"{posixpath.normpath(path)}/" for path in names)
 
 
 def privilege_keys(config: ConfigSummary) -> tuple[str, ...]:

@@ -28,7 +28,8 @@ class EngineMount:
     """Whether it counts only at a place that hides nothing and that no program looks at by itself:
     what is in it was chosen by whoever started the container."""
     chosen: bool = False
-    """Whether the same holds of what is in it, which is at a place of its own in any case."""
+    """Whether the same holds of what is in it, which is at a place of its own in any case: there
+    was something in it before, or others write there."""
     places: tuple[str, ...] = ()
     """Directories of data, beside those that count for all: it is an empty file, so that nothing
     but its name is chosen by somebody."""
@@ -38,7 +39,12 @@ class EngineMount:
     """Why it is not taken, though the engine makes it."""
 
 
-_NAME_FILES = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
+NAME_FILES = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
+"""Files of which whoever starts a container chooses what is in them (``--hostname``), and which all
+containers of a pod may write."""
+_SHM = "/dev/shm"
+"""What is bound there is not the container's alone, but of all that are in its ipc namespace, or
+may come into it."""
 _USERDATA = ("{root}/*-containers/{id}/userdata", "{state}/*-containers/{id}/userdata")
 _SANDBOX = (
     "{root}/io.containerd.grpc.v1.cri/sandboxes/{sandbox}",
@@ -127,26 +133,34 @@ MOUNTS: tuple[EngineMount, ...] = (
     # Of a container that runs systemd (`podman run --systemd`).
     EngineMount("tmpfs", ("/var/log/journal", "/var/lib/journal")),
     *(
-        EngineMount("bind", (at,), (f"{{root}}/containers/{{id}}/{name}",), ("docker",))
+        EngineMount(
+            "bind",
+            (at,),
+            (f"{{root}}/containers/{{id}}/{name}",),
+            ("docker",),
+            chosen=at == _SHM,
+        )
         for at, name in (
             ("/etc/hosts", "hosts"),
             ("/etc/hostname", "hostname"),
             ("/etc/resolv.conf", "resolv.conf"),
-            ("/dev/shm", "mounts/shm"),
+            (_SHM, "mounts/shm"),
         )
     ),
     EngineMount(
         "bind", ("/**",), ("{root}/containers/{id}/mounts/secrets/*",), ("docker",), own_place=True
     ),
     *(
-        EngineMount("bind", destinations, _in(_USERDATA, name), ("podman",))
+        EngineMount(
+            "bind", destinations, _in(_USERDATA, name), ("podman",), chosen=destinations == (_SHM,)
+        )
         for destinations, name in (
             (("/etc/hosts",), "hosts"),
             (("/etc/hostname",), "hostname"),
             (("/etc/resolv.conf",), "resolv.conf"),
             (("/etc/localtime",), "localtime"),  # --tz: a copy of one of the host's
             (_CONTAINERENV, ".containerenv"),
-            (("/dev/shm",), "shm"),
+            ((_SHM,), "shm"),
         )
     ),
     # Where conmon listens for the container's word that it is ready (--sdnotify=container, the
@@ -162,22 +176,28 @@ MOUNTS: tuple[EngineMount, ...] = (
         own_place=True,
     ),
     *(
-        EngineMount("bind", (at,), _in(_SANDBOX, name), ("containerd",))
+        EngineMount("bind", (at,), _in(_SANDBOX, name), ("containerd",), chosen=at == _SHM)
         for at, name in (
             ("/etc/hosts", "hosts"),
             ("/etc/hostname", "hostname"),
             ("/etc/resolv.conf", "resolv.conf"),
-            ("/dev/shm", "shm"),
+            (_SHM, "shm"),
         )
     ),
     *(
-        EngineMount("bind", destinations, _in(_CRIO_SANDBOX, name), ("cri-o",))
+        EngineMount(
+            "bind",
+            destinations,
+            _in(_CRIO_SANDBOX, name),
+            ("cri-o",),
+            chosen=destinations == (_SHM,),
+        )
         for destinations, name in (
             (("/etc/hosts",), "hosts"),
             (("/etc/hostname",), "hostname"),
             (("/etc/resolv.conf",), "resolv.conf"),
             (_CONTAINERENV, ".containerenv"),
-            (("/dev/shm",), "shm"),
+            ((_SHM,), "shm"),
         )
     ),
     # The image's own, and a line for a user (runAsUser) that it does not know.
@@ -307,7 +327,7 @@ HOST_NAMESPACES = ("/run/docker/netns/default", "/var/run/docker/netns/default")
 DIRECTORIES = ("/dev", "/dev/pts", "/dev/shm", "/etc", "/proc", "/run", "/sbin", "/sys")
 """Directories that engines make in a container's own layer where the image has none."""
 
-REPLACED_FILES = ("/.dockerenv", "/dev/console", *_NAME_FILES)
+REPLACED_FILES = ("/.dockerenv", "/dev/console", *NAME_FILES)
 """Files without content that Docker puts there, whatever the image has (initlayer.Setup)."""
 
 EMPTY_FILES = ("/run/.containerenv", "/dev/termination-log", *INIT_PROGRAMS)

@@ -22,6 +22,7 @@ from cima_runc.base.text import printable
 from cima_runc.measure.config_summary import ConfigSummary
 from cima_runc.measure.oci_config import hidden_value
 from cima_runc.verifier.reference.file import ReferenceConfig
+from cima_runc.verifier.rules import engines
 from cima_runc.verifier.rules.below import Below, any_below
 from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.rules.loading import makes_load
@@ -52,8 +53,9 @@ SETTINGS = frozenset(
 """Variables that name settings of which some are commands, or name code, and that have many honest
 uses: they count as :data:`HOMES` do, where they may name something that was mounted."""
 FILES = frozenset({"AWS_CONFIG_FILE", "KUBECONFIG", "PIP_CONFIG_FILE"})
-"""Those of them that name a file. Whoever starts a container can write one without a mount, in its
-environment (``/proc/self/environ``) or as its input (``/dev/stdin``), and call it by any name."""
+"""Those of them that name a file. Whoever starts a container can write one without a mount of his
+own: in its environment (``/proc/self/environ``), as its input (``/dev/stdin``), or by what he calls
+it (``/etc/hostname``); and call it by any name."""
 PATHS = frozenset(
     {
         "AWKPATH",
@@ -115,6 +117,9 @@ _DEFAULT_PATHS = (
 )
 """What engines set where the image does not (the first), and shells where nobody does."""
 _PROGRAMS = ("", "/bin")
+_OF_SYSTEM = {"/dev": "/dev/shm", "/var": "/var/run/secrets"}
+"""Homes of Debian's and busybox's users sys and operator. In a home programs look for directories
+called after them, as they do in ``/``: none is called ``shm`` or ``run``."""
 _LISTS = ("/etc/xdg", "/usr/local/share:/usr/share", "/usr/local/share/:/usr/share/")
 
 
@@ -168,16 +173,36 @@ class LookedAt:
         # Where HOME is not set, or empty (runc), the runtime sets it by passwd(5). What becomes
         # another user (gosu, su) does so whatever it was before, so that all users' count.
         for home in self._values.homes:
-            if self._is_near(home, place, below) and not self._is_operators(home, place):
+            if self._is_near(home, place, below) and not self._is_systems(home, place):
                 return f"{printable(home)} is a user's home in the image's /etc/passwd"
         for name, directory in (*self._paths, *self._named):
             if self._is_near(directory, place, below):
                 return f"the image's {printable(name)} names {printable(directory)}"
         return ""
 
-    def is_known(self, name: str) -> bool:
-        """Whether what a variable names is known, where that may be a file of the starter's own."""
-        return name not in FILES or self._named_by_env.get(name, ()) is not None
+    def why_unknown(self, name: str) -> str:
+        """Return why it counts that nobody knows what a variable names; nothing where it does not,
+        or is known."""
+        if self._named_by_env.get(name, ()) is not None:
+            return ""
+        if name in FILES:
+            return (
+                "names settings that may be commands, is not known to name a file of the image or"
+                " of a mount"
+            )
+        if self._shares_processes:
+            return (
+                "names where programs look for code, may lead by /proc to the files of others, with"
+                " whom it shares processes"
+            )
+        return ""
+
+    @cached_property
+    def _shares_processes(self) -> bool:
+        """Whether others have processes in its /proc, each with the files that it sees (``root``,
+        ``cwd``)."""
+        joined = {each.type for each in self._config.joined_namespaces}
+        return "pid" in joined.union(self._config.host_namespaces)
 
     def holds_data_by_name(self, top: str) -> bool:
         """Whether a directory or file in the root, which the image does not have, is for data.
@@ -237,13 +262,11 @@ class LookedAt:
         real = self._real(directory)
         return _is_in(real, below) or (real != "/" and _is_in(place, real))
 
-    def _is_operators(self, home: str, place: str) -> bool:
-        """Whether a home is /var, as busybox's user operator has it, and the place in its ``run``.
-
-        In a home programs look for directories called after them, as they do in ``/``: none is
-        called ``run``, which holds what the system keeps there.
-        """
-        return self._real(home) == "/var" and _is_in(place, "/var/run/secrets")
+    def _is_systems(self, home: str, place: str) -> bool:
+        """Whether a home is the system's own directory, as a few users have it, and the place in
+        what the system keeps there."""
+        kept = _OF_SYSTEM.get(self._real(home))
+        return kept is not None and _is_in(place, kept)
 
     def _has_programs(self, place: str, below: str) -> bool:
         """Whether a script of the image may look for modules in the place by where it is itself.
@@ -296,7 +319,12 @@ class LookedAt:
             return None
         found = list(map(self._real, found))
         # The image may have a link there: nginx's log is the container's output, and a terminal.
-        return None if name in FILES and any(map(_is_kernels, found)) else found
+        is_written = any(_is_kernels(each) or each in self._name_files for each in found)
+        return None if name in FILES and is_written else found
+
+    @cached_property
+    def _name_files(self) -> frozenset[str]:
+        return frozenset(map(self._real, engines.NAME_FILES))
 
     @cached_property
     def _told(self) -> dict[str, str]:

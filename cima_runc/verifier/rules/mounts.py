@@ -98,9 +98,10 @@ class EngineMounts:
         found = [self._objection(each, mount) for each in self._of_kind(mount)]
         return min(found, key=len, default="")
 
-    def is_known(self, variable: str) -> bool:
-        """Return whether what a variable of the environment names is known, where that counts."""
-        return self._looked_at is None or self._looked_at.is_known(variable)
+    def why_unknown(self, variable: str) -> str:
+        """Return why it counts that nobody knows what a variable of the environment names; nothing
+        where it does not, or is known."""
+        return self._looked_at.why_unknown(variable) if self._looked_at is not None else ""
 
     def _of_kind(self, mount: Mount) -> Iterator[engines.EngineMount]:
         for each in engines.MOUNTS:

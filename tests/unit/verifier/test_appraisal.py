@@ -1355,6 +1355,9 @@ REST = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sysrq-trigger"]
         ([*REST, "/proc/sys/net", "/proc/system"], ["/proc/kcore"], True),
         ([*REST, "proc/sys"], ["/proc/kcore"], True),
         (["/proc/sys"], ["/proc/kcore"], True),
+        # Behind a link that is nowhere, which runtimes pass over.
+        (["/proc/net/../sys", *REST], ["/proc/kcore"], True),
+        (["/proc/thread-self/../sys", *REST], ["/proc/kcore"], True),
         (["/proc/sys", *REST[:3]], ["/proc/kcore"], True),
         # As engines and runc's own template have them.
         (["/proc/sys", *REST], ["/proc/kcore"], False),

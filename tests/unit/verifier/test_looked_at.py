@@ -419,13 +419,15 @@ def test_settings_that_name_code(name: str, reference: ImageReference) -> None:
         *("/dev/stdin", "//dev/./stdin", "/dev/../dev/fd/0", "/proc/self/fd/0", "/dev/tty"),
         *("/proc/self/environ", "/proc/1/environ", "../proc/self/environ", "/log", "/dev/shm"),
         *("/dev/null:/dev/stdin", "/dev/stdin:/dev/null", "/sys/x"),
+        *("/etc/hosts", "/etc/hostname", "/run/stub", "/etc/resolv.conf", "/app/../etc/hosts"),
     ],
 )
 def test_settings_that_are_typed(name: str, value: str, reference: ImageReference) -> None:
     """Kind: what a variable names is written by whoever starts it, with no mount at all."""
     link = ReferenceFile(type="link", mode="0777", uid=0, gid=0, layer=0, link="/dev/stdout")
     stdin = link.model_copy(update={"link": "/proc/self/fd/0"})
-    files = {**reference.files, "/log": link, "/dev/stdin": stdin}
+    names = link.model_copy(update={"link": "../run/stub"})
+    files = {**reference.files, "/log": link, "/dev/stdin": stdin, "/etc/resolv.conf": names}
     box = started(reference.model_copy(update={"files": files}), **{name: value})
     assert unknown(box) == [name]
     assert unknown(box, None) == [name]
@@ -586,6 +588,48 @@ def test_a_home_of_the_strangers_choice(name: str, near: str, reference: ImageRe
         assert TOKEN in refused(started(of, **{name: near}))
     lists = f"/usr/share:{near}"
     assert at in refused(started(of, bind(at, SOURCES["kubernetes"]), **{name: lists}))
+
+
+@pytest.mark.parametrize("host", ["docker", "podman", "kubernetes", "cri-o"])
+def test_a_home_in_memory_that_is_shared(host: str, reference: ImageReference) -> None:
+    """Kind: an engine's own mount in which others write (a pod's containers, ``--ipc``)."""
+    config = reference.config.model_copy(update={"homes": ("/root", *BUSYBOX)})
+    of = reference.model_copy(update={"config": config})
+    for value in ("/dev/shm", "/dev/shm/x", "/dev", "/dev/../dev/shm"):
+        for name in ("HOME", "XDG_CONFIG_HOME", "CARGO_HOME"):
+            assert "/dev/shm" in refused(started(of, host=host, **{name: value})), (name, value)
+    assert "/dev/shm" in refused(started(of, host=host, PATH="/dev/shm:/bin"))
+    assert "/dev/shm" in refused(started(of, host=host, cwd="/dev/shm"))
+    for home in (None, "", "/root", "/tmp", "/", "/app"):
+        assert refused(started(of, host=host, HOME=home)) == {}, home
+    # Docker's is the container's own, unless it is started so that others may come in.
+    box = started(of, host=host, HOME="/dev/shm")
+    box.config["mounts"] = [x for x in box.config["mounts"] if x["destination"] != "/dev/shm"]
+    box.config["mounts"].append({"destination": "/dev/shm", "type": "tmpfs", "source": "shm"})
+    assert refused(box) == {}
+
+
+@pytest.mark.parametrize("name", ["HOME", "XDG_DATA_HOME", "CARGO_HOME", "PATH"])
+@pytest.mark.parametrize("path", ["/proc/77/ns/pid", None])
+def test_a_home_in_another_container(
+    name: str, path: str | None, reference: ImageReference
+) -> None:
+    """Kind: what others write is in reach with no mount at all: /proc has their processes."""
+    allowed = "[config]\nhost_namespaces = ['pid', 'user', 'cgroup', 'time']"
+    for value in ("/proc/7/root/x", "/proc/7/cwd", "/elsewhere"):
+        box = started(reference, host="nerdctl", **{name: value})
+        assert unknown(box) == []  # nobody else is there
+        spaces = [x for x in box.config["linux"]["namespaces"] if x["type"] != "pid"]
+        joined = [{"type": "pid", "path": path}] if path is not None else []
+        box.config["linux"]["namespaces"] = [*spaces, *joined]
+        assert unknown(box, policy=allowed) == [name]
+        assert unknown(box, policy=f"{allowed}\nenv = ['{name}']") == []
+        of_run = suggest(box.records(), References(box.image))
+        assert name == "PATH" or unknown(box, policy=of_run) == []
+        honest = {"PATH": "/bin"}.get(name, "/tmp")
+        said = [each for each in box.config["process"]["env"] if not each.startswith(f"{name}=")]
+        box.config["process"]["env"] = [*said, f"{name}={hidden_value(SECRET, honest)}"]
+        assert unknown(box, policy=allowed) == []
 
 
 def test_a_home_in_kubelets_token(reference: ImageReference) -> None:
