@@ -47,12 +47,15 @@ class RootfsRule:
         *,
         adds_users: bool = False,
         holds_data: Callable[[str], bool] | None = None,
+        rootless: bool = False,
     ) -> None:
         """``adds_users``: whether the engine adds lines for the container's user. ``holds_data``
-        says of a path whether nothing looks for code there, where files may be copied in."""
+        says of a path whether nothing looks for code there, where files may be copied in.
+        ``rootless``: whether it is a user's container."""
         self._config = config
         self._adds_users = adds_users
         self._holds_data = holds_data
+        self._rootless = rootless
         self._reference = reference
         self._image = image
         self._policy = policy
@@ -149,7 +152,8 @@ class RootfsRule:
         wanted = self._reference.layers
         self.compared = True
         name = self._reference.name or self._reference.image_id
-        known = {digest for layer in wanted for digest in layer.digests}
+        digests_of = [each.all_digests if self._rootless else each.digests for each in wanted]
+        known = frozenset().union(*digests_of)
         if wanted and not any(layer.digest in known for layer in layers):
             yield self._fail(
                 "rootfs.image",
@@ -168,15 +172,15 @@ class RootfsRule:
                 expected=str(len(wanted)),
                 next_="docker inspect or podman inspect: which image is it of?",
             )
-        for number, (layer, reference) in enumerate(zip(layers, wanted, strict=False)):
-            if layer.digest not in reference.digests:
+        for number, (layer, digests) in enumerate(zip(layers, digests_of, strict=False)):
+            if layer.digest not in digests:
                 yield self._fail(
                     "rootfs.layer",
                     f"layer {number} is not what the image has: it was changed on the host, "
                     "or is of another image",
                     path=f"layer {number} of {len(layers)}, from the bottom",
                     got=layer.digest,
-                    expected=" or ".join(sorted(reference.digests)),
+                    expected=" or ".join(sorted(digests)),
                     next_=_MANIFESTS,
                 )
 
