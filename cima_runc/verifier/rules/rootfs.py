@@ -64,6 +64,8 @@ class RootfsRule:
         self._fail = partial(self._finding, False)
         self.compared = False
         """Whether layers were compared."""
+        # Podman makes them through the image's own links.
+        self._links = {image.place(at): to for at, to in engines.LINKS.items()} | engines.LINKS
         self._mount_points: set[str] = set()
         self._below: list[str] = []
         if config is not None:
@@ -213,7 +215,7 @@ class RootfsRule:
         for entry in entries:
             raw = path_of(entry)
             path = escape(raw)
-            if self._is_engines(path, entry) or path in copied:
+            if self._is_engines(path, entry, layer.kind) or path in copied:
                 continue
             if path in above and self._is_plain_directory(path, entry):
                 continue
@@ -249,7 +251,7 @@ class RootfsRule:
             None,
         )
 
-    def _is_engines(self, path: str, entry: Entry) -> bool:
+    def _is_engines(self, path: str, entry: Entry, kind: str) -> bool:
         """Whether an entry hides and changes nothing of the image, or is an engine's."""
         if entry.path == b".":
             return not entry.is_opaque
@@ -263,13 +265,16 @@ class RootfsRule:
         if entry.type == "dir":
             if image is not None and image.type == "dir":
                 return path in self._mount_points and not entry.is_opaque
+            if image is not None and kind == "init" and path in engines.MADE_ANEW:
+                return _is_new_directory(entry)
             return image is None and self._leads(path) and not _shows_another(entry)
         if entry.type == "file" and not entry.size and not entry.xattrs:
             if image is None and path in engines.EMPTY_FILES:
                 return True
             return path in self._mount_points or path in engines.REPLACED_FILES
         if entry.type == "link" and entry.link is not None:
-            return escape(entry.link) in engines.LINKS.get(path, ())
+            known = self._links if image is None else engines.LINKS
+            return escape(entry.link) in known.get(path, ())
         return False
 
     def _is_data(self, path: str, entry: Entry) -> bool:
@@ -300,6 +305,12 @@ class RootfsRule:
 def _is_ordinary(entry: Entry) -> bool:
     """Whether it has no attributes, and nobody but its owner may write it."""
     return not (entry.is_whiteout or entry.xattrs or (entry.mode or 0) & 0o7022)
+
+
+def _is_new_directory(entry: Entry) -> bool:
+    """Whether it is as one that Docker makes, of which overlayfs notes that it hides a link."""
+    owner = (entry.mode, entry.uid, entry.gid)
+    return owner == (0o755, 0, 0) and set(entry.xattrs) <= {OPAQUE}
 
 
 def _above(path: str) -> Iterator[str]:

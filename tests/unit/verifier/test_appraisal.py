@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import dataclasses
 import hashlib
 import io
 import struct
@@ -366,6 +367,56 @@ def test_a_device_that_hides_a_file_must_be_there(tmp_path: Path) -> None:
     )
     reference = read_image(layout.write_directory(tmp_path / "image")).reference
     assert [layer.rootless_digests for layer in reference.layers] == [None, None]
+
+
+def linked_etc(reference: ImageReference) -> ImageReference:
+    """An image by Nix: its /etc is a link."""
+    link, directory = reference.files["/bin"], reference.files["/etc"]
+    own = {"/etc": link.model_copy(update={"link": "nix/etc"}), "/nix": directory}
+    files = {**reference.files, **own, "/nix/etc": directory}
+    return reference.model_copy(update={"files": files})
+
+
+def test_docker_makes_directories_in_place_of_links(reference: ImageReference) -> None:
+    """Its init layer has them, and the container's own never (moby, initlayer.Setup)."""
+    box = Box.honest(linked_etc(reference))
+    layers = box.rootfs["layers"]
+    etc = Entry(b"etc", "dir", 0o755, 0, 0, xattrs=(OPAQUE,))
+    mtab = Entry(b"etc/mtab", "link", 0o777, 0, 0, link=b"/proc/mounts")
+    hosts = Entry(b"etc/hosts", "file", 0o755, 0, 0, size=0, sha256=hashlib.sha256().digest())
+    layers[-1:] = [upper(etc, hosts, mtab, kind="init"), upper()]
+    assert box.failed() == []
+    layers[-2:] = [upper(kind="init"), upper(etc)]
+    assert [each.path for each in box.failed()] == ["/etc"]
+    passwd = Entry(b"etc/passwd", "file", 0o644, 0, 0, size=1, sha256=b"1" * 32)
+    layers[-2:] = [upper(etc, passwd, kind="init"), upper()]
+    assert [each.path for each in box.failed()] == ["/etc/passwd"]
+    redirect = (("trusted.overlay.redirect", b"/app"),)
+    for change in ({"mode": 0o777}, {"uid": 1}, {"gid": 1}, {"xattrs": redirect}):
+        layers[-2:] = [upper(dataclasses.replace(etc, **change), kind="init"), upper()]  # type: ignore[arg-type]
+        assert [each.path for each in box.failed()] == ["/etc"], change
+    bin_ = dataclasses.replace(etc, path=b"bin")
+    layers[-2:] = [upper(bin_, kind="init"), upper()]
+    assert [each.path for each in box.failed()] == ["/bin"]
+
+
+def test_podman_links_mtab_where_etc_leads(reference: ImageReference) -> None:
+    """Kind: a path as configured is compared with a path as it is."""
+    box = Box.honest(linked_etc(reference))
+    above = (Entry(b"nix", "dir", 0o755, 0, 0), Entry(b"nix/etc", "dir", 0o755, 0, 0))
+    mtab = Entry(b"nix/etc/mtab", "link", 0o777, 0, 0, link=b"/proc/mounts")
+    box.rootfs["layers"][-1] = upper(*above, mtab)
+    assert box.failed() == []
+    for changed in (
+        dataclasses.replace(mtab, link=b"/app/mounts"),
+        dataclasses.replace(mtab, path=b"nix/etc/passwd"),
+    ):
+        box.rootfs["layers"][-1] = upper(*above, changed)
+        assert [each.rule for each in box.failed()] == ["rootfs.written"]
+    own = {"/nix/etc/mtab": box.image.files["/app/script"]}
+    box.image = box.image.model_copy(update={"files": box.image.files | own})
+    box.rootfs["layers"][-1] = upper(*above, mtab)
+    assert [each.path for each in box.failed()] == ["/nix/etc/mtab"]
 
 
 def test_another_image_is_said_to_be_one(box: Box) -> None:
