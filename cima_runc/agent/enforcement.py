@@ -135,7 +135,7 @@ class Enforcement:
             raise EnforcementError(
                 f"the kernel does not take the list of {printable(str(path))}: {error.strerror}"
             ) from error
-        layers = tuple(layer.digests for layer in reference.layers)
+        layers = tuple(layer.all_digests for layer in reference.layers)
         return _Image(layers, Allowlist(reference.image_id, handle))
 
 

@@ -29,9 +29,11 @@ from cima_runc.fleet.schema import (
 )
 from cima_runc.ml.contents import Layer
 from cima_runc.verifier.reference.file import ImageReference
+from cima_runc.verifier.reference.layer import Engine
 from cima_runc.verifier.values import Values, read_values
 
 Mode = Literal["enforce", "observe"]
+_ENGINES: tuple[Engine, ...] = ("docker", "containerd", "podman")
 _IMAGES = 4_096
 """Images that one process remembers of whether there are reference values of them."""
 _KEPT = 32
@@ -71,14 +73,19 @@ def measured_layers(layers: Sequence[Layer]) -> str | None:
 
 
 def keys_of(reference: ImageReference) -> set[str]:
-    """Return the keys that containers of an image may have, by engine."""
-    plain = [layer.digest for layer in reference.layers]
-    engines: tuple[Literal["containerd", "podman"], ...] = ("containerd", "podman")
-    others = [
-        [layer.other_digests.get(engine, layer.digest) for layer in reference.layers]
-        for engine in engines
-    ]
-    return {layers_key(digests) for digests in (plain, *others)}
+    """Return the keys that containers of an image may have, by engine, root's and users'."""
+    keys: set[str] = set()
+    for engine in _ENGINES:
+        own = [
+            layer.digest if engine == "docker" else layer.other_digests.get(engine, layer.digest)
+            for layer in reference.layers
+        ]
+        rootless = [
+            (layer.rootless_digests or {}).get(engine, digest)
+            for layer, digest in zip(reference.layers, own, strict=True)
+        ]
+        keys |= {layers_key(own), layers_key(rootless)}
+    return keys
 
 
 class Read:

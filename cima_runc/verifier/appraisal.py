@@ -230,6 +230,7 @@ class _Run:
                     holds_data=self._mounts.holds_data
                     if self._mounts is not None and self._is_of(engines.COPYING_IN)
                     else None,
+                    rootless=self._register is not None and self._register.uid is not None,
                 )
                 yield from layers.check(content)
                 self.compared += layers.compared

@@ -69,6 +69,9 @@ class ReferenceLayer(_Model):
     other_digests: dict[Literal["containerd", "podman"], LayerDigest] = {}
     """The same as other engines unpack it, where that is another
     (:mod:`cima_runc.verifier.reference.layer` says when)."""
+    rootless_digests: dict[Literal["docker", "containerd", "podman"], LayerDigest] | None = None
+    """The same as engines without root's rights unpack it, which leave out its devices. None: it
+    has none, they hide what the layers below have, or an earlier version made the file."""
     diff_id: Digest
     """Of the layer's uncompressed archive."""
     blob: Digest | None = None
@@ -79,8 +82,13 @@ class ReferenceLayer(_Model):
 
     @property
     def digests(self) -> frozenset[str]:
-        """The digests that an agent may measure for this layer."""
+        """The digests that an agent may measure for this layer, where root's engine unpacked it."""
         return frozenset({self.digest, *self.other_digests.values()})
+
+    @property
+    def all_digests(self) -> frozenset[str]:
+        """The digests that an agent may measure for this layer, whoever unpacked it."""
+        return self.digests.union((self.rootless_digests or {}).values())
 
 
 class ReferenceConfig(_Model):

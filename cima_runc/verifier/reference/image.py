@@ -307,6 +307,7 @@ def _decompress(file: io.BufferedReader, plain: IO[bytes]) -> None:
 
 _Other = Literal["containerd", "podman"]
 _OTHERS: tuple[_Other, ...] = ("containerd", "podman")
+_ENGINES: tuple[image_layer.Engine, ...] = ("docker", *_OTHERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,7 +362,9 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
         if len(found.layers) > limits.LAYERS:
             raise ImageError(f"the image has more than {limits.LAYERS} layers")
         flattened, names = Flattened(), NameFiles()
-        below: dict[_Other, list[dict[bytes, Entry]]] = {engine: [] for engine in _OTHERS}
+        below: dict[image_layer.Engine, list[dict[bytes, Entry]]] = {
+            engine: [] for engine in _ENGINES
+        }
         layers: list[ReferenceLayer] = []
         manifests: list[bytes] = []
         for each, diff_id in zip(found.layers, diff_ids, strict=True):
@@ -369,15 +372,26 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
             entries = image_layer.entries(tree)
             manifests.append(format_manifest(entries))
             others: dict[_Other, str] = {}
-            for engine in _OTHERS:
-                own = image_layer.entries(tree, engine, below[engine])
-                below[engine].append({entry.path: entry for entry in own})
+            rootless: dict[image_layer.Engine, str] | None = None
+            if image_layer.may_lack_devices(tree, below["podman"]):
+                rootless = {
+                    engine: digest(
+                        format_manifest(
+                            image_layer.entries(tree, engine, below[engine], rootless=True)
+                        )
+                    )
+                    for engine in _ENGINES
+                }
+            for other in _OTHERS:
+                own = image_layer.entries(tree, other, below[other])
+                below[other].append({entry.path: entry for entry in own})
                 if (manifest := format_manifest(own)) != manifests[-1]:
-                    others[engine] = digest(manifest)
+                    others[other] = digest(manifest)
             layers.append(
                 ReferenceLayer(
                     digest=digest(manifests[-1]),
                     other_digests=others,
+                    rootless_digests=rootless,
                     diff_id=diff_id,
                     blob=each.digest,
                     entries=len(entries) - 1,

@@ -18,6 +18,11 @@ They differ in this, which is why a layer may have more than one digest:
 - In the bottom layer, containerd makes nothing of whiteouts.
 - A directory that is not listed, in one with the setgid bit, may get its group: not modelled here.
 - Podman does not chown(2) a hard link whose owner is right already, so that capabilities stay.
+- All of them leave out nodes of devices where they run without root's rights, in a user namespace.
+  (That containerd then makes no directory either that only such a node needs is not modelled.)
+
+Sources: moby/go-archive archive.go and containers/storage pkg/archive (createTarFile, inUserns),
+containerd pkg/archive (skipFile).
 """
 
 import hashlib
@@ -79,6 +84,8 @@ class Node:
     is_opaque: bool = False
     is_implied: bool = False
     """Whether the archive does not list the directory."""
+    is_device: bool = False
+    """Whether the archive has it as a node of a device; a whiteout by its name is none."""
 
     def entry(self, path: bytes) -> Entry:
         """Return the node's line in a manifest."""
@@ -280,8 +287,9 @@ def _node(member: Member) -> Node:
         if member.major > MAX_MAJOR or member.minor > MAX_MINOR:
             raise ImageLayerError(f"a device {member.major}:{member.minor}")
         if member.type == b"3" and not member.major and not member.minor:
-            return _whiteout()  # what it is to overlayfs
-        return Node("char" if member.type == b"3" else "block", device=(member.major, member.minor))
+            return replace(_whiteout(), is_device=True)  # what it is to overlayfs
+        kind: Type = "char" if member.type == b"3" else "block"
+        return Node(kind, device=(member.major, member.minor), is_device=True)
     if member.type == b"6":
         return Node("fifo")
     raise ImageLayerError(f"a member of type {printable(member.type)}, which engines do not unpack")
@@ -319,15 +327,21 @@ Engine = Literal["docker", "containerd", "podman"]
 
 
 def entries(
-    tree: LayerTree, engine: Engine = "docker", below: Sequence[Mapping[bytes, Entry]] = ()
+    tree: LayerTree,
+    engine: Engine = "docker",
+    below: Sequence[Mapping[bytes, Entry]] = (),
+    *,
+    rootless: bool = False,
 ) -> list[Entry]:
-    """Return the manifest of a layer as an engine unpacks it.
+    """Return the manifest of a layer as an engine unpacks it, with root's rights or without.
 
     ``below`` is the layers under it, bottom to top, as the same engine unpacked them: entries by
     their paths.
     """
     found = []
     for path, node in walk(tree.root):
+        if rootless and node.is_device:
+            continue
         entry = node.entry(path)
         if engine == "containerd" and not below:
             if node.is_whiteout:
@@ -343,3 +357,11 @@ def entries(
             entry = replace(entry, xattrs=attributes)
         found.append(entry)
     return found
+
+
+def may_lack_devices(tree: LayerTree, below: Sequence[Mapping[bytes, Entry]]) -> bool:
+    """Whether a layer has nodes of devices, and what is left of the image without them is the same
+    but for these: none of them hides anything else of the layers ``below``."""
+    devices = [path for path, node in walk(tree.root) if node.is_device]
+    hidden = (layer[path].type for layer in below for path in devices if path in layer)
+    return bool(devices) and all(kind in {"block", "char"} for kind in hidden)

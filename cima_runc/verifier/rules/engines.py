@@ -327,6 +327,10 @@ HOST_NAMESPACES = ("/run/docker/netns/default", "/var/run/docker/netns/default")
 DIRECTORIES = ("/dev", "/dev/pts", "/dev/shm", "/etc", "/proc", "/run", "/sbin", "/sys")
 """Directories that engines make in a container's own layer where the image has none."""
 
+MADE_ANEW = ("/dev", "/dev/pts", "/dev/shm", "/etc", "/proc", "/sys")
+"""Directories that Docker puts in its init layer in place of what the image has there, where that
+is a symbolic link or a file (initlayer.Setup): Nix makes images whose ``/etc`` is a link."""
+
 REPLACED_FILES = ("/.dockerenv", "/dev/console", *NAME_FILES)
 """Files without content that Docker puts there, whatever the image has (initlayer.Setup)."""
 

@@ -47,12 +47,15 @@ class RootfsRule:
         *,
         adds_users: bool = False,
         holds_data: Callable[[str], bool] | None = None,
+        rootless: bool = False,
     ) -> None:
         """``adds_users``: whether the engine adds lines for the container's user. ``holds_data``
-        says of a path whether nothing looks for code there, where files may be copied in."""
+        says of a path whether nothing looks for code there, where files may be copied in.
+        ``rootless``: whether it is a user's container."""
         self._config = config
         self._adds_users = adds_users
         self._holds_data = holds_data
+        self._rootless = rootless
         self._reference = reference
         self._image = image
         self._policy = policy
@@ -61,6 +64,8 @@ class RootfsRule:
         self._fail = partial(self._finding, False)
         self.compared = False
         """Whether layers were compared."""
+        # Podman makes them through the image's own links.
+        self._links = {image.place(at): to for at, to in engines.LINKS.items()} | engines.LINKS
         self._mount_points: set[str] = set()
         self._below: list[str] = []
         if config is not None:
@@ -149,7 +154,8 @@ class RootfsRule:
         wanted = self._reference.layers
         self.compared = True
         name = self._reference.name or self._reference.image_id
-        known = {digest for layer in wanted for digest in layer.digests}
+        digests_of = [each.all_digests if self._rootless else each.digests for each in wanted]
+        known = frozenset().union(*digests_of)
         if wanted and not any(layer.digest in known for layer in layers):
             yield self._fail(
                 "rootfs.image",
@@ -168,15 +174,15 @@ class RootfsRule:
                 expected=str(len(wanted)),
                 next_="docker inspect or podman inspect: which image is it of?",
             )
-        for number, (layer, reference) in enumerate(zip(layers, wanted, strict=False)):
-            if layer.digest not in reference.digests:
+        for number, (layer, digests) in enumerate(zip(layers, digests_of, strict=False)):
+            if layer.digest not in digests:
                 yield self._fail(
                     "rootfs.layer",
                     f"layer {number} is not what the image has: it was changed on the host, "
                     "or is of another image",
                     path=f"layer {number} of {len(layers)}, from the bottom",
                     got=layer.digest,
-                    expected=" or ".join(sorted(reference.digests)),
+                    expected=" or ".join(sorted(digests)),
                     next_=_MANIFESTS,
                 )
 
@@ -209,7 +215,7 @@ class RootfsRule:
         for entry in entries:
             raw = path_of(entry)
             path = escape(raw)
-            if self._is_engines(path, entry) or path in copied:
+            if self._is_engines(path, entry, layer.kind) or path in copied:
                 continue
             if path in above and self._is_plain_directory(path, entry):
                 continue
@@ -245,7 +251,7 @@ class RootfsRule:
             None,
         )
 
-    def _is_engines(self, path: str, entry: Entry) -> bool:
+    def _is_engines(self, path: str, entry: Entry, kind: str) -> bool:
         """Whether an entry hides and changes nothing of the image, or is an engine's."""
         if entry.path == b".":
             return not entry.is_opaque
@@ -259,13 +265,16 @@ class RootfsRule:
         if entry.type == "dir":
             if image is not None and image.type == "dir":
                 return path in self._mount_points and not entry.is_opaque
+            if image is not None and kind == "init" and path in engines.MADE_ANEW:
+                return _is_new_directory(entry)
             return image is None and self._leads(path) and not _shows_another(entry)
         if entry.type == "file" and not entry.size and not entry.xattrs:
             if image is None and path in engines.EMPTY_FILES:
                 return True
             return path in self._mount_points or path in engines.REPLACED_FILES
         if entry.type == "link" and entry.link is not None:
-            return escape(entry.link) in engines.LINKS.get(path, ())
+            known = self._links if image is None else engines.LINKS
+            return escape(entry.link) in known.get(path, ())
         return False
 
     def _is_data(self, path: str, entry: Entry) -> bool:
@@ -296,6 +305,12 @@ class RootfsRule:
 def _is_ordinary(entry: Entry) -> bool:
     """Whether it has no attributes, and nobody but its owner may write it."""
     return not (entry.is_whiteout or entry.xattrs or (entry.mode or 0) & 0o7022)
+
+
+def _is_new_directory(entry: Entry) -> bool:
+    """Whether it is as one that Docker makes, of which overlayfs notes that it hides a link."""
+    owner = (entry.mode, entry.uid, entry.gid)
+    return owner == (0o755, 0, 0) and set(entry.xattrs) <= {OPAQUE}
 
 
 def _above(path: str) -> Iterator[str]:

@@ -2,7 +2,9 @@
 
 import base64
 import copy
+import dataclasses
 import hashlib
+import io
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import oci
 from unit.verifier.appraised import BUSYBOX, NAMESPACES, Box, image, upper
 
 from cima_runc.ima.template import Func
@@ -25,6 +28,9 @@ from cima_runc.verifier.appraisal import References, appraise, compare
 from cima_runc.verifier.errors import Verdict
 from cima_runc.verifier.policy import Policy, parse_policy
 from cima_runc.verifier.reference.file import HostReference, ImageReference
+from cima_runc.verifier.reference.image import read_image
+from cima_runc.verifier.reference.layer import entries, read_layer
+from cima_runc.verifier.reference.tar import read_tar
 from cima_runc.verifier.rules.engines import EMPTY_FILES, REPLACED_FILES
 from cima_runc.verifier.rules.loading import LOADING, makes_load
 from cima_runc.verifier.rules.looked_at import PATHS, SETTINGS
@@ -317,6 +323,100 @@ def test_a_layer_as_another_engine_unpacks_it_is_the_images(box: Box) -> None:
     box.image = box.image.model_copy(update={"layers": (other, box.image.layers[1])})
     box.rootfs["layers"][0]["digest"] = "sha256:" + HASH
     assert box.failed() == []
+
+
+def test_a_users_engine_leaves_out_devices(tmp_path: Path) -> None:
+    """apko's images (Wolfi, Chainguard) have /dev/null and others as nodes."""
+    own = (
+        oci.member("app/script", b"#!/bin/sh\n", mode=0o755),
+        oci.member("usr/bin/busybox", BUSYBOX, mode=0o755),
+        oci.member("usr/lib/lib.so", b"library"),
+    )
+    dev = oci.directory("dev")
+    null = oci.member("dev/null", kind=b"3", device=(1, 3), mode=0o666)
+    layout = oci.Layout()
+    layout.image(oci.archive(*own, dev, null), config={"Entrypoint": ["/app/script", "now"]})
+    box = Box.honest(read_image(layout.write_directory(tmp_path / "image")).reference)
+    assert box.failed() == []
+
+    def unpacked(*members: bytes) -> str:
+        tree = read_layer(read_tar(io.BytesIO(oci.archive(*members))))
+        return digest(format_manifest(entries(tree)))
+
+    (measured_layer, _upper) = box.rootfs["layers"]
+    measured_layer["digest"] = unpacked(*own, dev)
+    assert [each.rule for each in box.failed()] == ["rootfs.image"]  # root's engine makes them
+    box.register["uid"] = 1000
+    assert box.failed() == []
+    for members in (
+        own,
+        (*own[1:], dev),
+        (*own, dev, oci.member("dev/null", b"#!/bin/sh\n")),
+        (*own, dev, oci.member("app/script", b"#!/bin/zz\n", mode=0o755)),
+    ):
+        measured_layer["digest"] = unpacked(*members)
+        assert [each.rule for each in box.failed()] == ["rootfs.image"]
+
+
+def test_a_device_that_hides_a_file_must_be_there(tmp_path: Path) -> None:
+    """Without it a script of a lower layer would be there again, which the image does not have."""
+    layout = oci.Layout()
+    layout.image(
+        oci.archive(oci.member("start.sh", b"old")),
+        oci.archive(oci.member("start.sh", kind=b"3", device=(1, 3)), oci.member("b")),
+    )
+    reference = read_image(layout.write_directory(tmp_path / "image")).reference
+    assert [layer.rootless_digests for layer in reference.layers] == [None, None]
+
+
+def linked_etc(reference: ImageReference) -> ImageReference:
+    """An image by Nix: its /etc is a link."""
+    link, directory = reference.files["/bin"], reference.files["/etc"]
+    own = {"/etc": link.model_copy(update={"link": "nix/etc"}), "/nix": directory}
+    files = {**reference.files, **own, "/nix/etc": directory}
+    return reference.model_copy(update={"files": files})
+
+
+def test_docker_makes_directories_in_place_of_links(reference: ImageReference) -> None:
+    """Its init layer has them, and the container's own never (moby, initlayer.Setup)."""
+    box = Box.honest(linked_etc(reference))
+    layers = box.rootfs["layers"]
+    etc = Entry(b"etc", "dir", 0o755, 0, 0, xattrs=(OPAQUE,))
+    mtab = Entry(b"etc/mtab", "link", 0o777, 0, 0, link=b"/proc/mounts")
+    hosts = Entry(b"etc/hosts", "file", 0o755, 0, 0, size=0, sha256=hashlib.sha256().digest())
+    layers[-1:] = [upper(etc, hosts, mtab, kind="init"), upper()]
+    assert box.failed() == []
+    layers[-2:] = [upper(kind="init"), upper(etc)]
+    assert [each.path for each in box.failed()] == ["/etc"]
+    passwd = Entry(b"etc/passwd", "file", 0o644, 0, 0, size=1, sha256=b"1" * 32)
+    layers[-2:] = [upper(etc, passwd, kind="init"), upper()]
+    assert [each.path for each in box.failed()] == ["/etc/passwd"]
+    redirect = (("trusted.overlay.redirect", b"/app"),)
+    for change in ({"mode": 0o777}, {"uid": 1}, {"gid": 1}, {"xattrs": redirect}):
+        layers[-2:] = [upper(dataclasses.replace(etc, **change), kind="init"), upper()]  # type: ignore[arg-type]
+        assert [each.path for each in box.failed()] == ["/etc"], change
+    bin_ = dataclasses.replace(etc, path=b"bin")
+    layers[-2:] = [upper(bin_, kind="init"), upper()]
+    assert [each.path for each in box.failed()] == ["/bin"]
+
+
+def test_podman_links_mtab_where_etc_leads(reference: ImageReference) -> None:
+    """Kind: a path as configured is compared with a path as it is."""
+    box = Box.honest(linked_etc(reference))
+    above = (Entry(b"nix", "dir", 0o755, 0, 0), Entry(b"nix/etc", "dir", 0o755, 0, 0))
+    mtab = Entry(b"nix/etc/mtab", "link", 0o777, 0, 0, link=b"/proc/mounts")
+    box.rootfs["layers"][-1] = upper(*above, mtab)
+    assert box.failed() == []
+    for changed in (
+        dataclasses.replace(mtab, link=b"/app/mounts"),
+        dataclasses.replace(mtab, path=b"nix/etc/passwd"),
+    ):
+        box.rootfs["layers"][-1] = upper(*above, changed)
+        assert [each.rule for each in box.failed()] == ["rootfs.written"]
+    own = {"/nix/etc/mtab": box.image.files["/app/script"]}
+    box.image = box.image.model_copy(update={"files": box.image.files | own})
+    box.rootfs["layers"][-1] = upper(*above, mtab)
+    assert [each.path for each in box.failed()] == ["/nix/etc/mtab"]
 
 
 def test_another_image_is_said_to_be_one(box: Box) -> None:

@@ -13,6 +13,7 @@ from cima_runc.verifier.reference.layer import (
     ImageLayerError,
     LayerTree,
     entries,
+    may_lack_devices,
     read_layer,
 )
 from cima_runc.verifier.reference.tar import read_tar
@@ -214,6 +215,34 @@ def test_at_the_bottom_containerd_has_no_whiteouts() -> None:
     found = layer(member("d/.wh..wh..opq"), member("d/.wh.f"), member("d/g"), engine="containerd")
     assert list(found) == [b".", b"d", b"d/g"]
     assert not found[b"d"].is_opaque
+
+
+@pytest.mark.parametrize("engine", ["docker", "containerd", "podman"])
+def test_without_roots_rights_there_are_no_devices(engine: Engine) -> None:
+    """Sources: moby/go-archive and containers/storage (createTarFile), containerd (skipFile)."""
+    made = tree(
+        directory("dev"),
+        member("dev/null", kind=b"3", device=(1, 3)),
+        member("dev/sda", kind=b"4", device=(8, 0)),
+        member("dev/log", kind=b"6"),
+        member("raw", kind=b"3"),
+        member(".wh.gone"),
+    )
+    below = [{b"usr": Entry(b"usr", "dir", 0o755, 0, 0)}]
+    found = entries(made, engine, below, rootless=True)
+    assert [each.path for each in found] == [b".", b"dev", b"dev/log", b"gone"]
+    assert len(entries(made, engine, below)) == len(found) + 3
+    assert may_lack_devices(made, below)
+
+
+def test_devices_that_hide_something_are_not_left_out() -> None:
+    """Without them it would be there again."""
+    made = tree(member("sh", kind=b"3", device=(1, 3)), member("raw", kind=b"3"))
+    for path in (b"sh", b"raw"):
+        for below in (Entry(path, "file", size=0), Entry(path, "dir"), Entry(path, "link")):
+            assert not may_lack_devices(made, [{path: below}, {}])
+    assert may_lack_devices(made, [{b"sh": Entry(b"sh", "block", device=(8, 0))}])
+    assert not may_lack_devices(tree(member(".wh.sh")), [])
 
 
 def test_absolute_names_are_below_the_root() -> None:
