@@ -150,10 +150,14 @@ class Lifecycle:
         return look_around(None if self._sensor is None else self._sensor.mark_of)
 
     def hold(self, note: ContainerNote, process: ContainerProcess) -> None:
-        """Hold the first process of a container that was registered or taken over."""
+        """Hold the first process of a container that was registered or taken over.
+
+        Raises:
+            OSError: its end cannot be waited for; it is not held.
+        """
+        self._on_process(note.registration, process.pidfd)
         self._processes[note.registration] = process
         self._held.add(note.id, note.bundle)
-        self._on_process(note.registration, process.pidfd)
 
     @property
     def held_registrations(self) -> frozenset[int]:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from cima_runc.agent.candidate import Candidate
+from cima_runc.agent.core import CoreError
 from cima_runc.agent.host_services import Look
 from cima_runc.agent.index import Container
-from cima_runc.agent.registration import FIRST_RECORDS, LateError
+from cima_runc.agent.registration import FIRST_RECORDS, LateError, RegistrationError
 from cima_runc.agent.runs import LineInUseError
 from cima_runc.base import clock, durable
 from cima_runc.evidence.owner import generate, public_text
@@ -137,6 +138,50 @@ def test_two_of_a_line_that_come_together_are_two_one_after_the_other(host: Host
     one = host.writer.latest("one")
     assert one is not None
     assert "exit" not in host.types(one.number)
+
+
+def test_two_in_one_mount_namespace_that_come_together_are_two(host: Host) -> None:
+    """Both have joined it by its path. Kind: of what is begun in the same turn, and is not held
+    yet, it is asked whether it lives."""
+    one, two = host.candidate("one"), host.candidate("two")
+    two = replace(two, process=replace(two.process, namespaces=one.process.namespaces))
+    first, second = host.rooms.registration.register_all([one, two])
+    assert first is None
+    assert isinstance(second, CoreError) and "belongs to container one" in str(second)
+    found = host.writer.latest("one")
+    assert found is not None and found.number in host.kernel.rows
+    assert "exit" not in host.types(found.number)
+
+
+def test_two_of_one_id_and_bundle_that_come_together_are_two(host: Host) -> None:
+    """The bundle has another name for its line by now."""
+    one, two = host.candidate("box"), host.candidate("box", **{"io.cima.name": "web"})
+    first, second = host.rooms.registration.register_all([one, two])
+    assert first is None
+    assert isinstance(second, RegistrationError) and "is registered and alive" in str(second)
+    found = host.writer.latest("box")
+    assert found is not None and "exit" not in host.types(found.number)
+
+
+def test_one_that_cannot_be_held_keeps_no_other_from_its_answer(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the agent has no descriptor left to wait for its end with."""
+    lifecycle = host.rooms.lifecycle
+
+    def watch(registration: int, _: int) -> None:
+        found = host.writer.get(registration)
+        if found is not None and found.note.id == "one":
+            raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(lifecycle, "_on_process", watch)
+    candidates = [host.candidate(name) for name in ("one", "two")]
+    first, second = host.rooms.registration.register_all(candidates)
+    assert isinstance(first, OSError) and second is None
+    one, two = host.writer.latest("one"), host.writer.latest("two")
+    assert one is not None and two is not None
+    assert lifecycle.held_registrations == {two.number}
+    assert one.note.state == "stopped" and one.number not in host.kernel.rows
 
 
 @pytest.mark.parametrize("looks", [0, 1])
