@@ -1,6 +1,7 @@
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -265,6 +266,20 @@ def test_a_partition_that_comes_or_goes_meanwhile_spoils_no_look(
 
     monkeypatch.setattr(Store, "read_note", read)
     assert [one.note.registration for one in host.retention(keep_days=1).plan().gone] == [2]
+
+
+@pytest.mark.parametrize("damaged", ["containers/00000001/records.jsonl", "boots/earlier"])
+def test_one_that_cannot_be_read_keeps_no_other_from_going(tmp_path: Path, damaged: str) -> None:
+    """Else the disk would fill: it is the oldest, and the first to go, each time."""
+    host = Host(tmp_path / "state")
+    host.stored(a_note(1, boot_id="earlier", ended=None), records=0)
+    host.stored(a_note(2, boot_id="other"), records=0)
+    path = tmp_path / "state" / damaged
+    path.unlink(missing_ok=True)
+    path.mkdir() if path.suffix else path.touch()
+    with suppress(OSError):
+        host.apply(keep_days=1)
+    assert host.store.registrations() == [1]
 
 
 def test_what_is_removed_is_not_looked_for_later(tmp_path: Path) -> None:

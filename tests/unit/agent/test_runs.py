@@ -1,6 +1,7 @@
 """Runs of lines as the agent registers them: restarts, starts that are refused, an upgrade."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -408,6 +409,69 @@ def test_a_damaged_run_stops_neither_the_next_one_nor_retention(host: Host, dama
     assert (host.first(two).run, host.first(two).previous) == (2, "lost")
     host.writer.discard(one.number)
     assert not host.store.holds(one.number)
+
+
+def test_of_which_it_cannot_be_told_whether_it_lives_stops_no_other(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kind: what fails for one container ends the agent that starts, and with it all."""
+    one, two = host.start("one"), host.start("two")
+    really = host.find_again
+
+    def fails(note: ContainerNote, mark_of: object) -> Any:
+        if note.id == "one":
+            raise OSError(24, "Too many open files")
+        return really(note, mark_of)
+
+    with monkeypatch.context() as system:
+        system.setattr(host, "find_again", fails)
+        host.open()
+        host.rooms.commit(bind=True)
+        assert host.rooms.lifecycle.held_registrations == {two.number}
+        assert {one.number, two.number} == host.kernel.rows.keys()
+        # None comes in its place meanwhile.
+        with pytest.raises(RegistrationError, match="alive"):
+            host.start("one")
+    monkeypatch.setattr(host.rooms.takeover, "_find_again", really)
+    host.rooms.commit(bind=True)
+    assert host.rooms.lifecycle.held_registrations == {one.number, two.number}
+    assert host.types(one.number)[FIRST_RECORDS + 1 :] == []
+    host.stop(one)
+    assert host.types(one.number)[-1] == "exit"
+
+
+def test_one_that_the_sensor_cannot_watch_again_stops_no_other(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = host.start("one"), host.start("two")
+    watch = SimulatedSensor.watch
+
+    def fails(sensor: SimulatedSensor, mntns: int, number: int, *rest: Any) -> None:
+        if number == one.number:
+            raise SensorError("the sensor watches as many namespaces as it can")
+        watch(sensor, mntns, number, *rest)
+
+    monkeypatch.setattr(SimulatedSensor, "watch", fails)
+    host.kernel.rows.clear()
+    host.open()
+    assert host.kernel.rows.keys() == {two.number}
+    for each in (one, two):
+        assert host.types(each.number)[FIRST_RECORDS + 1 :] == ["lost"]
+    assert host.rooms.lifecycle.held_registrations == {one.number, two.number}
+
+
+@pytest.mark.parametrize("damaged", ["", "container.json", "records.jsonl", "secret"])
+def test_what_of_one_cannot_be_read_stops_no_agent(host: Host, damaged: str) -> None:
+    one, two = host.start("one"), host.start("two")
+    path = host.store.root / f"containers/{one.number:08d}" / damaged
+    if damaged:
+        path.unlink()
+        path.mkdir()
+    else:
+        shutil.rmtree(path)
+        path.touch()
+    host.open()
+    assert host.rooms.lifecycle.held_registrations == {two.number}
 
 
 def test_a_container_that_is_watched_again_has_the_rights_that_it_began_with(
