@@ -277,7 +277,7 @@ class Registration:
         except TpmError as error:
             secret = self._admitted(error)
             missing = (*missing, "tpm")
-        run = self._writer.next_run(line)
+        run = self._writer.next_run(line, candidate.uid)
         note = ContainerNote(
             registration=self._fresh.number(),
             id=state.id,

@@ -120,8 +120,8 @@ class Plan:
 
     gone: list[Stored]
     """Partitions, the first ones first."""
-    lines: list[bytes]
-    """Lines whose last run began too long ago."""
+    lines: list[tuple[int, bytes]]
+    """Lines whose last run began too long ago, and the users whose they are."""
     before: int | None
     """Since when the settings keep what has ended, in ns since 1970; None: nothing is too old."""
     boots: set[str]

@@ -15,7 +15,8 @@
       digests.json                       digests of services' files that were hashed in this boot
       unmeasured/<time>-<pid>.json         containers that started without the agent
       removed.jsonl                        containers removed before all of them was attested
-      lines/<line>.json                    each line's runs, however little of them is kept
+      lines/<line>.json                    each line's runs, however little of them is kept; users'
+                                           are in lines/<uid>/
       clock.json                           what is known of the time
       probe                                written now and then, to see whether that can be done
 
