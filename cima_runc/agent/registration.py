@@ -167,6 +167,7 @@ class Registration:
         if not candidate.waits():
             raise LateError(candidate.state.id)
         self._check_share(candidate.uid)
+        self._check_lineage(candidate)
         self._lifecycle.take_notices()
         self._end_predecessors(candidate, line)
         note = self._begin(candidate, owners, line, undo)
@@ -211,6 +212,21 @@ class Registration:
                 f"user {uid} has {count} containers, those that ended lately counted"
             )
         self._check_bytes(uid)
+
+    def _check_lineage(self, candidate: Candidate) -> None:
+        """What a process of somebody else's container makes is no user's, whoever it is there.
+
+        Without a user namespace of its own such a container has the host's users.
+        """
+        if candidate.uid == 0 or self._sensor is None:
+            return
+        mark = self._sensor.mark_of(candidate.process.pidfd)
+        maker = None if mark is None else self._writer.get(mark)
+        if maker is not None and maker.note.uid != candidate.uid:
+            raise RegistrationError(
+                f"process {candidate.process.pid} is of the container {maker.note.id}, "
+                f"and not user {candidate.uid}'s"
+            )
 
     def _check_bytes(self, uid: int) -> None:
         if uid and self._writer.bytes_of(uid) > limits.USER_BYTES:

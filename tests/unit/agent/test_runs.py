@@ -185,6 +185,29 @@ def test_one_that_cannot_be_held_keeps_no_other_from_its_answer(
     assert one.note.state == "stopped" and one.number not in host.kernel.rows
 
 
+def test_what_is_made_in_a_container_of_roots_is_no_users(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uid 1000 of a container without a user namespace is the host's user 1000."""
+    roots = host.start("box")
+    marks: list[int | None] = [roots.number]
+    monkeypatch.setattr(SimulatedSensor, "mark_of", lambda *_: marks[0])
+
+    def register(name: str) -> Container:
+        host.rooms.registration.register(replace(host.candidate(name), uid=1000))
+        found = host.writer.latest(name)
+        assert found is not None
+        return found
+
+    with pytest.raises(RegistrationError, match="of the container box"):
+        register("1000/nested")
+    assert host.store.registrations() == [roots.number]
+    marks[0] = None
+    own = register("1000/own")
+    for marks[0] in (own.number, 7):  # in a container of his own; of one that nobody knows any more
+        register(f"1000/{marks[0]}")
+
+
 @pytest.mark.parametrize("looks", [0, 1])
 def test_who_waits_no_more_is_not_registered(host: Host, looks: int) -> None:
     """What it waited with may run by now, unmeasured: before it is watched, or when it just was."""
