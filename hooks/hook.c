@@ -65,17 +65,30 @@ static size_t read_state(void)
 	return length;
 }
 
+static const char *const TOLD[] = { "CIMA_CONFIG_SHA256", "CIMA_CONFIG", "CIMA_BUNDLE" };
+
+/* Whether there is room to tell which configuration it is: unsaid, another one could be taken for it. */
+static bool can_tell_config(void)
+{
+	for (size_t i = 0; i < sizeof TOLD / sizeof *TOLD; i++) {
+		const char *value = getenv(TOLD[i]);
+
+		if (value && strlen(value) >= PATH_MAX)
+			return false;
+	}
+	return true;
+}
+
 /* Puts which configuration it is just before the state; returns how many bytes that takes. */
 static size_t tell_config(void)
 {
-	static const char *const names[] = { "CIMA_CONFIG_SHA256", "CIMA_CONFIG", "CIMA_BUNDLE" };
 	size_t told = 0;
 
-	for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-		const char *value = getenv(names[i]);
+	for (size_t i = 0; i < sizeof TOLD / sizeof *TOLD; i++) {
+		const char *value = getenv(TOLD[i]);
 		size_t size = value ? strlen(value) + 1 : 0;
 
-		if (size < 2 || size > PATH_MAX)
+		if (size < 2)
 			return 0;
 		told += size;
 		memcpy(state - told, value, size);
@@ -275,7 +288,8 @@ int main(void)
 
 	if (!path)
 		path = "/run/cima/agent.sock";
-	switch (ask_until(deadline, path, length, text, sizeof text)) {
+	/* What has no room here has it in Python, and the agent says what is wrong with it. */
+	switch (can_tell_config() ? ask_until(deadline, path, length, text, sizeof text) : UNAVAILABLE) {
 	case OK:
 		return 0;
 	case REFUSED:

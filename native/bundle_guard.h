@@ -5,23 +5,32 @@
 #ifndef CIMA_BUNDLE_GUARD_H
 #define CIMA_BUNDLE_GUARD_H
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "installed.h"
 
-static bool is_roots(const struct stat *status)
+/* Whether there is none; the bits of the group's rights are the most that one may give (acl(5)). */
+static bool has_no_list(const char *path)
+{
+	return lgetxattr(path, "system.posix_acl_access", NULL, 0) < 0 &&
+	       (errno == ENODATA || errno == EOPNOTSUPP);
+}
+
+static bool is_roots(const char *path, const struct stat *status)
 {
 	if (status->st_uid != 0)
 		return false;
 	if (S_ISDIR(status->st_mode) && (status->st_mode & S_ISVTX) != 0)
 		return true;
 	return (status->st_mode & S_IWOTH) == 0 &&
-	       ((status->st_mode & S_IWGRP) == 0 || status->st_gid == 0);
+	       ((status->st_mode & S_IWGRP) == 0 || (status->st_gid == 0 && has_no_list(path)));
 }
 
 /* Writes the bundle's path to real; false where it has links in it, or others may write there. */
@@ -42,7 +51,7 @@ static bool is_callers_alone(const char *bundle, char *real, size_t size)
 		if (strcmp(given, real) != 0)
 			return false;
 	}
-	if (lstat("/", &status) != 0 || !is_roots(&status))
+	if (lstat("/", &status) != 0 || !is_roots("/", &status))
 		return false;
 	for (at = real + 1;; at++) {
 		if (*at != '/' && *at != '\0')
@@ -50,9 +59,10 @@ static bool is_callers_alone(const char *bundle, char *real, size_t size)
 		char end = *at;
 
 		*at = '\0';
-		bool known = lstat(real, &status) == 0 && S_ISDIR(status.st_mode);
+		bool known = lstat(real, &status) == 0 && S_ISDIR(status.st_mode) &&
+			     is_roots(real, &status);
 		*at = end;
-		if (!known || !is_roots(&status))
+		if (!known)
 			return false;
 		if ((status.st_mode & (S_IXGRP | S_IXOTH)) == 0)
 			return true;
@@ -60,7 +70,7 @@ static bool is_callers_alone(const char *bundle, char *real, size_t size)
 			break;
 	}
 	return join(config, sizeof config, real, "/config.json") && lstat(config, &status) == 0 &&
-	       S_ISREG(status.st_mode) && is_roots(&status);
+	       S_ISREG(status.st_mode) && is_roots(config, &status);
 }
 
 #endif

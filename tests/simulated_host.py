@@ -159,7 +159,7 @@ class SimulatedHost:
         before = self.writer.run_of(line.hex())
         if before is not None and before.note.state != "stopped":
             self.end(before.number)
-        run = self.writer.next_run(line)
+        run = self.writer.next_run(line, uid)
         secret = self.fresh.secret()
         number_of_namespace = 4026532000 + len(self.store.registrations())
         note = ContainerNote(

@@ -7,12 +7,14 @@ namespace. The answer is ``ok DEVICE INODE`` of the file that is the configurati
 then the launcher does it with a Python of its own, which also says why where it cannot be done.
 """
 
+import errno
 import logging
 import os
 import socket
 import stat
 import struct
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,6 +37,11 @@ SUFFIX = ".bundles"
 _SECONDS = 2.0
 """How long the launcher waits, and we for it."""
 _BACKLOG = 128
+_PASSING = frozenset(
+    {errno.ECONNABORTED, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EPERM}
+)
+"""By which accept(2) fails once, and not for good."""
+_PAUSE_SECONDS = 0.1
 _NEVER = ""
 
 
@@ -76,8 +83,12 @@ class BundleServer:
         while True:
             try:
                 channel, _ = listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if error.errno not in _PASSING:
+                    return
+                # Without this thread every launcher would wait in vain.
+                time.sleep(_PAUSE_SECONDS)
+                continue
             with channel, suppress(OSError):
                 channel.settimeout(_SECONDS)
                 channel.send(self._answer(channel))

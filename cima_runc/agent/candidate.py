@@ -204,17 +204,18 @@ def look_at(
                 store=store,
                 seconds=rest,
             )
+            engine = engines.find(process.pid, state.bundle, config)
+            of_image = handed_on(
+                config,
+                engine,
+                state.bundle,
+                lambda: image_pairs(state.bundle, engines.image_stores(process.pid)),
+            )
+            look = services.look_at(process.pid)
         except BaseException:
+            # Who holds its mount namespace keeps its file systems busy.
             process.close()
             raise
-        engine = engines.find(process.pid, state.bundle, config)
-        of_image = handed_on(
-            config,
-            engine,
-            state.bundle,
-            lambda: image_pairs(state.bundle, engines.image_stores(process.pid)),
-        )
-        look = services.look_at(process.pid)
         return Candidate(
             state, config, process, rootfs, look, engine, missing=missing, of_image=of_image
         )

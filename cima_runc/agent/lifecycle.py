@@ -48,6 +48,9 @@ class Lifecycle:
         self._on_process = on_process
         self._processes: dict[int, ContainerProcess] = {}
         self._released: dict[int, int] = {}
+        self.unclear: set[int] = set()
+        """Containers of an earlier agent of which it cannot be told yet whether they live: they
+        count as if they did."""
 
     # -- what hooks tell ----------------------------------------------------------------------
 
@@ -124,7 +127,7 @@ class Lifecycle:
     def lives(self, container: Container) -> bool:
         """Whether the container's first process lives, as far as it is held."""
         process = self._processes.get(container.number)
-        return process is not None and process.alive()
+        return container.number in self.unclear or (process is not None and process.alive())
 
     def is_empty(self, container: Container, living: Living | None = None) -> bool:
         """Whether no process of the container is left, its first one having ended.
@@ -133,7 +136,7 @@ class Lifecycle:
         """
         process = self._processes.get(container.number)
         if process is None:
-            return True
+            return container.number not in self.unclear
         if process.alive() or process.cgroup_populated():
             return False
         return not self._left_behind(process, container.number, living)
@@ -150,10 +153,14 @@ class Lifecycle:
         return look_around(None if self._sensor is None else self._sensor.mark_of)
 
     def hold(self, note: ContainerNote, process: ContainerProcess) -> None:
-        """Hold the first process of a container that was registered or taken over."""
+        """Hold the first process of a container that was registered or taken over.
+
+        Raises:
+            OSError: its end cannot be waited for; it is not held.
+        """
+        self._on_process(note.registration, process.pidfd)
         self._processes[note.registration] = process
         self._held.add(note.id, note.bundle)
-        self._on_process(note.registration, process.pidfd)
 
     @property
     def held_registrations(self) -> frozenset[int]:

@@ -112,20 +112,21 @@ class Registration:
         waiting: list[int],
         errors: list[BaseException | None],
     ) -> list[int]:
-        """Register those that wait, but one of each line; return the others.
+        """Register those that wait, but none that may come in another's place; return those.
 
-        Until a container is bound its process is not held: another of its line would be taken for
-        the one that follows it.
+        Until a container is bound its process is not held: another of its line, its mount namespace
+        or its id would be taken for the one that follows it.
         """
         begun: dict[int, tuple[ContainerNote, ExitStack]] = {}
-        lines: set[bytes] = set()
+        places: set[object] = set()
         later = []
         for at in waiting:
             with ExitStack() as undo:
                 undo.callback(candidates[at].close)
                 try:
                     owners, line = self._line_of(candidates[at])
-                    if line in lines:
+                    own = _places_of(candidates[at], line)
+                    if not own.isdisjoint(places):
                         undo.pop_all()
                         later.append(at)
                         continue
@@ -133,7 +134,7 @@ class Registration:
                 except BaseException as error:
                     errors[at] = error
                     continue
-                lines.add(line)
+                places |= own
                 begun[at] = note, undo.pop_all()
         try:
             if begun:
@@ -144,8 +145,13 @@ class Registration:
                 undo.close()
             return later
         for at, (note, undo) in begun.items():
+            try:
+                self._lifecycle.hold(note, candidates[at].process)
+            except OSError as error:
+                errors[at] = error
+                undo.close()
+                continue
             undo.pop_all()
-            self._lifecycle.hold(note, candidates[at].process)
             self._remember(note.registration, candidates[at])
             number = note.registration
             _log.info(
@@ -161,6 +167,7 @@ class Registration:
         if not candidate.waits():
             raise LateError(candidate.state.id)
         self._check_share(candidate.uid)
+        self._check_lineage(candidate)
         self._lifecycle.take_notices()
         self._end_predecessors(candidate, line)
         note = self._begin(candidate, owners, line, undo)
@@ -205,6 +212,21 @@ class Registration:
                 f"user {uid} has {count} containers, those that ended lately counted"
             )
         self._check_bytes(uid)
+
+    def _check_lineage(self, candidate: Candidate) -> None:
+        """What a process of somebody else's container makes is no user's, whoever it is there.
+
+        Without a user namespace of its own such a container has the host's users.
+        """
+        if candidate.uid == 0 or self._sensor is None:
+            return
+        mark = self._sensor.mark_of(candidate.process.pidfd)
+        maker = None if mark is None else self._writer.get(mark)
+        if maker is not None and maker.note.uid != candidate.uid:
+            raise RegistrationError(
+                f"process {candidate.process.pid} is of the container {maker.note.id}, "
+                f"and not user {candidate.uid}'s"
+            )
 
     def _check_bytes(self, uid: int) -> None:
         if uid and self._writer.bytes_of(uid) > limits.USER_BYTES:
@@ -271,7 +293,7 @@ class Registration:
         except TpmError as error:
             secret = self._admitted(error)
             missing = (*missing, "tpm")
-        run = self._writer.next_run(line)
+        run = self._writer.next_run(line, candidate.uid)
         note = ContainerNote(
             registration=self._fresh.number(),
             id=state.id,
@@ -357,6 +379,12 @@ class Registration:
             if self._settings.value.binding.on_tpm_failure != "admit":
                 raise
             _log.error("a container is admitted, and bound when the TPM works again: %s", error)
+
+
+def _places_of(candidate: Candidate, line: bytes) -> set[object]:
+    """Return all by which a container that has ended is found when this one comes in its place."""
+    state = candidate.state
+    return {line, candidate.process.mntns, (state.id, state.bundle)}
 
 
 def own_annotations(candidate: Candidate, annotations: dict[str, Any]) -> dict[str, Any]:

@@ -120,14 +120,16 @@ class Plan:
 
     gone: list[Stored]
     """Partitions, the first ones first."""
-    lines: list[bytes]
-    """Lines whose last run began too long ago."""
+    lines: list[tuple[int, bytes]]
+    """Lines whose last run began too long ago, and the users whose they are."""
     before: int | None
     """Since when the settings keep what has ended, in ns since 1970; None: nothing is too old."""
     boots: set[str]
     """Boots of which partitions are left."""
     size: int
     """Bytes of all that are left."""
+    error: OSError | None = None
+    """Why one of ``gone`` could not be removed."""
 
 
 class Retention:
@@ -179,7 +181,7 @@ class Retention:
             quota=storage.quota_mib * limits.MIB,
             ended_before=ended_before,
             older_than=age,
-            wanted=lambda one: self.confirmations.wants(one.note, self._count(one.note)),
+            wanted=lambda one: self._is_wanted(one.note),
         )
         numbers = {one.note.registration for one in gone}
         return Plan(
@@ -199,7 +201,13 @@ class Retention:
             OSError: something could not be removed or written down.
         """
         for _ in range(min(_AT_ONCE, len(plan.gone))):
-            self._remove_with_room(plan.gone[0])
+            try:
+                self._remove_with_room(plan.gone[0])
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    raise
+                # One that cannot be read any more keeps no other from going.
+                plan.error = plan.error or error
             del plan.gone[0]
         if plan.gone:
             return True
@@ -209,6 +217,8 @@ class Retention:
         self.size = plan.size
         for boot_id in self._store.boots() - plan.boots - {self._boot_id}:
             self._store.remove_boot(boot_id)
+        if plan.error is not None:
+            raise plan.error
         return False
 
     def apply(self) -> None:
@@ -225,14 +235,14 @@ class Retention:
         try:
             note = self._store.read_note(registration)
             size = self._store.size(registration)
-        except (StoreError, FileNotFoundError):
+            living = note.boot_id == self._boot_id and note.state != "stopped"
+            ago, seen = None, ""
+            if note.boot_id == self._boot_id:
+                ago = None if note.ended_ns is None else clock.since_boot() - note.ended_ns
+            elif note.ended is None:
+                seen = clock.at(self._store.seen(note.boot_id, registration))
+        except (StoreError, OSError):
             return None  # it is being made or removed; of a damaged one whoever reads it is told
-        living = note.boot_id == self._boot_id and note.state != "stopped"
-        ago, seen = None, ""
-        if note.boot_id == self._boot_id:
-            ago = None if note.ended_ns is None else clock.since_boot() - note.ended_ns
-        elif note.ended is None:
-            seen = clock.at(self._store.seen(note.boot_id, registration))
         return Stored(note, size, not living, ago, seen)
 
     def _forget_unmeasured(self, before: int) -> None:
@@ -240,6 +250,12 @@ class Retention:
         gone = self._store.forget_unmeasured(before, limits.UNMEASURED)
         if gone:
             _log.warning("the notes of %d containers that started unmeasured are removed", gone)
+
+    def _is_wanted(self, note: ContainerNote) -> bool:
+        try:
+            return self.confirmations.wants(note, self._count(note))
+        except OSError:
+            return False  # it can be shown to nobody
 
     def _count(self, note: ContainerNote) -> int:
         return sum(1 for _ in self._store.lines(note.registration))

@@ -97,9 +97,13 @@ class Looks:
                 process.close()
                 raise RootlessError(f"process {state.pid} is another one now")
         find = self._engines.find
-        engine = await loop.run_in_executor(None, find, process.pid, state.bundle, config, uid)
-        # What reads of the user's processes is not done in the loop: that serves everybody.
-        missing = await loop.run_in_executor(None, unmeasured_memory, process.pid)
+        try:
+            engine = await loop.run_in_executor(None, find, process.pid, state.bundle, config, uid)
+            # What reads of the user's processes is not done in the loop: that serves everybody.
+            missing = await loop.run_in_executor(None, unmeasured_memory, process.pid)
+        except BaseException:
+            process.close()
+            raise
         state = replace(state, id=qualified(state.id, uid))
         look = Look(error=_NO_HOST_SERVICES)
         seen = None if answer.of_image is None else frozenset(answer.of_image)

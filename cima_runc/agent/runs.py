@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cima_runc.base import clock
+from cima_runc.base import clock, limits
 from cima_runc.base.errors import CimaError
 from cima_runc.cpcr import register
 from cima_runc.ml.contents import ContentError, Exit, Previous, read
@@ -38,6 +38,8 @@ class NextRun:
     line: bytes
     run: int
     previous: Previous | Literal["lost"] | None
+    uid: int = 0
+    """Whose line it is."""
 
 
 class Runs:
@@ -64,11 +66,25 @@ class Runs:
         runs = self._kept.get(note.line or "", {})
         return tuple(runs[run] for run in sorted(runs) if run <= (note.run or 0))
 
-    def places(self, line: bytes) -> tuple[Path, Path]:
+    def places(self, line: bytes, uid: int = 0) -> tuple[Path, Path]:
         """Return what must be durable for the number of a line's last run to be."""
-        return self._lines.places(line)
+        return self._lines.of_user(uid).places(line)
 
-    def next(self, line: bytes) -> NextRun:
+    def _read(self, line: bytes, uid: int) -> LineState | None:
+        state = self._lines.of_user(uid).read(line)
+        # An earlier agent kept users' among root's.
+        return self._lines.read(line) if state is None else state
+
+    def _write(self, state: LineState, uid: int, *, durable: bool = True) -> None:
+        self._lines.of_user(uid).write(state, durable=durable)
+        if uid:
+            self._lines.remove(state.line)
+
+    def _remove(self, line: bytes, uid: int) -> None:
+        self._lines.of_user(uid).remove(line)
+        self._lines.remove(line)
+
+    def next(self, line: bytes, uid: int = 0) -> NextRun:
         """Give the next run its number; the run before must have been closed.
 
         A number above 1 is given durably. A first one is so with :meth:`places`, which may be with
@@ -77,7 +93,7 @@ class Runs:
         Raises:
             LineError, OSError: what is known of the line cannot be used.
         """
-        state = self._lines.read(line)
+        state = self._read(line, uid)
         runs = self._kept.get(line.hex(), {})
         last = max(runs, default=0)
         used = max(last, 0 if state is None else state.run)
@@ -90,8 +106,8 @@ class Runs:
             previous = None if state is None else "lost"
         kept = previous if isinstance(previous, Previous) else None
         following = LineState(line=line, run=used + 1, last=kept, time=clock.now())
-        self._lines.write(following, durable=used > 0)
-        return NextRun(line, used + 1, previous)
+        self._write(following, uid, durable=used > 0)
+        return NextRun(line, used + 1, previous, uid)
 
     def _previous(self, registration: int) -> Previous | Literal["lost"]:
         """Return what a run goes on from whose partition is kept; one that is damaged is lost."""
@@ -107,7 +123,7 @@ class Runs:
         A first one has left nothing that the next could go on from, and is not counted.
         """
         if following.previous is None:
-            self._lines.remove(following.line)
+            self._remove(following.line, following.uid)
 
     def undo(self, note: ContainerNote) -> None:
         """Heed that a run that was begun came to nothing: its partition is about to be removed,
@@ -117,38 +133,47 @@ class Runs:
             return
         self._let_go(note.line, note.run)
         if note.run == 1:
-            self._lines.remove(bytes.fromhex(note.line))
+            self._remove(bytes.fromhex(note.line), note.uid)
 
-    def adopt(self, line: bytes) -> None:
+    def adopt(self, line: bytes, uid: int = 0) -> None:
         """Take in a run that began under an agent that knew no lines, as its line's first.
 
         Raises:
             LineError, OSError: it cannot be written down.
         """
-        if self._lines.read(line) is None:
-            self._lines.write(LineState(line=line, run=1, last=None, time=clock.now()))
+        if self._read(line, uid) is None:
+            self._write(LineState(line=line, run=1, last=None, time=clock.now()), uid)
 
-    def begun_before(self, time: str) -> list[bytes]:
-        """Return the lines whose last run began before ``time``; in any thread."""
-        return self._lines.begun_before(time)
+    def begun_before(self, time: str) -> list[tuple[int, bytes]]:
+        """Return the lines whose last run began before ``time``, and whose they are; in any
+        thread."""
+        return [
+            (uid, line)
+            for uid in (0, *self._lines.users())
+            for line in self._lines.of_user(uid).begun_before(time)
+        ]
 
-    def forget(self, lines: Iterable[bytes]) -> None:
+    def forget(self, lines: Iterable[tuple[int, bytes]]) -> None:
         """Forget those of these lines of which nothing is kept.
 
         Raises:
             OSError: a file could not be removed.
         """
-        for line in lines:
+        for uid, line in lines:
             if line.hex() not in self._kept:
-                self._lines.remove(line)
+                self._lines.of_user(uid).remove(line)
 
     def forget_above(self, count: int) -> None:
-        """Forget lines of which nothing is kept, the oldest first, until ``count`` are left.
+        """Forget lines of which nothing is kept, the oldest first, until ``count`` of root's are
+        left, and a part of that of each user's: who makes many costs nobody else's.
 
         Raises:
             OSError: a file could not be removed.
         """
-        self._lines.forget_above(count, frozenset(map(bytes.fromhex, self._kept)))
+        kept = frozenset(map(bytes.fromhex, self._kept))
+        self._lines.forget_above(count, kept)
+        for uid in self._lines.users():
+            self._lines.of_user(uid).forget_above(count // limits.USER_PART, kept)
 
     def discard(self, note: ContainerNote) -> None:
         """Heed that a partition is about to be removed: what its next run goes on from is kept.
@@ -162,12 +187,12 @@ class Runs:
         if runs.get(note.run) != note.registration:
             return
         line = bytes.fromhex(note.line)
-        state = self._lines.read(line)
+        state = self._read(line, note.uid)
         if state is None or state.last is None or state.last.run < note.run:
             last = previous_of(self._store, note)
             run = max(note.run, 0 if state is None else state.run)
             time = note.started if state is None else state.time
-            self._lines.write(LineState(line=line, run=run, last=last, time=time))
+            self._write(LineState(line=line, run=run, last=last, time=time), note.uid)
         self._let_go(note.line, note.run)
 
     def _let_go(self, line: str, run: int) -> None:

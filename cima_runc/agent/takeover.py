@@ -21,6 +21,7 @@ from cima_runc.agent.registration import FIRST_RECORDS
 from cima_runc.agent.rights import rights_of
 from cima_runc.agent.writer import Writer
 from cima_runc.base import clock
+from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.ml import contents
 from cima_runc.ml.lines import line_name, line_of
@@ -76,6 +77,10 @@ class TakeOver:
         self._notes = notes
         self._ended: dict[int, str] = {}
         """Why containers have ended whose ends are not recorded yet."""
+        self._unclear: dict[int, Container] = {}
+        """Those of which it cannot be told yet whether they live."""
+        self._told: set[int] = set()
+        """Those of them of which the log has said so."""
 
     def run(self, retained: int) -> None:
         """Take in this boot's containers, but those that had ended by ``retained``.
@@ -101,12 +106,13 @@ class TakeOver:
                 # ask again: a new one.
                 begun.append(number)
             elif note.state != "stopped":
-                if reason := self._readopt(container):
-                    self._ended[number] = reason
+                self._unclear[number] = container
+                self._lifecycle.unclear.add(number)
+                self._look_again(number)
                 if note.line is None:
                     try:
                         self._adopt(found)
-                    except OSError as error:
+                    except (CimaError, OSError) as error:
                         why = printable(str(error))
                         _log.error("container %s has no line until a restart: %s", note.id, why)
         with suppress(OSError):  # the writer keeps what it could not write, and the ring the rest
@@ -129,16 +135,36 @@ class TakeOver:
         self._writer.probe()
 
     def go_on(self) -> None:
-        """Record the ends of containers that could not be recorded yet.
+        """Take over those that could not be, and record ends that could not be recorded yet.
 
         Raises:
             OSError: it cannot be still; the next call tries again.
         """
+        for number in list(self._unclear):
+            self._look_again(number)
         for number, reason in list(self._ended.items()):
             gone = self._writer.get(number)
             if gone is not None and lives(gone.note):
                 self._lifecycle.end(gone, reason, bind=False)
             del self._ended[number]
+
+    def _look_again(self, number: int) -> None:
+        """Take over a container; where that fails it waits for the next time, and no other does."""
+        container = self._unclear[number]
+        if self._writer.get(number) is container and lives(container.note):
+            try:
+                reason = self._readopt(container)
+            except (CimaError, OSError) as error:
+                if number not in self._told:
+                    why = printable(str(error))
+                    _log.error("container %s is not taken over yet: %s", container.note.id, why)
+                    self._told.add(number)
+                return
+            if reason:
+                self._ended[number] = reason
+        self._told.discard(number)
+        del self._unclear[number]
+        self._lifecycle.unclear.discard(number)
 
     def _stored(self, retained: int) -> Iterator[_Found]:
         """Yield what is stored of this boot's containers, in order of registration."""
@@ -148,8 +174,10 @@ class TakeOver:
                 records = list(self._store.records(number))
                 partition = Partition.restore(note.id, records)
                 secret = self._store.read_secret(number)
-            except (StoreError, RecordError) as error:
-                _log.error("registration %d is damaged and left out: %s", number, error)
+                size = self._store.size(number)
+            except (StoreError, RecordError, OSError) as error:
+                why = printable(str(error))
+                _log.error("registration %d is damaged and left out: %s", number, why)
                 continue
             if note.kind == "dependencies" and not records:
                 self._store.discard(number)
@@ -159,7 +187,7 @@ class TakeOver:
                 secret,
                 partition,
                 dropped_in(records),
-                size=self._store.size(number),
+                size=size,
                 last_line=_last_line(records),
             )
             last = records[-1] if records else None
@@ -224,27 +252,40 @@ class TakeOver:
         # Marks are of containers that were watched all the while.
         mark_of = self._sensor.mark_of if self._sensor is not None and watched else None
         process = self._find_again(note, mark_of)
+        if process is not None:
+            try:
+                self._lifecycle.hold(note, process)
+            except OSError:
+                process.close()
+                raise
         if self._sensor is not None and not watched:
             self._writer.lost(number, None, "the sensor was not loaded")
             if process is not None:
-                first = self._first(number)
-                self._sensor.watch(
-                    *(note.mntns, number, process.cgroup_id, self._allowlist_again(first)),
-                    rights_of(
-                        first.get("config", {}).get("config", {}),
-                        note.bundle,
-                        process.pid,
-                        uid=note.uid,
-                        deny_memory=self._settings.value.enforcement.memory == "deny",
-                    ),
-                )
+                try:
+                    self._watch_again(self._sensor, note, process)
+                except (CimaError, OSError) as error:
+                    # Its log says already that what it does is not known.
+                    why = printable(str(error))
+                    _log.error("container %s is watched no more: %s", note.id, why)
         if process is None:
             _log.info("container %s has ended", note.id)
             return "ended while the agent was not running"
-        self._lifecycle.hold(note, process)
         taken = about("container-taken-over", container=note.id, registration=note.registration)
         _log.info("container %s is taken over", note.id, extra=taken)
         return ""
+
+    def _watch_again(self, sensor: Sensor, note: ContainerNote, process: ContainerProcess) -> None:
+        first = self._first(note.registration)
+        sensor.watch(
+            *(note.mntns, note.registration, process.cgroup_id, self._allowlist_again(first)),
+            rights_of(
+                first.get("config", {}).get("config", {}),
+                note.bundle,
+                process.pid,
+                uid=note.uid,
+                deny_memory=self._settings.value.enforcement.memory == "deny",
+            ),
+        )
 
     def _has_left_behind(self, note: ContainerNote, mark_of: MarkOf) -> bool:
         """Whether processes go on of a container that is watched no more, its first having ended.
@@ -278,7 +319,7 @@ class TakeOver:
         """
         if self._sensor is None:
             return
-        known = self._lifecycle.held_registrations | self._ended.keys()
+        known = self._lifecycle.held_registrations | self._ended.keys() | self._unclear.keys()
         for number in self._sensor.registrations() - known:
             _log.info("registration %d came to nothing and is watched no more", number)
             self._events.unwatch(number)

@@ -104,6 +104,9 @@ class UserServer:
                 raise CimaError(f"users have {in_all} requests under way")
             verb, body = await read_request(reader, limit=limits.USER_REQUEST)
             what = f"{verb} of user {uid}"
+            if uid == 0:
+                # Who is root in a container has the host's root's uid, where it has no other users.
+                raise CimaError("root may not ask here", hint="ask on the agent's own socket")
             if verb not in _QUESTIONS:
                 with Caller(writer.get_extra_info("socket")) as caller:
                     await self._do(verb, body, uid, caller)

@@ -155,7 +155,9 @@ class Writer:
         """
         note, records = self._core.register(note, secret, first, note.started)
         try:
-            along = () if note.line is None else self._runs.places(bytes.fromhex(note.line))
+            along = (
+                () if note.line is None else self._runs.places(bytes.fromhex(note.line), note.uid)
+            )
             self._store.create(note, secret, along=along)
         except BaseException:
             self.undo(note.registration)
@@ -166,7 +168,7 @@ class Writer:
             self.lost(note.registration, late, "events of an earlier run came after its end")
         return note
 
-    def next_run(self, line: bytes) -> NextRun:
+    def next_run(self, line: bytes, uid: int = 0) -> NextRun:
         """Give the next run of a line its number; the run before must have been closed.
 
         It is durable when the run's first records are.
@@ -174,7 +176,7 @@ class Writer:
         Raises:
             LineError, OSError: what is known of the line cannot be used.
         """
-        return self._runs.next(line)
+        return self._runs.next(line, uid)
 
     def refused(self, run: NextRun) -> None:
         """Heed that a run that was given a number came to no partition."""
@@ -198,7 +200,8 @@ class Writer:
         Raises:
             OSError, LineError: it cannot be written down.
         """
-        self._runs.adopt(line)
+        container = self._core.get(registration)
+        self._runs.adopt(line, 0 if container is None else container.note.uid)
         self.add(registration, Adopted(line=line, run=1, previous="lost"))
         self.note_adopted(registration, line)
 

@@ -64,8 +64,9 @@ ENDED_RUNS = 65_536
 """Runs of lines that ended in this boot, whose late events the agent can place."""
 
 LINES = 1 << 18
-"""Lines of containers that are remembered, in files that take 1 GiB on most file systems; above it
-those go of which nothing else is kept and whose last run is the longest ago."""
+"""Lines of root's containers that are remembered, in files that take 1 GiB on most file systems;
+above it those go of which nothing else is kept and whose last run is the longest ago. Of each other
+user's a part of so many (USER_PART) is."""
 
 REMOVED_FILE = 4 * MIB
 """Bytes of ``removed.jsonl``, some 15,000 lines; above it only the number of the oldest is kept."""
@@ -124,7 +125,8 @@ USER_BYTES = 512 * MIB
 """Bytes of records of all those containers; what they do then is lost, and no more start."""
 
 USER_PART = 8
-"""What part of all that is kept of containers that have ended one user's may take, as a divisor."""
+"""What part of all that is kept of containers that have ended one user's may take, as a divisor;
+and of lines."""
 
 LAYER_ENTRIES = 2_000_000
 """Files, directories and others in one layer. A full Debian desktop has some 300,000."""

@@ -6,7 +6,8 @@ that a run that is not shown is missed. Source: design, section 6.
 
 ::
 
-    /var/lib/cima/lines/<line>.json    {"line", "run", "last", "time"}
+    /var/lib/cima/lines/<line>.json        {"line", "run", "last", "time"}, of root's containers
+    /var/lib/cima/lines/<uid>/<line>.json  the same of a user's
 """
 
 import hashlib
@@ -37,6 +38,7 @@ LineName = (
 
 _PREFIX = b"cima-line-v2\0"
 _FILE = re.compile(r"([0-9a-f]{64})\.json")
+_USER = re.compile(r"[1-9][0-9]{0,9}")
 
 
 class LineError(CimaError):
@@ -115,11 +117,21 @@ class Lines:
         Raises:
             OSError: the old one is there still.
         """
-        if not self._directory.is_dir():
-            self._directory.mkdir(mode=0o700)
-            sync_directory(self._directory.parent)
+        new = [each for each in (self._directory.parent, self._directory) if not each.is_dir()]
+        for directory in new:
+            directory.mkdir(mode=0o700)
+            sync_directory(directory.parent)
         data = state.model_dump_json().encode("ascii") + b"\n"
         replace_file(self._path(state.line), data, durable=durable)
+
+    def of_user(self, uid: int) -> "Lines":
+        """Return the lines of a user's containers; those of root's, where that is 0, are these."""
+        return Lines(self._directory / str(uid)) if uid else self
+
+    def users(self) -> list[int]:
+        """Return the users of whom there are lines."""
+        names = os.listdir(self._directory) if self._directory.is_dir() else []
+        return sorted(int(name) for name in names if _USER.fullmatch(name))
 
     def places(self, line: bytes) -> tuple[Path, Path]:
         """Return the file of a line, and the directory that its name is in."""

@@ -15,7 +15,8 @@
       digests.json                       digests of services' files that were hashed in this boot
       unmeasured/<time>-<pid>.json         containers that started without the agent
       removed.jsonl                        containers removed before all of them was attested
-      lines/<line>.json                    each line's runs, however little of them is kept
+      lines/<line>.json                    each line's runs, however little of them is kept; users'
+                                           are in lines/<uid>/
       clock.json                           what is known of the time
       probe                                written now and then, to see whether that can be done
 
@@ -132,12 +133,14 @@ class Store:
         for name in ("boots", "containers", UNMEASURED_DIR):
             (self.root / name).mkdir(mode=0o700, exist_ok=True)
         for registration in self.registrations():
-            names = os.listdir(self._directory(registration))
-            if "container.json" not in names:
-                # Its records come after that, and go after it.
-                self.discard(registration)
-            elif "container.json.new" in names:
-                (self._directory(registration) / "container.json.new").unlink()
+            # Of one that cannot be looked at whoever reads its note is told.
+            with suppress(OSError):
+                names = os.listdir(self._directory(registration))
+                if "container.json" not in names:
+                    # Its records come after that, and go after it.
+                    self.discard(registration)
+                elif "container.json.new" in names:
+                    (self._directory(registration) / "container.json.new").unlink()
         sync_directory(self.root)
 
     def journal_path(self, boot_id: str) -> Path:

@@ -10,8 +10,10 @@ directory that nobody else may enter the rest does not matter: Podman gives dire
 the container's own users.
 """
 
+import errno
 import os
 import stat
+import struct
 from dataclasses import dataclass
 
 from cima_runc.base.errors import CimaError
@@ -19,6 +21,8 @@ from cima_runc.base.text import printable
 
 _LINKS = 40
 """Symbolic links in one path (MAXSYMLINKS in linux/namei.h)."""
+_ACL_USER, _ACL_GROUP, _ACL_WRITE = 0x02, 0x08, 0x02
+"""Of an access control list: a named user's entry, a named group's, and the right."""
 
 
 class ForeignBundleError(CimaError):
@@ -66,7 +70,7 @@ def foreign_part(path: str, uid: int) -> Foreign | None:
         here = os.path.join(at[-1], name) if name not in {"", "."} else "/"
         status = os.lstat(here)
         if not private[-1]:
-            who = _others(status, uid)
+            who = _others(here, status, uid)
             if who:
                 return Foreign(here, who)
         if stat.S_ISLNK(status.st_mode):
@@ -83,8 +87,8 @@ def foreign_part(path: str, uid: int) -> Foreign | None:
     return None
 
 
-def _others(status: os.stat_result, uid: int) -> str:
-    """Return who else may change what has this status, in words; empty for nobody."""
+def _others(path: str, status: os.stat_result, uid: int) -> str:
+    """Return who else may change what is at ``path``, in words; empty for nobody."""
     if status.st_uid not in {0, uid}:
         return f"user {status.st_uid}"
     if stat.S_ISLNK(status.st_mode):
@@ -93,8 +97,25 @@ def _others(status: os.stat_result, uid: int) -> str:
         return ""
     if status.st_mode & stat.S_IWOTH:
         return "everybody"
-    if status.st_mode & stat.S_IWGRP and status.st_gid != 0:
-        return f"group {status.st_gid}"
+    if status.st_mode & stat.S_IWGRP:
+        # Where there is a list, this bit is the most that it may give (acl(5)).
+        return f"group {status.st_gid}" if status.st_gid != 0 else _listed(path, uid)
+    return ""
+
+
+def _listed(path: str, uid: int) -> str:
+    """Return whom an access control list lets write (linux/posix_acl_xattr.h)."""
+    try:
+        entries = os.getxattr(path, "system.posix_acl_access", follow_symlinks=False)[4:]
+    except OSError as error:
+        if error.errno in {errno.ENODATA, errno.EOPNOTSUPP}:
+            return ""
+        raise
+    for tag, rights, who in struct.iter_unpack("<HHI", entries):
+        if rights & _ACL_WRITE and tag == _ACL_USER and who not in {0, uid}:
+            return f"user {who}"
+        if rights & _ACL_WRITE and tag == _ACL_GROUP and who != 0:
+            return f"group {who}"
     return ""
 
 

@@ -1,9 +1,11 @@
+import errno
 import json
 import os
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Never
 
 import pytest
 
@@ -46,6 +48,21 @@ def ask(path: str, hooks: bytes, directory: Path | None) -> bytes:
         for handle in handles:
             os.close(handle)
         return channel.recv(128)
+
+
+def test_a_call_that_fails_once_does_not_end_the_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the agent had no descriptor left for a moment."""
+    monkeypatch.setattr(bundles, "_PAUSE_SECONDS", 0)
+    fails = iter([errno.EMFILE, errno.ECONNABORTED, errno.EINVAL])
+
+    class Listener:
+        def accept(self) -> Never:
+            raise OSError(next(fails), "")
+
+    BundleServer(str(tmp_path / "s"), "/hooks")._serve(Listener())  # type: ignore[arg-type]
+    assert list(fails) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root")

@@ -1,6 +1,7 @@
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -235,7 +236,7 @@ def test_the_writer_is_never_kept_for_long(tmp_path: Path) -> None:
     host.runs._lines.write(LineState(line=b"1" * 32, run=100, last=None, time=OLD))
     retention = host.retention(keep_days=30)
     plan = retention.plan()
-    assert len(host.store.registrations()) == 100 and plan.lines == [b"1" * 32]
+    assert len(host.store.registrations()) == 100 and plan.lines == [(0, b"1" * 32)]
     host.store.write_note(host.store.read_note(1).model_copy(update={"attested": 7}))
     left = []
     while retention.carry_out(plan):
@@ -267,6 +268,20 @@ def test_a_partition_that_comes_or_goes_meanwhile_spoils_no_look(
     assert [one.note.registration for one in host.retention(keep_days=1).plan().gone] == [2]
 
 
+@pytest.mark.parametrize("damaged", ["containers/00000001/records.jsonl", "boots/earlier"])
+def test_one_that_cannot_be_read_keeps_no_other_from_going(tmp_path: Path, damaged: str) -> None:
+    """Else the disk would fill: it is the oldest, and the first to go, each time."""
+    host = Host(tmp_path / "state")
+    host.stored(a_note(1, boot_id="earlier", ended=None), records=0)
+    host.stored(a_note(2, boot_id="other"), records=0)
+    path = tmp_path / "state" / damaged
+    path.unlink(missing_ok=True)
+    path.mkdir() if path.suffix else path.touch()
+    with suppress(OSError):
+        host.apply(keep_days=1)
+    assert host.store.registrations() == [1]
+
+
 def test_what_is_removed_is_not_looked_for_later(tmp_path: Path) -> None:
     host = Host(tmp_path / "state")
     for number in range(1, 10):
@@ -278,6 +293,31 @@ def test_what_is_removed_is_not_looked_for_later(tmp_path: Path) -> None:
     host.writer.forget_ended(clock.since_boot())
     host.writer.write()
     assert list(host.core.containers) == []
+
+
+def test_a_users_lines_cost_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what root's container came to is forgotten, and its next run is a first one."""
+    monkeypatch.setattr(limits, "LINES", 16)
+    host = Host(tmp_path / "state")
+    roots = host.runs.next(bytes(32))
+    for number in range(1, 33):
+        for uid in (1000, 1001):
+            host.runs.next(bytes([number]) * 31 + bytes([uid % 256]), uid)
+    host.apply()
+    assert host.runs.next(roots.line).run == 2
+    assert host.runs._lines.users() == [1000, 1001]
+    for uid in (1000, 1001):
+        path = tmp_path / f"state/lines/{uid}"
+        assert len(list(path.iterdir())) == limits.LINES // limits.USER_PART
+    # What an earlier agent kept among root's goes on.
+    user = b"u" * 32
+    host.runs._lines.write(LineState(line=user, run=7, last=None, time=clock.now()))
+    assert host.runs.next(user, 1000).run == 8
+    assert host.runs._lines.read(user) is None
+    old = LineState(line=user, run=8, last=None, time=OLD)
+    host.runs._lines.of_user(1000).write(old)
+    host.apply(keep_days=30)
+    assert host.runs._lines.of_user(1000).read(user) is None
 
 
 def test_notes_of_unmeasured_starts_go_by_age_and_number(

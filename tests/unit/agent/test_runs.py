@@ -1,6 +1,7 @@
 """Runs of lines as the agent registers them: restarts, starts that are refused, an upgrade."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 import pytest
 
 from cima_runc.agent.candidate import Candidate
+from cima_runc.agent.core import CoreError
 from cima_runc.agent.host_services import Look
 from cima_runc.agent.index import Container
-from cima_runc.agent.registration import FIRST_RECORDS, LateError
+from cima_runc.agent.registration import FIRST_RECORDS, LateError, RegistrationError
 from cima_runc.agent.runs import LineInUseError
 from cima_runc.base import clock, durable
 from cima_runc.evidence.owner import generate, public_text
@@ -137,6 +139,73 @@ def test_two_of_a_line_that_come_together_are_two_one_after_the_other(host: Host
     one = host.writer.latest("one")
     assert one is not None
     assert "exit" not in host.types(one.number)
+
+
+def test_two_in_one_mount_namespace_that_come_together_are_two(host: Host) -> None:
+    """Both have joined it by its path. Kind: of what is begun in the same turn, and is not held
+    yet, it is asked whether it lives."""
+    one, two = host.candidate("one"), host.candidate("two")
+    two = replace(two, process=replace(two.process, namespaces=one.process.namespaces))
+    first, second = host.rooms.registration.register_all([one, two])
+    assert first is None
+    assert isinstance(second, CoreError) and "belongs to container one" in str(second)
+    found = host.writer.latest("one")
+    assert found is not None and found.number in host.kernel.rows
+    assert "exit" not in host.types(found.number)
+
+
+def test_two_of_one_id_and_bundle_that_come_together_are_two(host: Host) -> None:
+    """The bundle has another name for its line by now."""
+    one, two = host.candidate("box"), host.candidate("box", **{"io.cima.name": "web"})
+    first, second = host.rooms.registration.register_all([one, two])
+    assert first is None
+    assert isinstance(second, RegistrationError) and "is registered and alive" in str(second)
+    found = host.writer.latest("box")
+    assert found is not None and "exit" not in host.types(found.number)
+
+
+def test_one_that_cannot_be_held_keeps_no_other_from_its_answer(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the agent has no descriptor left to wait for its end with."""
+    lifecycle = host.rooms.lifecycle
+
+    def watch(registration: int, _: int) -> None:
+        found = host.writer.get(registration)
+        if found is not None and found.note.id == "one":
+            raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(lifecycle, "_on_process", watch)
+    candidates = [host.candidate(name) for name in ("one", "two")]
+    first, second = host.rooms.registration.register_all(candidates)
+    assert isinstance(first, OSError) and second is None
+    one, two = host.writer.latest("one"), host.writer.latest("two")
+    assert one is not None and two is not None
+    assert lifecycle.held_registrations == {two.number}
+    assert one.note.state == "stopped" and one.number not in host.kernel.rows
+
+
+def test_what_is_made_in_a_container_of_roots_is_no_users(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uid 1000 of a container without a user namespace is the host's user 1000."""
+    roots = host.start("box")
+    marks: list[int | None] = [roots.number]
+    monkeypatch.setattr(SimulatedSensor, "mark_of", lambda *_: marks[0])
+
+    def register(name: str) -> Container:
+        host.rooms.registration.register(replace(host.candidate(name), uid=1000))
+        found = host.writer.latest(name)
+        assert found is not None
+        return found
+
+    with pytest.raises(RegistrationError, match="of the container box"):
+        register("1000/nested")
+    assert host.store.registrations() == [roots.number]
+    marks[0] = None
+    own = register("1000/own")
+    for marks[0] in (own.number, 7):  # in a container of his own; of one that nobody knows any more
+        register(f"1000/{marks[0]}")
 
 
 @pytest.mark.parametrize("looks", [0, 1])
@@ -363,6 +432,69 @@ def test_a_damaged_run_stops_neither_the_next_one_nor_retention(host: Host, dama
     assert (host.first(two).run, host.first(two).previous) == (2, "lost")
     host.writer.discard(one.number)
     assert not host.store.holds(one.number)
+
+
+def test_of_which_it_cannot_be_told_whether_it_lives_stops_no_other(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kind: what fails for one container ends the agent that starts, and with it all."""
+    one, two = host.start("one"), host.start("two")
+    really = host.find_again
+
+    def fails(note: ContainerNote, mark_of: object) -> Any:
+        if note.id == "one":
+            raise OSError(24, "Too many open files")
+        return really(note, mark_of)
+
+    with monkeypatch.context() as system:
+        system.setattr(host, "find_again", fails)
+        host.open()
+        host.rooms.commit(bind=True)
+        assert host.rooms.lifecycle.held_registrations == {two.number}
+        assert {one.number, two.number} == host.kernel.rows.keys()
+        # None comes in its place meanwhile.
+        with pytest.raises(RegistrationError, match="alive"):
+            host.start("one")
+    monkeypatch.setattr(host.rooms.takeover, "_find_again", really)
+    host.rooms.commit(bind=True)
+    assert host.rooms.lifecycle.held_registrations == {one.number, two.number}
+    assert host.types(one.number)[FIRST_RECORDS + 1 :] == []
+    host.stop(one)
+    assert host.types(one.number)[-1] == "exit"
+
+
+def test_one_that_the_sensor_cannot_watch_again_stops_no_other(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = host.start("one"), host.start("two")
+    watch = SimulatedSensor.watch
+
+    def fails(sensor: SimulatedSensor, mntns: int, number: int, *rest: Any) -> None:
+        if number == one.number:
+            raise SensorError("the sensor watches as many namespaces as it can")
+        watch(sensor, mntns, number, *rest)
+
+    monkeypatch.setattr(SimulatedSensor, "watch", fails)
+    host.kernel.rows.clear()
+    host.open()
+    assert host.kernel.rows.keys() == {two.number}
+    for each in (one, two):
+        assert host.types(each.number)[FIRST_RECORDS + 1 :] == ["lost"]
+    assert host.rooms.lifecycle.held_registrations == {one.number, two.number}
+
+
+@pytest.mark.parametrize("damaged", ["", "container.json", "records.jsonl", "secret"])
+def test_what_of_one_cannot_be_read_stops_no_agent(host: Host, damaged: str) -> None:
+    one, two = host.start("one"), host.start("two")
+    path = host.store.root / f"containers/{one.number:08d}" / damaged
+    if damaged:
+        path.unlink()
+        path.mkdir()
+    else:
+        shutil.rmtree(path)
+        path.touch()
+    host.open()
+    assert host.rooms.lifecycle.held_registrations == {two.number}
 
 
 def test_a_container_that_is_watched_again_has_the_rights_that_it_began_with(

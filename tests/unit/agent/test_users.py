@@ -1,4 +1,6 @@
 import asyncio
+import grp
+import os
 from pathlib import Path
 from typing import Never
 
@@ -34,9 +36,6 @@ def test_off_by_default(tmp_path: Path) -> None:
 
 
 def test_a_group_gets_a_socket(tmp_path: Path) -> None:
-    import grp
-    import os
-
     own = grp.getgrgid(os.getegid()).gr_name
     assert start_and_stop(tmp_path, group=own) == [("agent.sock.users", 0o660)]
     assert list(tmp_path.iterdir()) == []
@@ -45,6 +44,26 @@ def test_a_group_gets_a_socket(tmp_path: Path) -> None:
 def test_a_group_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no such group"):
         start_and_stop(tmp_path, group="no-such-group")
+
+
+def test_root_has_no_business_there(tmp_path: Path) -> None:
+    """Who is root in a container without other users is root here, and could end and read all."""
+
+    async def run() -> bytes:
+        group = grp.getgrgid(os.getegid()).gr_name
+        settings = parse_settings({"socket": f"{tmp_path}/agent.sock", "users": {"group": group}})
+        server = UserServer(CurrentSettings(settings), None, Store(tmp_path))  # type: ignore[arg-type]
+        await server.serve(group)
+        reader, writer = await asyncio.open_unix_connection(f"{tmp_path}/agent.sock.users")
+        writer.write(b"ps 0\n")
+        answer = await reader.read()
+        writer.close()
+        server.stop()
+        return answer
+
+    if os.geteuid() != 0:
+        pytest.skip("takes root")
+    assert b"root may not ask here" in asyncio.run(run())
 
 
 def test_what_is_stored_is_looked_through_beside_the_writer(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Who may write a bundle, in Python and in the launcher's quick form, on real directories."""
 
+import errno
 import os
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +16,8 @@ from hypothesis import strategies as st
 from cima_runc.runtime.bundle_guard import ForeignBundleError, foreign_part
 
 ROOT = Path(__file__).parents[3]
+USER, GROUP = 2, 8
+"""Named entries of an access control list (linux/posix_acl.h)."""
 _DRIVER = """
 #include "bundle_guard.h"
 int main(int argc, char **argv)
@@ -88,6 +92,47 @@ def test_a_part_that_others_may_write(
             raise found.refusal()
         # The user himself may: it is his.
         assert (foreign_part(f"{path}/config.json", 1000) is None) == (uid == 1000)
+
+
+@pytest.mark.parametrize("part", ["a", "a/bundle", "a/bundle/config.json"])
+@pytest.mark.parametrize(
+    ("tag", "number", "rights", "mask", "who"),
+    [
+        (USER, 1000, 7, 7, "user 1000"),
+        (GROUP, 50, 7, 7, "group 50"),
+        (USER, 1000, 5, 7, None),
+        (USER, 1000, 7, 5, None),
+        (USER, 0, 7, 7, None),
+    ],
+)
+def test_a_part_that_a_list_lets_others_write(
+    base: Path,
+    driver: Path,
+    part: str,
+    *,
+    tag: int,
+    number: int,
+    rights: int,
+    mask: int,
+    who: str | None,
+) -> None:
+    """Owner, group and mode are as of any bundle of root's that root's group may write."""
+    path = bundle(base)
+    entries = ((1, 7, -1), (USER, rights, number), (4, 5, -1), (16, mask, -1), (32, 5, -1))
+    entries = tuple((tag if each == USER else each, *rest) for each, *rest in entries)
+    packed = b"".join(struct.pack("<HHi", *entry) for entry in sorted(entries))
+    try:
+        os.setxattr(base / part, "system.posix_acl_access", b"\2\0\0\0" + packed)
+    except OSError as error:
+        assert error.errno == errno.EOPNOTSUPP
+        pytest.skip("no access control lists on this file system")
+    found = foreign_part(f"{path}/config.json", 0)
+    assert (found and found.who) == who
+    if who is not None:
+        assert not quick(driver, path)
+        assert (foreign_part(f"{path}/config.json", 1000) is None) == (number == 1000)
+    if not mask & 2:
+        assert quick(driver, path)
 
 
 def test_the_sticky_bit_and_a_private_directory(base: Path, driver: Path) -> None:
