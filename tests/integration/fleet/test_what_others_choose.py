@@ -1,12 +1,16 @@
 """What a container, a host or a stranger chooses decides nothing for others."""
 
 import hashlib
+from pathlib import Path
 
-from cima_runc.fleet import changes
+import pytest
+
+from cima_runc.fleet import changes, clock
 from cima_runc.verifier.reference.file import HostReference, format_reference
 from tests.integration.fleet.test_tokens import STRICT, Issuing, issuing_
-from tests.support.fleet_image import start
-from tests.support.served_fleet import eventually
+from tests.support.fleet_host import FleetHost
+from tests.support.fleet_image import POLICY, image, reference_file, start
+from tests.support.served_fleet import ServedFleet, eventually
 
 __all__ = ["issuing_"]
 
@@ -38,3 +42,22 @@ def test_a_token_waits_for_other_values_of_the_host(issuing_: Issuing) -> None:
 
 def hosts(digest: str) -> bytes:
     return format_reference(HostReference(files={"/usr/bin/engine": (digest.ljust(64, "0"),)}))
+
+
+def test_what_a_policy_would_say_is_as_old_as_the_report(
+    fleet: ServedFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kind: TRUSTED is shown of a host that does not report any more."""
+    reference = image(tmp_path)
+    fleet.write(changes.add_reference, "app", reference_file(reference))
+    fleet.write(changes.add_policy, "next", POLICY)
+    fleet.write(changes.assign, "next", {}, mode="observe")
+    host = FleetHost()
+    fleet.enrol(host)
+    start(host, "web", reference)
+    fleet.sync(host)
+    assert fleet.container("web")["observed"] == "TRUSTED"
+    now = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: now + 600_000)
+    assert fleet.container("web")["observed"] == "STALE"
+    assert [row["observed"] for row in fleet.get("/v1/containers")] == ["STALE"]
