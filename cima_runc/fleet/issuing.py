@@ -13,14 +13,16 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select
 
 from cima_runc.base.errors import CimaError
-from cima_runc.fleet import audit, changes, clock, events, hosts, issuer, verdicts
+from cima_runc.fleet import audit, changes, clock, events, hosts, issuer, verdicts, work
 from cima_runc.fleet.claims import Profile, Subject, Times, claims
 from cima_runc.fleet.queries import NoSuchThingError, is_tenants
 from cima_runc.fleet.schema import (
+    Appraisal,
     Container,
     Finding,
     Host,
     IssuedToken,
+    Job,
     Owner,
     Policy,
     Tenant,
@@ -279,6 +281,8 @@ def _trusted(
             break
     else:
         raise NotIssuedError("its policy or reference is another now", hint="ask again")
+    if _waits(connection, container, choice):
+        raise NotIssuedError("it is to be appraised by other values", hint="ask again")
     if not {"label", "image"} <= choice.names:
         raise NotIssuedError(
             "its policy is not assigned by host label and image",
@@ -291,6 +295,25 @@ def _trusted(
     if missing := _not_named(content):
         raise NotIssuedError(f"its policy does not say which {', '.join(missing)} it may have")
     return choice
+
+
+def _waits(connection: Connection, container: Mapping[str, Any], choice: Choice) -> bool:
+    """Whether a container waits to be appraised by these values: the host's among them may be
+    others by now, which its row does not name.
+
+    By another version of this program they are called otherwise; then no work waits.
+    """
+    appraised, job = table_of(Appraisal).c, table_of(Job).c
+    identity = connection.execute(
+        select(appraised["values"]).where(
+            appraised.container == container["id"], appraised.mode == "enforce"
+        )
+    ).scalar()
+    if identity == choice.identity:
+        return False
+    subjects = ("all", str(container["host"]))
+    waiting = select(job.id).where(job.kind == work.REAPPRAISE, job.subject.in_(subjects))
+    return connection.execute(waiting).first() is not None
 
 
 def _tenant(connection: Connection, container: Mapping[str, Any], tenant: int | None) -> str:

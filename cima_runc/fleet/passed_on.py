@@ -6,10 +6,11 @@ and 4.
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, delete, insert, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from cima_runc.base import limits
@@ -17,7 +18,7 @@ from cima_runc.base.errors import CimaError
 from cima_runc.evidence.enrolment import Challenge, parse
 from cima_runc.evidence.report_answer import TenantChallenge, TenantRequest
 from cima_runc.evidence.request import parse_request
-from cima_runc.fleet import clock
+from cima_runc.fleet import clock, verdicts
 from cima_runc.fleet.database import batched
 from cima_runc.fleet.schema import (
     Container,
@@ -50,10 +51,13 @@ class BusyError(CimaError):
 def host_of(connection: Connection, container: str) -> int:
     """Return the host that has a container of this id now.
 
+    An id is what a host says: any of them may list another's, and then nobody is answered by the id
+    alone. Who asks by the host is, whatever others list.
+
     Raises:
         NotHereError: none, or more than one.
     """
-    rows = connection.execute(
+    has_it = (
         select(_CONTAINER.c.host)
         .join(_HOST, _HOST.c.id == _CONTAINER.c.host)
         .where(
@@ -65,8 +69,12 @@ def host_of(connection: Connection, container: str) -> int:
         )
         .distinct()
         .limit(2)
-    ).scalars()
-    found = list(rows)
+    )
+    # A host that does not report had it, and may have it no more: it does not answer either.
+    reports = has_it.where(~verdicts.is_late(clock.now()))
+    found = (
+        connection.execute(reports).scalars().all() or connection.execute(has_it).scalars().all()
+    )
     if len(found) == 1:
         return int(found[0])
     # Anybody may ask: which of both it is says what runs on hosts that are not his.
@@ -98,13 +106,7 @@ def ask(connection: Connection, host: int, kind: str, body: bytes, source: str) 
     """
     now = clock.now()
     forget(connection, now)
-    waiting = connection.execute(
-        select(func.count(), func.count().filter(_REQUEST.c.source == source)).where(
-            _REQUEST.c.host == host, _REQUEST.c.answered.is_(None), _REQUEST.c.expires > now
-        )
-    ).one()
-    if waiting[0] >= limits.TENANTS_REQUESTS or waiting[1] >= limits.WAITING_FROM_ONE_SOURCE:
-        raise BusyError("too many requests wait for this host", hint="ask again in a moment")
+    _make_room(connection, host, source, now)
     uid = new_uid()
     connection.execute(
         insert(_REQUEST).values(
@@ -118,6 +120,36 @@ def ask(connection: Connection, host: int, kind: str, body: bytes, source: str) 
         )
     )
     return uid
+
+
+def _make_room(connection: Connection, host: int, source: str, now: int) -> None:
+    """See that one more request of a source may wait for a host; where there is no room, the latest
+    of the source that has the most gives its place to one that has fewer.
+
+    Raises:
+        BusyError: nobody has more.
+    """
+    rows = connection.execute(
+        select(_REQUEST.c.id, _REQUEST.c.source)
+        .where(_REQUEST.c.host == host, _REQUEST.c.answered.is_(None), _REQUEST.c.expires > now)
+        .order_by(_REQUEST.c.id.desc())
+    ).all()
+    waiting = Counter(row.source for row in rows)
+    busy = BusyError("too many requests wait for this host", hint="ask again in a moment")
+    if waiting[source] >= limits.WAITING_FROM_ONE_SOURCE:
+        raise busy
+    if len(rows) < limits.TENANTS_REQUESTS:
+        return
+    most = max(waiting.values())
+    if most <= waiting[source] + 1:
+        raise busy
+    latest = next(row.id for row in rows if waiting[row.source] == most)
+    told = error_body(busy.what, busy.hint)
+    connection.execute(
+        update(_REQUEST)
+        .where(_REQUEST.c.id == latest)
+        .values(answered=now, status=429, answer=told)
+    )
 
 
 def forget(connection: Connection, now: int) -> None:

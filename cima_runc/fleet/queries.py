@@ -90,8 +90,10 @@ def _own(tenant: int) -> Select[tuple[int]]:
     )
 
 
-def _shown_verdict(now: int) -> ColumnElement[str]:
-    return case((verdicts.is_stale(now), "STALE"), else_=_CONTAINER.c.verdict)
+def _shown_verdict(
+    now: int, verdict: ColumnElement[Any] = _CONTAINER.c.verdict
+) -> ColumnElement[str]:
+    return case((verdicts.is_stale(now, verdict), "STALE"), else_=verdict)
 
 
 def overview(connection: Connection, tenant: int | None = None) -> Row:
@@ -273,6 +275,7 @@ def _containers(now: int) -> Select[Any]:
         _HOST.c.log_lines.label("host_log_lines"),
         _HOST.c.state.label("host_state"),
         _shown_verdict(now).label("shown"),
+        _shown_verdict(now, _CONTAINER.c.observed).label("shown_observed"),
     ).select_from(_CONTAINER.join(_HOST, _HOST.c.id == _CONTAINER.c.host))
 
 
@@ -301,7 +304,7 @@ def _container(row: Mapping[str, Any]) -> Row:
         "place": "proved" if row["place_proved"] else "not proved",
         "policy": row["policy"],
         "reference": row["reference"],
-        "observed": row["observed"],
+        "observed": row["shown_observed"],
         "observed_policy": row["observed_policy"],
         "image": row["image"],
         "namespace": _printable(row["namespace"]),

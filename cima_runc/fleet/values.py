@@ -30,7 +30,7 @@ from cima_runc.fleet.schema import (
 from cima_runc.ml.contents import Layer
 from cima_runc.verifier.reference.file import ImageReference
 from cima_runc.verifier.reference.layer import Engine
-from cima_runc.verifier.values import Values, read_values
+from cima_runc.verifier.values import Values, identity_of, read_values
 
 Mode = Literal["enforce", "observe"]
 _ENGINES: tuple[Engine, ...] = ("docker", "containerd", "podman")
@@ -58,6 +58,14 @@ class Choice:
     in memory goes by it, for the numbers of rows are others after a database was put back."""
     names: frozenset[str] = frozenset()
     """What the assignment goes by: ``image``, ``owner``, ``namespace``, ``label``."""
+
+    @property
+    def identity(self) -> str:
+        """What identifies these values where there are an image's, as :meth:`ValuesCache.get` does;
+        nothing is read for it."""
+        kinds = ("policy", "image", "host")
+        known = zip(kinds, map(bytes.fromhex, self.digests), strict=False)
+        return identity_of(known).hex()
 
 
 def layers_key(digests: Iterable[str]) -> str:

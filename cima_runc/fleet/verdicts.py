@@ -54,7 +54,7 @@ def effective(verdict: str, deadline: int | None, *, has_ended: bool, now: int) 
     return Verdict.STALE if deadline is None or deadline < now else kept
 
 
-def is_stale(now: int) -> ColumnElement[bool]:
+def is_stale(now: int, verdict: ColumnElement[Any] = _CONTAINER.c.verdict) -> ColumnElement[bool]:
     """Return the condition on ``container`` and ``host`` that a verdict is STALE at ``now``.
 
     What was TRUSTED or UNKNOWN and was not proved again in time is STALE. UNTRUSTED stays: a
@@ -62,7 +62,6 @@ def is_stale(now: int) -> ColumnElement[bool]:
     Of a boot that is over nothing is proved again, nor of a host that is no longer enrolled. Where
     nothing at all is known of a host's freshness, as after a restore, UNKNOWN stays UNKNOWN.
     """
-    verdict = _CONTAINER.c.verdict
     late = is_late(now) | (_HOST.c.deadline.is_(None) & (verdict != Verdict.UNKNOWN.value))
     other_boot = _CONTAINER.c.boot_id != _HOST.c.boot_id
     return and_(

@@ -83,7 +83,7 @@ class Check(Model):
     step: str
     """Its name, as in the design's list of steps."""
     done: bool
-    detail: str
+    detail: Shown
     """One line: what was checked and found."""
 
 
@@ -92,10 +92,10 @@ class Refusal(Model):
 
     error: str
     """Name of the error, such as ``NonceError``."""
-    what: str
-    expected: str
-    found: str
-    hint: str
+    what: Shown
+    expected: Shown
+    found: Shown
+    hint: Shown
 
     @classmethod
     def of(cls, error: VerificationError) -> "Refusal":
@@ -149,7 +149,7 @@ class Facts(Model):
     """Of this run, on the host."""
     first_seen: bool
     """Whether nothing was remembered of the line."""
-    ended: str | None = None
+    ended: Shown | None = None
     """Why the run has ended; None for one that had not at the quote."""
     count: U64
     """Records of the run that were bound."""

@@ -5,7 +5,7 @@ records of one appraisal the identity of another.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cima_runc import __version__
@@ -36,10 +36,16 @@ class Values:
         """What :func:`cima_runc.verifier.verify.verify` appraises with."""
         if self.references is None:
             return None
-        hasher = hashlib.sha256(b"cima-values-2\0" + __version__.encode("ascii"))
-        for source in sorted(self.sources, key=lambda each: (each.kind, each.sha256)):
-            hasher.update(source.kind.encode("ascii") + b"\0" + source.sha256)
-        return Appraisal(compare, self.references, hasher.digest())
+        identity = identity_of((source.kind, source.sha256) for source in self.sources)
+        return Appraisal(compare, self.references, identity)
+
+
+def identity_of(sources: Iterable[tuple[str, bytes]]) -> bytes:
+    """Return what identifies reference values and a policy, by kind and SHA-256 of each."""
+    hasher = hashlib.sha256(b"cima-values-2\0" + __version__.encode("ascii"))
+    for kind, sha256 in sorted(sources):
+        hasher.update(kind.encode("ascii") + b"\0" + sha256)
+    return hasher.digest()
 
 
 def read_values(references: Sequence[bytes], policy: bytes | None) -> Values:

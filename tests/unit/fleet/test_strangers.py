@@ -11,7 +11,7 @@ from sqlalchemy import insert, select, update
 from starlette.requests import Request
 
 from cima_runc.base import limits
-from cima_runc.fleet import passed_on
+from cima_runc.fleet import clock, passed_on
 from cima_runc.fleet.access import LimitedError
 from cima_runc.fleet.database import Database, NotStorableError
 from cima_runc.fleet.hosts_api import Frequent, routes
@@ -74,6 +74,51 @@ def test_who_asks_is_not_told_whether_more_than_one_has_it(database: Database) -
             row = _row(Container, host=host, uid=f"{host}", **values)
             connection.execute(insert(table_of(Container)).values(row))
     assert said() == none
+
+
+def test_a_host_that_does_not_report_keeps_no_id_from_another(database: Database) -> None:
+    """Kind: what was so once counts as if it were still so."""
+    now = clock.now()
+    with database.write() as connection:
+        hosts = connection.execute(select(_HOST.c.id).order_by(_HOST.c.id)).scalars().all()
+        for at, host in enumerate(hosts):
+            fresh = {"quoted": now - at * 600_000, "deadline": now + 60_000 - at * 600_000}
+            is_it = _HOST.c.id == host
+            connection.execute(update(_HOST).values(boot_id="b", **fresh).where(is_it))
+            values = {"name": "a", "kind": "container", "slot": 1, "boot_id": "b"}
+            row = _row(Container, host=host, uid=f"{host}", **values)
+            connection.execute(insert(table_of(Container)).values(row))
+        assert passed_on.host_of(connection, "a") == hosts[0]
+        # Of those that report, each may list what it likes: nobody is answered by the id alone.
+        connection.execute(update(_HOST).values(quoted=now, deadline=now + 60_000))
+        with pytest.raises(passed_on.NotHereError):
+            passed_on.host_of(connection, "a")
+        assert passed_on.host_named(connection, OTHER) == hosts[1]
+
+
+def test_those_that_wait_most_make_room_for_others(database: Database) -> None:
+    """Kind: a room for all that some fill."""
+    with database.write() as connection:
+        host = passed_on.host_named(connection, AK)
+
+        def ask(source: str) -> str:
+            return passed_on.ask(connection, host, "evidence", b"{}", source)
+
+        every = limits.WAITING_FROM_ONE_SOURCE
+        filled = [ask(f"192.0.2.{n // every}") for n in range(limits.TENANTS_REQUESTS)]
+        own = [ask("198.51.100.1") for _ in range(every - 1)]
+        with pytest.raises(passed_on.BusyError):
+            ask("198.51.100.1")  # as many as the others have, and no more
+        over = passed_on.answered(connection, [*filled, *own])
+        assert len(over) == len(own) and over < set(filled)
+        # Who gave way is told so at once, and the host's answer is wanted no more.
+        uid = over.pop()
+        assert not passed_on.is_wanted(connection, AK, uid)
+        status, body = passed_on.collect(connection, uid) or (0, b"")
+        assert status == 429 and b"too many" in body
+        sources = limits.TENANTS_REQUESTS // every + 1
+        others = [ask(f"203.0.113.{n}") for n in range(limits.TENANTS_REQUESTS - sources)]
+        assert not passed_on.answered(connection, [*own[:1], *others])
 
 
 def test_why_what_cannot_be_stored_is_refused_is_told(

@@ -23,9 +23,10 @@ from cima_runc.ml.contents import (
 )
 from cima_runc.verifier.appraisal import References, compare
 from cima_runc.verifier.completeness import completeness
+from cima_runc.verifier.errors import VerificationError
 from cima_runc.verifier.policy import ConfigPolicy, Policy, RootfsPolicy
 from cima_runc.verifier.reference.file import ImageReference, ReferenceConfig, ReferenceFile
-from cima_runc.verifier.result import Finding
+from cima_runc.verifier.result import Check, Finding, Refusal
 from cima_runc.verifier.rules.config import ConfigRule
 from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.rules.looked_at import LookedAt
@@ -240,6 +241,14 @@ def test_a_text_without_end() -> None:
     assert Finding.model_validate(found.model_dump()) == found
     longest = "\\xff" * 4_095
     assert Finding(severity="fail", what="", path=longest).path == longest
+
+
+def test_a_refusal_and_a_step_without_end() -> None:
+    long = "a" * 1_000_000
+    refused = Refusal.of(VerificationError(long, expected=long, found=long, hint=long))
+    shown = (refused.what, refused.expected, refused.found, refused.hint)
+    for text in (*shown, Check(step="records", done=True, detail=long).detail):
+        assert len(text) == limits.FINDING_TEXT
 
 
 def test_a_program_of_a_long_path() -> None:
