@@ -41,6 +41,7 @@ from cima_runc.fleet.schema import (
     TokenGrant,
     Verdict,
     Webhook,
+    is_at_path,
     table_of,
 )
 
@@ -431,7 +432,7 @@ def find(
         except ValueError as error:
             raise NoSuchThingError("a digest is 64 hexadecimal digits") from error
     if path:
-        conditions.append(_RECORD.c.path == path.encode("utf-8", "surrogateescape"))
+        conditions.append(is_at_path(path.encode("utf-8", "surrogateescape")))
     if not conditions:
         raise NoSuchThingError("nothing is looked for", hint="give a digest or a path")
     rows = connection.execute(

@@ -20,11 +20,17 @@ from sqlalchemy import (
     Table,
     TypeDecorator,
     UniqueConstraint,
+    func,
+    literal_column,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.sql.elements import ColumnElement
 
 UID_BYTES = 12
+PATH_BEGINS = 1024
+"""Bytes of a path that are indexed: PostgreSQL's index takes no row above 2,704, and one program of
+a longer path would have each report of its host fail."""
 
 # SQLite numbers rows only in a column that is called INTEGER.
 _Number = BigInteger().with_variant(Integer, "sqlite")
@@ -351,8 +357,16 @@ class Record(Base):
 
     __table_args__ = (
         Index("ix_record_file_digest", "file_digest", "container"),
-        Index("ix_record_path", "path", "container"),
+        Index("ix_record_path", text(f"substr(path, 1, {PATH_BEGINS})"), "container"),
     )
+
+
+def is_at_path(path: bytes) -> ColumnElement[bool]:
+    """Return the condition on ``record`` that a file was at this path, as the index has it."""
+    column = table_of(Record).c.path
+    # Literal numbers: the index is of this very expression.
+    begins = func.substr(column, literal_column("1"), literal_column(str(PATH_BEGINS)))
+    return (begins == path[:PATH_BEGINS]) & (column == path)
 
 
 class Held(Base):
