@@ -161,9 +161,11 @@ class HttpsSettings(_Section):
     """The HTTPS endpoint for verifiers elsewhere."""
 
     enabled: bool = False
+    """Whether verifiers on other machines may ask over HTTPS."""
     address: Annotated[str, Field(max_length=255)] = "0.0.0.0"  # noqa: S104 - for other machines
     """The address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8443
+    """Port to listen on; 0: any that is free."""
     certificate: str = "/etc/cima/https/cert.pem"
     """PEM file of the endpoint's certificate and chain."""
     key: str = "/etc/cima/https/key.pem"

@@ -211,15 +211,20 @@ def settings_page() -> str:
         parts.append(f"{ast.get_docstring(tree) or ''}\n\n| key | default | |\n|---|---|---|")
         parts += [f"| `{key}` | {default} | {text} |" for key, default, text in _fields(tree)]
         parts.append("")
-    [service] = (
-        node
-        for node in ast.parse(Path(str(fleet_settings.__file__)).read_text()).body
-        if isinstance(node, ast.ClassDef) and node.name == "Settings"
-    )
     parts.append("## Of cima-verifier\n\n`/etc/cima/verifier.toml`, or `--config`.\n")
-    parts.append("| key | default | |\n|---|---|---|")
-    parts += [f"| `{key}` | {default} | {text} |" for key, default, text in _fields(service)]
+    parts += _service_settings()
     return "\n".join([*parts, ""])
+
+
+def _service_settings() -> Iterator[str]:
+    tree = ast.parse(Path(str(fleet_settings.__file__)).read_text())
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    for name, section in (("Settings", ""), ("Oidc", "oidc")):
+        if section:
+            yield f"\n### [{section}]\n\n{ast.get_docstring(classes[name]) or ''}\n"
+        yield "| key | default | |\n|---|---|---|"
+        for key, default, text in _fields(classes[name]):
+            yield f"| `{key}` | {default} | {text} |"
 
 
 def _classes() -> Iterator[tuple[str, ast.ClassDef]]:
