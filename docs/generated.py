@@ -17,6 +17,7 @@ from cima_runc import config
 from cima_runc.agent import metrics as agent_metrics
 from cima_runc.cli import shapes
 from cima_runc.cli.main import app
+from cima_runc.fleet import main as fleet_main
 from cima_runc.fleet import settings as fleet_settings
 from cima_runc.fleet.metrics import Metrics
 from cima_runc.runtime import shim_settings
@@ -181,12 +182,13 @@ def _metrics_table(told: bytes) -> Iterator[str]:
 def commands_page() -> str:
     """Return every command's help, as the program prints it."""
     parts = [
-        "# Commands\n\nAs `cima COMMAND --help` prints it. Exit status: 0 done, 1 UNTRUSTED "
-        "and nothing else, 2 it could not be done.\n"
+        "# Commands\n\nAs `cima COMMAND --help` and `cima-verifier COMMAND --help` print it. "
+        "Exit status: 0 done, 1 UNTRUSTED and nothing else, 2 it could not be done.\n"
     ]
-    for words, command in _commands(typer.main.get_command(app), ("cima",)):
-        context = command.make_context(" ".join(words), [], resilient_parsing=True)
-        parts.append(f"## {' '.join(words)}\n\n```text\n{command.get_help(context)}\n```\n")
+    for name, program in (("cima", app), ("cima-verifier", fleet_main.app)):
+        for words, command in _commands(typer.main.get_command(program), (name,)):
+            context = command.make_context(" ".join(words), [], resilient_parsing=True)
+            parts.append(f"## {' '.join(words)}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 
 

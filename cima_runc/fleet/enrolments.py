@@ -337,7 +337,7 @@ def _token(connection: Connection, secret: str) -> dict[str, Any]:
     )
     if row is None:
         raise TokenRefusedError(
-            "the join token is not one of this service", hint="cima fleet tokens join"
+            "the join token is not one of this service", hint="cima fleet join-tokens add"
         )
     return dict(row)
 
@@ -349,7 +349,7 @@ def _check_token(token: Mapping[str, Any], now: int) -> None:
         (token["expires"] < now, "has expired"),
     ):
         if is_bad:
-            raise TokenRefusedError(f"the join token {what}", hint="cima fleet tokens join")
+            raise TokenRefusedError(f"the join token {what}", hint="cima fleet join-tokens add")
 
 
 def _row(connection: Connection, uid: str) -> dict[str, Any]:
@@ -367,7 +367,7 @@ def _waiting(connection: Connection, uid: str) -> dict[str, Any]:
     """Return a waiting enrolment by the beginning of its name, which is what people are shown: the
     whole of it is the host's to know."""
     if not uid.isalnum() or len(uid) < 6:
-        raise NoSuchEnrolmentError("no such host is waiting", hint="cima fleet approve --list")
+        raise NoSuchEnrolmentError("no such host is waiting", hint="cima fleet enrolments")
     rows = (
         connection.execute(
             select(_ENROLMENT)
@@ -382,7 +382,7 @@ def _waiting(connection: Connection, uid: str) -> dict[str, Any]:
         .all()
     )
     if len(rows) != 1:
-        raise NoSuchEnrolmentError("no such host is waiting", hint="cima fleet approve --list")
+        raise NoSuchEnrolmentError("no such host is waiting", hint="cima fleet enrolments")
     return dict(rows[0])
 
 

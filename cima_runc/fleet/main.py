@@ -33,7 +33,9 @@ app = typer.Typer(
     help="The verifier as a service: a fleet of hosts, proved all the time.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 _Config = Annotated[Path | None, typer.Option(help=f"Settings file, in place of {FILE}.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -137,7 +139,10 @@ def join_token(
     ] = None,
     hours: Annotated[float, typer.Option(help="How long it is good.")] = 1.0,
     without_ek_certificate: Annotated[
-        bool, typer.Option(help="Take a TPM that no manufacturer vouches for.")
+        bool,
+        typer.Option(
+            "--without-ek-certificate", help="Take a TPM that no manufacturer vouches for."
+        ),
     ] = False,
     as_json: _Json = False,
 ) -> None:

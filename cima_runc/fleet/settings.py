@@ -37,6 +37,7 @@ class Oidc(BaseModel):
     issuer: _Https
     """As the provider names itself."""
     client_id: Annotated[str, Field(min_length=1, max_length=255)]
+    """This service's name with the provider."""
     page_url: _Https
     """Where browsers reach this service: the provider sends people back there, to
     ``/sign-in/callback``."""

@@ -89,7 +89,7 @@ class Reader:
         if found != expected:
             raise StructureError(
                 f"{self._what}: {field} is {found:#x}, expected {expected:#x}",
-                hint="cima knows attestation keys of ECC P-256 and RSA with SHA-256",
+                hint="cima-runc knows attestation keys of ECC P-256 and RSA with SHA-256",
             )
 
     def end(self) -> None:
