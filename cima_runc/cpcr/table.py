@@ -8,6 +8,7 @@ Source: design, section 6; fleet, section 3.
 
 import hashlib
 import secrets
+from collections.abc import Iterator
 
 from cima_runc.cpcr.inner import EMPTY
 from cima_runc.cpcr.register import DIGEST_SIZE
@@ -86,6 +87,12 @@ class Table:
                 break
             slots.append(slot)
         return [(slot, self.inner(slot)) for slot in sorted(slots)]
+
+    def filled(self) -> Iterator[tuple[int, bytes]]:
+        """Yield (slot, what is in it) for every slot that is not empty, in order."""
+        for slot in sorted(self._taken):
+            if (value := self.inner(slot)) != EMPTY:
+                yield slot, value
 
     def take(self, slot: int | None = None) -> int:
         """Take a random free slot, or ``slot`` itself, and return it; doubles when full.

@@ -186,8 +186,8 @@ class SimulatedSensor:
 
     def mark_of(self, pidfd: int) -> int | None:
         with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as lines:
-            pid = next(int(line.split()[1]) for line in lines if line.startswith("Pid:"))
-        found: int | None = self._kernel("mark_of", pid)
+            pid = next((int(line.split()[1]) for line in lines if line.startswith("Pid:")), None)
+        found: int | None = None if pid is None else self._kernel("mark_of", pid)
         return found
 
     def unwatched(self) -> dict[int, Lost]:

@@ -45,6 +45,7 @@ def test_changes_give_what_all_of_it_gives(changes: list[tuple[int, bytes]]) -> 
             table.set(slot, value)
             held[slot] = value
         assert table.digest == whole(table.inners)
+    assert dict(table.filled()) == {slot: value for slot, value in held.items() if any(value)}
     for slot in range(table.slots):
         assert table.inner(slot) == held.get(slot, EMPTY)
 

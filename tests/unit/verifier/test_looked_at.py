@@ -701,6 +701,7 @@ def test_without_the_containers_secret(reference: ImageReference) -> None:
     unknown = started(reference, bind(at, SOURCES["kubernetes"]), HOME="/x")
     assert refused(unknown, None).keys() == {
         at,
+        "/dev/shm",
         "/etc/podinfo",
         TOKEN,
         "/projected-volume",
