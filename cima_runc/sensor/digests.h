@@ -33,6 +33,7 @@ enum { FORGOTTEN = -1 };
 /* Of an inode that holds data which was hashed. */
 struct writes {
 	u64 count;
+	u64 born;    /* nanoseconds since boot: another inode at this address has another */
 	u64 lent;    /* 1: pages of it were lent to the kernel, which may write to them at any time */
 	u64 mapped;  /* the container that mapped it shared and writable first (mapped.h); 0: none; FORGOTTEN */
 	s64 awaited; /* interpreters that were started for it (scripts.h) */
@@ -355,6 +356,7 @@ static __always_inline struct writes *writes_of(u64 key)
 
 	if (written)
 		return written;
+	none.born = bpf_ktime_get_ns();
 	none.mapped = was_forgotten(key) ? FORGOTTEN : 0;
 	bpf_map_update_elem(&writes, &key, &none, BPF_NOEXIST);
 	written = bpf_map_lookup_elem(&writes, &key);
@@ -365,11 +367,20 @@ static __always_inline struct writes *writes_of(u64 key)
 	return written;
 }
 
+/*
+ * Digests that were taken for containers beyond their share, of files that they can only read: others who share those
+ * would not believe them. As many as one container's.
+ */
+s64 beyond_share = 0;
+enum { OF_ALL = -1 }; /* their owner */
+
 /* An entry of `digests` begins or ends. No container has room for more than its share. */
 static __always_inline void count_digest(u64 owner, s64 one)
 {
 	struct registration *who = owner ? registered(owner) : 0;
 
+	if (owner == (u64)OF_ALL)
+		__sync_fetch_and_add(&beyond_share, one);
 	if (who)
 		__sync_fetch_and_add(&who->digests, one);
 }
@@ -415,8 +426,11 @@ int BPF_PROG(cima_collect_begins, void *iint, struct file *file)
 	begins->known.real = 0;
 	begins->without_room = 0;
 	if (has_its_share(owner)) {
-		count_full();
-		return 0;
+		owner = OF_ALL;
+		if (!(BPF_CORE_READ(file, f_path.mnt, mnt_flags) & MNT_READONLY) || beyond_share >= (s64)settings.share) {
+			count_full();
+			return 0;
+		}
 	}
 	find_real(seen, &real);
 	key = (u64)real.inode;

@@ -92,12 +92,14 @@ static __always_inline u32 meaning_of(u64 magic, struct dentry *dentry, u32 *kin
 		return HELPER_SET;
 	if (magic == BINFMT_MISC && IS(name, "register"))
 		return HELPER_SET;
-	return 0;
+	*kind = GUARD;
+	/* The kernel goes on with what a disk holds of another one's memory. */
+	return magic == SYSFS && IS(name, "resume") ? KERNEL_CODE : 0;
 }
 
 /*
- * Devices below all files: disks, physical memory, and the registers that say where the kernel begins. What is written there changes files and programs
- * that nobody has open. Whether a file system is on it, now or later, the kernel does not say here.
+ * Devices below all files: disks, physical memory, an image of it that is to be gone on with (/dev/snapshot), and the
+ * registers that say where the kernel begins. What is written there changes files and programs that nobody has open. Whether a file system is on it, now or later, the kernel does not say here.
  */
 static __always_inline int is_raw(struct inode *inode)
 {
@@ -108,6 +110,7 @@ static __always_inline int is_raw(struct inode *inode)
 	if ((inode->i_mode & S_IFMT) != S_IFCHR)
 		return 0;
 	return major == SCSI_GENERIC_MAJOR || major == MSR_MAJOR ||
+	       (major == MISC_MAJOR && minor == SNAPSHOT_MINOR) ||
 	       (major == MEM_MAJOR && (minor == MEM || minor == KMEM || minor == PORT));
 }
 
@@ -265,13 +268,41 @@ static __always_inline int reached_into(u64 registration, struct mark *by)
 	return refuse(denied, -EPERM);
 }
 
+/*
+ * The kernel asks for the same rights where somebody only reads: another's memory (process_vm_readv), its stack in
+ * the kernel (/proc/PID/stack, syscall), or takes a descriptor of it (pidfd_getfd), as debuggers' and monitors'
+ * first looks do. By the number of the 64-bit system call; a 32-bit task's is another.
+ */
+static __always_inline int only_reads(void)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct___x86 *x86 = (void *)task;
+	struct pt_regs___x86 *regs = (void *)bpf_task_pt_regs(task);
+
+	if (BPF_CORE_READ(x86, thread_info.status) & TS_COMPAT)
+		return 0;
+	switch (BPF_CORE_READ(regs, orig_ax)) {
+	case 0: /* read, pread64, readv, preadv, preadv2 */
+	case 17:
+	case 19:
+	case 295:
+	case 327:
+	case 40: /* sendfile */
+	case 275: /* splice */
+	case 310: /* process_vm_readv */
+	case 438: /* pidfd_getfd */
+		return 1;
+	}
+	return 0;
+}
+
 SEC("lsm/ptrace_access_check")
 int BPF_PROG(cima_ptrace, struct task_struct *child, unsigned int mode)
 {
 	struct mark *mark, *theirs;
 	u64 owner = 0;
 
-	if (!(mode & PTRACE_MODE_ATTACH))
+	if (!(mode & PTRACE_MODE_ATTACH) || only_reads())
 		return 0;
 	mark = mark_of_current();
 	theirs = bpf_task_storage_get(&marks, child, 0, 0);
@@ -465,61 +496,47 @@ int BPF_PROG(cima_mount_option, struct fs_context *fc, struct fs_parameter *para
 	return refuse(tell(ABOUT(HELPER, HELPER_SET, NONE, 0), 0, 0), -EPERM);
 }
 
-/*
- * The superblocks that this task had made last: more than one where a file system has one of its own inside of it
- * (erofs, btrfs). What is mounted is made in the same system call, or was there before.
- */
-struct made {
-	u64 last, before;
-};
-struct {
-	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct made);
-} superblocks SEC(".maps");
-
-/* Of what kind it is, is not known here yet. */
-SEC("lsm/sb_alloc_security")
-int BPF_PROG(cima_sb_alloc, struct super_block *sb)
+/* A superblock is remembered as a container's, or no more. */
+static __always_inline int forget_mounted(u64 key)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct mark *mark = mark_of_current();
-	u64 key = address(sb);
-	struct made *made;
+	u64 *owner = bpf_map_lookup_elem(&mounted, &key);
+	struct registration *who = owner && *owner ? registered(*owner) : 0;
 
-	if (!mark)
-		return 0;
-	made = bpf_task_storage_get(&superblocks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!made)
-		return bpf_map_update_elem(&mounted, &key, &mark->registration, BPF_ANY) ? -ENOMEM : 0;
-	made->before = made->last;
-	made->last = key;
+	if (who)
+		__sync_fetch_and_add(&who->mounted, -1);
+	bpf_map_delete_elem(&mounted, &key);
 	return 0;
 }
 
 /*
  * File systems that a container mounts: what it can write below them is seen by nobody. One that was there before
- * is not: it may be the host's, with every container's files.
+ * is not made anew: it may be the host's, with every container's files. Of what kind it is, is not known here yet;
+ * one that is not remembered would be believed.
  */
+SEC("lsm/sb_alloc_security")
+int BPF_PROG(cima_sb_alloc, struct super_block *sb)
+{
+	struct mark *mark = mark_of_current();
+	struct registration *owner = mark ? registered(mark->registration) : 0;
+	u64 key = address(sb);
+
+	if (!owner)
+		return 0;
+	if (owner->mounted >= (s64)(settings.share / 8) || bpf_map_update_elem(&mounted, &key, &mark->registration, BPF_ANY))
+		return -ENOMEM;
+	__sync_fetch_and_add(&owner->mounted, 1);
+	return 0;
+}
+
+/* What it is, is known by now. */
 SEC("lsm/sb_kern_mount")
 int BPF_PROG(cima_mount, struct super_block *sb)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct mark *mark = mark_of_current();
 	u64 key = address(sb);
-	struct made *made;
 
-	if (!mark)
-		return 0;
-	made = bpf_task_storage_get(&superblocks, task, 0, 0);
-	if (!made || (made->last != key && made->before != key))
-		return 0;
-	made->last = made->before = 0;
-	if (is_of_no_device(sb->s_magic))
-		return 0;
-	/* One that is not remembered would be believed. */
-	return bpf_map_update_elem(&mounted, &key, &mark->registration, BPF_ANY) ? -ENOMEM : 0;
+	if (mark_of_current() && is_of_no_device(sb->s_magic) && is_containers(&key))
+		forget_mounted(key);
+	return 0;
 }
 
 /*
@@ -543,10 +560,7 @@ int BPF_PROG(cima_remount, struct super_block *sb)
 SEC("lsm/sb_free_security")
 int BPF_PROG(cima_sb_free, struct super_block *sb)
 {
-	u64 key = (u64)sb;
-
-	bpf_map_delete_elem(&mounted, &key);
-	return 0;
+	return forget_mounted(address(sb));
 }
 
 #endif

@@ -23,7 +23,6 @@ typedef s64 __s64;
 enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
-	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_HASH_OF_MAPS = 13,
 	BPF_MAP_TYPE_RINGBUF = 27,
@@ -34,6 +33,8 @@ enum {
 	BPF_NOEXIST = 1,
 	BPF_EXIST = 2,
 	BPF_F_NO_PREALLOC = 1,
+	BPF_RB_AVAIL_DATA = 0,
+	BPF_RB_RING_SIZE = 1,
 	BPF_F_MMAPABLE = 1 << 10,
 	BPF_LOCAL_STORAGE_GET_F_CREATE = 1,
 };
@@ -54,8 +55,10 @@ enum { FMODE_BACKING = 3 << 24 /* either bit, by release */, O_DIRECT = 0x4000, 
 enum { S_IFMT = 0170000, S_IFCHR = 0020000, S_IFBLK = 0060000, S_IFREG = 0100000, S_PRIVATE = 1 << 9, S_IMA = 1 << 10 };
 enum { FS_REQUIRES_DEV = 1 };
 enum { SB_RDONLY = 1, SB_KERNMOUNT = 1 << 22, SB_I_IMA_UNVERIFIABLE_SIGNATURE = 0x20 };
+enum { MNT_READONLY = 0x40 };
 enum { F_SEAL_WRITE = 8, PTRACE_MODE_ATTACH = 2, PF_KTHREAD = 0x200000 };
 enum { HASH_ALGO_SHA256 = 4, IMA_COLLECTED = 0x20 };
+enum { TS_COMPAT = 2 }; /* arch/x86/include/asm/thread_info.h */
 enum { CLONE_NEWNS = 0x20000, REMAP_FILE_DEDUP = 1 };
 /* include/uapi/linux/loop.h; what a device shows is exchanged, by a descriptor that is open for reading alone */
 #define LOOP_SET_STATUS 0x4c02
@@ -65,8 +68,8 @@ enum { CLONE_NEWNS = 0x20000, REMAP_FILE_DEDUP = 1 };
 #define EXT4_IOC_MOVE_EXT 0xc028660fU /* fs/ext4/ext4.h */
 #define FUSE_DEV_IOC_BACKING_OPEN 0x4010e501U /* include/uapi/linux/fuse.h */
 #define FUSE_DEVICE (10 << MINORBITS | 229) /* /dev/fuse, as Documentation/admin-guide/devices.txt says */
-/* linux/major.h, and the minor numbers of drivers/char/mem.c */
-enum { MINORBITS = 20, MEM_MAJOR = 1, SCSI_GENERIC_MAJOR = 21, MSR_MAJOR = 202, MEM = 1, KMEM = 2, PORT = 4 };
+/* linux/major.h, the minor numbers of drivers/char/mem.c, and linux/miscdevice.h */
+enum { MINORBITS = 20, MEM_MAJOR = 1, SCSI_GENERIC_MAJOR = 21, MSR_MAJOR = 202, MEM = 1, KMEM = 2, PORT = 4, MISC_MAJOR = 10, SNAPSHOT_MINOR = 231 };
 #define MNT_NS_ANON_INO 0xEFFFFFF7U /* the number of every anonymous mount namespace, from 7.x on */
 
 /* linux/magic.h */
@@ -131,8 +134,14 @@ struct cred {
 struct seccomp {
 	int mode;
 } KERNEL;
+struct thread_info___x86 {
+	u32 status;
+} KERNEL;
 struct mm_struct {
 	unsigned long start_brk, brk, start_stack, arg_start;
+} KERNEL;
+struct task_struct___x86 {
+	struct thread_info___x86 thread_info;
 } KERNEL;
 struct task_struct {
 	void *bpf_storage;
@@ -155,8 +164,9 @@ struct dentry {
 	struct inode *d_inode;
 	struct super_block *d_sb;
 } KERNEL;
+struct vfsmount;
 struct path {
-	void *mnt;
+	struct vfsmount *mnt;
 	struct dentry *dentry;
 } KERNEL;
 struct file_system_type {
@@ -172,6 +182,7 @@ struct super_block {
 } KERNEL;
 struct vfsmount {
 	struct super_block *mnt_sb;
+	int mnt_flags;
 } KERNEL;
 struct rb_node;
 struct rb_root {
@@ -239,7 +250,7 @@ struct iattr {
 	unsigned int ia_valid;
 } KERNEL;
 struct pt_regs___x86 {
-	unsigned long di, bx;
+	unsigned long di, bx, orig_ax;
 } KERNEL;
 struct bpf_iter_meta;
 struct bpf_iter__task {

@@ -44,11 +44,17 @@ struct {
 	__type(value, struct totals);
 } totals SEC(".maps");
 
+/* An inode, and when its entry in `writes` was made: another one may have the same address later. */
+struct counted {
+	u64 inode; /* 0: none */
+	u64 born;  /* 0: there was no room for an entry */
+};
+
 /* A script that is in use (scripts.h), by the inodes of which that is counted. */
 struct script {
-	u64 seen;   /* of an overlay's lower layer the overlay's own, else what holds the data; 0: none */
-	u64 data;   /* of a lower layer what holds the data, else 0 */
-	u64 opened; /* 1: the interpreter has opened it */
+	struct counted seen; /* of an overlay's lower layer the overlay's own, else what holds the data */
+	struct counted data; /* of a lower layer what holds the data, else none */
+	u64 opened;	     /* 1: somebody who may be its interpreter has opened it */
 };
 
 /* A task of a container, and the program that it runs. */
@@ -60,9 +66,8 @@ struct mark {
 	s32 path_len;  /* bytes, the NUL counted; 0: none */
 	u64 is_new;    /* 1: the program has not mapped anything executable yet */
 	u32 waits;     /* 1: a use of a file by this task waits for its digest */
-	u64 looked_at; /* the inode of the file that execve(2) looked at, until a program has taken over */
-	u64 looked_at_data; /* in a lower layer, what holds that one's data; else 0 */
-	struct script script; /* that its program is an interpreter of */
+	struct script looked_at; /* the file that execve(2) looked at, until a program has taken over */
+	struct script script; /* that its program is an interpreter of, or an earlier program was */
 	struct script next;   /* the same, from when the kernel has looked at it until the interpreter takes over */
 	u8 digest[DIGEST_SIZE];
 	u8 path[PROGRAM_PATH_SIZE];
@@ -231,7 +236,7 @@ int BPF_PROG(cima_task_alloc, struct task_struct *child, unsigned long flags)
 		return -ENOMEM;
 	/* It is the parent that opens it. */
 	mark->waits = 0;
-	mark->looked_at = 0;
+	__builtin_memset(&mark->looked_at, 0, sizeof(mark->looked_at));
 	__builtin_memset(&mark->script, 0, sizeof(mark->script));
 	__builtin_memset(&mark->next, 0, sizeof(mark->next));
 	return 0;

@@ -49,7 +49,7 @@ struct {
 } seen SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, SCRATCH_SLOTS);
 	__type(key, u32);
 	__type(value, struct scratch);
@@ -81,18 +81,22 @@ struct {
 } budgets SEC(".maps");
 
 /*
- * A sleepable program may be preempted, and another task then run it on the same CPU: a per-CPU
- * buffer alone is not safe. Each CPU has several, and a buffer is claimed. Nothing that sleeps is
- * called while one is held, so more than one is in use only after a preemption.
+ * A sleepable program may be preempted, and another task then run it on the same CPU: a buffer is claimed.
+ * Nothing that sleeps is called while one is held, so the CPU's own is free but for such tasks. A container can
+ * have hundreds of those on one CPU; what they hold is anywhere, so that another finds room all the same.
  */
 static __always_inline struct scratch *claim_scratch(void)
 {
-	for (u32 i = 0; i < SCRATCH_SLOTS; i++) {
-		u32 slot = i;
-		struct scratch *s = bpf_map_lookup_elem(&scratch, &slot);
+	u32 slot = bpf_get_smp_processor_id();
 
+	for (u32 i = 0; i < SCRATCH_TRIES; i++) {
+		struct scratch *s;
+
+		slot &= SCRATCH_SLOTS - 1;
+		s = bpf_map_lookup_elem(&scratch, &slot);
 		if (s && __sync_val_compare_and_swap(&s->busy, 0, 1) == 0)
 			return s;
+		slot = bpf_get_prandom_u32();
 	}
 	return 0;
 }
@@ -146,6 +150,19 @@ __noinline u64 hash_path(const struct scratch *s, u32 len)
 }
 
 /*
+ * How many bytes a container may send in a second. Of a ring that is half full there is less, so that several who
+ * send all they may leave room for those who send little.
+ */
+static __always_inline u64 bytes_per_second(void)
+{
+	u64 size = bpf_ringbuf_query(&events, BPF_RB_RING_SIZE), used = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
+
+	if (used > size / 4 * 3)
+		return settings.bytes_per_second / 64;
+	return used > size / 2 ? settings.bytes_per_second / 16 : settings.bytes_per_second;
+}
+
+/*
  * Whether a container may send as many bytes more in this second. The ring is everybody's: without a
  * limit, one that does nothing but run new files could have others' events dropped.
  */
@@ -162,7 +179,7 @@ static __always_inline int may_send(u64 registration, u64 now, u32 bytes)
 		budget->second = begun.second;
 		budget->bytes = 0;
 	}
-	return __sync_fetch_and_add(&budget->bytes, bytes) + bytes <= settings.bytes_per_second;
+	return __sync_fetch_and_add(&budget->bytes, bytes) + bytes <= bytes_per_second();
 }
 
 /* Who and when: the current task, now. */

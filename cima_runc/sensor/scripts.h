@@ -2,7 +2,8 @@
 /*
  * Scripts: the kernel looks at one, and runs its interpreter, which opens it by its name: later, for a
  * process can be stopped, and perhaps more than once (Python's first look is for a zip file). So it is in use, as
- * if it were open, from then until the interpreter has opened it and has ended, or become another program. Who
+ * if it were open, from then until it has been opened and the task has ended, whatever other programs that
+ * becomes: what has opened it may be env(1), told to by LD_PRELOAD, before the interpreter runs. Who
  * ends without having opened it may have left that to another: then it stays in use.
  *
  * In a lower layer of an overlay that is counted of the overlay's inode, which is one container's, as are its
@@ -11,39 +12,46 @@
 #ifndef CIMA_SCRIPTS_H
 #define CIMA_SCRIPTS_H
 
-/* A script is in use from now on, by one more. */
-static __always_inline void await(u64 key, u64 registration, int is_lower)
+/* A file that is open, as what is counted. Its entry is made here if it has none: later the inode may be gone. */
+__noinline int count(struct counted *counted, u64 inode, u64 registration, u64 is_lower)
 {
-	struct writes *written = bpf_map_lookup_elem(&writes, &key);
+	struct writes *written = bpf_map_lookup_elem(&writes, &inode);
 
+	if (!counted)
+		return 0;
 	if (!written && !has_its_share(registration)) {
-		/* Of a lower layer, or hashed before the sensor was loaded. */
-		writes_of(key);
-		add_user(key, registration, is_lower);
-		written = bpf_map_lookup_elem(&writes, &key);
+		/* Of a lower layer, or not hashed yet. */
+		written = writes_of(inode);
+		add_user(inode, registration, is_lower);
 	}
-	if (written)
-		__sync_fetch_and_add(&written->awaited, 1);
-	else
-		count_dropped(registration);
+	counted->inode = inode;
+	counted->born = written ? written->born : 0;
+	return 0;
 }
 
-static __always_inline void await_no_more(u64 key)
+/* A script is in use from now on, by one more. */
+static __always_inline void await(const struct counted *counted, u64 registration)
 {
-	struct writes *written = key ? bpf_map_lookup_elem(&writes, &key) : 0;
+	struct writes *written = bpf_map_lookup_elem(&writes, &counted->inode);
 
-	if (written)
+	if (!counted->born)
+		count_dropped(registration);
+	else if (written && written->born == counted->born)
+		__sync_fetch_and_add(&written->awaited, 1);
+	/* Else it is gone, and no name leads to it. */
+}
+
+static __always_inline void await_no_more(const struct counted *counted)
+{
+	struct writes *written = bpf_map_lookup_elem(&writes, &counted->inode);
+
+	if (written && written->born == counted->born)
 		__sync_fetch_and_add(&written->awaited, -1);
 }
 
-/* The interpreter of this script is another program now, or has ended. */
-static __always_inline void end_script(struct script *script)
+static __always_inline int is_same(const struct counted *one, const struct counted *other)
 {
-	if (script->opened) {
-		await_no_more(script->seen);
-		await_no_more(script->data);
-	}
-	__builtin_memset(script, 0, sizeof(*script));
+	return one->inode == other->inode && one->born == other->born;
 }
 
 /*
@@ -53,34 +61,31 @@ static __always_inline void end_script(struct script *script)
 static __always_inline void come_to(struct linux_binprm *bprm)
 {
 	struct mark *mark = bpf_task_storage_get(&marks, bpf_get_current_task_btf(), 0, 0);
-	u64 seen = address(bprm->file->f_inode), script, data;
+	u64 seen = address(bprm->file->f_inode);
 	struct real real;
 
 	if (!mark)
 		return;
-	script = mark->looked_at;
-	data = mark->looked_at_data;
+	if (mark->looked_at.seen.inode && !is_same(&mark->looked_at.seen, &mark->next.seen)) {
+		await(&mark->looked_at.seen, mark->registration);
+		if (mark->looked_at.data.inode)
+			await(&mark->looked_at.data, mark->registration);
+		/* One that another script is read by stays in use. */
+		mark->next = mark->looked_at;
+	}
 	find_real((struct inode *)seen, &real);
-	mark->looked_at = real.is_lower ? seen : (u64)real.inode;
-	mark->looked_at_data = real.is_lower ? (u64)real.inode : 0;
-	if (!script || script == mark->next.seen)
-		return;
-	await(script, mark->registration, 0);
-	if (data)
-		await(data, mark->registration, 1);
-	/* One that another script is read by stays in use. */
-	mark->next.seen = script;
-	mark->next.data = data;
+	count(&mark->looked_at.seen, real.is_lower ? seen : (u64)real.inode, mark->registration, 0);
+	mark->looked_at.data.inode = 0;
+	if (real.is_lower)
+		count(&mark->looked_at.data, (u64)real.inode, mark->registration, 1);
 }
 
 /* A program has taken over: the interpreter of what was come to, or another. */
 static __always_inline void take_over_script(struct mark *mark)
 {
-	mark->looked_at = 0;
-	/* What has not opened it may be env(1): what that becomes will. */
-	if (!mark->next.seen && !mark->script.opened)
+	__builtin_memset(&mark->looked_at, 0, sizeof(mark->looked_at));
+	if (!mark->next.seen.inode)
 		return;
-	end_script(&mark->script);
 	mark->script = mark->next;
 	__builtin_memset(&mark->next, 0, sizeof(mark->next));
 }
@@ -93,8 +98,11 @@ int BPF_PROG(cima_exit_files, struct task_struct *task)
 	if (!may_be_marked())
 		return 0;
 	mark = bpf_task_storage_get(&marks, task, 0, 0);
-	if (mark)
-		end_script(&mark->script);
+	if (!mark || !mark->script.opened)
+		return 0;
+	await_no_more(&mark->script.seen);
+	await_no_more(&mark->script.data);
+	__builtin_memset(&mark->script, 0, sizeof(mark->script));
 	return 0;
 }
 
@@ -113,7 +121,7 @@ static __always_inline void opens(struct file *file)
 		return;
 	mark = bpf_task_storage_get(&marks, bpf_get_current_task_btf(), 0, 0);
 	catch_up(mark);
-	if (mark && mark->script.seen == address(file->f_inode))
+	if (mark && mark->script.seen.inode == address(file->f_inode))
 		mark->script.opened = 1;
 }
 

@@ -23,7 +23,8 @@
 #define PENDING_MAX 4096	/* uses of files that IMA is hashing at this moment */
 #define PENDING_SHARE 256	/* of them, of one container */
 #define MOUNTED_MAX 65536	/* file systems that containers mounted and that live now */
-#define SCRATCH_SLOTS 8		/* per CPU; see claim_scratch */
+#define SCRATCH_SLOTS 1024	/* buffers that events are built in; a power of two */
+#define SCRATCH_TRIES 16	/* to find one that is free */
 #define USERS_MAX 4		/* containers that are told of a change to a file in use */
 #define NESTED_SHARE 16384	/* of the map `watched`, mount namespaces that one container has made */
 
@@ -71,6 +72,7 @@ struct registration {
 	u64 crowded_below; /* CROWDED_BELOW: what that of LAYERS was then */
 	s64 mapped;	/* files that it mapped shared and writable, that live now and are remembered */
 	s64 waiting;	/* uses whose digest is waited for: those that are left in the end are lost */
+	s64 mounted;	/* file systems that it mounted and that live now */
 };
 _Static_assert(sizeof(struct watched) == WATCHED_SIZE &&
 		       sizeof(struct registration) == REGISTRATION_SIZE,
@@ -98,7 +100,7 @@ struct settings {
 	u64 patterns;	      /* how many of the following are used */
 	struct name_pattern pattern[NAME_PATTERNS_MAX];
 	u64 largest;	     /* bytes of a file that may be hashed */
-	u64 share;	     /* files that one container may have hashed; and that of those it can write unseen are remembered */
+	u64 share;	     /* files that one container may have hashed; and that of those it can write unseen are remembered; eight times the file systems that it may mount */
 	u64 late;	     /* 1: a digest that IMA is about to take is waited for */
 	u64 hooks_missing;   /* 1: this kernel cannot tell whether a file was written */
 	u64 casts;	     /* 1: this kernel has bpf_rdonly_cast */

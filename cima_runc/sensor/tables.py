@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from cima_runc.sensor.libbpf import BPF_ANY, BPF_NOEXIST, Libbpf
 from cima_runc.sensor.pins import Handles
 
-LAYOUT: Final = 7
+LAYOUT: Final = 8
 """Number of sensor.h's layout: what one agent writes, another one of this number reads."""
 
 SHARED: Final = ("digests", "writes", "forgotten", "marks", "mounted", "roots")
@@ -27,7 +27,7 @@ MAPS: Final = (
 _NUMBER: Final = struct.Struct("=I")
 _KEY: Final = struct.Struct("=Q")
 WATCHED: Final = struct.Struct("=QQQ")
-ROW: Final = struct.Struct("=QQqqQQQQQQqQQqq")
+ROW: Final = struct.Struct("=QQqqQQQQQQqQQqqq")
 WATCHED_MAX: Final = 262144
 EVER_WATCHED_MAX: Final = 65536
 REGISTRATIONS_MAX: Final = 16384
@@ -76,6 +76,7 @@ class Row(NamedTuple):
     crowded_below: int = 0
     mapped: int = 0
     waiting: int = 0
+    mounted: int = 0
 
 
 class Flag(IntFlag):

@@ -6,10 +6,12 @@ import fcntl
 import hashlib
 import mmap
 import os
+import signal
 import stat
 import struct
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,11 +22,14 @@ from tests.vm.test_sensor import (
     Watched,
     container,
     drain,
+    fork,
     install,
     libc,
     map_executable,
     program,
     uses,
+    wait,
+    wait_for,
 )
 
 __all__ = ["container"]
@@ -33,6 +38,8 @@ PROT_READ, PROT_WRITE, PROT_EXEC, MAP_PRIVATE = 1, 2, 4, 2
 BPF_MAP_GET_FD_BY_ID = 14
 SYS_BPF, SYS_INIT_MODULE, SYS_FINIT_MODULE, SYS_KEXEC_LOAD = 321, 175, 313, 246
 SYS_PERF_EVENT_OPEN = 298
+SYS_PTRACE, SYS_PROCESS_VM_READV, SYS_PROCESS_VM_WRITEV, SYS_PIDFD_GETFD = 101, 310, 311, 438
+PTRACE_SEIZE = 0x4206
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -138,6 +145,21 @@ def registers(file: Path) -> None:
         node.unlink()
 
 
+def memory_of_another_kernel(file: Path) -> None:
+    """Also where the kernel has no such device."""
+    node = Path("/dev/cima-test-snapshot")
+    os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(10, 231))
+    try:
+        with suppress(OSError):
+            os.close(os.open(node, os.O_WRONLY))
+    finally:
+        node.unlink()
+
+
+def disk_to_go_on_from(file: Path) -> None:
+    os.close(os.open("/sys/power/resume", os.O_WRONLY))
+
+
 def written_behind_its_end(file: Path) -> None:
     os.truncate(file, 5000)
     with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as content:
@@ -193,6 +215,8 @@ def another_kernel(file: Path) -> None:
         (disk_below_its_files, Kind.GUARD, Why.RAW_DEVICE),
         (physical_memory, Kind.GUARD, Why.RAW_DEVICE),
         (registers, Kind.GUARD, Why.RAW_DEVICE),
+        (memory_of_another_kernel, Kind.GUARD, Why.RAW_DEVICE),
+        (disk_to_go_on_from, Kind.GUARD, Why.KERNEL_CODE),
         (written_behind_its_end, Kind.USE, Why.WAS_MAPPED),
         (opened_for_direct_writes, Kind.USE, Why.WAS_MAPPED),
         (set_to_direct_writes, Kind.USE, Why.WAS_MAPPED),
@@ -293,3 +317,65 @@ def test_a_program_with_an_executable_stack(
     install(tmp_path / "prog", bytes(whole))
     container.run(tmp_path / "prog")
     assert about(container.events()) == {(Kind.USE, Why.STABLE)} | kinds
+
+
+def stack_in_the_kernel(pid: int) -> None:
+    Path(f"/proc/{pid}/stack").read_bytes()
+
+
+def its_system_call(pid: int) -> None:
+    Path(f"/proc/{pid}/syscall").read_bytes()
+
+
+def _to_and_from(call: int, pid: int) -> None:
+    """Its own word is read there, or written."""
+    word = ctypes.create_string_buffer(8)
+    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    stack = next(int(line.split("-")[0], 16) for line in maps if line.endswith("[stack]"))
+    here = struct.pack("=QQ", ctypes.addressof(word), 8)
+    assert libc.syscall(call, pid, here, 1, struct.pack("=QQ", stack, 8), 1, 0) == 8
+
+
+def memory_read(pid: int) -> None:
+    _to_and_from(SYS_PROCESS_VM_READV, pid)
+
+
+def descriptor_taken(pid: int) -> None:
+    descriptor = os.pidfd_open(pid)
+    os.close(libc.syscall(SYS_PIDFD_GETFD, descriptor, 0, 0))
+    os.close(descriptor)
+
+
+def memory_written(pid: int) -> None:
+    _to_and_from(SYS_PROCESS_VM_WRITEV, pid)
+
+
+def traced(pid: int) -> None:
+    assert libc.syscall(SYS_PTRACE, PTRACE_SEIZE, pid, 0, 0) == 0
+
+
+def memory_opened(pid: int) -> None:
+    os.close(os.open(f"/proc/{pid}/mem", os.O_RDWR))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize(
+    ("look", "is_change"),
+    [
+        *((look, False) for look in (stack_in_the_kernel, its_system_call, memory_read)),
+        (descriptor_taken, False),
+        *((change, True) for change in (memory_written, traced, memory_opened)),
+    ],
+)
+def test_who_only_looks_at_a_process_changes_nothing(
+    container: Watched, look: Callable[[int], None], is_change: bool, inside: bool
+) -> None:
+    """As debuggers and monitors do, on the host and in the container."""
+    sleeps = container.start(partial(os.execve, "/bin/sleep", ["sleep", "600"], {}))
+    wait_for(lambda: Path(f"/proc/{sleeps}/comm").read_text() == "sleep\n")
+    at = fork(partial(look, sleeps)) if not inside else container.start(partial(look, sleeps))
+    assert wait(at) == 0
+    os.kill(sleeps, signal.SIGKILL)
+    wait(sleeps)
+    found = [event for event in container.events() if event.kind is not Kind.USE]
+    assert {event.kind for event in found} == ({Kind.CHANGED} if is_change else set())

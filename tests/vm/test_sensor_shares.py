@@ -3,6 +3,8 @@
 Needs root and the BPF LSM; digests need IMA.
 """
 
+import ctypes
+import errno
 import hashlib
 import mmap
 import os
@@ -21,6 +23,7 @@ from tests.vm.test_sensor import (
     Watched,
     drain,
     install,
+    libc,
     map_executable,
     overlay,
     program,
@@ -232,3 +235,100 @@ def test_a_change_to_a_file_of_many_is_a_loss_of_who_uses_it_alone(
     assert sensor.lost() == {users[-1].registration: 1}
     for one in (*users, *idle, other):
         one.close()
+
+
+def test_who_has_used_up_his_share_spoils_no_file_that_he_only_reads(tmp_path: Path) -> None:
+    """IMA keeps the digest that it takes for him, and takes no other: the next must know it."""
+    share = 3
+    volume, reads = tmp_path / "volume", tmp_path / "reads"
+    for directory in (volume, reads):
+        directory.mkdir()
+    for number in range(share):
+        install(tmp_path / f"own{number}", program(b"own%d" % number))
+    for name in ("first", "second", "writable"):
+        install(volume / name, program(name.encode()))
+    with Sensor.load(Options(digests_share=share)) as sensor:
+        greedy, other = Watched(sensor), Watched(sensor)
+
+        def uses_all() -> None:
+            subprocess.run(["mount", "--bind", volume, reads], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", reads], check=True)
+            for number in range(share):
+                map_executable(tmp_path / f"own{number}")
+            map_executable(reads / "first")
+            map_executable(reads / "second")
+            map_executable(volume / "writable")
+
+        greedy.call(uses_all)
+        drain(sensor)
+        for name in ("first", "second", "writable"):
+            other.run(volume / name)
+        found = {event.path: event.why for event in uses(drain(sensor))}
+        assert found == {
+            bytes(volume / "first"): Why.STABLE,
+            bytes(volume / "second"): Why.STABLE,
+            bytes(
+                volume / "writable"
+            ): Why.MAP_FULL,  # who can write it need not do that to spoil it
+        }
+        for one in (greedy, other):
+            one.close()
+
+
+def test_who_fills_the_ring_leaves_room_for_those_who_send_little(tmp_path: Path) -> None:
+    """While nobody reads it."""
+    install(tmp_path / "prog", program(b"greedy"))
+    install(tmp_path / "other", program(b"other"))
+    names = [tmp_path / f"name{number}" for number in range(600)]
+    for name in names:
+        name.hardlink_to(tmp_path / "prog")
+    size = 1 << 16
+    with Sensor.load(Options(ring_bytes=size, bytes_per_second=size)) as sensor:
+        greedy, other = Watched(sensor), Watched(sensor)
+
+        def runs_all() -> None:
+            for name in names:
+                map_executable(name)
+
+        greedy.call(runs_all)
+        other.run(tmp_path / "other")
+        assert sensor.lost().keys() == {greedy.registration}
+        found = drain(sensor)
+        assert found[-1].path == bytes(tmp_path / "other")
+        assert len(found) > len(names) / 8
+        for one in (greedy, other):
+            one.close()
+
+
+def test_who_mounts_too_many_is_refused_and_nobody_else(tmp_path: Path) -> None:
+    """File systems in memory are not counted: what runs from them is."""
+    for name in ("lower", "upper", "work", "merged", "memory"):
+        (tmp_path / name).mkdir()
+    options = f"lowerdir={tmp_path}/lower:{tmp_path}/merged".encode()
+
+    def mount(kind: bytes, data: bytes | None) -> int:
+        done = libc.mount(kind, bytes(tmp_path / "memory"), kind, 0, data)
+        return ctypes.get_errno() if done else 0
+
+    share = 10
+    with Sensor.load(Options(digests_share=8 * share)) as sensor:
+        greedy, other = Watched(sensor), Watched(sensor)
+
+        def mounts() -> None:
+            for _ in range(2 * share):
+                assert mount(b"tmpfs", None) == 0
+            for _ in range(share):
+                assert mount(b"overlay", options) == 0
+                assert libc.umount2(bytes(tmp_path / "memory"), 0) == 0
+            for _ in range(share):
+                assert mount(b"overlay", options) == 0
+            assert mount(b"overlay", options) == errno.ENOMEM
+
+        greedy.call(mounts)
+
+        def mounts_one() -> None:
+            assert mount(b"overlay", options) == 0
+
+        other.call(mounts_one)
+        for one in (greedy, other):
+            one.close()

@@ -93,3 +93,27 @@ def test_load_loses_nothing_and_leaves_nothing(counts: dict[str, int]) -> None:
         name: count for name, count in left.items() if count > 0 and name not in OF_INODES
     } == {}
     assert all(left.get(name, 0) < NEW_FILES for name in OF_INODES), left
+
+
+@pytest.fixture
+def preempted_anywhere() -> Iterator[None]:
+    """The kernel takes the processor from a task also where that is in the midst of the kernel."""
+    mode = Path("/sys/kernel/debug/sched/preempt")
+    before = re.findall(r"\((\w+)\)", mode.read_text())[0] if mode.exists() else ""
+    if before:
+        mode.write_text("full")
+    yield
+    if before:
+        mode.write_text(before)
+
+
+@pytest.mark.usefixtures("preempted_anywhere")
+def test_hundreds_of_tasks_at_once_lose_nothing() -> None:
+    """Each may be preempted while it has one of the buffers that events are built in."""
+    tasks, each = 400, 20
+    name, said = in_container(
+        f"i=0; while [ $i -lt {tasks} ]; do /bin/spawn execute {each} /data/program >/dev/null & "
+        "i=$((i+1)); done; wait; echo done"
+    )
+    assert said.splitlines()[-1] == "done", said[-2000:]
+    assert guest.contents(guest.records(name), "lost") == []
