@@ -38,7 +38,7 @@ PROT_READ, PROT_WRITE, PROT_EXEC, MAP_PRIVATE = 1, 2, 4, 2
 BPF_MAP_GET_FD_BY_ID = 14
 SYS_BPF, SYS_INIT_MODULE, SYS_FINIT_MODULE, SYS_KEXEC_LOAD = 321, 175, 313, 246
 SYS_PERF_EVENT_OPEN = 298
-SYS_PTRACE, SYS_PROCESS_VM_READV, SYS_PROCESS_VM_WRITEV, SYS_PIDFD_GETFD = 101, 310, 311, 438
+SYS_PTRACE, SYS_PIDFD_GETFD = 101, 438
 PTRACE_SEIZE = 0x4206
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -327,17 +327,18 @@ def its_system_call(pid: int) -> None:
     Path(f"/proc/{pid}/syscall").read_bytes()
 
 
-def _to_and_from(call: int, pid: int) -> None:
+def _to_and_from(call: Callable[..., int], pid: int) -> None:
     """Its own word is read there, or written."""
     word = ctypes.create_string_buffer(8)
     maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
     stack = next(int(line.split("-")[0], 16) for line in maps if line.endswith("[stack]"))
     here = struct.pack("=QQ", ctypes.addressof(word), 8)
-    assert libc.syscall(call, pid, here, 1, struct.pack("=QQ", stack, 8), 1, 0) == 8
+    one, none = ctypes.c_ulong(1), ctypes.c_ulong(0)
+    assert call(pid, here, one, struct.pack("=QQ", stack, 8), one, none) == 8
 
 
 def memory_read(pid: int) -> None:
-    _to_and_from(SYS_PROCESS_VM_READV, pid)
+    _to_and_from(libc.process_vm_readv, pid)
 
 
 def descriptor_taken(pid: int) -> None:
@@ -347,7 +348,7 @@ def descriptor_taken(pid: int) -> None:
 
 
 def memory_written(pid: int) -> None:
-    _to_and_from(SYS_PROCESS_VM_WRITEV, pid)
+    _to_and_from(libc.process_vm_writev, pid)
 
 
 def traced(pid: int) -> None:
