@@ -1,6 +1,7 @@
 """What a container, a host or a stranger chooses decides nothing for others."""
 
 import hashlib
+import random
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,21 @@ from tests.support.fleet_image import POLICY, image, reference_file, start
 from tests.support.served_fleet import ServedFleet, eventually
 
 __all__ = ["issuing_"]
+
+
+def test_a_program_of_a_long_path(fleet: ServedFleet) -> None:
+    """Kind: a container chooses what the database cannot index, and its whole host is refused."""
+    host = FleetHost()
+    fleet.enrol(host)
+    one = host.start("web")
+    words = random.Random(7)
+    path = b"/" + b"/".join(words.randbytes(15).hex().encode() for _ in range(130))
+    assert 3_900 < len(path) < 4_096
+    host.run(one, path)
+    fleet.sync(host)
+    [found] = fleet.get("/v1/find", path=path.decode())
+    assert found["path"] == path.decode()
+    assert not fleet.get("/v1/find", path=path.decode()[:-1])
 
 
 def test_a_token_waits_for_other_values_of_the_host(issuing_: Issuing) -> None:
