@@ -279,7 +279,8 @@ static __always_inline int only_reads(void)
 	struct task_struct___x86 *x86 = (void *)task;
 	struct pt_regs___x86 *regs = (void *)bpf_task_pt_regs(task);
 
-	if (BPF_CORE_READ(x86, thread_info.status) & TS_COMPAT)
+	/* A worker of io_uring has the number of a call that its maker was in. */
+	if (task->flags & PF_IO_WORKER || BPF_CORE_READ(x86, thread_info.status) & TS_COMPAT)
 		return 0;
 	switch (BPF_CORE_READ(regs, orig_ax)) {
 	case 0: /* read, pread64, readv, preadv, preadv2 */
