@@ -142,7 +142,8 @@ def test_docker_of_a_user(allowed: None, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     docker = ["docker", f"--host=unix:///run/user/{UID}/docker.sock"]
     try:
-        guest.wait_for("dockerd", Path(f"/run/user/{UID}/docker.sock").exists, 120)
+        # Its socket is there before it has begun, and where it fails to.
+        guest.wait_for("dockerd", lambda: as_user(*docker, "version").code == 0, 300)
     except AssertionError:
         log = guest.run("journalctl", "--no-pager", "_SYSTEMD_USER_UNIT=docker.service")
         raise AssertionError(log.out) from None
