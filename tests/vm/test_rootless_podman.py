@@ -61,6 +61,8 @@ def user(image: str) -> Iterator[None]:
     yield
     guest.run("loginctl", "disable-linger", USER)
     guest.run("systemctl", "stop", f"user@{UID}.service")
+    # The next file of tests in this guest makes him anew.
+    guest.ok("userdel", "--force", "--remove", USER)
 
 
 @pytest.fixture(scope="module")
