@@ -73,7 +73,7 @@ class Runs:
     def _read(self, line: bytes, uid: int) -> LineState | None:
         state = self._lines.of_user(uid).read(line)
         # An earlier agent kept users' among root's.
-        return self._lines.read(line) if state is None else state
+        return self._lines.read(line) if state is None and uid else state
 
     def _write(self, state: LineState, uid: int, *, durable: bool = True) -> None:
         self._lines.of_user(uid).write(state, durable=durable)
@@ -82,7 +82,8 @@ class Runs:
 
     def _remove(self, line: bytes, uid: int) -> None:
         self._lines.of_user(uid).remove(line)
-        self._lines.remove(line)
+        if uid:
+            self._lines.remove(line)
 
     def next(self, line: bytes, uid: int = 0) -> NextRun:
         """Give the next run its number; the run before must have been closed.

@@ -29,11 +29,10 @@ from cima_runc.fleet.schema import (
 )
 from cima_runc.ml.contents import Layer
 from cima_runc.verifier.reference.file import ImageReference
-from cima_runc.verifier.reference.layer import Engine
+from cima_runc.verifier.reference.layer import ENGINES
 from cima_runc.verifier.values import Values, identity_of, read_values
 
 Mode = Literal["enforce", "observe"]
-_ENGINES: tuple[Engine, ...] = ("docker", "containerd", "podman")
 _IMAGES = 4_096
 """Images that one process remembers of whether there are reference values of them."""
 _KEPT = 32
@@ -83,7 +82,7 @@ def measured_layers(layers: Sequence[Layer]) -> str | None:
 def keys_of(reference: ImageReference) -> set[str]:
     """Return the keys that containers of an image may have, by engine, root's and users'."""
     keys: set[str] = set()
-    for engine in _ENGINES:
+    for engine in ENGINES:
         own = [
             layer.digest if engine == "docker" else layer.other_digests.get(engine, layer.digest)
             for layer in reference.layers

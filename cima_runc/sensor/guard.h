@@ -99,7 +99,8 @@ static __always_inline u32 meaning_of(u64 magic, struct dentry *dentry, u32 *kin
 
 /*
  * Devices below all files: disks, physical memory, an image of it that is to be gone on with (/dev/snapshot), and the
- * registers that say where the kernel begins. What is written there changes files and programs that nobody has open. Whether a file system is on it, now or later, the kernel does not say here.
+ * registers that say where the kernel begins. What is written there changes files and programs that nobody has open.
+ * Whether a file system is on it, now or later, the kernel does not say here.
  */
 static __always_inline int is_raw(struct inode *inode)
 {

@@ -307,7 +307,6 @@ def _decompress(file: io.BufferedReader, plain: IO[bytes]) -> None:
 
 _Other = Literal["containerd", "podman"]
 _OTHERS: tuple[_Other, ...] = ("containerd", "podman")
-_ENGINES: tuple[image_layer.Engine, ...] = ("docker", *_OTHERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,7 +362,7 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
             raise ImageError(f"the image has more than {limits.LAYERS} layers")
         flattened, names = Flattened(), NameFiles()
         below: dict[image_layer.Engine, list[dict[bytes, Entry]]] = {
-            engine: [] for engine in _ENGINES
+            engine: [] for engine in image_layer.ENGINES
         }
         layers: list[ReferenceLayer] = []
         manifests: list[bytes] = []
@@ -380,7 +379,7 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
                             image_layer.entries(tree, engine, below[engine], rootless=True)
                         )
                     )
-                    for engine in _ENGINES
+                    for engine in image_layer.ENGINES
                 }
             for other in _OTHERS:
                 own = image_layer.entries(tree, other, below[other])

@@ -28,7 +28,7 @@ containerd pkg/archive (skipFile).
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Final, Literal, get_args
 
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
@@ -323,6 +323,7 @@ def _sorted(prefix: bytes, node: Node) -> Iterator[tuple[bytes, Node]]:
 
 
 Engine = Literal["docker", "containerd", "podman"]
+ENGINES: Final[tuple[Engine, ...]] = get_args(Engine)
 """Who unpacks. umoci does as Docker."""
 
 
