@@ -171,9 +171,9 @@ class Seccomp(_Model):
     default_action: str
     rules: int
     """How many rules the filter has."""
-    answers: tuple[Literal["notify", "pretend"], ...] = ()
-    """How it answers calls in the kernel's place: ``notify`` asks a program outside, ``pretend``
-    says that a call has succeeded which is not made."""
+    answers: tuple[Literal["notify", "pretend", "trace"], ...] = ()
+    """How it answers calls in the kernel's place: ``notify`` asks a program outside, ``trace`` one
+    that traces the task; ``pretend`` says that a call has succeeded which is not made."""
 
 
 class Hook(_Model):
@@ -424,11 +424,13 @@ def _seccomp(seccomp: object) -> Seccomp | None:
         return None
     said = [(rule, "action", "errnoRet") for rule in rules]
     said.append((seccomp, "defaultAction", "defaultErrnoRet"))
-    answers: set[Literal["notify", "pretend"]] = set()
+    answers: set[Literal["notify", "pretend", "trace"]] = set()
     for holder, key, errno in said:
         found, number = _string(holder, key), _number(holder, errno)
         if found == "SCMP_ACT_NOTIFY":
             answers.add("notify")
+        elif found == "SCMP_ACT_TRACE":
+            answers.add("trace")
         elif found == "SCMP_ACT_ERRNO" and number is not None and not number & _ERRNO:
             answers.add("pretend")
     return Seccomp(default_action=action, rules=len(rules), answers=tuple(sorted(answers)))

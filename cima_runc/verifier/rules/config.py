@@ -24,7 +24,7 @@ from cima_runc.verifier.result import Finding, brief
 from cima_runc.verifier.rules import engines
 from cima_runc.verifier.rules.below import Below
 from cima_runc.verifier.rules.image_files import ImageFiles, path_bytes
-from cima_runc.verifier.rules.loading import makes_load
+from cima_runc.verifier.rules.loading import HARMLESS, makes_load
 from cima_runc.verifier.rules.mounts import (
     EngineMounts,
     Places,
@@ -68,6 +68,7 @@ are not kept, and each is compared with all that its engine has."""
 _ANSWERS = {
     "notify": "a program of the host's answers some (SCMP_ACT_NOTIFY)",
     "pretend": "some are said to have succeeded, and are not done (errnoRet 0)",
+    "trace": "whoever traces it answers some (SCMP_ACT_TRACE)",
 }
 
 
@@ -468,12 +469,14 @@ class ConfigRule:
                     next_=f"start it without; [config] env = ['{shown}'] in the policy",
                 )
                 continue
-            if not makes_load(name):
+            if not makes_load(name) or self._is_harmless(name):
                 continue
             if self._has_value(name):
                 yield from self._value(name)
                 continue
-            if name in self._image.env:
+            # One of several is not the image's, whatever its value is.
+            doubled = len(self._hidden_values[name]) > 1
+            if name in self._image.env and not doubled:
                 yield Finding(
                     severity="info",
                     rule="config.env",
@@ -483,15 +486,23 @@ class ConfigRule:
                     got=shown,
                 )
                 continue
+            how = "is set to several values" if doubled else "is set"
             yield self._finding(
                 False,
                 "config.env",
-                f"{shown} is set, which makes programs load other code",
+                f"{shown} {how}, which makes programs load other code",
                 path="process.env",
                 got=shown,
-                expected="not set, as in the image",
+                expected="one value" if doubled else "not set, as in the image",
                 next_=f"start it without; [config] env = ['{shown}'] in the policy",
             )
+
+    def _is_harmless(self, name: str) -> bool:
+        """Whether all values of a variable are known to load nothing."""
+        values = HARMLESS.get(name, ())
+        if self._secret is None or not values or name not in self._hidden_values:
+            return False
+        return self._hidden_values[name] <= {hidden_value(self._secret, one) for one in values}
 
     def _has_value(self, name: str) -> bool:
         """Whether a variable's value can be compared with the image's."""

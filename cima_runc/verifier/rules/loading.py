@@ -62,6 +62,9 @@ LOADING = frozenset(
         "CustomAfterMicrosoftCommonTargets",
         "CustomBeforeMicrosoftCommonProps",
         "CustomBeforeMicrosoftCommonTargets",
+        "DBUS_SESSION_BUS_ADDRESS",
+        "DBUS_STARTER_ADDRESS",
+        "DBUS_SYSTEM_BUS_ADDRESS",
         "DENO_DIR",
         "DOTNET_ADDITIONAL_DEPS",
         "DOTNET_DiagnosticPorts",
@@ -175,6 +178,8 @@ LOADING = frozenset(
         "LUAROCKS_CONFIG",
         "MAGICK_CONFIGURE_PATH",
         "MAGICK_HOME",
+        "MAILCAPS",
+        "MAILRC",
         "MAKEFILES",
         "MAKEFLAGS",
         "MAVEN_ARGS",
@@ -193,6 +198,7 @@ LOADING = frozenset(
         "MSBuildExtensionsPath",
         "MSBuildSDKsPath",
         "MYSQL_HOME",
+        "NMAPDIR",
         "NODE_COMPILE_CACHE",
         "NODE_OPTIONS",
         "NODE_PATH",
@@ -278,6 +284,8 @@ LOADING = frozenset(
         "R_PROFILE_USER",
         "R_SCRIPT_DEFAULT_PACKAGES",
         "R_TESTS",
+        "S6_CMD_ARG0",
+        "S6_STAGE2_HOOK",
         "SASL_PATH",
         "SBCL_HOME",
         "SBT_OPTS",
@@ -287,6 +295,8 @@ LOADING = frozenset(
         "SVN_EDITOR",
         "SVN_MERGE",
         "SVN_SSH",
+        "SYSTEMD_PROC_CMDLINE",
+        "SYSTEMD_UNIT_PATH",
         "TAR_OPTIONS",
         "TCLLIBPATH",
         "TCL_LIBRARY",
@@ -324,7 +334,8 @@ Sources: sudo's initial_badenv_table (env.c), the manuals of the languages, of t
 variable as a command where nobody types (GNU tar, Git, rsync), those of the loaders of glibc
 (ld.so(8), elf/rtld.c, elf/dl-support.c) and musl, and what languages' own starters read beside
 (RubyGems' rubygems.rb, the script that ``mix release`` makes, Guile's load.c). Such names code, or
-a file or directory that does: a cache of what was compiled is code as well. Those with many honest
+a file or directory that does: a cache of what was compiled is code as well, and so is an address
+of D-Bus (``unixexec:path=/bin/sh,argv1=-c,…``: whoever connects runs it). Those with many honest
 uses are in :data:`~cima_runc.verifier.rules.looked_at.SETTINGS`, and count by what they name.
 ``ENV`` is none: a shell reads the file
 that it names only where a person types (POSIX.1-2017, sh), who may type what the file would do, and
@@ -359,6 +370,15 @@ _NPM = re.compile(
 """npm's and pnpm's settings by which they run something else, or give programs ``NODE_OPTIONS``,
 and ``prefix``, below which a file has such: in letters of either case, and with hyphens (npm,
 config: Environment Variables; @npmcli/config, loadEnv)."""
+
+_NO_COMMANDS = (
+    *("", "/dev/null", "disabled:", "unix:path=/dev/null"),
+    *(f"unix:path={at}/dbus/system_bus_socket" for at in ("/host/run", "/run", "/var/run")),
+    *(f"unix:path=/run/user/{uid}/bus" for uid in (0, 1000)),
+)
+HARMLESS = dict.fromkeys(("DBUS_SESSION_BUS_ADDRESS", "DBUS_SYSTEM_BUS_ADDRESS"), _NO_COMMANDS)
+"""Usual values of those that have honest uses, by which nothing is loaded: no bus, as browsers are
+given, or a socket."""
 
 
 def makes_load(name: str) -> bool:

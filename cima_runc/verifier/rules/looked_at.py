@@ -14,6 +14,7 @@ Specification; runc's libcontainer/env.go and init_linux.go, crun's container.c 
 
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
@@ -30,21 +31,29 @@ from cima_runc.verifier.rules.loading import makes_load
 HOMES = frozenset(
     {
         "HOME",
+        "TEMP",
+        "TMP",
+        "TMPDIR",
         "XDG_CACHE_HOME",
         "XDG_CONFIG_DIRS",
         "XDG_CONFIG_HOME",
         "XDG_DATA_DIRS",
         "XDG_DATA_HOME",
+        "XDG_RUNTIME_DIR",
         "XDG_STATE_HOME",
     }
 )
 """Variables below whose directories programs of every kind look for code and settings: Python for
-``.local/lib/python3*/site-packages/usercustomize.py``, Ruby for ``gem``, Git for ``git/config``."""
+``.local/lib/python3*/site-packages/usercustomize.py``, Ruby for ``gem``, Git for ``git/config``,
+D-Bus for ``dbus-1/services``. Where temporary files are, Node's loaders keep what they compiled
+under names that anybody can tell (``v8-compile-cache``, ``jiti``), and run it the next time."""
 SETTINGS = frozenset(
     {
+        "ANSIBLE_HOME",
         "AWS_CONFIG_FILE",
         "CARGO_HOME",
         "COMPOSER_HOME",
+        "CURL_HOME",
         "GRADLE_USER_HOME",
         "KUBECONFIG",
         "PIP_CONFIG_FILE",
@@ -52,6 +61,10 @@ SETTINGS = frozenset(
 )
 """Variables that name settings of which some are commands, or name code, and that have many honest
 uses: they count as :data:`HOMES` do, where they may name something that was mounted."""
+OF_SYSTEMD = frozenset({"CREDENTIALS_DIRECTORY"})
+"""Variables that name settings for systemd alone, which takes whole units from there, and files
+that it is to write (``systemd.extra-unit.*``, ``tmpfiles.extra``: systemd.system-credentials(7)).
+To other programs it is a directory of keys: they count where the image has systemd."""
 FILES = frozenset({"AWS_CONFIG_FILE", "KUBECONFIG", "PIP_CONFIG_FILE"})
 """Those of them that name a file. Whoever starts a container can write one without a mount of his
 own: in its environment (``/proc/self/environ``), as its input (``/dev/stdin``), or by what he calls
@@ -99,8 +112,16 @@ _OF_DATA = re.compile(
 """Names in the root directory that say that there is data, as swarms and pods have them."""
 _USUAL = ("/", "/root", "/nonexistent", "/dev/null", "/dev/shm", "/home", "/tmp", "/var/tmp")
 _OF_XDG = ("/.cache", "/.config", "/.local/share", "/.local/state")
+_OF_TEMPORARY = ("/", "/.tmp", "/temp", "/tmp")
 _OF_SETTINGS = (
-    *("/.aws/config", "/.cargo", "/.composer", "/.config/composer", "/.config/pip/pip.conf"),
+    *(
+        "/.ansible",
+        "/.aws/config",
+        "/.cargo",
+        "/.composer",
+        "/.config/composer",
+        "/.config/pip/pip.conf",
+    ),
     *("/.gradle", "/.kube/config", "/.pip/pip.conf", "/admin.conf", "/config", "/kubeconfig"),
     *("/kubeconfig.yaml", "/kubeconfig.yml", "/kubernetes/admin.conf", "/pip.conf", "/value"),
 )
@@ -123,7 +144,9 @@ called after them, as they do in ``/``: none is called ``shm`` or ``run``."""
 _LISTS = ("/etc/xdg", "/usr/local/share:/usr/share", "/usr/local/share/:/usr/share/")
 
 
-_NAMING = HOMES | SETTINGS | {SEARCHED}
+_NAMING = HOMES | SETTINGS | OF_SYSTEMD | {SEARCHED}
+_TEMPORARY = frozenset({"TEMP", "TMP", "TMPDIR"})
+_SYSTEMD = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
 _ABSOLUTE = re.compile(r"/[^\s:;=,'\"]+")
 _PROPERTY = re.compile(r"(?<!\S)-D(?!java\.)\S+")
 """A property that Java's programs read: where certificates or settings are. Its own name code."""
@@ -168,7 +191,7 @@ class LookedAt:
                 or named.is_near(place, below)
                 or self._is_searched(name, named, place)
             ):
-                what = "something" if name in SETTINGS else "a directory"
+                what = "something" if name in SETTINGS | OF_SYSTEMD else "a directory"
                 return f"{name} is not known to name {what} elsewhere"
         # Where HOME is not set, or empty (runc), the runtime sets it by passwd(5). What becomes
         # another user (gosu, su) does so whatever it was before, so that all users' count.
@@ -289,15 +312,27 @@ class LookedAt:
     def _named_by_env(self) -> "dict[str, _Named | None]":
         """The directories that each variable names; None where they may be any."""
         found: dict[str, list[str] | None] = {}
-        for name, hidden in dict.fromkeys(self._config.hidden_env):
-            before = found.setdefault(name, []) if name in _NAMING else None
+        all_ = dict.fromkeys(self._config.hidden_env)
+        times = Counter(name for name, _ in all_)
+        for name, hidden in all_:
+            before = found.setdefault(name, []) if self._names(name) else None
             if before is not None:
-                more = self._directories(name, hidden)
+                # Nobody knows the values: of two that differ one is not what it should be.
+                is_unknown = self._secret is None and times[name] > 1
+                more = None if is_unknown else self._directories(name, hidden)
                 if more is None:
                     found[name] = None
                 else:
                     before += more
         return {name: None if all_ is None else _Named(all_) for name, all_ in found.items()}
+
+    def _names(self, variable: str) -> bool:
+        """Whether a variable names where something of this container looks for code."""
+        return variable in _NAMING and (variable not in OF_SYSTEMD or self._has_systemd)
+
+    @cached_property
+    def _has_systemd(self) -> bool:
+        return any(self._image.at(self._real(path)) is not None for path in _SYSTEMD)
 
     def _directories(self, name: str, hidden: str) -> list[str] | None:
         own = self._values.env_values.get(name)
@@ -351,6 +386,11 @@ class LookedAt:
         others = filter(_is_one, (*homes, self._config.cwd))
         names_files = any(name in SETTINGS for name in self._config.env)
         parts = (*_OF_XDG, *_OF_SETTINGS) if names_files else _OF_XDG
+        if not _TEMPORARY.isdisjoint(self._config.env):
+            parts = (*parts, *_OF_TEMPORARY)
+        uid = self._config.user.uid
+        yield from (f"/run/user/{uid}", f"/var/run/user/{uid}", f"/tmp/runtime-{uid}")
+        yield from (f"/tmp/runtime-{user}" for user in sorted({"root", *users}))
         for directory in (*_USUAL, *self._values.homes, *others, *mounts):
             yield directory
             yield from (directory.rstrip("/") + part for part in parts)

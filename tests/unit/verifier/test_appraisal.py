@@ -942,6 +942,11 @@ LOADED_BY = {
     "sbt": "SBT_OPTS",
     "shells": "CDPATH NULLCMD READNULLCMD",
     "spring": "LOADER_PATH",
+    "dbus": "DBUS_SESSION_BUS_ADDRESS DBUS_STARTER_ADDRESS DBUS_SYSTEM_BUS_ADDRESS",
+    "mail": "MAILCAPS MAILRC",
+    "nmap": "NMAPDIR",
+    "s6-overlay": "S6_CMD_ARG0 S6_STAGE2_HOOK",
+    "systemd": "SYSTEMD_PROC_CMDLINE SYSTEMD_UNIT_PATH",
     "svn": "SVN_SSH SVN_EDITOR SVN_MERGE",
     "tcl": "TCLLIBPATH TCL_LIBRARY TK_LIBRARY TCL8_6_TM_PATH TCL9.0_TM_PATH",
     "tex": "TEXMFCNF",
@@ -975,6 +980,7 @@ def test_variables_by_which_a_program_loads_other_code(box: Box, program: str) -
         "UV_LINK_MODE=00",
         "XDEBUG_MODE=00",
     ]
+    harmless += ["S6_VERBOSITY=00", "SYSTEMD_LOG_LEVEL=00", "CREDENTIALS_DIRECTORY=00"]
     harmless += ["NPM_CONFIG_REGISTRY=00", "GIT_ASKPASS=00", "PGHOST=00", "MYSQL_HOST=00"]
     process(env=[*harmless, f"{program.upper()}_VERSION=00"])(box.config)
     assert box.failed() == []
@@ -1195,6 +1201,8 @@ ANSWERING: list[tuple[dict[str, Any], bool]] = [
     ({"syscalls": [{"action": "SCMP_ACT_ERRNO", "errnoRet": str(2**63 + 1)}]}, False),
     ({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": str(2**54)}, True),
     ({"syscalls": [{"action": "SCMP_ACT_NOTIFY"}]}, True),
+    ({"syscalls": [{"action": "SCMP_ACT_TRACE"}]}, True),
+    ({"defaultAction": "SCMP_ACT_TRACE", "defaultErrnoRet": 38}, True),
     ({"syscalls": [{"action": "SCMP_ACT_NOTIFY"}], "listenerPath": "/run/x"}, True),
     ({"syscalls": [{"action": "SCMP_ACT_ERRNO", "errnoRet": 38}]}, False),
     ({"syscalls": [{"action": "SCMP_ACT_ERRNO"}]}, False),
@@ -1362,9 +1370,46 @@ def test_a_variable_that_loads_code_has_the_images_value(box: Box, name: str) ->
     assert found('[config]\nenv = ["NODE_OPTIONS"]', secret=secret) == []
     # Another container's secret hides the same value otherwise.
     assert found(secret=b"t" * 32) == wrong
-    assert found(secret=None) == [
-        ("info", "NODE_OPTIONS is set, as in the image; its value is not compared")
-    ]
+    # Of two values one is another, whatever they are.
+    differ = ("fail", "NODE_OPTIONS is set to several values, which makes programs load other code")
+    alike = ("info", "NODE_OPTIONS is set, as in the image; its value is not compared")
+    assert found(secret=None) == [differ if name.startswith("once more") else alike]
+    assert found('[config]\nenv = ["NODE_OPTIONS"]', secret=None) == []
+
+
+def test_a_value_that_is_set_twice_is_one(box: Box) -> None:
+    box.config["process"]["env"] += ["NODE_OPTIONS=00", "NODE_OPTIONS=00"]
+    config = box.image.config.model_copy(update={"env": ("NODE_OPTIONS",)})
+    box.image = box.image.model_copy(update={"config": config})
+    assert box.failed() == []
+
+
+@pytest.mark.parametrize("name", ["DBUS_SESSION_BUS_ADDRESS", "DBUS_SYSTEM_BUS_ADDRESS"])
+@pytest.mark.parametrize(
+    ("values", "fails"),
+    [
+        (["/dev/null"], False),
+        (["disabled:", ""], False),
+        (["unix:path=/run/user/1000/bus"], False),
+        (["unix:path=/host/run/dbus/system_bus_socket"], False),
+        (["unixexec:path=/bin/sh,argv1=-c,argv2=id"], True),
+        (["/dev/null", "unixexec:path=/bin/sh,argv1=-c,argv2=id"], True),
+        (["unix:path=/run/dbus/system_bus_socket;unixexec:path=/bin/sh"], True),
+        (["autolaunch:"], True),
+    ],
+)
+def test_an_address_that_is_a_command(box: Box, name: str, values: list[str], fails: bool) -> None:
+    """Kind: a value that a library runs as a command, in whatever program uses it."""
+    secret = b"s" * 32
+    box.config["process"]["env"] += [f"{name}={hidden_value(secret, each)}" for each in values]
+    records = [measured(record) for record in box.records()]
+
+    def found(secret: bytes | None) -> list[str]:
+        compared = compare(records, References(box.image), Policy(), None, secret)
+        return [one.got for one in compared if one.severity == "fail"]
+
+    assert found(secret) == [name] * fails
+    assert found(None) == [name]
 
 
 def test_variables_that_do_not(box: Box) -> None:

@@ -574,7 +574,11 @@ def linked(reference: ImageReference) -> ImageReference:
 
 
 @pytest.mark.parametrize(
-    "name", ["HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_DATA_DIRS", "XDG_CONFIG_DIRS"]
+    "name",
+    [
+        *("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_DATA_DIRS", "XDG_CONFIG_DIRS"),
+        *("TEMP", "TMP", "TMPDIR", "XDG_RUNTIME_DIR"),
+    ],
 )
 @pytest.mark.parametrize("near", NEAR)
 def test_a_home_of_the_strangers_choice(name: str, near: str, reference: ImageReference) -> None:
@@ -596,12 +600,14 @@ def test_a_home_in_memory_that_is_shared(host: str, reference: ImageReference) -
     config = reference.config.model_copy(update={"homes": ("/root", *BUSYBOX)})
     of = reference.model_copy(update={"config": config})
     for value in ("/dev/shm", "/dev/shm/x", "/dev", "/dev/../dev/shm"):
-        for name in ("HOME", "XDG_CONFIG_HOME", "CARGO_HOME"):
+        for name in ("HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "CARGO_HOME", "TMPDIR", "TMP"):
             assert "/dev/shm" in refused(started(of, host=host, **{name: value})), (name, value)
     assert "/dev/shm" in refused(started(of, host=host, PATH="/dev/shm:/bin"))
     assert "/dev/shm" in refused(started(of, host=host, cwd="/dev/shm"))
     for home in (None, "", "/root", "/tmp", "/", "/app"):
         assert refused(started(of, host=host, HOME=home)) == {}, home
+    for at in ("/dev/shm/", "/dev/shm/tmp"):
+        assert "/dev/shm" in refused(started(of, host=host, TMPDIR=at)), at
     # Docker's is the container's own, unless it is started so that others may come in.
     box = started(of, host=host, HOME="/dev/shm")
     box.config["mounts"] = [x for x in box.config["mounts"] if x["destination"] != "/dev/shm"]
@@ -609,7 +615,7 @@ def test_a_home_in_memory_that_is_shared(host: str, reference: ImageReference) -
     assert refused(box) == {}
 
 
-@pytest.mark.parametrize("name", ["HOME", "XDG_DATA_HOME", "CARGO_HOME", "PATH"])
+@pytest.mark.parametrize("name", ["HOME", "XDG_DATA_HOME", "CARGO_HOME", "TMPDIR", "PATH"])
 @pytest.mark.parametrize("path", ["/proc/77/ns/pid", None])
 def test_a_home_in_another_container(
     name: str, path: str | None, reference: ImageReference
@@ -643,6 +649,9 @@ HONEST = {
     "XDG_CONFIG_HOME": ("/tmp", "/root/.config", "/home/svc/.config", "/app", "/app/.config"),
     "XDG_CACHE_HOME": ("/tmp", "/tmp/.cache", "/data/.cache"),
     "XDG_DATA_DIRS": ("/usr/local/share:/usr/share", "/usr/share:/image/share"),
+    "XDG_RUNTIME_DIR": ("/tmp", "/run/user/0", "/tmp/runtime-root", "/tmp/runtime-svc"),
+    "TMPDIR": ("/tmp", "/tmp/", "/var/tmp", "/data", "/data/", "/data/tmp", "/app", "/tmp/tmp"),
+    "CREDENTIALS_DIRECTORY": ("/run/secrets", "/elsewhere"),
 }
 
 
@@ -660,6 +669,33 @@ def test_honest_homes(host: str, name: str, value: str, reference: ImageReferenc
     box = started(of, *mounts, data, host=host, cwd="/app", **{name: value})
     box.config["process"]["user"]["username"] = "svc"
     assert refused(box).keys() == {"/data"}
+
+
+@pytest.mark.parametrize("has", ["/usr/lib/systemd/systemd", "/lib/systemd/systemd", None])
+@pytest.mark.parametrize("value", ["/run/secrets", "/run/secrets/x", "/elsewhere", "/tmp"])
+def test_units_that_systemd_is_given(
+    has: str | None, value: str, reference: ImageReference
+) -> None:
+    """Kind: a directory of keys that one program, as an image's first, takes for its settings."""
+    of = having(reference, *([has] if has else []))
+    near = has is not None and value != "/tmp"
+    at = "/run/secrets/tmpfiles.extra"
+    directory = value if value != "/run/secrets/x" else at
+    assert taken_for_data(of, at, CREDENTIALS_DIRECTORY=directory) == (set() if near else {at})
+
+
+@pytest.mark.parametrize("name", ["HOME", "PATH", "KUBECONFIG"])
+def test_a_variable_that_is_set_twice(name: str, reference: ImageReference) -> None:
+    """Kind: what nobody can compare is the image's by its name, and there are two of that name."""
+    at = "/run/secrets/x"
+    own = {"HOME": "/app", "PATH": "/usr/bin", "KUBECONFIG": "/app/config"}[name]
+    values = reference.config.model_copy(update={"env": (name,), "env_values": {name: own}})
+    of = reference.model_copy(update={"config": values})
+    for more, is_refused in ((own, False), (at, True)):
+        box = started(of, bind(at, SOURCES["kubernetes"]), **{name: own})
+        box.config["process"]["env"].append(f"{name}={hidden_value(SECRET, more)}")
+        assert (at in refused(box, None)) is is_refused
+        assert (at in refused(box)) is is_refused
 
 
 @pytest.mark.parametrize("cwd", ["/run", "/run/secrets", "/run/secrets/x", "/run/secrets/x/y"])
