@@ -39,7 +39,10 @@ LOADING = frozenset(
         "CARGO_BUILD_RUSTC",
         "CARGO_BUILD_RUSTC_WORKSPACE_WRAPPER",
         "CARGO_BUILD_RUSTC_WRAPPER",
+        "CARGO_BUILD_RUSTDOC",
+        "CARGO_BUILD_RUSTDOCFLAGS",
         "CARGO_BUILD_RUSTFLAGS",
+        "CARGO_ENCODED_RUSTDOCFLAGS",
         "CARGO_ENCODED_RUSTFLAGS",
         "CDPATH",
         "CHICKEN_REPOSITORY_PATH",
@@ -80,6 +83,7 @@ LOADING = frozenset(
         "ERL_FLAGS",
         "ERL_LIBS",
         "ERL_ZFLAGS",
+        "EXINIT",
         "FLASK_APP",
         "FPATH",
         "GCONV_PATH",
@@ -111,6 +115,8 @@ LOADING = frozenset(
         "GIT_TEMPLATE_DIR",
         "GI_TYPELIB_PATH",
         "GNUMAKEFLAGS",
+        "GOAUTH",
+        "GOCACHEPROG",
         "GOENV",
         "GOFLAGS",
         "GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES",
@@ -135,6 +141,7 @@ LOADING = frozenset(
         "GUILE_SYSTEM_PATH",
         "HARNESS_PERL",
         "HARNESS_PERL_SWITCHES",
+        "HELM_PLUGINS",
         "HGEDITOR",
         "HGMERGE",
         "HGRCPATH",
@@ -272,6 +279,7 @@ LOADING = frozenset(
         "RUSTC_WORKSPACE_WRAPPER",
         "RUSTC_WRAPPER",
         "RUSTDOC",
+        "RUSTDOCFLAGS",
         "RUSTFLAGS",
         "R_DEFAULT_PACKAGES",
         "R_ENVIRON",
@@ -313,6 +321,9 @@ LOADING = frozenset(
         "UV_PROJECT_ENVIRONMENT",
         "UV_PYTHON",
         "V8_COMPILE_CACHE_CACHE_DIR",
+        "VIM",
+        "VIMINIT",
+        "VIMRUNTIME",
         "WGETRC",
         "WP_CLI_CONFIG_PATH",
         "WP_CLI_EARLY_REQUIRE",
@@ -321,6 +332,7 @@ LOADING = frozenset(
         "XDEBUG_CONFIG",
         "XDEBUG_SESSION",
         "XDEBUG_TRIGGER",
+        "YARN_PLUGINS",
         "YARN_RC_FILENAME",
         "YARN_YARN_PATH",
         "ZDOTDIR",
@@ -362,6 +374,10 @@ _ANSIBLE = re.compile(r"ANSIBLE_[A-Z]+_PLUGINS")
 """Where Ansible looks for plugins of each kind."""
 _TCL_MODULES = re.compile(r"TCL\d+[._]\d+_TM_PATH")
 """Where Tcl looks for modules, by its version (tm(n))."""
+_CARGO = re.compile(
+    r"CARGO_TARGET_\w+_(LINKER|RUNNER|RUSTFLAGS)|CARGO_REGISTR\w+_CREDENTIAL_PROVIDERS?"
+)
+"""Cargo's commands for one target, and for one registry (Cargo, Environment Variables)."""
 _NPM = re.compile(
     r"npm_config_(call|git|(global[_-])?pnpmfile|globalconfig|init[_-]module|node[_-]gyp"
     r"|node[_-]options|onload[_-]script|prefix|script[_-]shell|userconfig)",
@@ -376,12 +392,16 @@ _NO_COMMANDS = (
     *(f"unix:path={at}/dbus/system_bus_socket" for at in ("/host/run", "/run", "/var/run")),
     *(f"unix:path=/run/user/{uid}/bus" for uid in (0, 1000)),
 )
-HARMLESS = dict.fromkeys(("DBUS_SESSION_BUS_ADDRESS", "DBUS_SYSTEM_BUS_ADDRESS"), _NO_COMMANDS)
+HARMLESS: dict[str, tuple[str, ...]] = {
+    "DBUS_SESSION_BUS_ADDRESS": _NO_COMMANDS,
+    "DBUS_SYSTEM_BUS_ADDRESS": _NO_COMMANDS,
+    "GOAUTH": ("", "netrc", "off"),
+}
 """Usual values of those that have honest uses, by which nothing is loaded: no bus, as browsers are
-given, or a socket."""
+given, or a socket; where Go finds its password."""
 
 
 def makes_load(name: str) -> bool:
     """Return whether an environment variable makes programs load other code."""
     named = name in LOADING or name.startswith(_LOADING_PREFIXES)
-    return named or any(each.fullmatch(name) for each in (_ANSIBLE, _NPM, _TCL_MODULES))
+    return named or any(each.fullmatch(name) for each in (_ANSIBLE, _CARGO, _NPM, _TCL_MODULES))
