@@ -388,8 +388,8 @@ class LookedAt:
         parts = (*_OF_XDG, *_OF_SETTINGS) if names_files else _OF_XDG
         if not _TEMPORARY.isdisjoint(self._config.env):
             parts = (*parts, *_OF_TEMPORARY)
-        uid = self._config.user.uid
-        yield from (f"/run/user/{uid}", f"/var/run/user/{uid}", f"/tmp/runtime-{uid}")
+        for uid in sorted({0, 1000, self._config.user.uid}):
+            yield from (f"/run/user/{uid}", f"/var/run/user/{uid}", f"/tmp/runtime-{uid}")
         yield from (f"/tmp/runtime-{user}" for user in sorted({"root", *users}))
         for directory in (*_USUAL, *self._values.homes, *others, *mounts):
             yield directory

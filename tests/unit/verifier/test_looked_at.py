@@ -649,7 +649,7 @@ HONEST = {
     "XDG_CONFIG_HOME": ("/tmp", "/root/.config", "/home/svc/.config", "/app", "/app/.config"),
     "XDG_CACHE_HOME": ("/tmp", "/tmp/.cache", "/data/.cache"),
     "XDG_DATA_DIRS": ("/usr/local/share:/usr/share", "/usr/share:/image/share"),
-    "XDG_RUNTIME_DIR": ("/tmp", "/run/user/0", "/tmp/runtime-root", "/tmp/runtime-svc"),
+    "XDG_RUNTIME_DIR": ("/tmp", "/run/user/0", "/run/user/1000", "/tmp/runtime-svc"),
     "TMPDIR": ("/tmp", "/tmp/", "/var/tmp", "/data", "/data/", "/data/tmp", "/app", "/tmp/tmp"),
     "CREDENTIALS_DIRECTORY": ("/run/secrets", "/elsewhere"),
 }
