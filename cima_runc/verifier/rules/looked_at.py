@@ -390,7 +390,7 @@ class LookedAt:
             parts = (*parts, *_OF_TEMPORARY)
         for uid in sorted({0, 1000, self._config.user.uid}):
             yield from (f"/run/user/{uid}", f"/var/run/user/{uid}", f"/tmp/runtime-{uid}")
-        yield from (f"/tmp/runtime-{user}" for user in sorted({"root", *users}))
+        yield from filter(_is_one, (f"/tmp/runtime-{user}" for user in sorted({"root", *users})))
         for directory in (*_USUAL, *self._values.homes, *others, *mounts):
             yield directory
             yield from (directory.rstrip("/") + part for part in parts)
