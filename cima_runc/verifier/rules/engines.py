@@ -292,6 +292,20 @@ MOUNTS: tuple[EngineMount, ...] = (
 )
 """A ``tmpfs`` is empty when the container starts."""
 
+_ANYWHERE = "/**"
+_AT = {
+    place: tuple(x for x in MOUNTS if not {place, _ANYWHERE}.isdisjoint(x.destinations))
+    for each in MOUNTS
+    for place in each.destinations
+}
+EMPTY = tuple(each for each in MOUNTS if each.type == "tmpfs")
+
+
+def at(destination: str) -> tuple[EngineMount, ...]:
+    """Return what engines may mount at a path."""
+    return _AT.get(destination, _AT[_ANYWHERE])
+
+
 DEVICES = {
     "/dev/null": "c 1:3",
     "/dev/zero": "c 1:5",
