@@ -1,7 +1,7 @@
 """Which mount a path lies on, and which mounts are allowed."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -181,7 +181,7 @@ class EngineMounts:
         Ids of this container, its pod and those that it shares namespaces with become ``\\i``, and
         ``*`` where they have another form; so does what engines name at random: the 64 hex digits
         of a volume without a name, the volume that a claim made (``pvc-`` and its uid). What has a
-        name is another kind, and not taken in.
+        name is another kind, and not taken in, nor is what is named by a digest: another image.
         """
         if not source.startswith("/") or len(source) > limits.PATH:
             return exactly(path_bytes(source))
@@ -190,14 +190,15 @@ class EngineMounts:
             for engine in self._engines
             for directory in (*engine.roots, *engine.states, *engine.kubelets)
         ]
-        # cri-dockerd's pods are Docker's, which knows of no kubelet.
-        inside = any(source.startswith(each + "/") for each in (*directories, _USUAL_KUBELET))
+        # cri-dockerd's pods are Docker's, which knows of no kubelet; nerdctl's place is fixed.
+        usual = (*directories, _USUAL_KUBELET, _NERDCTL)
+        inside = any(source.startswith(each + "/") for each in usual)
         ids = self._ids_in(source, inside)
-        parts, above = [], ""
-        for part in source.split("/"):
-            random = _random(part, above) if inside else None
+        parts: list[str] = []
+        names = source.split("/")
+        for at, part in enumerate(names):
+            random = _random(part, names[max(at - 2, 0) : at]) if inside else _claim(part)
             parts.append(random if random is not None else _without_ids(part, ids))
-            above = part
         kubelets = {_USUAL_KUBELET, *(one for engine in self._engines for one in engine.kubelets)}
         if any(_TERMINATION_LOG.fullmatch(source.removeprefix(each)) for each in kubelets):
             parts[-1] = "*"
@@ -325,14 +326,21 @@ _USUAL_KUBELET = "/var/lib/kubelet"
 _GIVEN_BY_ENGINE = re.compile(ID_FORM)
 _ID_LENGTH = 8
 """Shorter ids are names that a person gave, and may be a part of any path."""
+_NERDCTL = "/var/lib/nerdctl"
+_HOLDING_RANDOM = frozenset({"pods", "volumes"})
+"""Directories whose entries engines name at random where that is how they look. Elsewhere it may be
+a digest, by which an image is told from others: ``image-volumes/SANDBOX/DIGEST`` (containerd),
+``overlay/CHAIN/merged`` (Podman's ``--mount type=image``)."""
 _RANDOM = (
-    (_GIVEN_BY_ENGINE, ID),
     (re.compile(f"pvc-(?:{ID_FORM})"), f"pvc-{ID}"),
     (re.compile(r"kube-api-access-[a-z0-9]{5}"), "kube-api-access-*"),
     # kubelet's, of a volume that it writes at once
     (re.compile(r"\.\.[0-9]{4}(?:_[0-9]{2}){5}\.[0-9]+"), "..*"),
 )
 """Names that engines make at random, and the pattern of the next one."""
+_CLAIM = re.compile(f"pvc-(?:{ID_FORM})(_[^/]+)")
+"""The local path provisioner's directory for a claim: its uid, then namespace and name of it. Where
+that keeps its directories nobody knows; k3s has it below /var/lib/rancher/k3s/storage."""
 
 
 def _without_ids(part: str, ids: re.Pattern[str] | None) -> str:
@@ -357,12 +365,21 @@ def _is_filled(mount: Mount) -> bool:
     return "tmpcopyup" in mount.options or mount.destination == "/dev"
 
 
-def _random(part: str, above: str) -> str | None:
+def _random(part: str, above: Sequence[str]) -> str | None:
     """Return the pattern of a part of a path, which is in ``above``, that an engine has named at
     random; None: it has not."""
-    if above == "overlay" and re.fullmatch(r"[0-9]{1,10}", part):
+    if above[-1:] == ["overlay"] and re.fullmatch(r"[0-9]{1,10}", part):
         return "*"  # Podman's directories for the upper layers of volumes (os.MkdirTemp)
-    return next((pattern for form, pattern in _RANDOM if form.fullmatch(part)), None)
+    # nerdctl's volumes are in a namespace's directory.
+    if _GIVEN_BY_ENGINE.fullmatch(part) and not _HOLDING_RANDOM.isdisjoint(above):
+        return ID
+    found = next((pattern for form, pattern in _RANDOM if form.fullmatch(part)), None)
+    return found if found is not None else _claim(part)
+
+
+def _claim(part: str) -> str | None:
+    found = _CLAIM.fullmatch(part)
+    return f"pvc-{ID}{_literal(found[1])}" if found is not None else None
 
 
 def _read(found: object) -> Engine:

@@ -403,6 +403,14 @@ EXTRA = {
         ),
     ],
     "k0s": [bind("/data*", f"/srv/of {ID}/it's")],
+    "k3s": [
+        bind("/db", f"/var/lib/rancher/k3s/storage/{CLAIM}_shop_db-0"),
+        bind(
+            "/models",
+            f"/run/k3s/containerd/io.containerd.grpc.v1.cri/image-volumes/{SANDBOX}/{'f' * 64}",
+        ),
+    ],
+    "nerdctl": [bind("/data", f"/var/lib/nerdctl/1935db59/volumes/default/{'a' * 64}/_data")],
 }
 
 

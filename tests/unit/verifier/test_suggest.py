@@ -205,6 +205,39 @@ MOUNTS = [
         for random in ("a" * 64, f"pvc-{UUID}", UUID, "kube-api-access-abcde", f"..{TIME}.123")
         for other in ("eve", "postgres-of-another", "a" * 63, f"pvc-{'x' * 36}", "pvc-eve")
     ),
+    # What has a digest in its name is that image, or that layer, and no other.
+    *(
+        (BIND | {"source": source.format("a" * 64)}, BIND | {"source": source.format("b" * 64)})
+        for source in (
+            "/srv/c/image-volumes/sandbox/{}",
+            "/srv/c/overlay/{}/merged",
+            "/srv/c/overlay2/{}/diff",
+            "/srv/c/containers/{}/mounts/secrets/x",
+        )
+    ),
+    (
+        {
+            "type": "overlay",
+            "source": "o",
+            "options": [f"lowerdir=/srv/c/overlay/{'a' * 64}/merged"],
+        },
+        {
+            "type": "overlay",
+            "source": "o",
+            "options": [f"lowerdir=/srv/c/overlay/{'b' * 64}/merged"],
+        },
+    ),
+    # The local path provisioner's: a claim is a namespace and a name.
+    *(
+        (BIND | {"source": f"/opt/pvc-{UUID}_shop_db-0"}, BIND | {"source": f"/opt/{other}"})
+        for other in (
+            f"pvc-{UUID}_evil_db-0",
+            f"pvc-{UUID}_shop_db-1",
+            f"pvc-{UUID}_shop_db-0_x",
+            f"pvc-{UUID}",
+            "pvc-eve_shop_db-0",
+        )
+    ),
     (
         BIND | {"source": "/srv/c/volumes/v/_data/pods/a/containers/b/key"},
         BIND | {"source": "/srv/c/volumes/v/_data/pods/a/containers/b/other"},
