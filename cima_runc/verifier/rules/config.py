@@ -507,7 +507,7 @@ class ConfigRule:
                 "config.env",
                 f"{shown}, which makes programs load code, has not the image's value",
                 path="process.env",
-                got="another value",
+                got=f"{shown}=...",
                 expected=printable(value),
                 next_=f"start it without; [config] env = ['{shown}'] in the policy",
             )
