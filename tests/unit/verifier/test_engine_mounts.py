@@ -108,6 +108,7 @@ def crio(state: str, kubelet: str) -> list[dict[str, Any]]:
         bind("/run/secrets", f"{state}/overlay-containers/{ID}/userdata/run/secrets"),
         bind("/etc/passwd", f"{state}/overlay-containers/{ID}/userdata/passwd"),
         bind("/etc/group", f"{state}/overlay-containers/{ID}/userdata/group"),
+        bind("/etc/localtime", f"{state}/overlay-containers/{ID}/userdata/localtime"),
     ]
 
 
