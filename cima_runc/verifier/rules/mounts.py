@@ -393,8 +393,10 @@ def _read(found: object) -> Engine:
     return engine
 
 
-def _innermost(directories: Iterable[str], path: str) -> str:
+def _innermost(directories: tuple[str, ...], path: str) -> str:
     """Return the longest of some directories that a path is in; nothing where it is in none."""
+    if not path.startswith(directories):
+        return ""
     found = [each for each in directories if path.startswith(each) and path[len(each) :][:1] == "/"]
     return max(found, key=len, default="")
 
