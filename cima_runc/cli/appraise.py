@@ -49,7 +49,7 @@ def appraise(
         records = read_partition(container)
         dependencies = read_dependencies(records)
         appraised = appraise_records(
-            records, values.references, values.policy, dependencies, _secret(records)
+            records, values.references, values.policy, dependencies, read_secret(records)
         )
     except CimaError as error:
         error.exit_code = COULD_NOT
@@ -86,7 +86,7 @@ def _registration(records: list[Record]) -> int | None:
     return number if isinstance(number, int) else None
 
 
-def _secret(records: list[Record]) -> bytes | None:
+def read_secret(records: list[Record]) -> bytes | None:
     """Return what the environment's values are hidden with, where this user may read it."""
     registration = _registration(records)
     if registration is None:

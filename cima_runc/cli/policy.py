@@ -11,7 +11,7 @@ from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.cli import files
 from cima_runc.cli.app import group
-from cima_runc.cli.appraise import read_partition
+from cima_runc.cli.appraise import read_partition, read_secret
 from cima_runc.cli.output import note, print_json
 from cima_runc.cli.references import read_references
 from cima_runc.ml.records import Record, parse_line
@@ -44,12 +44,16 @@ def suggest(
         Path, typer.Option("--output", "-o", help="File to write; - is standard output.")
     ] = _STDOUT,
 ) -> None:
-    """Write a policy that allows what a container did in a run that is known to be good."""
+    """Write a policy that allows what a container did in a run that is known to be good.
+
+    As root, of a container of this host, the values of its environment are compared too; otherwise
+    it allows what a variable such as HOME could lead to.
+    """
     if (container is None) == (records is None):
         raise SuggestError("give either a container's ID or --records FILE")
     found = read_partition(container) if container else _read_records(records or _STDOUT)
     references = read_references(reference) if reference else References()
-    text = suggest_policy(found, references)
+    text = suggest_policy(found, references, read_secret(found) if container else None)
     files.write(output, text.encode("utf-8"))
     note("read each line of it before it is used")
 

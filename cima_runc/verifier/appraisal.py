@@ -227,6 +227,7 @@ class _Run:
                     self.policy.rootfs,
                     number,
                     adds_users=self._is_of(engines.ADDING_USERS),
+                    links_zones=self._is_of(engines.LINKING_ZONES),
                     holds_data=self._mounts.holds_data
                     if self._mounts is not None and self._is_of(engines.COPYING_IN)
                     else None,

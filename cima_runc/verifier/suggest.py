@@ -64,9 +64,11 @@ _NOTHING = ImageReference(
 )
 
 
-def suggest(records: Sequence[Record], references: References) -> str:
+def suggest(records: Sequence[Record], references: References, secret: bytes | None = None) -> str:
     """Return a policy (TOML) by which the container of these records is trusted.
 
+    With the container's ``secret`` the values of its environment are compared, as a verifier does:
+    without it a ``HOME`` may lead anywhere, and what it could lead to is listed.
     Without an image's reference values every file that ran is listed, since none is known to be
     of the image. What no policy can allow, such as a layer of another image, is said in a comment.
 
@@ -75,9 +77,9 @@ def suggest(records: Sequence[Record], references: References) -> str:
     """
     image = references.image or _NOTHING
     known = References(image, references.host)
-    found = appraise(records, known, Policy()).findings
+    found = appraise(records, known, Policy(), secret=secret).findings
     rules = {finding.rule for finding in found if finding.severity == "fail"}
-    config, mounts = _config_of(records, image)
+    config, mounts = _config_of(records, image, secret)
     lines = [_HEAD]
     for rule, key, why in _TOP:
         if rule in rules:
@@ -191,8 +193,9 @@ def _config(
 ) -> Iterator[str]:
     keys: list[str] = []
     variables = [finding for finding in failed if finding.rule == "config.env"]
-    loading = {finding.got for finding in variables if finding.path == "process.env"}
-    of_hooks = {finding.got for finding in variables if finding.path != "process.env"}
+    names = [(finding.got.partition("=")[0], finding.path) for finding in variables]
+    loading = {name for name, path in names if path == "process.env"}
+    of_hooks = {name for name, path in names if path != "process.env"}
     groups = {int(finding.got) for finding in failed if finding.rule == "config.groups"}
     defaults = ConfigPolicy()
     if not rules.isdisjoint({"config.privileged", "config.kernel_settings"}):
@@ -378,7 +381,7 @@ def _memory(records: Sequence[Record], rules: set[str]) -> Iterator[str]:
 
 
 def _config_of(
-    records: Sequence[Record], image: ImageReference
+    records: Sequence[Record], image: ImageReference, secret: bytes | None
 ) -> tuple[ConfigSummary | None, EngineMounts | None]:
     register: Mapping[str, Any] = {}
     for record in records:
@@ -388,5 +391,5 @@ def _config_of(
         if content.get("type") == "config" and isinstance(content.get("config"), dict):
             config = summarize(content["config"], register.get("namespaces"))
             files = ImageFiles(image)
-            return config, EngineMounts(register, config, files, values=image.config)
+            return config, EngineMounts(register, config, files, values=image.config, secret=secret)
     return None, None

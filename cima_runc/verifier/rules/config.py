@@ -63,8 +63,8 @@ what its devices have in their registers."""
 _SETTINGS = 10
 """How many of them are named: proc may be mounted any number of times."""
 _KEYS = 1_000
-"""Mounts of one container that are refused and for which the policy's key is made up: more findings
-are not kept, and each is compared with all that its engine has."""
+"""Mounts of one container that are refused and for which the reason and the policy's key are made
+up: more findings are not kept, and each is compared with all that its engine has."""
 _ANSWERS = {
     "notify": "a program of the host's answers some (SCMP_ACT_NOTIFY)",
     "pretend": "some are said to have succeeded, and are not done (errnoRet 0)",
@@ -271,8 +271,9 @@ class ConfigRule:
                 )
                 continue
             refused += 1
-            key = self._engine.allowing(mount) if refused <= _KEYS else "..."
-            why = self._engine.objection(mount)
+            key, why = "...", ""
+            if refused <= _KEYS:
+                key, why = self._engine.allowing(mount), self._engine.objection(mount)
             yield self._finding(
                 False,
                 "config.mount",
@@ -517,7 +518,7 @@ class ConfigRule:
                 "config.env",
                 f"{shown}, which makes programs load code, has not the image's value",
                 path="process.env",
-                got="another value",
+                got=f"{shown}=...",
                 expected=printable(value),
                 next_=f"start it without; [config] env = ['{shown}'] in the policy",
             )

@@ -115,6 +115,13 @@ ADDING_USERS = ("podman",)
 """Engines that add lines to ``/etc/passwd`` and ``/etc/group`` in the container's own layer
 (:mod:`cima_runc.verifier.rules.added_users`)."""
 
+LINKING_ZONES = ("podman", "cri-o")
+"""Engines that link ``/etc/localtime`` to a time zone of the image's, in the container's own layer:
+Podman's ``--tz`` and ``tz`` in containers.conf, CRI-O's ``timezone``. Where the image has no such
+zone they mount a copy of the host's (containers/common, pkg/timezone)."""
+ZONES = "/usr/share/zoneinfo"
+LOCALTIME = "/etc/localtime"
+
 HOST_USERS: dict[int, tuple[str, ...]] = {
     0: ("root:root", "root:Super User", "root"),
     65534: ("nobody:nobody", "nobody:Kernel Overflow User", "nobody:Nobody", "nobody"),
@@ -158,7 +165,7 @@ MOUNTS: tuple[EngineMount, ...] = (
             (("/etc/hosts",), "hosts"),
             (("/etc/hostname",), "hostname"),
             (("/etc/resolv.conf",), "resolv.conf"),
-            (("/etc/localtime",), "localtime"),  # --tz: a copy of one of the host's
+            ((LOCALTIME,), "localtime"),  # LINKING_ZONES
             (_CONTAINERENV, ".containerenv"),
             ((_SHM,), "shm"),
         )
@@ -205,6 +212,7 @@ MOUNTS: tuple[EngineMount, ...] = (
         EngineMount("bind", (f"/etc/{name}",), _in(_USERDATA[1:], name), ("cri-o",))
         for name in ("passwd", "group")
     ),
+    EngineMount("bind", (LOCALTIME,), _in(_USERDATA[1:], "localtime"), ("cri-o",)),
     # nerdctl is no daemon, and its directory is not measured: that of root's is this one.
     EngineMount(
         "bind", ("/etc/hosts",), ("/var/lib/nerdctl/*/etchosts/*/{id}/hosts",), ("containerd",)
@@ -291,6 +299,20 @@ MOUNTS: tuple[EngineMount, ...] = (
     *(EngineMount("bind", (at,), sources) for at, sources in INIT_PROGRAMS.items()),
 )
 """A ``tmpfs`` is empty when the container starts."""
+
+_ANYWHERE = "/**"
+_AT = {
+    place: tuple(x for x in MOUNTS if not {place, _ANYWHERE}.isdisjoint(x.destinations))
+    for each in MOUNTS
+    for place in each.destinations
+}
+EMPTY = tuple(each for each in MOUNTS if each.type == "tmpfs")
+
+
+def at(destination: str) -> tuple[EngineMount, ...]:
+    """Return what engines may mount at a path."""
+    return _AT.get(destination, _AT[_ANYWHERE])
+
 
 DEVICES = {
     "/dev/null": "c 1:3",

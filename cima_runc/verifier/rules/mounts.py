@@ -1,9 +1,9 @@
 """Which mount a path lies on, and which mounts are allowed."""
 
-import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,6 +23,8 @@ from cima_runc.verifier.rules.looked_at import LookedAt
 from cima_runc.verifier.toml import array, quoted
 
 _NAME = re.compile(r"\{([a-z]+)\}")
+_TOP = re.compile(r"\{(root|state|kubelet|rootfs)\}")
+"""What a source begins with that is one of some directories."""
 _BEFORE_VERSION_2 = {
     "docker": Engine(name="docker", roots=("/var/lib/docker",)),
     "podman": Engine(
@@ -79,6 +81,8 @@ class EngineMounts:
         found = register.get("engine")
         is_known = found is not None or "line" in register
         self._engines = (_read(found),) if is_known else tuple(_BEFORE_VERSION_2.values())
+        self._redirected = [frozenset(engine.redirected) for engine in self._engines]
+        self._shares = [frozenset(engine.shares) for engine in self._engines]
         # A user's container is registered as UID/ID.
         own = str(register.get("id", "*")).rpartition("/")[2]
         self._own = literal(own.encode("utf-8", "surrogatepass")) if is_known else "*"
@@ -104,10 +108,11 @@ class EngineMounts:
         return self._looked_at.why_unknown(variable) if self._looked_at is not None else ""
 
     def _of_kind(self, mount: Mount) -> Iterator[engines.EngineMount]:
-        for each in engines.MOUNTS:
+        is_empty = self._is_empty(mount)
+        for each in engines.EMPTY if is_empty else engines.at(mount.destination):
             if (
                 kind(mount) == each.type
-                and (matches_any(each.destinations, mount.destination) or self._is_empty(mount))
+                and (is_empty or matches_any(each.destinations, mount.destination))
                 and (each.type != "bind" or self._is_source(each, mount))
             ):
                 yield each
@@ -120,7 +125,7 @@ class EngineMounts:
 
     @cached_property
     def _empty(self) -> frozenset[str]:
-        places = (at for each in engines.MOUNTS if each.type == "tmpfs" for at in each.destinations)
+        places = (at for each in engines.EMPTY for at in each.destinations)
         return frozenset(map(self._image.real, places) if self._image is not None else ())
 
     def _objection(self, of: engines.EngineMount, mount: Mount) -> str:
@@ -176,7 +181,7 @@ class EngineMounts:
         Ids of this container, its pod and those that it shares namespaces with become ``\\i``, and
         ``*`` where they have another form; so does what engines name at random: the 64 hex digits
         of a volume without a name, the volume that a claim made (``pvc-`` and its uid). What has a
-        name is another kind, and not taken in.
+        name is another kind, and not taken in, nor is what is named by a digest: another image.
         """
         if not source.startswith("/") or len(source) > limits.PATH:
             return exactly(path_bytes(source))
@@ -185,14 +190,15 @@ class EngineMounts:
             for engine in self._engines
             for directory in (*engine.roots, *engine.states, *engine.kubelets)
         ]
-        # cri-dockerd's pods are Docker's, which knows of no kubelet.
-        inside = any(source.startswith(each + "/") for each in (*directories, _USUAL_KUBELET))
+        # cri-dockerd's pods are Docker's, which knows of no kubelet; nerdctl's place is fixed.
+        usual = (*directories, _USUAL_KUBELET, _NERDCTL)
+        inside = any(source.startswith(each + "/") for each in usual)
         ids = self._ids_in(source, inside)
-        parts, above = [], ""
-        for part in source.split("/"):
-            random = _random(part, above) if inside else None
+        parts: list[str] = []
+        names = source.split("/")
+        for at, part in enumerate(names):
+            random = _random(part, names[max(at - 2, 0) : at]) if inside else _claim(part)
             parts.append(random if random is not None else _without_ids(part, ids))
-            above = part
         kubelets = {_USUAL_KUBELET, *(one for engine in self._engines for one in engine.kubelets)}
         if any(_TERMINATION_LOG.fullmatch(source.removeprefix(each)) for each in kubelets):
             parts[-1] = "*"
@@ -238,32 +244,55 @@ class EngineMounts:
     def _is_source(self, of: engines.EngineMount, mount: Mount) -> bool:
         if not {"", ".", ".."}.isdisjoint(mount.source.split("/")[1:]):
             return "**" in of.sources
+        if "**" in of.sources:
+            return True
         return any(
             (not of.engines or engine.name in of.engines)
-            and mount.destination not in engine.redirected
-            and matches_any(self._patterns(of, engine, mount.source), mount.source)
-            for engine in self._engines
+            and mount.destination not in self._redirected[number]
+            and any(self._is_of(number, source, mount.source) for source in of.sources)
+            for number, engine in enumerate(self._engines)
         )
 
-    def _patterns(self, of: engines.EngineMount, engine: Engine, source: str) -> Iterable[str]:
-        """Yield what may be bound there, of what a ``source`` is in and names."""
-        if "**" in of.sources:
-            return of.sources
-        pod = self._pod(engine)
-        names = set(source.split("/"))
-        known: dict[str, tuple[str, ...]] = {
-            "root": _holding(engine.roots, source),
-            "state": _holding(engine.states, source),
-            "kubelet": _holding(engine.kubelets, source) if engine.cri else (),
-            "id": (self._own, *_exact(one for one in engine.shares if one in names)),
-            "sandbox": _exact((pod.sandbox,)),
-            "pod": _exact((pod.uid,)),
-            "container": _exact((pod.container,)),
-            "rootfs": _exact((self._config.root,) if self._config.root.startswith("/") else ()),
-        }
+    def _is_of(self, number: int, template: str, source: str) -> bool:
+        """Return whether a source is what a template stands for, with this engine.
+
+        Each name stands for one thing at most, whatever a host has in its record: of directories
+        in one another, for the innermost.
+        """
+        top, text = "", template
+        if begins := _TOP.match(template):
+            text = template[begins.end() :]
+            top = _innermost(self._directories(number, begins[1]), source)
+            if not top:
+                return False
+        pod, below = self._pods[number], source[len(top) :]
+        values = {"sandbox": pod.sandbox, "pod": pod.uid, "container": pod.container}
+        values = {name: _literal(value) for name, value in values.items()}
+        values["id"] = self._id_at(number, text, below)
         if self._own == "*":
-            known |= {"sandbox": ("*",), "pod": ("*",), "container": ("*",)}
-        return (pattern for source in of.sources for pattern in _filled(source, known))
+            values = dict.fromkeys(values, "*")
+        names = _NAME.findall(text)
+        if len(source) > limits.PATH or not all(values[name] for name in names):
+            return False
+        return matches_any((_NAME.sub(lambda match: values[match[1]], text),), below)
+
+    def _directories(self, number: int, name: str) -> tuple[str, ...]:
+        engine = self._engines[number]
+        if name == "rootfs":
+            return (self._config.root,) if self._config.root.startswith("/") else ()
+        if name == "kubelet":
+            return engine.kubelets if engine.cri else ()
+        return engine.roots if name == "root" else engine.states
+
+    def _id_at(self, number: int, template: str, path: str) -> str:
+        """Return the container's id, or that of one that shares a namespace of its where the path
+        has that in the id's place."""
+        found = template.split("/")
+        if "{id}" not in found:
+            return self._own
+        at = found.index("{id}")
+        part = next(islice(path.split("/", at + 1), at, None), "")
+        return _literal(part) if part in self._shares[number] else self._own
 
     def _pod(self, engine: Engine) -> Pod:
         """Return what the engine itself wrote of the pod, after what a tenant had it write."""
@@ -289,21 +318,29 @@ class EngineMounts:
 
 
 _MAY_LOOK = "programs may look for code there by themselves"
-_PLACES, _SHARES = 256, 1_024
-"""How many directories of one kind an engine has, and containers that share something: a record has
-room for a million of each, and every mount is compared with all of them."""
+_PLACES, _REDIRECTED, _SHARES = 16, 256, 1_024
+"""How many directories of one kind an engine has, mounts that lead elsewhere, and containers that
+share something: a record has room for a million of each. Every mount is compared with all of the
+directories, of which an engine has two by two names, and a host's kubelets a few."""
 _USUAL_KUBELET = "/var/lib/kubelet"
 _GIVEN_BY_ENGINE = re.compile(ID_FORM)
 _ID_LENGTH = 8
 """Shorter ids are names that a person gave, and may be a part of any path."""
+_NERDCTL = "/var/lib/nerdctl"
+_HOLDING_RANDOM = frozenset({"pods", "volumes"})
+"""Directories whose entries engines name at random where that is how they look. Elsewhere it may be
+a digest, by which an image is told from others: ``image-volumes/SANDBOX/DIGEST`` (containerd),
+``overlay/CHAIN/merged`` (Podman's ``--mount type=image``)."""
 _RANDOM = (
-    (_GIVEN_BY_ENGINE, ID),
     (re.compile(f"pvc-(?:{ID_FORM})"), f"pvc-{ID}"),
     (re.compile(r"kube-api-access-[a-z0-9]{5}"), "kube-api-access-*"),
     # kubelet's, of a volume that it writes at once
     (re.compile(r"\.\.[0-9]{4}(?:_[0-9]{2}){5}\.[0-9]+"), "..*"),
 )
 """Names that engines make at random, and the pattern of the next one."""
+_CLAIM = re.compile(f"pvc-(?:{ID_FORM})(_[^/]+)")
+"""The local path provisioner's directory for a claim: its uid, then namespace and name of it. Where
+that keeps its directories nobody knows; k3s has it below /var/lib/rancher/k3s/storage."""
 
 
 def _without_ids(part: str, ids: re.Pattern[str] | None) -> str:
@@ -328,12 +365,21 @@ def _is_filled(mount: Mount) -> bool:
     return "tmpcopyup" in mount.options or mount.destination == "/dev"
 
 
-def _random(part: str, above: str) -> str | None:
+def _random(part: str, above: Sequence[str]) -> str | None:
     """Return the pattern of a part of a path, which is in ``above``, that an engine has named at
     random; None: it has not."""
-    if above == "overlay" and re.fullmatch(r"[0-9]{1,10}", part):
+    if above[-1:] == ["overlay"] and re.fullmatch(r"[0-9]{1,10}", part):
         return "*"  # Podman's directories for the upper layers of volumes (os.MkdirTemp)
-    return next((pattern for form, pattern in _RANDOM if form.fullmatch(part)), None)
+    # nerdctl's volumes are in a namespace's directory.
+    if _GIVEN_BY_ENGINE.fullmatch(part) and not _HOLDING_RANDOM.isdisjoint(above):
+        return ID
+    found = next((pattern for form, pattern in _RANDOM if form.fullmatch(part)), None)
+    return found if found is not None else _claim(part)
+
+
+def _claim(part: str) -> str | None:
+    found = _CLAIM.fullmatch(part)
+    return f"pvc-{ID}{_literal(found[1])}" if found is not None else None
 
 
 def _read(found: object) -> Engine:
@@ -341,27 +387,18 @@ def _read(found: object) -> Engine:
         engine = Engine.model_validate(found)
     except ValidationError:
         return Engine(name=None)  # of which no mount is
-    places = (engine.roots, engine.states, engine.kubelets, engine.redirected)
-    if max(map(len, places)) > _PLACES or len(engine.shares) > _SHARES:
+    places = max(map(len, (engine.roots, engine.states, engine.kubelets)))
+    if places > _PLACES or len(engine.redirected) > _REDIRECTED or len(engine.shares) > _SHARES:
         return Engine(name=None)
     return engine
 
 
-def _filled(source: str, known: Mapping[str, tuple[str, ...]]) -> Iterable[str]:
-    names = list(dict.fromkeys(_NAME.findall(source)))
-    for values in itertools.product(*(known[name] for name in names)):
-        if "" not in values:
-            of = dict(zip(names, values, strict=True))
-            yield _NAME.sub(lambda match: of[match[1]], source)  # noqa: B023 - used at once
-
-
-def _holding(directories: Iterable[str], source: str) -> tuple[str, ...]:
-    """Return those of an engine's directories that something is in."""
-    return _exact(one for one in directories if source.startswith(f"{one}/"))
-
-
-def _exact(paths: Iterable[str]) -> tuple[str, ...]:
-    return tuple(map(_literal, paths))
+def _innermost(directories: tuple[str, ...], path: str) -> str:
+    """Return the longest of some directories that a path is in; nothing where it is in none."""
+    if not path.startswith(directories):
+        return ""
+    found = [each for each in directories if path.startswith(each) and path[len(each) :][:1] == "/"]
+    return max(found, key=len, default="")
 
 
 def _literal(path: str) -> str:

@@ -46,14 +46,17 @@ class RootfsRule:
         record: int,
         *,
         adds_users: bool = False,
+        links_zones: bool = False,
         holds_data: Callable[[str], bool] | None = None,
         rootless: bool = False,
     ) -> None:
-        """``adds_users``: whether the engine adds lines for the container's user. ``holds_data``
+        """``adds_users``: whether the engine adds lines for the container's user;
+        ``links_zones``: whether it links to a time zone of the image's. ``holds_data``
         says of a path whether nothing looks for code there, where files may be copied in.
         ``rootless``: whether it is a user's container."""
         self._config = config
         self._adds_users = adds_users
+        self._links_zones = links_zones
         self._holds_data = holds_data
         self._rootless = rootless
         self._reference = reference
@@ -73,6 +76,9 @@ class RootfsRule:
 
     def _read_mounts(self, config: ConfigSummary) -> None:
         self._mount_points = {place_of(mount, self._image) for mount in config.mounts}
+        at_zone = any(mount.destination == engines.LOCALTIME for mount in config.mounts)
+        if at_zone and self._links_zones:
+            self._mount_points.add(engines.LOCALTIME)  # the image's own link was removed before
         # CRI-O makes a directory where the image wants a volume (image_volumes = "mkdir").
         others = map(self._image.place, (config.cwd, *self._reference.config.volumes))
         # In order, in place of all directories that lead to them: a deep path has many of these.
@@ -260,7 +266,7 @@ class RootfsRule:
             return image is not None and _is_same(entry, image)
         if image is not None and _is_same(entry, image):
             return True
-        if self._has_added_users(path, entry):
+        if self._has_added_users(path, entry) or self._is_zone(path, entry):
             return True
         if entry.type == "dir":
             if image is not None and image.type == "dir":
@@ -292,6 +298,21 @@ class RootfsRule:
 
     def _is_plain_directory(self, path: str, entry: Entry) -> bool:
         return entry.type == "dir" and self._image.at(path) is None and _is_ordinary(entry)
+
+    def _is_zone(self, path: str, entry: Entry) -> bool:
+        """Whether it is an engine's link to a time zone: a file that the image has among those."""
+        if not self._links_zones or path != engines.LOCALTIME or entry.link is None:
+            return False
+        etc, own = self._image.at("/etc"), self._image.at(path)
+        if (etc is not None and etc.type != "dir") or (own is not None and own.type == "dir"):
+            return False
+        link, top = escape(entry.link), f"..{engines.ZONES}/"
+        if not link.startswith(top) or {"", ".", ".."} & {*link.removeprefix(top).split("/")}:
+            return False
+        leads_to = self._image.real(link.removeprefix(".."))
+        zone = self._image.at(leads_to)
+        is_one = leads_to.startswith(f"{self._image.real(engines.ZONES)}/")
+        return is_one and zone is not None and zone.type == "file"
 
     def _has_added_users(self, path: str, entry: Entry) -> bool:
         if self._config is None or not self._adds_users:

@@ -97,9 +97,12 @@ def test_values_of_the_environment_are_compared_by_who_may_read_the_secret(host:
     host.finish()
     ran = host.cima("appraise", "box", "--reference", host.reference)
     assert ran.exit_code == 1 and "has not the image's value" in ran.stdout
+    suggested = ("policy", "suggest", "box", "--reference", host.reference)
+    assert "env = ['NODE_OPTIONS']" in host.cima(*suggested).stdout
     (host.store.verdict_path(2).parent / "secret").unlink()
     ran = host.cima("appraise", "box", "--reference", host.reference)
     assert ran.exit_code == 0 and "its value is not compared" in ran.stdout
+    assert "NODE_OPTIONS" not in host.cima(*suggested).stdout
 
 
 def test_trusted(host: Host) -> None:

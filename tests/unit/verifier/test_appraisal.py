@@ -419,6 +419,96 @@ def test_podman_links_mtab_where_etc_leads(reference: ImageReference) -> None:
     assert [each.path for each in box.failed()] == ["/nix/etc/mtab"]
 
 
+ZONE = "usr/share/zoneinfo/Europe/Berlin"
+
+
+def with_zones(reference: ImageReference) -> ImageReference:
+    """An image with tzdata: /etc/localtime is a link, some zones are others by another name."""
+    file, directory = reference.files["/usr/lib/lib.so"], reference.files["/etc"]
+    zones = "/usr/share/zoneinfo"
+    own = {f"/{ZONE}": file, f"{zones}/Etc/UTC": file, "/etc/own": file}
+    for name in ("/usr/share", zones, f"{zones}/Europe", f"{zones}/Etc"):
+        own[name] = directory
+    links = {
+        "/etc/localtime": f"{zones}/Etc/UTC",
+        f"{zones}/UTC": "Etc/UTC",
+        f"{zones}/out": "/etc/own",
+        f"{zones}/nowhere": "gone",
+    }
+    own |= {at: reference.files["/bin"].model_copy(update={"link": to}) for at, to in links.items()}
+    return reference.model_copy(update={"files": reference.files | own})
+
+
+def zoned(reference: ImageReference, target: str, engine: str, at: str = "etc/localtime") -> Box:
+    box = Box.honest(with_zones(reference))
+    box.register = {"engine": Engine(name=engine).model_dump(mode="json")}  # type: ignore[arg-type]
+    box.config["mounts"] = box.config["mounts"][:2]
+    etc = Entry(b"etc", "dir", 0o755, 0, 0)
+    link = Entry(at.encode(), "link", 0o777, 0, 0, link=target.encode())
+    box.rootfs["layers"][-1] = upper(etc, link)
+    return box
+
+
+@pytest.mark.parametrize("engine", ["podman", "cri-o"])
+def test_a_time_zone_of_the_images(reference: ImageReference, engine: str) -> None:
+    """Podman's --tz and CRI-O's timezone link to it, in the container's own layer."""
+    for target in (f"../{ZONE}", "../usr/share/zoneinfo/UTC"):
+        assert zoned(reference, target, engine).failed() == []
+        assert [each.rule for each in zoned(reference, target, "docker").failed()] == [
+            "rootfs.written"
+        ]
+    for target in (
+        f"/{ZONE}",
+        ZONE,
+        f"../../{ZONE}",
+        "../usr/share/zoneinfo/Mars",
+        "../usr/share/zoneinfo/nowhere",
+        "../usr/share/zoneinfo/out",
+        "../usr/share/zoneinfo/Europe",
+        "../usr/share/zoneinfo/",
+        "../usr/share/zoneinfo",
+        "../usr/share/zoneinfo/../../../app/script",
+        f"../usr/share/zoneinfo/./{ZONE}",
+        f"../usr/share/zoneinfo/../zoneinfo/{ZONE}",
+        "../app/script",
+        "/data/zone",
+    ):
+        found = zoned(reference, target, engine).failed()
+        assert [each.path for each in found] == ["/etc/localtime"], target
+    for at in ("etc/ld.so.preload", "etc/own", "localtime"):
+        found = zoned(reference, f"../{ZONE}", engine, at).failed()
+        assert [each.path for each in found] == [f"/{at}"]
+    box = zoned(reference, f"../{ZONE}", engine)
+    directory = {
+        "/etc/localtime": reference.files["/etc"],
+        "/etc/localtime/x": box.image.files["/etc/own"],
+    }
+    box.image = box.image.model_copy(update={"files": box.image.files | directory})
+    assert "/etc/localtime" in {each.path for each in box.failed()}
+
+
+def test_a_time_zone_that_the_image_does_not_have(reference: ImageReference) -> None:
+    """A copy is mounted then, where the image's own link was removed."""
+    box = zoned(reference, "", "podman")
+    etc = Entry(b"etc", "dir", 0o755, 0, 0)
+    empty = Entry(b"etc/localtime", "file", 0o755, 0, 0, size=0, sha256=hashlib.sha256().digest())
+    box.rootfs["layers"][-1] = upper(etc, empty)
+    assert [each.path for each in box.failed()] == ["/etc/localtime"]
+    box.register |= {"id": "c" * 64}
+    box.register["engine"]["states"] = ["/run/c"]
+    source = f"/run/c/overlay-containers/{'c' * 64}/userdata/localtime"
+    mount = {"destination": "/etc/localtime", "type": "bind", "source": source}
+    box.config["mounts"].append(mount | {"options": ["bind"]})
+    assert box.failed() == []
+    box.rootfs["layers"][-1] = upper(etc, dataclasses.replace(empty, size=1, sha256=b"1" * 32))
+    assert [each.path for each in box.failed()] == ["/etc/localtime"]
+    own = dataclasses.replace(empty, path=b"etc/own")
+    box.rootfs["layers"][-1] = upper(etc, own)
+    assert [each.path for each in box.failed()] == ["/etc/own"]
+    box.config["mounts"][-1] = mount | {"options": ["bind"], "source": "/srv/zone"}
+    assert "config.mount" in {each.rule for each in box.failed()}
+
+
 def test_another_image_is_said_to_be_one(box: Box) -> None:
     for layer in box.rootfs["layers"][:2]:
         layer["digest"] = "sha256:" + HASH

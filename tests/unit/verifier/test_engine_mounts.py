@@ -108,6 +108,7 @@ def crio(state: str, kubelet: str) -> list[dict[str, Any]]:
         bind("/run/secrets", f"{state}/overlay-containers/{ID}/userdata/run/secrets"),
         bind("/etc/passwd", f"{state}/overlay-containers/{ID}/userdata/passwd"),
         bind("/etc/group", f"{state}/overlay-containers/{ID}/userdata/group"),
+        bind("/etc/localtime", f"{state}/overlay-containers/{ID}/userdata/localtime"),
     ]
 
 
@@ -403,6 +404,14 @@ EXTRA = {
         ),
     ],
     "k0s": [bind("/data*", f"/srv/of {ID}/it's")],
+    "k3s": [
+        bind("/db", f"/var/lib/rancher/k3s/storage/{CLAIM}_shop_db-0"),
+        bind(
+            "/models",
+            f"/run/k3s/containerd/io.containerd.grpc.v1.cri/image-volumes/{SANDBOX}/{'f' * 64}",
+        ),
+    ],
+    "nerdctl": [bind("/data", f"/var/lib/nerdctl/1935db59/volumes/default/{'a' * 64}/_data")],
 }
 
 
@@ -422,6 +431,57 @@ def test_a_policy_serves_the_next_container_too(name: str, reference: ImageRefer
     assert following.failed(text) == []
     following.config["mounts"].append(bind("/more", "/srv/more"))
     assert refused(following, text) == {"/more"}
+
+
+def started(host: str, reference: ImageReference, **process: Any) -> Box:
+    box = box_on(HOSTS[host], reference)
+    box.config["process"] |= process
+    return box
+
+
+def test_a_user_that_openshift_chose(reference: ImageReference) -> None:
+    user = {"uid": 1000660000, "gid": 0, "additionalGids": [0, 1000660000]}
+    line = "[config]\nusers = ['1000660000:0']\n"
+    box = started("cri-o", reference, user=user)
+    assert [each.rule for each in box.failed()] == ["config.user"]
+    assert line.splitlines()[1] in suggest(box.records(), References(reference))
+    assert box.failed(line) == []
+    for change in ({"uid": 1000660001}, {"gid": 1000660000}, {"uid": 1000}):
+        found = started("cri-o", reference, user=user | change).failed(line)
+        assert [each.rule for each in found] == ["config.user"], change
+
+
+def in_a_user_namespace(reference: ImageReference, sys: dict[str, Any]) -> Box:
+    """A container of a Podman pod with --userns=auto."""
+    box = box_on(HOSTS["podman"], reference, sys)
+    cgroup = {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "/sys/fs/cgroup"}
+    box.config["mounts"].append(cgroup)
+    joined = ("network", "ipc", "uts", "user")
+    own = [{"type": each, "path": f"/proc/77/ns/{each}"} for each in joined]
+    box.config["linux"]["namespaces"] = [*own, {"type": "mount"}, {"type": "pid"}]
+    del box.config["linux"]["resources"]
+    box.namespaces = {**box.namespaces, "user": 4026533333}
+    return box
+
+
+def test_the_hosts_sys_in_a_pods_user_namespace(reference: ImageReference) -> None:
+    sys = bind("/sys", "/sys")
+    sys["options"] = ["rprivate", "nosuid", "noexec", "nodev", "ro", "rbind"]
+    box = in_a_user_namespace(reference, sys)
+    assert [each.path for each in box.failed()] == ["/sys"]
+    line = "{destination = '/sys', source = '/sys', read_only = true}"
+    assert line in suggest(box.records(), References(reference))
+    line = f"[config]\nmounts = [{line}]\n"
+    assert box.failed(line) == []
+    writable = [each for each in sys["options"] if each != "ro"]
+    for change in (
+        {"options": writable},
+        {"options": [*sys["options"], "rw"]},
+        {"source": "/srv/sys"},
+        {"source": "/"},
+        {"destination": "/app"},
+    ):
+        assert refused(in_a_user_namespace(reference, sys | change), line)
 
 
 # -- what is honest, at other places ---------------------------------------------------------------

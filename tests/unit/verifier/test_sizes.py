@@ -6,6 +6,7 @@ import tomllib
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -24,9 +25,11 @@ from cima_runc.ml.contents import (
 from cima_runc.verifier.appraisal import References, compare
 from cima_runc.verifier.completeness import completeness
 from cima_runc.verifier.errors import VerificationError
+from cima_runc.verifier.pattern import matches
 from cima_runc.verifier.policy import ConfigPolicy, Policy, RootfsPolicy
 from cima_runc.verifier.reference.file import ImageReference, ReferenceConfig, ReferenceFile
 from cima_runc.verifier.result import Check, Finding, Refusal
+from cima_runc.verifier.rules import engines
 from cima_runc.verifier.rules.config import ConfigRule
 from cima_runc.verifier.rules.image_files import ImageFiles
 from cima_runc.verifier.rules.looked_at import LookedAt
@@ -125,7 +128,7 @@ def test_an_engine_of_many_directories_and_many_that_share() -> None:
     engine = {
         "name": "podman",
         "cri": False,
-        "roots": [f"/data/{n}" for n in range(250)],
+        "roots": [f"/data/{n}" for n in range(16)],
         "states": [],
         "kubelets": [],
         "shares": [f"other{n}" for n in numbers],
@@ -143,8 +146,70 @@ def test_an_engine_of_many_directories_and_many_that_share() -> None:
         assert not any(found.makes(mount) for mount in mounts[1:])
 
 
-def test_an_engine_of_more_than_any_has_is_none() -> None:
-    engine = {"name": "podman", "roots": [f"/data/{n}" for n in range(5_000)]}
+def comparisons(monkeypatch: pytest.MonkeyPatch, engine: dict[str, Any], source: str) -> int:
+    """How often a path is compared with a pattern, and how many patterns there are for it."""
+    seen = []
+
+    def counted(pattern: str, path: bytes) -> bool:
+        seen.append(pattern)
+        return matches(pattern, path)
+
+    mounts = tuple(
+        Mount(destination=at, source=source, from_host=True) for at in ("/x", "/etc/hosts")
+    )
+    annotations = {
+        "io.kubernetes.cri.sandbox-id": "sandbox",
+        "io.kubernetes.cri.sandbox-uid": "pod",
+        "io.kubernetes.cri.container-name": "app",
+    }
+    config = ConfigSummary(mounts=mounts, kubernetes=tuple(annotations.items()))
+    found = EngineMounts({"engine": engine, "line": "", "id": "own"}, config)
+    with monkeypatch.context() as patched:
+        patched.setattr("cima_runc.verifier.rules.mounts.matches", counted)
+        assert [found.makes(mount) for mount in mounts] == [False, False]
+    assert len(set(seen)) <= 64
+    return len(seen)
+
+
+@pytest.mark.parametrize("name", ["docker", "podman", "containerd", "cri-o"])
+def test_directories_in_one_another_cost_no_more_than_one(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Kind: a mount was compared with all that its engine has: 16 MiB of such took half an hour."""
+    nested = ["/d" * n for n in range(1, 17)]
+    source = "/d" * 16 + "/e/f"
+
+    def count(directories: list[str], source: str = source, shares: tuple[str, ...] = ()) -> int:
+        kinds = ("roots", "states", "kubelets")
+        engine = {"name": name, "cri": name in engines.CRI, "shares": list(shares)}
+        engine |= dict.fromkeys(kinds, directories)
+        return comparisons(monkeypatch, engine, source)
+
+    one = count(nested[-1:])
+    assert 0 < one < 100
+    assert count(nested) == one
+    shares = tuple(f"o{n}" for n in range(600))
+    assert count(nested, source + "".join(f"/{each}" for each in shares), shares) <= one
+    assert count([f"/d{n}" for n in range(16)]) < one
+
+
+def test_of_directories_in_one_another_the_innermost_counts() -> None:
+    engine = {"name": "docker", "roots": ["/data", "/data/containers/own"]}
+    register = {"engine": engine, "line": "", "id": "own"}
+    for source, is_made in (
+        ("/data/containers/own/containers/own/hosts", True),
+        ("/data/containers/own/hosts", False),
+        ("/data/containers/ownx/hosts", False),
+        ("/data/containers/own", False),
+    ):
+        mount = Mount(destination="/etc/hosts", source=source, from_host=True)
+        found = EngineMounts(register, ConfigSummary(mounts=(mount,)))
+        assert found.makes(mount) is is_made, source
+
+
+@pytest.mark.parametrize("many", [17, 5_000])
+def test_an_engine_of_more_than_any_has_is_none(many: int) -> None:
+    engine = {"name": "podman", "roots": [f"/data/{n}" for n in range(many)]}
     mount = Mount(
         destination="/etc/hosts",
         source="/data/7/overlay-containers/own/userdata/hosts",

@@ -12,8 +12,9 @@ from unit.verifier.appraised import Box, image, upper
 from cima_runc.ima.template import Func
 from cima_runc.measure.config_summary import ALL_CAPABILITIES
 from cima_runc.measure.mtree import Entry
+from cima_runc.measure.oci_config import hidden_value
 from cima_runc.ml.contents import Engine, ViolationKind
-from cima_runc.verifier.appraisal import References
+from cima_runc.verifier.appraisal import References, appraise
 from cima_runc.verifier.errors import Verdict
 from cima_runc.verifier.policy import Policy, parse_policy
 from cima_runc.verifier.reference.file import ImageReference
@@ -204,6 +205,39 @@ MOUNTS = [
         )
         for random in ("a" * 64, f"pvc-{UUID}", UUID, "kube-api-access-abcde", f"..{TIME}.123")
         for other in ("eve", "postgres-of-another", "a" * 63, f"pvc-{'x' * 36}", "pvc-eve")
+    ),
+    # What has a digest in its name is that image, or that layer, and no other.
+    *(
+        (BIND | {"source": source.format("a" * 64)}, BIND | {"source": source.format("b" * 64)})
+        for source in (
+            "/srv/c/image-volumes/sandbox/{}",
+            "/srv/c/overlay/{}/merged",
+            "/srv/c/overlay2/{}/diff",
+            "/srv/c/containers/{}/mounts/secrets/x",
+        )
+    ),
+    (
+        {
+            "type": "overlay",
+            "source": "o",
+            "options": [f"lowerdir=/srv/c/overlay/{'a' * 64}/merged"],
+        },
+        {
+            "type": "overlay",
+            "source": "o",
+            "options": [f"lowerdir=/srv/c/overlay/{'b' * 64}/merged"],
+        },
+    ),
+    # The local path provisioner's: a claim is a namespace and a name.
+    *(
+        (BIND | {"source": f"/opt/pvc-{UUID}_shop_db-0"}, BIND | {"source": f"/opt/{other}"})
+        for other in (
+            f"pvc-{UUID}_evil_db-0",
+            f"pvc-{UUID}_shop_db-1",
+            f"pvc-{UUID}_shop_db-0_x",
+            f"pvc-{UUID}",
+            "pvc-eve_shop_db-0",
+        )
     ),
     (
         BIND | {"source": "/srv/c/volumes/v/_data/pods/a/containers/b/key"},
@@ -432,6 +466,60 @@ def test_without_an_image_every_file_is_listed(reference: ImageReference) -> Non
         "/usr/lib/lib.so",
     ]
     assert policy.config.args == (("/app/script", "now"),)
+
+
+SECRET = b"s" * 32
+POD = "11111111-2222-3333-4444-555555555555"
+
+
+def with_env(reference: ImageReference, **values: str) -> Box:
+    """A container of a pod with its token, whose environment somebody set."""
+    box = Box.honest(reference)
+    kubelet = "/var/lib/kubelet"
+    engine = Engine(name="containerd", cri=True, kubelets=(kubelet,))
+    box.register = {"id": "c" * 64, "engine": engine.model_dump(mode="json")}
+    box.config["annotations"] = {"io.kubernetes.cri.sandbox-uid": POD}
+    token = f"{kubelet}/pods/{POD}/volumes/kubernetes.io~projected/kube-api-access-abcde"
+    box.config["mounts"] = [
+        BIND | {"destination": "/var/run/secrets/kubernetes.io/serviceaccount", "source": token}
+    ]
+    env = [f"{name}={hidden_value(SECRET, value)}" for name, value in values.items()]
+    box.config["process"]["env"] = env
+    return box
+
+
+def fails(box: Box, policy: str) -> list[str]:
+    """What a verifier finds, who has the secret."""
+    found = appraise(
+        box.records(), References(box.image), parse_policy(policy.encode()), secret=SECRET
+    ).findings
+    return [one.rule for one in found if one.severity == "fail"]
+
+
+def test_a_known_value_opens_nothing(reference: ImageReference) -> None:
+    """Kind: what is suggested was not seen as who verifies sees it, with the values."""
+    box = with_env(reference, PATH="/bin", HOME="/tmp")
+    assert fails(box, "") == []
+    text = suggest(box.records(), References(reference), SECRET)
+    assert parse_policy(text.encode()) == Policy()
+    for other in ("/var/run/secrets/kubernetes.io/serviceaccount", "/var/run", "/nobody/knows"):
+        assert fails(with_env(reference, PATH="/bin", HOME=other), text) == ["config.mount"]
+    # Without the secret it could lead there.
+    text = suggest(box.records(), References(reference))
+    assert box.failed(text) == [] and "serviceaccount" in text
+
+
+def test_another_value_of_the_images_own_variable(reference: ImageReference) -> None:
+    config = reference.config.model_copy(
+        update={"env": ("PATH", "PYTHONPATH"), "env_values": {"PATH": "/bin", "PYTHONPATH": "/app"}}
+    )
+    image_ = reference.model_copy(update={"config": config})
+    box = with_env(image_, PATH="/bin", PYTHONPATH="/srv")
+    assert fails(box, "") == ["config.env"]
+    text = suggest(box.records(), References(image_), SECRET)
+    assert "env = ['PYTHONPATH']" in text and fails(box, text) == []
+    box = with_env(image_, PATH="/bin", PYTHONPATH="/app")
+    assert "env" not in suggest(box.records(), References(image_), SECRET)
 
 
 @given(st.text())
