@@ -18,9 +18,9 @@ from cima_runc.agent.journald import about
 from cima_runc.agent.lifecycle import LEFT_BEHIND, Lifecycle
 from cima_runc.agent.process import ContainerProcess, MarkOf
 from cima_runc.agent.registration import FIRST_RECORDS
-from cima_runc.agent.rights import rights_of
+from cima_runc.agent.rights import device_of_root, rights_of
 from cima_runc.agent.writer import Writer
-from cima_runc.base import clock
+from cima_runc.base import clock, limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.ml import contents
@@ -276,13 +276,15 @@ class TakeOver:
 
     def _watch_again(self, sensor: Sensor, note: ContainerNote, process: ContainerProcess) -> None:
         first = self._first(note.registration)
+        config = first.get("config", {}).get("config", {})
         sensor.watch(
             *(note.mntns, note.registration, process.cgroup_id, self._allowlist_again(first)),
             rights_of(
-                first.get("config", {}).get("config", {}),
-                note.bundle,
+                config,
                 process.pid,
-                uid=note.uid,
+                device_of_root(
+                    config, note.bundle, process.pid, uid=note.uid, limit=limits.MOUNTINFO_IN_TURN
+                ),
                 deny_memory=self._settings.value.enforcement.memory == "deny",
             ),
         )
