@@ -145,8 +145,20 @@ class TakeOver:
         for number, reason in list(self._ended.items()):
             gone = self._writer.get(number)
             if gone is not None and lives(gone.note):
-                self._lifecycle.end(gone, reason, bind=False)
+                try:
+                    self._lifecycle.end(gone, reason, bind=False)
+                except CimaError as error:
+                    self._tell(number, f"the end of container {gone.note.id} waits", error)
+                    continue
+            self._told.discard(number)
             del self._ended[number]
+
+    def _tell(self, number: int, what: str, error: Exception) -> None:
+        """Say once what waits for the next time: every second has one, and no other container may
+        wait for it."""
+        if number not in self._told:
+            _log.error("%s: %s", what, printable(str(error)))
+            self._told.add(number)
 
     def _look_again(self, number: int) -> None:
         """Take over a container; where that fails it waits for the next time, and no other does."""
@@ -155,10 +167,7 @@ class TakeOver:
             try:
                 reason = self._readopt(container)
             except (CimaError, OSError) as error:
-                if number not in self._told:
-                    why = printable(str(error))
-                    _log.error("container %s is not taken over yet: %s", container.note.id, why)
-                    self._told.add(number)
+                self._tell(number, f"container {container.note.id} is not taken over yet", error)
                 return
             if reason:
                 self._ended[number] = reason
