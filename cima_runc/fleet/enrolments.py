@@ -32,6 +32,7 @@ _WAIT = 7 * 86_400_000
 """Milliseconds that an enrolment waits for a person."""
 _SERVICE = "service"
 _LOCK = 0x6A6F696E
+_OF_ANOTHER = "its attestation key is another TPM's"
 
 
 class JoinRefusedError(CimaError):
@@ -131,9 +132,8 @@ def answer(connection: Connection, uid: str, given: EnrolmentAnswer) -> Enrolmen
     same, known = _of_key(connection, row), _of_tpm(connection, row)
     if same is not None and same["ek_digest"] != row["ek_digest"]:
         # Whoever makes up an endorsement key opens every credential for it.
-        what = "its attestation key is another TPM's"
-        _set(connection, row["id"], state="refused", reason=what)
-        return EnrolmentState(state="refused", what=what)
+        _set(connection, row["id"], state="refused", reason=_OF_ANOTHER)
+        return EnrolmentState(state="refused", what=_OF_ANOTHER)
     if same is not None and same["state"] == "enrolled":
         # The same key of the same TPM, proved: a host that has forgotten that it joined.
         _set(connection, row["id"], state="enrolled")
@@ -196,7 +196,9 @@ def approve(
             f"no manufacturer vouches for its TPM: {row['reason']}",
             hint="approve with --without-ek-certificate, if that is meant",
         )
-    known = _of_tpm(connection, row)
+    same, known = _of_key(connection, row), _of_tpm(connection, row)
+    if same is not None and same["ek_digest"] != row["ek_digest"]:
+        raise JoinRefusedError(_OF_ANOTHER, hint="cima fleet reject")
     if known is not None and known["state"] == "enrolled" and not replace:
         raise JoinRefusedError(
             f"the TPM is enrolled with another key, {known['ak_name']}",
@@ -268,8 +270,21 @@ def _enrol(
         ).inserted_primary_key
         assert made is not None
         number = int(made[0])
+    _settle_others(connection, row)
     data = {"name": row["name"], "labels": labels, "by": by, "hardware": row["hardware"]}
     events.tell(connection, events.Kind.HOST_ENROLLED, data, host=number)
+
+
+def _settle_others(connection: Connection, row: Mapping[str, Any]) -> None:
+    """End what else waits with the attestation key that was just enrolled: of the same TPM it is
+    this host, which has asked again; and a key is of one TPM."""
+    column = _ENROLMENT.c
+    others = update(_ENROLMENT).where(
+        column.ak_name == row["ak_name"], column.state == "waiting", column.id != row["id"]
+    )
+    is_same = column.ek_digest == row["ek_digest"]
+    connection.execute(others.where(is_same).values(state="enrolled"))
+    connection.execute(others.where(~is_same).values(state="refused", reason=_OF_ANOTHER))
 
 
 def forget(connection: Connection, before: int) -> None:
