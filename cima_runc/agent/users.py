@@ -39,6 +39,7 @@ class UserServer:
         """``submit`` has work done by the agent's one writer."""
         self._store = store
         self._looking_through = asyncio.Lock()
+        self._searches: dict[int, asyncio.Lock] = {}
         self._path = Path(settings.value.shim.socket + USERS_SUFFIX)
         self._submit = submit
         self._looks = Looks(settings)
@@ -90,6 +91,7 @@ class UserServer:
             if not self._connected[uid]:
                 del self._connected[uid]
                 self._answers.pop(uid, None)
+                self._searches.pop(uid, None)
             writer.close()
 
     async def _answer(
@@ -125,8 +127,10 @@ class UserServer:
         try:
             return await self._submit(lambda rooms: _QUESTIONS[verb](rooms, body, uid))
         except NoSuchContainerError:
-            # All that is stored is looked through: beside the writer, and once at a time.
-            async with self._looking_through:
+            # All that is stored is looked through: beside the writer, and once at a time. Of each
+            # user one waits for that, so that nobody stands behind all that one asks.
+            own = self._searches.setdefault(uid, asyncio.Lock())
+            async with own, self._looking_through:
                 loop = asyncio.get_running_loop()
                 return await loop.run_in_executor(None, stored_log, self._store, body, uid)
 

@@ -96,3 +96,28 @@ def test_what_is_stored_is_looked_through_beside_the_writer(tmp_path: Path) -> N
         assert len(asked) == 2
 
     asyncio.run(go())
+
+
+def test_nobody_stands_behind_all_that_one_user_looks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kind: one queue for all, in which whoever asks more has more places."""
+    answered: list[int] = []
+
+    def look_through(_: Store, __: bytes, uid: int) -> bytes:
+        answered.append(uid)
+        return b""
+
+    async def knows_none(_: object) -> Never:
+        raise NoSuchContainerError("none")
+
+    async def run() -> None:
+        settings = parse_settings({"socket": f"{tmp_path}/agent.sock"})
+        server = UserServer(CurrentSettings(settings), knows_none, Store(tmp_path))
+        asked = [server._question("log", b"{}", uid) for uid in (1000, 1000, 1000, 1000, 1001)]
+        await asyncio.gather(*asked)
+
+    monkeypatch.setattr("cima_runc.agent.users.stored_log", look_through)
+    asyncio.run(run())
+    assert sorted(answered) == [1000] * 4 + [1001]
+    assert answered.index(1001) == 1
