@@ -69,7 +69,8 @@ above it those go of which nothing else is kept and whose last run is the longes
 user's a part of so many (USER_PART) is."""
 
 REMOVED_FILE = 4 * MIB
-"""Bytes of ``removed.jsonl``, some 15,000 lines; above it only the number of the oldest is kept."""
+"""Bytes of ``removed.jsonl``, some 14,000 lines; above it only the number of the oldest is kept,
+and of those of a user other than root that have more than a part (USER_PART)."""
 
 UNMEASURED = 10_000
 """Notes of containers that started unmeasured, of each of which there is a file."""
