@@ -385,7 +385,9 @@ def routes(service: Service) -> APIRouter:
                 if row["image"] == digest
             ]
         if not rows and not references:
-            raise queries.NoSuchThingError("there is no such image here")
+            raise queries.NoSuchThingError(
+                "there is no such image here", hint="cima fleet references"
+            )
         return shown(request, person, "image", digest=digest, rows=rows, references=references)
 
     @router.get("/search")
@@ -457,7 +459,7 @@ def routes(service: Service) -> APIRouter:
                     enrolments.refuse(connection, uid, actor=person.name)
 
         if decision not in {"approve", "refuse"}:
-            raise queries.NoSuchThingError("there is no such decision")
+            raise queries.NoSuchThingError("there is no such decision", hint="approve or refuse")
         await service.run(write)
         return RedirectResponse("/enrolments", 303)
 
