@@ -40,6 +40,7 @@ class UserServer:
         self._store = store
         self._looking_through = asyncio.Lock()
         self._searches: dict[int, asyncio.Lock] = {}
+        self._ends: dict[int, asyncio.Lock] = {}
         self._path = Path(settings.value.shim.socket + USERS_SUFFIX)
         self._submit = submit
         self._looks = Looks(settings)
@@ -92,6 +93,7 @@ class UserServer:
                 del self._connected[uid]
                 self._answers.pop(uid, None)
                 self._searches.pop(uid, None)
+                self._ends.pop(uid, None)
             writer.close()
 
     async def _answer(
@@ -150,7 +152,11 @@ class UserServer:
             case "poststart":
                 await self._submit(lambda rooms: rooms.lifecycle.poststart(body, uid))
             case "poststop":
-                await self._submit(lambda rooms: rooms.lifecycle.poststop(body, uid))
+                # The writer looks through all processes for one that left some behind, as often as
+                # its user says that it has ended: one of each user's waits for it, and others' work
+                # comes in between.
+                async with self._ends.setdefault(uid, asyncio.Lock()):
+                    await self._submit(lambda rooms: rooms.lifecycle.poststop(body, uid))
             case _:
                 raise CimaError(f"no such request of a user's: {verb}")
 

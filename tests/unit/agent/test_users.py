@@ -2,7 +2,7 @@ import asyncio
 import grp
 import os
 from pathlib import Path
-from typing import Never
+from typing import Any, Never
 
 import pytest
 
@@ -121,3 +121,25 @@ def test_nobody_stands_behind_all_that_one_user_looks_for(
     asyncio.run(run())
     assert sorted(answered) == [1000] * 4 + [1001]
     assert answered.index(1001) == 1
+
+
+def test_of_one_users_ends_one_waits_for_the_writer(tmp_path: Path) -> None:
+    """Kind: whoever asks more has more of a time that is everybody's."""
+    waiting: list[int] = []
+    most: list[int] = []
+
+    async def run() -> None:
+        settings = parse_settings({"socket": f"{tmp_path}/agent.sock"})
+        server = UserServer(CurrentSettings(settings), submit, Store(tmp_path))
+        caller: Any = None
+        ends = [server._do("poststop", b"{}", uid, caller) for uid in [1000] * 9 + [1001]]
+        await asyncio.gather(*ends)
+
+    async def submit(_: object, __: object = None) -> Any:
+        waiting.append(1)
+        most.append(len(waiting))
+        await asyncio.sleep(0.001)
+        waiting.pop()
+
+    asyncio.run(run())
+    assert len(most) == 10 and max(most) == 2
