@@ -169,7 +169,7 @@ def state_of(connection: Connection, uid: str) -> EnrolmentState:
     Raises:
         NoSuchEnrolmentError: there is none, or it is over.
     """
-    return _state(_row(connection, uid), connection)
+    return _state(_row(connection, uid, hold=False), connection)
 
 
 def approve(
@@ -367,12 +367,9 @@ def _check_token(token: Mapping[str, Any], now: int) -> None:
             raise TokenRefusedError(f"the join token {what}", hint="cima fleet join-tokens add")
 
 
-def _row(connection: Connection, uid: str) -> dict[str, Any]:
-    row = (
-        connection.execute(select(_ENROLMENT).where(_ENROLMENT.c.uid == uid).with_for_update())
-        .mappings()
-        .first()
-    )
+def _row(connection: Connection, uid: str, *, hold: bool = True) -> dict[str, Any]:
+    wanted = select(_ENROLMENT).where(_ENROLMENT.c.uid == uid)
+    row = connection.execute(wanted.with_for_update() if hold else wanted).mappings().first()
     if row is None:
         raise NoSuchEnrolmentError("there is no such enrolment", hint="begin again")
     return dict(row)

@@ -228,7 +228,7 @@ def routes(service: Service, frequent: Frequent) -> APIRouter:
             return enrolments.answer(connection, name, given)
 
     def state(name: str) -> EnrolmentState:
-        with service.database.write() as connection:
+        with service.database.read() as connection:
             return enrolments.state_of(connection, name)
 
     def may_enrol(request: Request) -> None:

@@ -29,6 +29,11 @@ def add_reference(fleet: ServedFleet) -> int:
     return fleet.ask("PUT", "/v1/references/host", content=raw).status_code
 
 
+def ask_how_it_stands(fleet: ServedFleet) -> int:
+    assert fleet.client.get("/v1/enrolments/nobodys").status_code == 404
+    return 200
+
+
 def send_report(fleet: ServedFleet) -> int:
     host = FleetHost()
     fleet.enrol(host)
@@ -56,6 +61,7 @@ def send_a_strangers(fleet: ServedFleet) -> int:
         (changes, "parse_reference", add_reference),
         (reports, "of_host", send_report),
         (reports, "is_of_host", send_a_strangers),
+        (enrolments, "state_of", ask_how_it_stands),
     ],
 )
 def test_what_was_sent_is_read_before_anybody_waits_for_it(
