@@ -9,6 +9,7 @@ import grp
 import json
 import logging
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,7 @@ from cima_runc.agent.rooms import Rooms, Submit
 from cima_runc.agent.rootless import Looks
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
+from cima_runc.base.rate import RateLimit
 from cima_runc.ml.listing import NoSuchContainerError
 from cima_runc.ml.store import Store
 from cima_runc.runtime.agent_socket import HEADER, USERS_SUFFIX
@@ -30,6 +32,9 @@ from cima_runc.runtime.hook_state import parse_hook_state
 from cima_runc.runtime.shim_settings import SettingsError
 
 _log = logging.getLogger("cima-agent")
+
+_LOGGED_PER_MINUTE = 60
+"""Refusals of one user that are logged."""
 
 
 class UserServer:
@@ -41,6 +46,7 @@ class UserServer:
         self._looking_through = asyncio.Lock()
         self._searches: dict[int, asyncio.Lock] = {}
         self._ends: dict[int, asyncio.Lock] = {}
+        self._logged = RateLimit(_LOGGED_PER_MINUTE)
         self._path = Path(settings.value.shim.socket + USERS_SUFFIX)
         self._submit = submit
         self._looks = Looks(settings)
@@ -123,7 +129,16 @@ class UserServer:
         except asyncio.IncompleteReadError:
             raise
         except Exception as error:
-            await send_answer(writer, *refusal(what, error))
+            await send_answer(writer, *refusal(what, error, is_logged=self._is_logged(uid)))
+
+    def _is_logged(self, uid: int) -> bool:
+        """Whether one more refusal of a user's is logged: of too many lines a minute systemd's
+        journal drops what comes, whosever it is."""
+        now = time.monotonic()
+        is_logged = self._logged.allows(str(uid), now)
+        if is_logged and not self._logged.has_room(str(uid), now):
+            _log.warning("more refusals of user %d are not logged for a while", uid)
+        return is_logged
 
     async def _question(self, verb: str, body: bytes, uid: int) -> Body:
         try:

@@ -143,3 +143,29 @@ def test_of_one_users_ends_one_waits_for_the_writer(tmp_path: Path) -> None:
 
     asyncio.run(run())
     assert len(most) == 10 and max(most) == 2
+
+
+def test_what_one_user_is_refused_does_not_fill_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The journal drops lines above its rate. Kind: one room for all, which one fills."""
+    uids = [1000] * 200 + [1001]
+    monkeypatch.setattr("cima_runc.agent.users.peer_uid", lambda _: uids.pop(0))
+
+    async def run() -> None:
+        group = grp.getgrgid(os.getegid()).gr_name
+        settings = parse_settings({"socket": f"{tmp_path}/agent.sock", "users": {"group": group}})
+        server = UserServer(CurrentSettings(settings), None, Store(tmp_path))  # type: ignore[arg-type]
+        await server.serve(group)
+        while uids:
+            reader, writer = await asyncio.open_unix_connection(f"{tmp_path}/agent.sock.users")
+            writer.write(b"nonsense 0\n")
+            assert (await reader.read()).startswith(b"error ")
+            writer.close()
+        server.stop()
+
+    caplog.set_level("DEBUG")
+    asyncio.run(run())
+    lines = [one.getMessage() for one in caplog.records if one.name == "cima-agent"]
+    assert sum("nonsense of user 1001" in line for line in lines) == 1
+    assert 60 <= sum("user 1000" in line for line in lines) <= 65
