@@ -13,6 +13,7 @@ from typing import Any
 from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.host_services import HostServices, Look
 from cima_runc.agent.process import PROC, ContainerProcess, examine
+from cima_runc.agent.rights import device_of_root
 from cima_runc.agent.runtime_call import is_restored, is_without_cgroups
 from cima_runc.base import limits
 from cima_runc.base.bounded import read_bounded
@@ -62,6 +63,8 @@ class Candidate:
     from a checkpoint."""
     of_image: Pairs | None = frozenset()
     """Annotations that may be its image's, where its engine hands them on; None: not known."""
+    root_device: int | None = None
+    """The device of its root's overlay, where it is known."""
     waits: Callable[[], bool] = lambda: True
     """Whether it waits still: who is told nothing in time may start it, or has ended it."""
 
@@ -211,13 +214,17 @@ def look_at(
                 state.bundle,
                 lambda: image_pairs(state.bundle, engines.image_stores(process.pid)),
             )
+            root_device = device_of_root(config, state.bundle, process.pid)
             look = services.look_at(process.pid)
         except BaseException:
             # Who holds its mount namespace keeps its file systems busy.
             process.close()
             raise
         return Candidate(
-            state, config, process, rootfs, look, engine, missing=missing, of_image=of_image
+            *(state, config, process, rootfs, look, engine),
+            missing=missing,
+            of_image=of_image,
+            root_device=root_device,
         )
 
 

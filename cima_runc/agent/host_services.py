@@ -274,6 +274,9 @@ class HostServices:
                 executable = self._digest(look, service.files[0])
                 self._hashed.append(_Hashed(kept, service, digests, executable))
             self._digests.keep()
+        except Exception:
+            # Nobody waits for what this returns. Each file has its digest, or why it has none.
+            _log.exception("digests of services' files are not kept")
         finally:
             look.close()
             with self._idle:
@@ -295,6 +298,10 @@ class HostServices:
             return error.strerror or "it cannot be read"
         except CimaError as error:
             return error.what
+        except Exception as error:
+            # It was seen, so it is never looked at again: it must become a record.
+            _log.exception("%s is not hashed", printable(file.path))
+            return f"it was not hashed: {type(error).__name__}"
         self._digests.add(identity, digest)
         return digest
 

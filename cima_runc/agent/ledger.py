@@ -122,11 +122,6 @@ class Ledger:
     # -- binding ------------------------------------------------------------------------------
 
     @property
-    def has_tpm(self) -> bool:
-        """Whether there is a TPM to bind into."""
-        return self._pcr is not None
-
-    @property
     def status(self) -> Status | None:
         """What a bind says of the host, as it is now; None without a TPM."""
         return None if self._pcr is None else self._pcr.status

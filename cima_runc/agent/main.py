@@ -55,7 +55,6 @@ from cima_runc.ml.store import Store
 from cima_runc.runtime import installation
 from cima_runc.runtime.agent_socket import HEADER
 from cima_runc.runtime.shim_settings import SETTINGS_FILE
-from cima_runc.tpm.device import TpmError
 
 if TYPE_CHECKING:
     from cima_runc.agent.fleet.reporter import Reporter
@@ -572,7 +571,7 @@ class Agent:
         # written down, the answer says so.
         try:
             rooms.commit(bind=self._settings.value.binding.mode != "quote")
-        except (TpmError, OSError) as error:
+        except (CimaError, OSError) as error:
             _log.error("before an answer to %s: %s", verb, error)
         return questions[verb](body)
 

@@ -329,9 +329,8 @@ class Registration:
                 handle = allowlist.handle if allowlist else None
                 rights = rights_of(
                     candidate.config,
-                    state.bundle,
                     process.pid,
-                    uid=candidate.uid,
+                    candidate.root_device,
                     deny_memory=self._settings.value.enforcement.memory == "deny",
                 )
                 self._sensor.watch(process.mntns, number, process.cgroup_id, handle, rights)

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ _EARLIER = "earlier"
 class Removed:
     """The file ``removed.jsonl``: one object a line, the oldest first.
 
-    Of too many the oldest lines go; then the first line is ``{"earlier": N}``, how many these were.
+    Of too many the oldest lines go, and those of a user other than root who has more than his part;
+    then the first line is ``{"earlier": N}``, how many these were.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,11 +49,11 @@ class Removed:
 
     def _shorten(self) -> None:
         earlier, lines = self._read()
-        kept = lines[len(lines) // 2 :]
+        kept = _newest(lines, limits.REMOVED_FILE // 2)
         gone = earlier + len(lines) - len(kept)
         head = json.dumps({_EARLIER: gone}).encode("ascii") + b"\n"
         replace_file(self._path, head + b"".join(kept))
-        _log.warning("%s holds of the first %d removals their number alone", self._path, gone)
+        _log.warning("%s holds of %d removals their number alone", self._path, gone)
 
     def _read(self) -> tuple[int, list[bytes]]:
         try:
@@ -61,3 +63,20 @@ class Removed:
         if lines and lines[0].startswith(b'{"%s":' % _EARLIER.encode()):
             return int(json.loads(lines[0])[_EARLIER]), lines[1:]
         return 0, lines
+
+
+def _newest(lines: Sequence[bytes], room: int) -> list[bytes]:
+    """Return the newest lines that have ``room``, in bytes: what one user starts and lets end costs
+    nobody else's."""
+    kept: list[bytes] = []
+    of_users: Counter[int] = Counter()
+    for line in reversed(lines):
+        uid = json.loads(line).get("uid", 0)
+        if len(line) > room:
+            break
+        if uid and of_users[uid] + len(line) > limits.REMOVED_FILE // 2 // limits.USER_PART:
+            continue
+        of_users[uid] += len(line)
+        room -= len(line)
+        kept.append(line)
+    return kept[::-1]

@@ -141,20 +141,30 @@ async def send_answer(writer: asyncio.StreamWriter, word: str, body: Body) -> No
             body.close()
 
 
-def refusal(verb: str, error: Exception) -> tuple[str, bytes]:
-    """Log why a request is refused and return the answer that says so."""
+def refusal(verb: str, error: Exception, *, is_logged: bool = True) -> tuple[str, bytes]:
+    """Log why a request is refused, unless enough is logged, and return the answer that says so."""
+    if is_logged:
+        _log_refusal(verb, error)
     if isinstance(error, TimeoutError):
         return "error", b"the request did not come in time"
     if isinstance(error, OSError):
-        _log.error("%s failed: %s", verb, error)
         place = f"{error.filename}: " if error.filename else ""
         return "error", printable(f"{place}{error.strerror}").encode()
     if not isinstance(error, CimaError | asyncio.LimitOverrunError):
         # A mistake of ours. A hook that got no answer would take it that no agent is there.
-        _log.error("%s failed: %s", verb, printable(repr(error)[:_MISTAKE]), exc_info=error)
         return "error", b"the agent made a mistake, its log says which"
-    # Who asks is told; the administrator need not act on somebody's typing mistake.
-    asked = verb.partition(" ")[0] in _QUESTIONS
-    _log.log(logging.INFO if asked else logging.WARNING, "%s refused: %s", verb, error)
     text = str(error) if isinstance(error, CimaError) else printable(str(error))
     return "error", text.encode()
+
+
+def _log_refusal(verb: str, error: Exception) -> None:
+    if isinstance(error, TimeoutError):
+        return
+    if isinstance(error, OSError):
+        _log.error("%s failed: %s", verb, error)
+    elif not isinstance(error, CimaError | asyncio.LimitOverrunError):
+        _log.error("%s failed: %s", verb, printable(repr(error)[:_MISTAKE]), exc_info=error)
+    else:
+        # Who asks is told; the administrator need not act on somebody's typing mistake.
+        asked = verb.partition(" ")[0] in _QUESTIONS
+        _log.log(logging.INFO if asked else logging.WARNING, "%s refused: %s", verb, error)

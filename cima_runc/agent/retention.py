@@ -279,6 +279,7 @@ class Retention:
             line = {
                 "registration": note.registration,
                 "id": note.id,
+                "uid": note.uid,
                 "boot_id": note.boot_id,
                 "started": note.started,
                 "ended": note.ended,

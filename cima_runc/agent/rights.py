@@ -1,6 +1,6 @@
 """What the sensor is told of a container's rights: its root, its capabilities, its system calls.
 
-Pure, but for :func:`rights_of`, which reads the process's mounts.
+Pure, but for :func:`device_of_root`, which reads the process's mounts.
 """
 
 import os
@@ -27,29 +27,39 @@ _CAPABILITIES: Final = (
 
 
 def rights_of(
-    config: dict[str, Any], bundle: str, pid: int, *, uid: int = 0, deny_memory: bool
+    config: Mapping[str, Any], pid: int, root_device: int | None, *, deny_memory: bool
 ) -> Rights:
-    """Return the rights of a container with this OCI configuration, in this bundle.
+    """Return the rights of a container with this OCI configuration.
 
-    ``pid`` is its first process, ``uid`` whose it is: of another user's path nothing is looked at,
-    since his file system need never answer. Where it cannot be said which file system its root is,
-    none is given, and no layer of it is beyond the container's reach.
+    ``pid`` is its first process, ``root_device`` as :func:`device_of_root` found it; without one no
+    layer of its root is beyond the container's reach.
     """
     linux = config.get("linux")
-    try:
-        mountinfo = read_bounded(Path(f"/proc/{pid}/mountinfo"), limits.MOUNTINFO)
-        root = root_of(config, bundle)
-        named = os.path.normpath(root) if uid else os.path.realpath(root)
-        device = root_device(mountinfo, os.fsencode(named))
-    except (OSError, CimaError):
-        device = None
     return Rights(
         pid=pid,
-        root_device=device,
+        root_device=root_device,
         bounding=bounding_set(config),
         seccomp=isinstance(linux, dict) and bool(linux.get("seccomp")),
         deny_memory=deny_memory,
     )
+
+
+def device_of_root(
+    config: dict[str, Any], bundle: str, pid: int, *, uid: int = 0, limit: int = limits.MOUNTINFO
+) -> int | None:
+    """Return the device of the overlay that a container's root is; None where that cannot be said.
+
+    ``pid`` is its first process, ``uid`` whose it is: of another user's path nothing is looked at,
+    since his file system need never answer. With as many mounts as a user can make this takes
+    seconds: in the writer's thread only with a small ``limit``, in bytes of them.
+    """
+    try:
+        mountinfo = read_bounded(Path(f"/proc/{pid}/mountinfo"), limit)
+        root = root_of(config, bundle)
+        named = os.path.normpath(root) if uid else os.path.realpath(root)
+        return root_device(mountinfo, os.fsencode(named))
+    except (OSError, CimaError):
+        return None
 
 
 def root_device(mountinfo: bytes, root: bytes) -> int | None:

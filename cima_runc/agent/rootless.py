@@ -11,6 +11,7 @@ import os
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 from pydantic import ValidationError
 
@@ -26,6 +27,7 @@ from cima_runc.agent.current import CurrentSettings
 from cima_runc.agent.host_services import Look
 from cima_runc.agent.inside import Answer, Task
 from cima_runc.agent.process import PROC, ContainerProcess, examine, has_ended
+from cima_runc.agent.rights import device_of_root
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
 from cima_runc.measure.bundle import cgroups_path
@@ -101,6 +103,8 @@ class Looks:
             engine = await loop.run_in_executor(None, find, process.pid, state.bundle, config, uid)
             # What reads of the user's processes is not done in the loop: that serves everybody.
             missing = await loop.run_in_executor(None, unmeasured_memory, process.pid)
+            device = partial(device_of_root, config, state.bundle, process.pid, uid=uid)
+            root_device = await loop.run_in_executor(None, device)
         except BaseException:
             process.close()
             raise
@@ -109,7 +113,8 @@ class Looks:
         seen = None if answer.of_image is None else frozenset(answer.of_image)
         of_image = handed_on(config, engine, state.bundle, lambda: seen)
         return Candidate(
-            state, config, process, answer.rootfs, look, engine, uid, missing, of_image
+            *(state, config, process, answer.rootfs, look, engine, uid, missing, of_image),
+            root_device=root_device,
         )
 
 

@@ -18,9 +18,9 @@ from cima_runc.agent.journald import about
 from cima_runc.agent.lifecycle import LEFT_BEHIND, Lifecycle
 from cima_runc.agent.process import ContainerProcess, MarkOf
 from cima_runc.agent.registration import FIRST_RECORDS
-from cima_runc.agent.rights import rights_of
+from cima_runc.agent.rights import device_of_root, rights_of
 from cima_runc.agent.writer import Writer
-from cima_runc.base import clock
+from cima_runc.base import clock, limits
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
 from cima_runc.ml import contents
@@ -145,8 +145,20 @@ class TakeOver:
         for number, reason in list(self._ended.items()):
             gone = self._writer.get(number)
             if gone is not None and lives(gone.note):
-                self._lifecycle.end(gone, reason, bind=False)
+                try:
+                    self._lifecycle.end(gone, reason, bind=False)
+                except CimaError as error:
+                    self._tell(number, f"the end of container {gone.note.id} waits", error)
+                    continue
+            self._told.discard(number)
             del self._ended[number]
+
+    def _tell(self, number: int, what: str, error: Exception) -> None:
+        """Say once what waits for the next time: every second has one, and no other container may
+        wait for it."""
+        if number not in self._told:
+            _log.error("%s: %s", what, printable(str(error)))
+            self._told.add(number)
 
     def _look_again(self, number: int) -> None:
         """Take over a container; where that fails it waits for the next time, and no other does."""
@@ -155,10 +167,7 @@ class TakeOver:
             try:
                 reason = self._readopt(container)
             except (CimaError, OSError) as error:
-                if number not in self._told:
-                    why = printable(str(error))
-                    _log.error("container %s is not taken over yet: %s", container.note.id, why)
-                    self._told.add(number)
+                self._tell(number, f"container {container.note.id} is not taken over yet", error)
                 return
             if reason:
                 self._ended[number] = reason
@@ -276,13 +285,15 @@ class TakeOver:
 
     def _watch_again(self, sensor: Sensor, note: ContainerNote, process: ContainerProcess) -> None:
         first = self._first(note.registration)
+        config = first.get("config", {}).get("config", {})
         sensor.watch(
             *(note.mntns, note.registration, process.cgroup_id, self._allowlist_again(first)),
             rights_of(
-                first.get("config", {}).get("config", {}),
-                note.bundle,
+                config,
                 process.pid,
-                uid=note.uid,
+                device_of_root(
+                    config, note.bundle, process.pid, uid=note.uid, limit=limits.MOUNTINFO_IN_TURN
+                ),
                 deny_memory=self._settings.value.enforcement.memory == "deny",
             ),
         )

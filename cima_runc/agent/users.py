@@ -9,6 +9,7 @@ import grp
 import json
 import logging
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,7 @@ from cima_runc.agent.rooms import Rooms, Submit
 from cima_runc.agent.rootless import Looks
 from cima_runc.base import limits
 from cima_runc.base.errors import CimaError
+from cima_runc.base.rate import RateLimit
 from cima_runc.ml.listing import NoSuchContainerError
 from cima_runc.ml.store import Store
 from cima_runc.runtime.agent_socket import HEADER, USERS_SUFFIX
@@ -30,6 +32,9 @@ from cima_runc.runtime.hook_state import parse_hook_state
 from cima_runc.runtime.shim_settings import SettingsError
 
 _log = logging.getLogger("cima-agent")
+
+_LOGGED_PER_MINUTE = 60
+"""Refusals of one user that are logged."""
 
 
 class UserServer:
@@ -39,6 +44,9 @@ class UserServer:
         """``submit`` has work done by the agent's one writer."""
         self._store = store
         self._looking_through = asyncio.Lock()
+        self._searches: dict[int, asyncio.Lock] = {}
+        self._ends: dict[int, asyncio.Lock] = {}
+        self._logged = RateLimit(_LOGGED_PER_MINUTE)
         self._path = Path(settings.value.shim.socket + USERS_SUFFIX)
         self._submit = submit
         self._looks = Looks(settings)
@@ -90,6 +98,8 @@ class UserServer:
             if not self._connected[uid]:
                 del self._connected[uid]
                 self._answers.pop(uid, None)
+                self._searches.pop(uid, None)
+                self._ends.pop(uid, None)
             writer.close()
 
     async def _answer(
@@ -119,14 +129,25 @@ class UserServer:
         except asyncio.IncompleteReadError:
             raise
         except Exception as error:
-            await send_answer(writer, *refusal(what, error))
+            await send_answer(writer, *refusal(what, error, is_logged=self._is_logged(uid)))
+
+    def _is_logged(self, uid: int) -> bool:
+        """Whether one more refusal of a user's is logged: of too many lines a minute systemd's
+        journal drops what comes, whosever it is."""
+        now = time.monotonic()
+        is_logged = self._logged.allows(str(uid), now)
+        if is_logged and not self._logged.has_room(str(uid), now):
+            _log.warning("more refusals of user %d are not logged for a while", uid)
+        return is_logged
 
     async def _question(self, verb: str, body: bytes, uid: int) -> Body:
         try:
             return await self._submit(lambda rooms: _QUESTIONS[verb](rooms, body, uid))
         except NoSuchContainerError:
-            # All that is stored is looked through: beside the writer, and once at a time.
-            async with self._looking_through:
+            # All that is stored is looked through: beside the writer, and once at a time. Of each
+            # user one waits for that, so that nobody stands behind all that one asks.
+            own = self._searches.setdefault(uid, asyncio.Lock())
+            async with own, self._looking_through:
                 loop = asyncio.get_running_loop()
                 return await loop.run_in_executor(None, stored_log, self._store, body, uid)
 
@@ -146,7 +167,11 @@ class UserServer:
             case "poststart":
                 await self._submit(lambda rooms: rooms.lifecycle.poststart(body, uid))
             case "poststop":
-                await self._submit(lambda rooms: rooms.lifecycle.poststop(body, uid))
+                # The writer looks through all processes for one that left some behind, as often as
+                # its user says that it has ended: one of each user's waits for it, and others' work
+                # comes in between.
+                async with self._ends.setdefault(uid, asyncio.Lock()):
+                    await self._submit(lambda rooms: rooms.lifecycle.poststop(body, uid))
             case _:
                 raise CimaError(f"no such request of a user's: {verb}")
 

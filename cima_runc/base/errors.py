@@ -26,3 +26,7 @@ class CimaError(Exception):
     def __str__(self) -> str:
         line = f"{self.what}; {self.hint}" if self.hint else self.what
         return printable(line)
+
+
+class UsageError(CimaError):
+    """The command line is not one that the program takes."""

@@ -69,7 +69,8 @@ above it those go of which nothing else is kept and whose last run is the longes
 user's a part of so many (USER_PART) is."""
 
 REMOVED_FILE = 4 * MIB
-"""Bytes of ``removed.jsonl``, some 15,000 lines; above it only the number of the oldest is kept."""
+"""Bytes of ``removed.jsonl``, some 14,000 lines; above it only the number of the oldest is kept,
+and of those of a user other than root that have more than a part (USER_PART)."""
 
 UNMEASURED = 10_000
 """Notes of containers that started unmeasured, of each of which there is a file."""
@@ -162,6 +163,9 @@ LAYERS = 1024
 
 MOUNTINFO = 64 * MIB
 """Bytes of /proc/PID/mountinfo: 100,000 mounts (sysctl fs.mount-max) of some 600 bytes."""
+
+MOUNTINFO_IN_TURN = 4 * MIB
+"""The same where all containers wait meanwhile: 7,000 such mounts, in a tenth of a second."""
 
 TAR_HEADER = 1 * MIB
 """Bytes of one extended header or long name in a tar archive (as in Go's archive/tar)."""

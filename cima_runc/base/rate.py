@@ -29,12 +29,17 @@ class RateLimit:
         until that is made up for."""
         key, tokens = self._tokens(address, now)
         self._buckets.pop(key, None)
-        self._buckets[key] = (tokens - cost, now)
+        self._buckets[key] = (min(tokens - cost, self._per_minute), now)
         while len(self._buckets) > _KEPT:
             self._buckets.popitem(last=False)
 
+    def give_back(self, address: str, now: float) -> None:
+        """Take back what :meth:`allows` took for what has cost nothing after all."""
+        self.spend(address, now, -1)
+
     def has_room(self, address: str, now: float) -> bool:
-        """Whether :meth:`allows` would say so; takes nothing."""
+        """Whether :meth:`allows` would say so; takes nothing. Of those who ask at once all are told
+        the same: what costs is taken before it is done, or made up for after (:meth:`spend`)."""
         return self._tokens(address, now)[1] >= 1
 
     def _tokens(self, address: str, now: float) -> tuple[str, float]:

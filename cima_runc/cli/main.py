@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cima_runc import __version__
-from cima_runc.base.errors import CimaError
+from cima_runc.base.errors import CimaError, UsageError
 from cima_runc.base.pipe import nobody_reads_on
 from cima_runc.cli import context, examples
 from cima_runc.cli.app import Group, command, group
@@ -50,7 +50,7 @@ class _Commands(Group):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.list_commands(ctx):
             if cmd_name in _OF_A_HOST:
-                raise CimaError(
+                raise UsageError(
                     f"cima {cmd_name} is for a host, and this is a verifier's installation",
                     hint="on a host: the package, or install.sh",
                 )
@@ -135,7 +135,7 @@ def _main() -> None:
     except _USAGE as error:
         error.message = in_words(error.message)
         if as_json:
-            fail(CimaError(error.format_message(), hint="see --help"), as_json=True)
+            fail(UsageError(error.format_message(), hint="see --help"), as_json=True)
         error.show()
         sys.exit(CANNOT)
     except Exception as error:
@@ -148,7 +148,7 @@ def _refuse_empty(words: list[str]) -> None:
     for before, word in zip(["", *words], words, strict=False):
         if not word.strip():
             named = f" after {before}" if before else ""
-            raise CimaError(f"an argument{named} is empty", hint="was a variable not set?")
+            raise UsageError(f"an argument{named} is empty", hint="was a variable not set?")
 
 
 def in_words(message: str) -> str:

@@ -165,7 +165,7 @@ def retire_reference(connection: Connection, actor: str, name: str) -> None:
         .where(table.c.name == name, table.c.retired.is_(None))
         .values(retired=clock.now())
     )
-    _must(done.rowcount, f"reference values {name}")
+    _must(done.rowcount, f"reference values {name}", "references")
     audit.note(connection, actor, "reference.retire", name, {})
     work.later(connection, work.REAPPRAISE, "all")
 
@@ -191,12 +191,12 @@ def assign(
     """
     _check_match(match)
     table = table_of(Policy)
-    _must(_count(connection, table, table.c.name == policy), f"policy {policy}")
+    _must(_count(connection, table, table.c.name == policy), f"policy {policy}", "policies")
     reference = table_of(Reference)
     for name in (image_reference, host_reference):
         if name is not None:
             is_there = (reference.c.name == name) & reference.c.retired.is_(None)
-            _must(_count(connection, reference, is_there), f"reference values {name}")
+            _must(_count(connection, reference, is_there), f"reference values {name}", "references")
     uid = new_uid()
     connection.execute(
         insert(table_of(Assignment)).values(
@@ -224,7 +224,7 @@ def unassign(connection: Connection, actor: str, uid: str) -> None:
     """
     table = table_of(Assignment)
     row = connection.execute(select(table).where(table.c.uid == uid)).mappings().first()
-    _must(row is not None, "assignment")
+    _must(row is not None, "assignment", "policies assignments")
     assert row is not None
     connection.execute(table.delete().where(table.c.uid == uid))
     detail = {"match": row["match"], "mode": row["mode"], "assignment": uid}
@@ -278,7 +278,7 @@ def void_join_token(connection: Connection, actor: str, uid: str) -> None:
         .where(table.c.uid == uid, table.c.used.is_(None), table.c.void.is_(False))
         .values(void=True)
     )
-    _must(done.rowcount, "join token")
+    _must(done.rowcount, "join token", "join-tokens")
     audit.note(connection, actor, "join-token.void", uid, {})
 
 
@@ -333,7 +333,7 @@ def revoke_token(connection: Connection, actor: str, uid: str) -> None:
         .where(table.c.uid == uid, table.c.revoked.is_(None))
         .values(revoked=clock.now())
     )
-    _must(done.rowcount, "token")
+    _must(done.rowcount, "token", "tokens")
     audit.note(connection, actor, "token.revoke", uid, {})
 
 
@@ -374,7 +374,7 @@ def tenant_number(connection: Connection, name: str) -> int:
     """
     table = table_of(Tenant)
     found = connection.execute(select(table.c.id).where(table.c.name == name)).scalar()
-    _must(found is not None, f"tenant {name}")
+    _must(found is not None, f"tenant {name}", "tenants")
     assert found is not None
     return int(found)
 
@@ -435,7 +435,7 @@ def remove_webhook(
     if tenant is not None:
         query = query.where(table.c.tenant == tenant)
     done = connection.execute(query.values(removed=clock.now()))
-    _must(done.rowcount, "webhook")
+    _must(done.rowcount, "webhook", "webhooks")
     audit.note(connection, actor, "webhook.remove", uid, {})
 
 
@@ -489,7 +489,7 @@ def remove_host(connection: Connection, actor: str, ak_name: str) -> None:
         .where(table.c.ak_name == ak_name, table.c.state == "enrolled")
         .values(state="removed")
     )
-    _must(done.rowcount, "host")
+    _must(done.rowcount, "host", "hosts")
     audit.note(connection, actor, "host.remove", ak_name, {})
 
 
@@ -502,7 +502,7 @@ def label_host(connection: Connection, actor: str, ak_name: str, labels: Mapping
     """
     given, table = checked_labels(labels), table_of(Host)
     done = connection.execute(update(table).where(table.c.ak_name == ak_name).values(labels=given))
-    _must(done.rowcount, "host")
+    _must(done.rowcount, "host", "hosts")
     audit.note(connection, actor, "host.label", ak_name, {"labels": given})
     work.later(connection, work.REAPPRAISE, "all")
 
@@ -543,6 +543,6 @@ def _count(connection: Connection, table: Any, condition: Any) -> int:
     return int(found or 0)
 
 
-def _must(found: Any, what: str) -> None:
+def _must(found: Any, what: str, listed: str) -> None:
     if not found:
-        raise NotFoundError(f"there is no such {what}")
+        raise NotFoundError(f"there is no such {what}", hint=f"cima fleet {listed}")

@@ -32,6 +32,7 @@ _WAIT = 7 * 86_400_000
 """Milliseconds that an enrolment waits for a person."""
 _SERVICE = "service"
 _LOCK = 0x6A6F696E
+_OF_ANOTHER = "its attestation key is another TPM's"
 
 
 class JoinRefusedError(CimaError):
@@ -131,9 +132,8 @@ def answer(connection: Connection, uid: str, given: EnrolmentAnswer) -> Enrolmen
     same, known = _of_key(connection, row), _of_tpm(connection, row)
     if same is not None and same["ek_digest"] != row["ek_digest"]:
         # Whoever makes up an endorsement key opens every credential for it.
-        what = "its attestation key is another TPM's"
-        _set(connection, row["id"], state="refused", reason=what)
-        return EnrolmentState(state="refused", what=what)
+        _set(connection, row["id"], state="refused", reason=_OF_ANOTHER)
+        return EnrolmentState(state="refused", what=_OF_ANOTHER)
     if same is not None and same["state"] == "enrolled":
         # The same key of the same TPM, proved: a host that has forgotten that it joined.
         _set(connection, row["id"], state="enrolled")
@@ -169,7 +169,7 @@ def state_of(connection: Connection, uid: str) -> EnrolmentState:
     Raises:
         NoSuchEnrolmentError: there is none, or it is over.
     """
-    return _state(_row(connection, uid), connection)
+    return _state(_row(connection, uid, hold=False), connection)
 
 
 def approve(
@@ -196,7 +196,9 @@ def approve(
             f"no manufacturer vouches for its TPM: {row['reason']}",
             hint="approve with --without-ek-certificate, if that is meant",
         )
-    known = _of_tpm(connection, row)
+    same, known = _of_key(connection, row), _of_tpm(connection, row)
+    if same is not None and same["ek_digest"] != row["ek_digest"]:
+        raise JoinRefusedError(_OF_ANOTHER, hint="cima fleet reject")
     if known is not None and known["state"] == "enrolled" and not replace:
         raise JoinRefusedError(
             f"the TPM is enrolled with another key, {known['ak_name']}",
@@ -268,8 +270,21 @@ def _enrol(
         ).inserted_primary_key
         assert made is not None
         number = int(made[0])
+    _settle_others(connection, row)
     data = {"name": row["name"], "labels": labels, "by": by, "hardware": row["hardware"]}
     events.tell(connection, events.Kind.HOST_ENROLLED, data, host=number)
+
+
+def _settle_others(connection: Connection, row: Mapping[str, Any]) -> None:
+    """End what else waits with the attestation key that was just enrolled: of the same TPM it is
+    this host, which has asked again; and a key is of one TPM."""
+    column = _ENROLMENT.c
+    others = update(_ENROLMENT).where(
+        column.ak_name == row["ak_name"], column.state == "waiting", column.id != row["id"]
+    )
+    is_same = column.ek_digest == row["ek_digest"]
+    connection.execute(others.where(is_same).values(state="enrolled"))
+    connection.execute(others.where(~is_same).values(state="refused", reason=_OF_ANOTHER))
 
 
 def forget(connection: Connection, before: int) -> None:
@@ -352,12 +367,9 @@ def _check_token(token: Mapping[str, Any], now: int) -> None:
             raise TokenRefusedError(f"the join token {what}", hint="cima fleet join-tokens add")
 
 
-def _row(connection: Connection, uid: str) -> dict[str, Any]:
-    row = (
-        connection.execute(select(_ENROLMENT).where(_ENROLMENT.c.uid == uid).with_for_update())
-        .mappings()
-        .first()
-    )
+def _row(connection: Connection, uid: str, *, hold: bool = True) -> dict[str, Any]:
+    wanted = select(_ENROLMENT).where(_ENROLMENT.c.uid == uid)
+    row = connection.execute(wanted.with_for_update() if hold else wanted).mappings().first()
     if row is None:
         raise NoSuchEnrolmentError("there is no such enrolment", hint="begin again")
     return dict(row)

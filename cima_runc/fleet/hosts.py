@@ -619,7 +619,8 @@ def _record_row(container: int, record: CheckedRecord, now: int) -> dict[str, An
 
 
 def _facts(records: Sequence[CheckedRecord]) -> dict[str, Any]:
-    """Return what of its records a container is chosen by."""
+    """Return what of its records a container is chosen by, or is shown in every list: so no text of
+    it has more than a label may."""
     values: dict[str, Any] = {}
     engine = NO_ENGINE
     for record in records:
@@ -636,7 +637,10 @@ def _facts(records: Sequence[CheckedRecord]) -> dict[str, Any]:
                 values["layers"] = measured_layers(rootfs.layers)
             case Exit() as end:
                 values["end"] = end.reason
-    return values
+    return {
+        name: value[: limits.LABEL] if isinstance(value, str) else value
+        for name, value in values.items()
+    }
 
 
 def _pod(engine: Engine, config: Config) -> dict[str, Any]:

@@ -100,19 +100,27 @@ class Frequent:
         proved = self.session_is_good(request.headers.get("authorization"), ak)
         who = ak if proved else address_of(request)
         has_room = (
-            rates.refused.has_room(who, now)
-            and rates.reports.has_room(ak, now)
+            rates.reports.has_room(ak, now)
             and rates.volume.has_room(ak, now)
+            # Taken now, and given back if it is not refused: many may come at once.
+            and rates.refused.allows(who, now)
         )
         if not has_room:
             metrics.reports.labels("limited").inc()
             limited = LimitedError("too many reports", hint="report again in a minute")
             return _answer(429, refusal(limited), _RETRY)
         bodies = self.reports if proved else self.strangers
-        async with bodies.of(request, who) as body:
-            return await self._take(ak, who, request, body)
+        is_refused = False
+        try:
+            async with bodies.of(request, who) as body:
+                answer, is_refused = await self._take(ak, request, body)
+                return answer
+        finally:
+            if not is_refused:
+                rates.refused.give_back(who, now)
 
-    async def _take(self, ak: str, who: str, request: Request, body: bytes) -> Response:
+    async def _take(self, ak: str, request: Request, body: bytes) -> tuple[Response, bool]:
+        """Return the answer to a report, and whether it is refused."""
         service, rates, metrics = self._service, self._service.rates, self._service.metrics
         encoding, now = request.headers.get("content-encoding"), time.monotonic()
 
@@ -125,18 +133,17 @@ class Frequent:
             outcome, size = await service.run_for_host(take)
         except DatabaseError as error:
             metrics.reports.labels("failed").inc()
-            return _answer(503, refusal(error), _RETRY)
+            return _answer(503, refusal(error), _RETRY), False
         except CimaError as error:
             metrics.reports.labels("refused").inc()
             metrics.refusals.labels(type(error).__name__).inc()
-            rates.refused.allows(who, now)
-            return _answer(_status(error), refusal(error))
+            return _answer(_status(error), refusal(error)), True
         finally:
             metrics.seconds.observe(time.perf_counter() - began)
-        rates.reports.allows(ak, now)
+        rates.reports.spend(ak, now, 1)
         rates.volume.spend(ak, now, size / limits.MIB)
         metrics.reports.labels("accepted" if outcome.is_accepted else "resync").inc()
-        return _answer(200 if outcome.is_accepted else 409, outcome.answer)
+        return _answer(200 if outcome.is_accepted else 409, outcome.answer), False
 
 
 def routes(service: Service, frequent: Frequent) -> APIRouter:
@@ -221,7 +228,7 @@ def routes(service: Service, frequent: Frequent) -> APIRouter:
             return enrolments.answer(connection, name, given)
 
     def state(name: str) -> EnrolmentState:
-        with service.database.write() as connection:
+        with service.database.read() as connection:
             return enrolments.state_of(connection, name)
 
     def may_enrol(request: Request) -> None:

@@ -85,7 +85,7 @@ def grant(
         .limit(1)
     ).scalar()
     if content is None:
-        raise changes.NotFoundError(f"there is no such policy {policy}")
+        raise changes.NotFoundError(f"there is no such policy {policy}", hint="cima fleet policies")
     if missing := _not_named(content):
         raise changes.ChangeError(
             f"the policy does not say which {', '.join(missing)} a container may have",
@@ -117,7 +117,7 @@ def withdraw(connection: Connection, actor: str, uid: str) -> None:
     """
     done = connection.execute(delete(_GRANT).where(_GRANT.c.uid == uid))
     if not done.rowcount:
-        raise changes.NotFoundError("there is no such grant")
+        raise changes.NotFoundError("there is no such grant", hint="cima fleet grants")
     audit.note(connection, actor, "token-grant.remove", uid, {})
 
 
@@ -250,7 +250,7 @@ def _locked(
         select(_HOST.c.ak_name).join(_CONTAINER, _CONTAINER.c.host == _HOST.c.id).where(*mine)
     ).scalar()
     if ak_name is None:
-        raise NoSuchThingError("there is no such container")
+        raise NoSuchThingError("there is no such container", hint="cima fleet containers")
     try:
         host = hosts.lock(connection, ak_name)
     except hosts.UnknownHostError:

@@ -16,7 +16,7 @@ import uvicorn
 from sqlalchemy import Connection
 
 from cima_runc import __version__
-from cima_runc.base.errors import CimaError
+from cima_runc.base.errors import CimaError, UsageError
 from cima_runc.base.pipe import nobody_reads_on
 from cima_runc.base.text import printable
 from cima_runc.base.unexpected import unexpected
@@ -282,7 +282,7 @@ def _main() -> None:
         if "--json" not in sys.argv:
             error.show()
             sys.exit(_CANNOT)
-        _fail(CimaError(error.format_message(), hint="see --help"))
+        _fail(UsageError(error.format_message(), hint="see --help"))
     except Exception as error:
         _fail(unexpected(error, "cima-verifier"))
 

@@ -94,7 +94,7 @@ def host_named(connection: Connection, ak_name: str) -> int:
         select(_HOST.c.id).where(_HOST.c.ak_name == ak_name, _HOST.c.state == "enrolled")
     ).scalar()
     if found is None:
-        raise NotHereError("there is no such host")
+        raise NotHereError("there is no such host", hint="ask its operator for its key's name")
     return int(found)
 
 
@@ -281,5 +281,5 @@ def keys_of(connection: Connection, ak_name: str) -> bytes:
         select(_HOST.c.tpm).where(_HOST.c.ak_name == ak_name, _HOST.c.state == "enrolled")
     ).scalar()
     if found is None:
-        raise NotHereError("there is no such host")
+        raise NotHereError("there is no such host", hint="ask its operator for its key's name")
     return bytes(found)

@@ -172,7 +172,7 @@ def host(connection: Connection, ak_name: str, tenant: int | None = None) -> Row
     """
     found = hosts(connection, tenant, ak_name=ak_name, limit=1)
     if not found:
-        raise NoSuchThingError("there is no such host")
+        raise NoSuchThingError("there is no such host", hint="cima fleet hosts")
     if tenant is None:
         now = clock.now()
         shown = _shown_verdict(now).label("shown")
@@ -430,7 +430,9 @@ def find(
                 _RECORD.c.file_digest == bytes.fromhex(digest.removeprefix("sha256:"))
             )
         except ValueError as error:
-            raise NoSuchThingError("a digest is 64 hexadecimal digits") from error
+            raise NoSuchThingError(
+                "a digest is 64 hexadecimal digits", hint="sha256sum FILE"
+            ) from error
     if path:
         conditions.append(is_at_path(path.encode("utf-8", "surrogateescape")))
     if not conditions:
@@ -479,7 +481,7 @@ def _one(connection: Connection, uid: str, tenant: int | None) -> Mapping[str, A
         .first()
     )
     if row is None:
-        raise NoSuchThingError("there is no such container")
+        raise NoSuchThingError("there is no such container", hint="cima fleet containers")
     return dict(row)
 
 

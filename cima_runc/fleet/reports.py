@@ -26,7 +26,14 @@ from cima_runc.fleet.sessions import Sessions
 from cima_runc.fleet.settings import Settings
 from cima_runc.ml.contents import Measured
 from cima_runc.verifier.errors import ClockError, VerificationError
-from cima_runc.verifier.report.check import Proved, ReportPolicy, go_on, is_of_host, of_host
+from cima_runc.verifier.report.check import (
+    OfHost,
+    Proved,
+    ReportPolicy,
+    go_on,
+    is_of_host,
+    of_host,
+)
 from cima_runc.verifier.report.resync import NeedsResync
 
 _HOST, _CONTAINER = table_of(Host), table_of(Container)
@@ -95,22 +102,22 @@ class Reports:
         report = parse_report(body)
         nonce = self._nonces.check(report.payload.nonce, bytes.fromhex(ak_name), clock.now() / 1000)
         try:
+            # Before SQLite's one writer is held: anybody can send a report that is not the host's.
+            with self._database.read() as connection:
+                ak = _key_of(connection, ak_name)
+            its_own = of_host(report, ak, nonce, self._policy)
             with self._database.write() as connection:
-                return self._apply(connection, ak_name, report, nonce)
+                return self._apply(connection, ak_name, its_own)
         except (VerificationError, NotStorableError) as error:
             self._note_refusal(ak_name, report, nonce, error)
             raise
 
-    def _apply(
-        self, connection: Connection, ak_name: str, report: Report, nonce: IssuedNonce
-    ) -> Outcome:
+    def _apply(self, connection: Connection, ak_name: str, its_own: OfHost) -> Outcome:
+        report = its_own.report
         try:
             host = hosts.lock(connection, ak_name)
         except hosts.UnknownHostError:
-            raise NotEnrolledError(
-                "the host is not enrolled", hint="enrol it: cima configure fleet"
-            ) from None
-        its_own = of_host(report, host["ak_public"], nonce, self._policy)
+            raise _not_enrolled() from None
         known, rows = hosts.known(connection, host, report)
         found = go_on(its_own, known, self._policy)
         if isinstance(found, NeedsResync):
@@ -291,23 +298,43 @@ class Reports:
         is accepted, so that strangers cannot fill what people look at, nor hide what the host does.
         """
         name = type(error).__name__
-        with self._database.write() as connection:
+        column = _HOST.c
+        with self._database.read() as connection:
             row = connection.execute(
-                select(_HOST.c.id, _HOST.c.refused, _HOST.c.ak_public).where(
-                    _HOST.c.ak_name == ak_name
-                )
+                select(column.id, column.refused, column.ak_public).where(column.ak_name == ak_name)
             ).first()
-            if row is None or row.refused == name:
-                return
-            if row.refused and not is_of_host(report, row.ak_public, nonce):
-                return
-            connection.execute(
+        if row is None or row.refused == name:
+            return
+        if row.refused and not is_of_host(report, row.ak_public, nonce):
+            return
+        with self._database.write() as connection:
+            changed = connection.execute(
                 update(_HOST)
-                .where(_HOST.c.id == row.id)
+                .where(column.id == row.id, column.refused == row.refused)
                 .values(refused=name, refused_at=clock.now())
             )
+            if not changed.rowcount:
+                return  # another report was taken or refused meanwhile
             data = {"error": name, "what": printable(error.what)[:_SHOWN]}
             events.tell(connection, events.Kind.HOST_REFUSED, data, host=row.id)
+
+
+def _key_of(connection: Connection, ak_name: str) -> bytes:
+    """Return an enrolled host's attestation key.
+
+    Raises:
+        NotEnrolledError: there is no such host.
+    """
+    column = _HOST.c
+    is_it = (column.ak_name == ak_name) & (column.state == "enrolled")
+    found: bytes | None = connection.execute(select(column.ak_public).where(is_it)).scalar()
+    if found is None:
+        raise _not_enrolled()
+    return found
+
+
+def _not_enrolled() -> NotEnrolledError:
+    return NotEnrolledError("the host is not enrolled", hint="enrol it: cima configure fleet")
 
 
 def _confirmed(host: Mapping[str, Any], found: Proved) -> Confirmed:

@@ -213,19 +213,6 @@ class Outbox:
                 return
 
 
-def deliver_due(database: Database, source: str, *, allow_private: bool) -> int:
-    """Send what is due, once, and wait for it; return how much was tried.
-
-    Raises:
-        DatabaseError: the database is away.
-    """
-    outbox = Outbox(database, source, Private(allow_private, allow_private))
-    try:
-        return outbox.begin_due()
-    finally:
-        outbox.close()
-
-
 def _take(
     connection: Connection, source: str, busy: Mapping[int, int | None] | None = None
 ) -> list[_Parcel]:

@@ -1,5 +1,6 @@
 """A software TPM for development and tests: proves nothing about the machine it runs on."""
 
+import shutil
 import subprocess
 import tempfile
 import time
@@ -19,34 +20,38 @@ def software_tpm() -> Iterator[str]:
     Raises:
         TpmError: swtpm is not installed, or does not get ready.
     """
-    with tempfile.TemporaryDirectory(prefix="cima-swtpm-") as directory:
+    with tempfile.TemporaryDirectory(prefix="cima-swtpm-", ignore_cleanup_errors=True) as directory:
         server = Path(directory) / "server"
-        command = ["swtpm", "socket", "--tpm2", "--flags", "not-need-init,startup-clear"]
+        # However this process ends, its end of the pipe does with it, and the shell tidies up.
+        command = ["sh", "-c", '"$@" & read _; kill $!; wait; rm -rf "$0"', directory]
+        command += ["swtpm", "socket", "--tpm2", "--flags", "not-need-init,startup-clear"]
         command += ["--tpmstate", f"dir={directory}"]
         command += ["--server", f"type=unixio,path={server}"]
         command += ["--ctrl", f"type=unixio,path={server}.ctrl"]
-        try:
-            process = subprocess.Popen(
-                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-        except FileNotFoundError as error:
-            raise TpmError("swtpm is not installed", hint="apt install swtpm") from error
+        if shutil.which("swtpm") is None:
+            raise TpmError("swtpm is not installed", hint="apt install swtpm")
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            process_group=0,  # what a terminal tells this one's group ends it no sooner
+        )
         try:
             tcti = f"swtpm:path={server}"
-            _wait_ready(process, tcti)
+            _wait_ready(tcti)
             yield tcti
         finally:
-            process.terminate()
-            process.wait()
+            process.communicate()
 
 
-def _wait_ready(process: "subprocess.Popen[bytes]", tcti: str) -> None:
+def _wait_ready(tcti: str) -> None:
     deadline = time.monotonic() + _READY_SECONDS
     while True:
         try:
             Tpm.open(tcti).close()
         except TpmError:
-            if process.poll() is not None or time.monotonic() > deadline:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
         else:

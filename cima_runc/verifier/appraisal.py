@@ -144,7 +144,6 @@ class _Run:
     _mounts: EngineMounts | None = None
     _places: Places = field(default_factory=lambda: Places(()))
     _register: RegisterV1 | None = None
-    _layers_are_the_images: bool = False
     _init: tuple[bytes, bytes] | None = None
     """Path and digest of what ran first at the path of the container's first argument."""
 

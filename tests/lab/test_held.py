@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from held import bound, scratch
+
+from tests.support.waiting import wait_for
 
 LAB = Path(__file__).parents[2] / "lab"
 GUEST = """
@@ -70,13 +71,6 @@ def running(place: Path) -> set[str]:
     return found
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def test_of_a_killed_guest_nothing_runs_and_the_next_one_removes_its_files(
     place: Path,
     start: Callable[..., subprocess.Popen[bytes]],
@@ -85,9 +79,9 @@ def test_of_a_killed_guest_nothing_runs_and_the_next_one_removes_its_files(
     monkeypatch.setattr(tempfile, "tempdir", str(place))
     with scratch("cima-guest-") as another:
         with start(GUEST, HANGS, "--no-agent", "--fresh", "/bin/true") as guest:
-            wait_for(lambda: running(place) == {"qemu-system-x86", "swtpm"})
+            wait_for(lambda: running(place) == {"qemu-system-x86", "swtpm"}, 240)
             guest.kill()
-        wait_for(lambda: not running(place))
+        wait_for(lambda: not running(place), 240)
         assert len(list(place.iterdir())) == 2
         with start(GUEST, ENDS, "--no-agent", "--fresh", "--no-tpm", "/bin/true") as guest:
             assert guest.wait(240) == 125
@@ -98,9 +92,9 @@ def test_of_a_killed_probe_nothing_runs(
     place: Path, start: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     with start(PROBE, HANGS, place) as probe:
-        wait_for(lambda: "qemu-system-x86" in running(place))
+        wait_for(lambda: "qemu-system-x86" in running(place), 240)
         probe.kill()
-    wait_for(lambda: not running(place))
+    wait_for(lambda: not running(place), 240)
 
 
 def test_what_is_held_is_not_taken_for_what_was_left(

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from lanes import Ended, Lanes, Task
 
+from tests.support.waiting import wait_for
+
 LAB = Path(__file__).parents[2] / "lab"
 
 
@@ -134,10 +136,3 @@ def test_a_run_that_is_ended_takes_its_tasks_with_it(tmp_path: Path, number: int
     runner.wait(30)
     wait_for(lambda: not os.path.exists(f"/proc/{int(pid.read_text())}"))
     assert (tmp_path / "told").exists(), "it could clean up"
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -213,14 +213,13 @@ def routes(service: Service) -> APIRouter:
         if provider is None:
             raise queries.NoSuchThingError("there is no provider", hint="oidc in the settings")
         address, now = address_of(request), time.monotonic()
-        if not service.rates.refused.has_room(address, now):
+        # Taken now, and given back if it comes to something: many may come at once.
+        if not service.rates.refused.allows(address, now):
             raise LimitedError("too many attempts", hint="try again in a minute")
         async with signing_on:
-            try:
-                return await asyncio.to_thread(do, provider)
-            except CimaError:
-                service.rates.refused.allows(address, now)
-                raise
+            done = await asyncio.to_thread(do, provider)
+        service.rates.refused.give_back(address, now)
+        return done
 
     @router.get("/sign-in/provider")
     @page
@@ -386,7 +385,9 @@ def routes(service: Service) -> APIRouter:
                 if row["image"] == digest
             ]
         if not rows and not references:
-            raise queries.NoSuchThingError("there is no such image here")
+            raise queries.NoSuchThingError(
+                "there is no such image here", hint="cima fleet references"
+            )
         return shown(request, person, "image", digest=digest, rows=rows, references=references)
 
     @router.get("/search")
@@ -458,7 +459,7 @@ def routes(service: Service) -> APIRouter:
                     enrolments.refuse(connection, uid, actor=person.name)
 
         if decision not in {"approve", "refuse"}:
-            raise queries.NoSuchThingError("there is no such decision")
+            raise queries.NoSuchThingError("there is no such decision", hint="approve or refuse")
         await service.run(write)
         return RedirectResponse("/enrolments", 303)
 

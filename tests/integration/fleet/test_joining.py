@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import insert, select, text
+from sqlalchemy import insert, select, text, update
 
 from cima_runc.evidence.enrolment import EnrolmentAnswer, EnrolmentRequest
 from cima_runc.evidence.host_enrolment import EnrolmentState, HostEnrolment
@@ -28,7 +28,14 @@ def join(
     """An attestation key, another one unless it is given, of the TPM with this endorsement key
     joins, with a token of its own unless one is given."""
     token = token or fleet.write(changes.make_join_token, without_ek_certificate=True)[1]
-    tpm = EnrolmentRequest(ak_public=ak or FleetHost().tpm.ak_public, ek_public=ek)
+    return ask(fleet, ek, ak or FleetHost().tpm.ak_public, token)[1]
+
+
+def ask(
+    fleet: ServedFleet, ek: bytes, ak: bytes, token: str | None = None
+) -> tuple[str, EnrolmentState]:
+    """The same, or without a token; returns the enrolment's name too."""
+    tpm = EnrolmentRequest(ak_public=ak, ek_public=ek)
     with fleet.service.database.write() as connection:
         asked = HostEnrolment(name="host", token=token, tpm=tpm)
         begun = enrolments.begin(connection, asked, enrolments.Hardware())
@@ -36,7 +43,8 @@ def join(
         secret = connection.execute(
             select(table.c.secret).where(table.c.uid == begun.id)
         ).scalar_one()
-        return enrolments.answer(connection, begun.id, EnrolmentAnswer(secret=secret))
+        given = EnrolmentAnswer(secret=secret)
+        return begun.id, enrolments.answer(connection, begun.id, given)
 
 
 def wait(fleet: ServedFleet) -> str:
@@ -160,3 +168,29 @@ def test_digests_of_before_are_computed_anew(fleet: ServedFleet) -> None:
             select(host.c.ek_digest).where(host.c.ak_name == row["ak_name"])
         ).scalar_one()
     assert found == ek_key_digest(ek).hex()
+
+
+def test_of_those_that_wait_with_one_attestation_key_one_joins(fleet: ServedFleet) -> None:
+    """Who makes up an endorsement key opens every credential for it. Kind: what is looked at where
+    a host asks, and not where it is let in."""
+    ak = FleetHost().tpm.ak_public
+    honest, made_up = (endorsement_key(new_point(), ATTRIBUTES, bytes(32)) for _ in range(2))
+    names = [ask(fleet, ek, ak)[0] for ek in (made_up, honest, honest)]
+    given = {"labels": {"zone": "a"}, "without_ek_certificate": True, "replace": True}
+
+    def approve(name: str) -> int:
+        return fleet.ask("POST", f"/v1/enrolments/{name[:24]}/approve", json=given).status_code
+
+    assert approve(names[2]) == 200
+    assert fleet.get("/v1/enrolments") == []
+    with fleet.service.database.read() as connection:
+        states = [enrolments.state_of(connection, name) for name in names]
+    assert [one.state for one in states] == ["refused", "enrolled", "enrolled"]
+    assert [approve(name) for name in names] == [404] * 3
+    # One that was waiting when its key joined in another way, as before there was this rule.
+    with fleet.service.database.write() as connection:
+        table = table_of(Enrolment)
+        connection.execute(update(table).where(table.c.uid == names[0]).values(state="waiting"))
+    assert approve(names[0]) == 400
+    (host,) = fleet.get("/v1/hosts")
+    assert host["labels"] == {"zone": "a"}

@@ -18,9 +18,19 @@ from cima_runc.base import limits
 from cima_runc.evidence.owner import generate, public_text
 from cima_runc.fleet import changes, events, queries, webhooks
 from cima_runc.fleet.access import Role
+from cima_runc.fleet.database import Database
 from cima_runc.fleet.webhooks import WebhookError
 from tests.support.fleet_host import FleetHost
 from tests.support.served_fleet import ServedFleet, eventually
+
+
+def deliver_due(database: Database) -> int:
+    """Send what is due, once, and wait for it; return how much was tried."""
+    outbox = webhooks.Outbox(database, "x", webhooks.Private(operator=True, tenants=True))
+    try:
+        return outbox.begin_due()
+    finally:
+        outbox.close()
 
 
 class Receiver:
@@ -126,10 +136,10 @@ def test_a_delivery_that_somebody_began_and_did_not_end_is_anybody_s_again(
     with fleet.service.database.write() as connection:
         assert len(webhooks._take(connection, "x")) == 1  # and this process dies
     database = fleet.service.database
-    assert webhooks.deliver_due(database, "x", allow_private=True) == 0
+    assert deliver_due(database) == 0
     with fleet.service.database.write() as connection:
         connection.execute(text("UPDATE delivery SET due = due - 60001"))
-    assert webhooks.deliver_due(database, "x", allow_private=True) == 1
+    assert deliver_due(database) == 1
     assert len(receiver.got) == 1
 
 
@@ -217,11 +227,11 @@ def test_what_one_receiver_was_to_get_waits_with_the_first_that_did_not_reach_it
     for _ in range(5):
         with fleet.service.database.write() as connection:
             events.tell(connection, events.Kind.HOST_ENROLLED, {})
-    assert webhooks.deliver_due(fleet.service.database, "x", allow_private=True) == 5
+    assert deliver_due(fleet.service.database) == 5
     with fleet.service.database.read() as connection:
         rows = connection.execute(text("SELECT attempts FROM delivery ORDER BY id")).scalars()
         assert list(rows) == [1, 0, 0, 0, 0]
-    assert webhooks.deliver_due(fleet.service.database, "x", allow_private=True) == 0
+    assert deliver_due(fleet.service.database) == 0
 
 
 def test_there_is_an_end_to_how_many_there_are(fleet: ServedFleet) -> None:

@@ -15,6 +15,7 @@ from cima_runc.agent.runs import Runs
 from cima_runc.agent.writer import Writer
 from cima_runc.cpcr.table import Table
 from cima_runc.ima.template import Func, unpack_cima_ng
+from cima_runc.measure import file_digest
 from cima_runc.ml.lines import Lines
 from cima_runc.ml.partition import Partition
 from cima_runc.ml.records import IMA_TEMPLATE, Record, template_data
@@ -256,3 +257,34 @@ def test_no_descriptor_is_left_open(tmp_path: Path, log: WrittenLog, box: tree.T
         agent.look_again(number, box.first)
         agent.services.look_at(box.first).close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), MemoryError(), RuntimeError()])
+def test_a_file_that_is_not_hashed_is_a_record_whatever_went_wrong(
+    tmp_path: Path,
+    log: WrittenLog,
+    box: tree.Tree,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    """Nobody looks at what the thread that hashes raises. Kind: a failure that nobody is told of
+    leaves out what was measured."""
+    number = 0
+
+    def sha256(handle: int) -> Any:
+        nonlocal number
+        number += 1
+        if number == 2:
+            raise error
+        return file_digest.sha256(handle)
+
+    monkeypatch.setattr("cima_runc.agent.host_services.sha256", sha256)
+    agent = Agent(tmp_path, log)
+    seen = agent.services.look_at(box.first)
+    paths = {file.path for service in seen.chain.services for file in service.files}
+    seen.close()
+    records = agent.records(agent.register(box.first))
+    left_out = contents(records, "unmeasured")
+    shown = {bytes.fromhex(c["path_hex"]) for c in left_out if c["path_hex"]}
+    assert paths <= files(records).keys() | shown
+    assert any(type(error).__name__ in c["reason"] for c in left_out)

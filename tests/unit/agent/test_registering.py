@@ -2,10 +2,17 @@
 
 from collections import deque
 from concurrent.futures import Future
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from cima_runc.agent.main import Agent
+from cima_runc.measure.overlay import Mount
+from cima_runc.sensor.loader import Rights
+from tests.support.simulated_agent import SimulatedSensor
+from tests.unit.agent.test_runs import Host
 
 
 def test_who_went_away_keeps_no_other_from_his_answer() -> None:
@@ -24,3 +31,28 @@ def test_who_went_away_keeps_no_other_from_his_answer() -> None:
     assert waiting[1][1].result(0) is None
     assert waiting[2][1].exception(0) is error
     assert closed == [0]
+
+
+def test_its_turn_reads_no_mounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user makes 100,000 of them, whose reading takes seconds in which nothing else starts.
+
+    Kind: what one container decides the length of is done in the writer's thread.
+    """
+
+    def parse(_: bytes) -> list[Mount]:
+        raise AssertionError("mounts are read")
+
+    monkeypatch.setattr("cima_runc.agent.rights.parse_mountinfo", parse)
+    watched: list[Rights] = []
+
+    def watch(*given: Any) -> None:
+        watched.append(given[-1])
+
+    monkeypatch.setattr(SimulatedSensor, "watch", watch)
+    host = Host()
+    host.begin()
+    try:
+        host.rooms.registration.register(replace(host.candidate("box"), root_device=55))
+        assert [rights.root_device for rights in watched] == [55]
+    finally:
+        host.teardown()

@@ -1,9 +1,9 @@
-from pathlib import Path
+import os
 from typing import Any
 
 import pytest
 
-from cima_runc.agent.rights import bounding_set, rights_of, root_device
+from cima_runc.agent.rights import bounding_set, device_of_root, rights_of, root_device
 
 ROOT = b"/run/containerd/rootfs"
 OVERLAY = b"80 29 0:55 / %s rw,relatime shared:1 - overlay overlay rw,lowerdir=/l,upperdir=/u\n"
@@ -51,19 +51,25 @@ def test_no_device_where_the_root_is_no_overlay(mountinfo: bytes) -> None:
     assert root_device(mountinfo, ROOT) is None
 
 
-def test_seccomp_and_memory(tmp_path: Path) -> None:
-    filtered = rights_of(config([], linux={"seccomp": {}}), str(tmp_path), 1, deny_memory=False)
+def test_seccomp_and_memory() -> None:
+    filtered = rights_of(config([], linux={"seccomp": {}}), 1, None, deny_memory=False)
     assert (filtered.seccomp, filtered.deny_memory, filtered.flags()) == (False, False, 1)
     filters = {"linux": {"seccomp": {"defaultAction": "SCMP_ACT_ERRNO"}}}
-    assert rights_of(config(None, **filters), str(tmp_path), 1, deny_memory=True).flags() == 2 | 8
+    assert rights_of(config(None, **filters), 1, 55, deny_memory=True).flags() == 2 | 8
 
 
 def test_a_users_file_system_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The agent's one writer asks: a server of files that hangs would stop all containers."""
+    """The agent asks: a server of files that hangs would stop all containers."""
 
     def asked(path: object) -> str:
         raise AssertionError(f"{path} is looked at")
 
     monkeypatch.setattr("os.path.realpath", asked)
     shown = config([], root={"path": "/home/one/./root"})
-    assert rights_of(shown, "/home/one", 1, uid=1000, deny_memory=False).root_device is None
+    assert device_of_root(shown, "/home/one", 1, uid=1000) is None
+
+
+def test_a_mount_table_that_is_too_large_is_not_read_through() -> None:
+    """Kind: how long everybody waits is one container's to say."""
+    shown = config([], root={"path": "/"})
+    assert device_of_root(shown, "/", os.getpid(), limit=10) is None

@@ -13,6 +13,7 @@ from cima_runc.agent.candidate import Candidate
 from cima_runc.agent.core import CoreError
 from cima_runc.agent.host_services import Look
 from cima_runc.agent.index import Container
+from cima_runc.agent.lifecycle import Lifecycle
 from cima_runc.agent.registration import FIRST_RECORDS, LateError, RegistrationError
 from cima_runc.agent.runs import LineInUseError
 from cima_runc.base import clock, durable
@@ -563,3 +564,26 @@ def test_the_latest_of_an_id_is_so_after_a_clock_that_was_set_back(
     host.open()
     again = host.writer.latest("box")
     assert again is not None and again.number == latest.number
+
+
+def test_an_end_that_cannot_be_recorded_is_one_containers(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kind: what fails of one container stops the records and ends of all."""
+    first, second = host.start("first"), host.start("second")
+    host.kernel.exit(first.note.pid)
+    host.kernel.exit(second.note.pid)
+    really = Lifecycle.end
+
+    def end(lifecycle: Lifecycle, container: Container, *given: Any, **more: Any) -> None:
+        if container.number == first.number:
+            raise SensorError("no container is watched so")
+        really(lifecycle, container, *given, **more)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Lifecycle, "end", end)
+        host.open()
+        host.rooms.commit(bind=True)
+        assert [one.number for one in host.living()] == [first.number]
+    host.rooms.commit(bind=True)
+    assert not host.living()

@@ -2,7 +2,7 @@ import asyncio
 import grp
 import os
 from pathlib import Path
-from typing import Never
+from typing import Any, Never
 
 import pytest
 
@@ -96,3 +96,76 @@ def test_what_is_stored_is_looked_through_beside_the_writer(tmp_path: Path) -> N
         assert len(asked) == 2
 
     asyncio.run(go())
+
+
+def test_nobody_stands_behind_all_that_one_user_looks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kind: one queue for all, in which whoever asks more has more places."""
+    answered: list[int] = []
+
+    def look_through(_: Store, __: bytes, uid: int) -> bytes:
+        answered.append(uid)
+        return b""
+
+    async def knows_none(_: object) -> Never:
+        raise NoSuchContainerError("none")
+
+    async def run() -> None:
+        settings = parse_settings({"socket": f"{tmp_path}/agent.sock"})
+        server = UserServer(CurrentSettings(settings), knows_none, Store(tmp_path))
+        asked = [server._question("log", b"{}", uid) for uid in (1000, 1000, 1000, 1000, 1001)]
+        await asyncio.gather(*asked)
+
+    monkeypatch.setattr("cima_runc.agent.users.stored_log", look_through)
+    asyncio.run(run())
+    assert sorted(answered) == [1000] * 4 + [1001]
+    assert answered.index(1001) == 1
+
+
+def test_of_one_users_ends_one_waits_for_the_writer(tmp_path: Path) -> None:
+    """Kind: whoever asks more has more of a time that is everybody's."""
+    waiting: list[int] = []
+    most: list[int] = []
+
+    async def run() -> None:
+        settings = parse_settings({"socket": f"{tmp_path}/agent.sock"})
+        server = UserServer(CurrentSettings(settings), submit, Store(tmp_path))
+        caller: Any = None
+        ends = [server._do("poststop", b"{}", uid, caller) for uid in [1000] * 9 + [1001]]
+        await asyncio.gather(*ends)
+
+    async def submit(_: object, __: object = None) -> Any:
+        waiting.append(1)
+        most.append(len(waiting))
+        await asyncio.sleep(0.001)
+        waiting.pop()
+
+    asyncio.run(run())
+    assert len(most) == 10 and max(most) == 2
+
+
+def test_what_one_user_is_refused_does_not_fill_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The journal drops lines above its rate. Kind: one room for all, which one fills."""
+    uids = [1000] * 200 + [1001]
+    monkeypatch.setattr("cima_runc.agent.users.peer_uid", lambda _: uids.pop(0))
+
+    async def run() -> None:
+        group = grp.getgrgid(os.getegid()).gr_name
+        settings = parse_settings({"socket": f"{tmp_path}/agent.sock", "users": {"group": group}})
+        server = UserServer(CurrentSettings(settings), None, Store(tmp_path))  # type: ignore[arg-type]
+        await server.serve(group)
+        while uids:
+            reader, writer = await asyncio.open_unix_connection(f"{tmp_path}/agent.sock.users")
+            writer.write(b"nonsense 0\n")
+            assert (await reader.read()).startswith(b"error ")
+            writer.close()
+        server.stop()
+
+    caplog.set_level("DEBUG")
+    asyncio.run(run())
+    lines = [one.getMessage() for one in caplog.records if one.name == "cima-agent"]
+    assert sum("nonsense of user 1001" in line for line in lines) == 1
+    assert 60 <= sum("user 1000" in line for line in lines) <= 65

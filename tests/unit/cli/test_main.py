@@ -172,6 +172,23 @@ def test_an_error_as_json(tmp_path: Path) -> None:
     assert str(missing) in error["what"] and error["hint"]
 
 
+@pytest.mark.parametrize("words", [("nonsense",), ("log", ""), ("show",)])
+def test_a_wrong_command_line_has_a_kind_of_its_own(words: tuple[str, ...]) -> None:
+    """Kind: an error that a program cannot tell from any other."""
+    error = json.loads(cima(*words, "--json").stdout)["error"]
+    assert error["kind"] == "Usage" and error["hint"]
+    verifiers = [sys.executable, "-m", "cima_runc.fleet.main", *words[1:], "nonsense", "--json"]
+    done = subprocess.run(verifiers, capture_output=True, text=True, check=False)
+    assert (done.returncode, json.loads(done.stdout)["error"]["kind"]) == (2, "Usage")
+
+
+def test_what_nobody_thought_of_has_a_kind_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (OSError(5, "Input/output error"), ValueError("no")):
+        with pytest.raises(SystemExit):
+            output.fail_unexpectedly(error, as_json=True)
+        assert json.loads(capsys.readouterr().out)["error"]["kind"] == "Unexpected"
+
+
 def test_at_a_terminal_it_says_what_was_written_and_what_comes_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """What the service lets those do who are no hosts of it: not yet, or not any more."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +12,17 @@ from sqlalchemy import insert, select, update
 from starlette.requests import Request
 
 from cima_runc.base import limits
+from cima_runc.base.rate import RateLimit
+from cima_runc.evidence.report_nonce import NonceRefusedError
 from cima_runc.fleet import clock, passed_on
 from cima_runc.fleet.access import LimitedError
 from cima_runc.fleet.database import Database, NotStorableError
 from cima_runc.fleet.hosts_api import Frequent, routes
+from cima_runc.fleet.metrics import Metrics
 from cima_runc.fleet.reports import Reports
 from cima_runc.fleet.schema import Base, Container, Event, EvidenceRequest, Host, table_of
+from cima_runc.fleet.sessions import Sessions
+from cima_runc.verifier.report.check import ReportPolicy
 
 AK, OTHER = "000b" + "0" * 64, "000b" + "1" * 64
 _HOST, _REQUEST = table_of(Host), table_of(EvidenceRequest)
@@ -135,6 +141,8 @@ def test_why_what_cannot_be_stored_is_refused_is_told(
     reports = object.__new__(Reports)
     reports._database = database
     reports._nonces = SimpleNamespace(check=lambda *_: None)  # type: ignore[assignment]
+    reports._policy = ReportPolicy()
+    monkeypatch.setattr("cima_runc.fleet.reports.of_host", lambda *_: None)
     monkeypatch.setattr(reports, "_apply", apply)
     for _ in range(2):
         with pytest.raises(NotStorableError):
@@ -177,3 +185,47 @@ def test_what_is_sent_to_join_has_an_end() -> None:
     sent: list[int] = []
     asyncio.run(run())
     assert sum(sent) <= 2 * limits.STRANGERS_ENROLMENTS + 2 * limits.VERIFIER_INPUT
+
+
+def test_who_asks_at_once_is_limited_as_who_asks_one_by_one() -> None:
+    """Kind: a limit is looked at before and taken after what it limits."""
+    rates = SimpleNamespace(
+        **{name: RateLimit(60) for name in ("reports", "volume")}, refused=RateLimit(5)
+    )
+    held, checked = asyncio.Event(), []
+
+    async def check(_: object) -> None:
+        checked.append(1)
+        await held.wait()
+        raise NonceRefusedError("no nonce of ours")
+
+    service: Any = SimpleNamespace(
+        rates=rates, metrics=Metrics(), sessions=Sessions(bytes(32)), run_for_host=check
+    )
+    frequent = Frequent(service)
+
+    def request(size: int = 1) -> Request:
+        async def receive() -> dict[str, object]:
+            return {"type": "http.request", "body": bytes(size), "more_body": False}
+
+        scope = {"type": "http", "method": "POST", "headers": [], "client": ("192.0.2.1", 1)}
+        return Request(scope, receive)
+
+    async def run() -> list[int]:
+        many = [asyncio.create_task(frequent.report(request(), AK)) for _ in range(40)]
+        await asyncio.sleep(0.01)
+        held.set()
+        return [answer.status_code for answer in await asyncio.gather(*many)]
+
+    assert sorted(asyncio.run(run())) == [403] * 5 + [429] * 35
+    assert len(checked) == 5
+
+    async def too_large() -> None:
+        for _ in range(6):
+            with pytest.raises(LimitedError):
+                await frequent.report(request(limits.STRANGERS_BODIES + 1), OTHER)
+
+    # What was not looked at has cost nothing.
+    rates.refused = RateLimit(5)
+    asyncio.run(too_large())
+    assert rates.refused.allows("192.0.2.1", time.monotonic())

@@ -9,6 +9,7 @@ import pytest
 from cima_runc.measure import single_flight
 from cima_runc.measure.layer import Check, no_check
 from cima_runc.measure.single_flight import SingleFlight
+from tests.support.waiting import wait_for
 
 
 class Work:
@@ -75,13 +76,6 @@ class Observed(SingleFlight):
     @property
     def free_turns(self) -> int:
         return self._turns.free
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def test_fifty_at_once_cost_two(pool: ThreadPoolExecutor) -> None:
