@@ -34,7 +34,7 @@ from cima_runc.runtime.shim_settings import SettingsError
 _log = logging.getLogger("cima-agent")
 
 _LOGGED_PER_MINUTE = 60
-"""Refusals of one user that are logged."""
+"""Refusals of one user that are logged: as many at once, and in each minute after that."""
 
 
 class UserServer:
@@ -47,6 +47,8 @@ class UserServer:
         self._searches: dict[int, asyncio.Lock] = {}
         self._ends: dict[int, asyncio.Lock] = {}
         self._logged = RateLimit(_LOGGED_PER_MINUTE)
+        self._said: dict[int, float] = {}
+        """When it may be said again of a user that more is not logged."""
         self._path = Path(settings.value.shim.socket + USERS_SUFFIX)
         self._submit = submit
         self._looks = Looks(settings)
@@ -136,7 +138,12 @@ class UserServer:
         journal drops what comes, whosever it is."""
         now = time.monotonic()
         is_logged = self._logged.allows(str(uid), now)
-        if is_logged and not self._logged.has_room(str(uid), now):
+        if (
+            is_logged
+            and not self._logged.has_room(str(uid), now)
+            and now >= self._said.get(uid, now)
+        ):
+            self._said[uid] = now + 60
             _log.warning("more refusals of user %d are not logged for a while", uid)
         return is_logged
 

@@ -279,12 +279,17 @@ def _settle_others(connection: Connection, row: Mapping[str, Any]) -> None:
     """End what else waits with the attestation key that was just enrolled: of the same TPM it is
     this host, which has asked again; and a key is of one TPM."""
     column = _ENROLMENT.c
-    others = update(_ENROLMENT).where(
-        column.ak_name == row["ak_name"], column.state == "waiting", column.id != row["id"]
+    is_other = (column.ak_name == row["ak_name"]) & (column.state == "waiting")
+    others = select(column.id, column.name, column.ek_digest).where(
+        is_other, column.id != row["id"]
     )
-    is_same = column.ek_digest == row["ek_digest"]
-    connection.execute(others.where(is_same).values(state="enrolled"))
-    connection.execute(others.where(~is_same).values(state="refused", reason=_OF_ANOTHER))
+    for other in connection.execute(others).all():
+        if other.ek_digest == row["ek_digest"]:
+            _set(connection, other.id, state="enrolled")
+            continue
+        _set(connection, other.id, state="refused", reason=_OF_ANOTHER)
+        detail = {"name": other.name, "reason": _OF_ANOTHER}
+        audit.note(connection, _SERVICE, "host.refuse", row["ak_name"], detail)
 
 
 def forget(connection: Connection, before: int) -> None:

@@ -113,6 +113,8 @@ _OF_DATA = re.compile(
 _USUAL = ("/", "/root", "/nonexistent", "/dev/null", "/dev/shm", "/home", "/tmp", "/var/tmp")
 _OF_XDG = ("/.cache", "/.config", "/.local/share", "/.local/state")
 _OF_TEMPORARY = ("/", "/.tmp", "/temp", "/tmp")
+_OF_PROGRAMS = ("app", "build", "cache", "data", "work")
+"""Directories that one program has among temporary files, beside its own name and its user's."""
 _OF_SETTINGS = (
     *(
         "/.ansible",
@@ -388,6 +390,12 @@ class LookedAt:
         parts = (*_OF_XDG, *_OF_SETTINGS) if names_files else _OF_XDG
         if not _TEMPORARY.isdisjoint(self._config.env):
             parts = (*parts, *_OF_TEMPORARY)
+            called = posixpath.basename(next(iter(self._config.args), ""))
+            names = filter(
+                _is_one, (f"/{name}" for name in (*sorted(users), called, *_OF_PROGRAMS) if name)
+            )
+            yield "/usr/tmp"
+            yield from (at + name for name in names for at in ("/tmp", "/var/tmp"))
         for uid in sorted({0, 1000, self._config.user.uid}):
             yield from (f"/run/user/{uid}", f"/var/run/user/{uid}", f"/tmp/runtime-{uid}")
         yield from filter(_is_one, (f"/tmp/runtime-{user}" for user in sorted({"root", *users})))

@@ -44,18 +44,28 @@ def test_what_is_not_there_is_said_with_where_to_look() -> None:
     assert missing == []
 
 
-def test_commands_in_hints_are_there() -> None:
-    def is_command(words: list[str]) -> bool:
-        found: Any = typer.main.get_command(app)
-        for word in words:
-            names = getattr(found, "list_commands", lambda _: [])(None)
-            if not names:
-                return True  # what follows is a command's own
-            if word not in names:
-                return False
-            found = found.get_command(None, word)
-        return True
+def is_command(words: list[str]) -> bool:
+    found: Any = typer.main.get_command(app)
+    for word in words:
+        names = getattr(found, "list_commands", lambda _: [])(None)
+        if not names:
+            return True  # what follows is a command's own
+        if word not in names:
+            return False
+        found = found.get_command(None, word)
+    return True
 
+
+def test_commands_that_list_what_is_not_there() -> None:
+    """Their names are given to a function of changes.py."""
+    tree = ast.parse((_SOURCE / "fleet/changes.py").read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    listed = [text_of(one.args[2]) for one in calls if ast.unparse(one.func) == "_must"]
+    assert listed
+    assert [words for words in listed if not is_command(["fleet", *words.split()])] == []
+
+
+def test_commands_in_hints_are_there() -> None:
     wrong = []
     for where, _, hint in errors():
         for said in _COMMAND.findall(text_of(hint) if hint is not None else ""):
