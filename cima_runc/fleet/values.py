@@ -92,7 +92,10 @@ def keys_of(reference: ImageReference) -> set[str]:
             for layer, digest in zip(reference.layers, own, strict=True)
         ]
         keys |= {layers_key(own), layers_key(rootless)}
-    return keys
+    mounted = [
+        (layer.rootless_digests or {}).get("mounted", layer.digest) for layer in reference.layers
+    ]
+    return keys | {layers_key(mounted)}
 
 
 class Read:

@@ -69,9 +69,13 @@ class ReferenceLayer(_Model):
     other_digests: dict[Literal["containerd", "podman"], LayerDigest] = {}
     """The same as other engines unpack it, where that is another
     (:mod:`cima_runc.verifier.reference.layer` says when)."""
-    rootless_digests: dict[Literal["docker", "containerd", "podman"], LayerDigest] | None = None
-    """The same as engines without root's rights unpack it, which leave out its devices. None: it
-    has none, they hide what the layers below have, or an earlier version made the file."""
+    rootless_digests: (
+        dict[Literal["docker", "containerd", "podman", "mounted"], LayerDigest] | None
+    ) = None
+    """The same as engines without root's rights unpack it, which leave out its devices, and, where
+    that is another than ``digest``, as some of them unpack it into a mount
+    (:mod:`cima_runc.verifier.reference.mounted`). None: nothing differs, devices hide what the
+    layers below have, or an earlier version made the file."""
     diff_id: Digest
     """Of the layer's uncompressed archive."""
     blob: Digest | None = None

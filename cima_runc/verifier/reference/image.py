@@ -14,7 +14,7 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +45,7 @@ from cima_runc.verifier.reference.file import (
     ReferenceLayer,
 )
 from cima_runc.verifier.reference.flatten import Flattened
+from cima_runc.verifier.reference.mounted import mounted_entries
 from cima_runc.verifier.reference.null_is_absent import NullIsAbsent
 from cima_runc.verifier.reference.platform import Platform, fitting, parse_platform
 from cima_runc.verifier.reference.tar import Member, Reader, TarError, read_tar
@@ -307,6 +308,7 @@ def _decompress(file: io.BufferedReader, plain: IO[bytes]) -> None:
 
 _Other = Literal["containerd", "podman"]
 _OTHERS: tuple[_Other, ...] = ("containerd", "podman")
+_Rootless = Literal[image_layer.Engine, "mounted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,6 +366,7 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
         below: dict[image_layer.Engine, list[dict[bytes, Entry]]] = {
             engine: [] for engine in image_layer.ENGINES
         }
+        mounted: Flattened | None = Flattened()
         layers: list[ReferenceLayer] = []
         manifests: list[bytes] = []
         for each, diff_id in zip(found.layers, diff_ids, strict=True):
@@ -371,16 +374,12 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
             entries = image_layer.entries(tree)
             manifests.append(format_manifest(entries))
             others: dict[_Other, str] = {}
-            rootless: dict[image_layer.Engine, str] | None = None
-            if image_layer.may_lack_devices(tree, below["podman"]):
-                rootless = {
-                    engine: digest(
-                        format_manifest(
-                            image_layer.entries(tree, engine, below[engine], rootless=True)
-                        )
-                    )
-                    for engine in image_layer.ENGINES
-                }
+            in_mount = mounted_entries(tree, mounted) if mounted is not None else None
+            rootless = _rootless_digests(tree, below, in_mount, digest(manifests[-1]))
+            if mounted is not None and in_mount is not None:
+                mounted.add(in_mount)
+            else:
+                mounted = None  # nor can be known what the layers above become
             for other in _OTHERS:
                 own = image_layer.entries(tree, other, below[other])
                 below[other].append({entry.path: entry for entry in own})
@@ -425,6 +424,25 @@ def read_image(path: Path, *, platform: str | None = None, name: str | None = No
         files=files,
     )
     return Image(reference, tuple(manifests), passed_over)
+
+
+def _rootless_digests(
+    tree: image_layer.LayerTree,
+    below: Mapping[image_layer.Engine, Sequence[Mapping[bytes, Entry]]],
+    in_mount: list[Entry] | None,
+    usual: str,
+) -> dict[_Rootless, str] | None:
+    """Return a layer's digests where engines without root's rights unpack it; None: the usual."""
+    found: dict[_Rootless, str] = {}
+    if image_layer.has_devices(tree):
+        if not image_layer.may_lack_devices(tree, below["podman"]):
+            return None
+        for engine in image_layer.ENGINES:
+            own = image_layer.entries(tree, engine, below[engine], rootless=True)
+            found[engine] = digest(format_manifest(own))
+    if in_mount is not None and (own_digest := digest(format_manifest(in_mount))) != usual:
+        found["mounted"] = own_digest
+    return found or None
 
 
 def _images(source: _Source) -> Iterator[_Found | _Unreadable]:

@@ -20,6 +20,7 @@ They differ in this, which is why a layer may have more than one digest:
 - Podman does not chown(2) a hard link whose owner is right already, so that capabilities stay.
 - All of them leave out nodes of devices where they run without root's rights, in a user namespace.
   (That containerd then makes no directory either that only such a node needs is not modelled.)
+- Some of them unpack into a mount there: :mod:`cima_runc.verifier.reference.mounted`.
 
 Sources: moby/go-archive archive.go and containers/storage pkg/archive (createTarFile, inUserns),
 containerd pkg/archive (skipFile).
@@ -358,6 +359,11 @@ def entries(
             entry = replace(entry, xattrs=attributes)
         found.append(entry)
     return found
+
+
+def has_devices(tree: LayerTree) -> bool:
+    """Whether a layer has nodes of devices."""
+    return any(node.is_device for _, node in walk(tree.root))
 
 
 def may_lack_devices(tree: LayerTree, below: Sequence[Mapping[bytes, Entry]]) -> bool:

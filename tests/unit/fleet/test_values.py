@@ -24,3 +24,19 @@ def test_a_users_containers_of_an_image_with_devices_are_known(tmp_path: Path) -
     roots = {layers_key([below.digest, digest]) for digest in above.digests}
     assert keys_of(reference) == rootless | roots
     assert len(rootless) == len(roots) == 2
+
+
+def test_a_users_containers_of_layers_unpacked_into_a_mount_are_known(tmp_path: Path) -> None:
+    layout = oci.Layout()
+    layout.image(
+        oci.archive(oci.directory("d"), oci.member("d/old")),
+        oci.archive(oci.directory("d"), oci.member("d/.wh..wh..opq")),
+        oci.archive(oci.member("c")),
+    )
+    reference = read_image(layout.write_directory(tmp_path / "image")).reference
+    usual = [layer.digest for layer in reference.layers]
+    assert [layer.rootless_digests is None for layer in reference.layers] == [True, False, True]
+    found = reference.layers[1].rootless_digests
+    assert found is not None and list(found) == ["mounted"]
+    mounted = [usual[0], found["mounted"], usual[2]]
+    assert {layers_key(usual), layers_key(mounted)} <= keys_of(reference)

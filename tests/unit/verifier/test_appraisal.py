@@ -358,6 +358,43 @@ def test_a_users_engine_leaves_out_devices(tmp_path: Path) -> None:
         assert [each.rule for each in box.failed()] == ["rootfs.image"]
 
 
+def test_a_users_engine_unpacks_into_a_mount(tmp_path: Path) -> None:
+    """Docker before 27, and containerd: what is opaque in the archive becomes whiteouts, and a
+    directory in the place of something else is opaque."""
+    script = oci.member("app/script", b"#!/bin/sh\n", mode=0o755)
+    layout = oci.Layout()
+    layout.image(
+        oci.archive(
+            script,
+            oci.member("usr/bin/busybox", BUSYBOX, mode=0o755),
+            oci.member("usr/lib/lib.so", b"library"),
+            oci.directory("cache", 0o700),
+            oci.directory("cache/old"),
+        ),
+        oci.archive(
+            oci.directory("cache", 0o711), oci.member("cache/.wh..wh..opq"), oci.directory("new")
+        ),
+        config={"Entrypoint": ["/app/script", "now"]},
+    )
+    box = Box.honest(read_image(layout.write_directory(tmp_path / "image")).reference)
+    assert box.failed() == []
+    new = Entry(b"new", "dir", 0o755, 0, 0)
+    cache = Entry(b"cache", "dir", 0o711, 0, 0)
+    measured_layer = box.rootfs["layers"][1]
+
+    def measured(*manifest: Entry) -> list[str]:
+        found = format_manifest([Entry(b".", "dir"), *manifest])
+        measured_layer["digest"] = digest(found)
+        return [each.rule for each in box.failed()]
+
+    in_mount = (cache, whiteout(b"cache/old"), new)
+    assert measured(*in_mount) == ["rootfs.layer"]  # root's engine does not
+    box.register["uid"] = 1000
+    assert measured(*in_mount) == []
+    for other in ((cache, new), (whiteout(b"cache"), new), (*in_mount, whiteout(b"usr"))):
+        assert measured(*other) == ["rootfs.layer"]
+
+
 def test_a_device_that_hides_a_file_must_be_there(tmp_path: Path) -> None:
     """Without it a script of a lower layer would be there again, which the image does not have."""
     layout = oci.Layout()
