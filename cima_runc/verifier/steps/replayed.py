@@ -322,6 +322,7 @@ def _continued(recalled: Recalled, part: RunPart, *, is_first: bool) -> Remember
 
     Raises:
         NotRememberedError, RebootedError: there is nothing that they could continue.
+        RunError: what they continue was another container's.
     """
     remembered = recalled.remembered
     begins = (part.run, part.registration, part.since)
@@ -333,6 +334,13 @@ def _continued(recalled: Recalled, part: RunPart, *, is_first: bool) -> Remember
             else "all records",
             found=f"records from {part.since} on",
             hint=WHOLE,
+        )
+    if part.id != remembered.container:
+        raise errors.RunError(
+            "a run that is remembered goes on as another container's",
+            expected=printable(remembered.container),
+            found=printable(part.id),
+            hint=REPORT,
         )
     if not recalled.same_start:
         raise errors.RebootedError(

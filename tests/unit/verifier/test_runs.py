@@ -191,6 +191,18 @@ def test_records_are_continued_from_what_is_remembered_alone(watched: Watched) -
     assert refused(watched.look(since=True, edits=inner)) == "RequestError"
 
 
+def test_a_run_is_not_continued_under_another_id(watched: Watched) -> None:
+    """Whose it is says the first record, which is not shown again."""
+    watched.host.start(SH)
+    assert trusted(watched.look())
+    new = {"since": watched.remembered().count, "records": []}
+    same = Edits(owner=lambda owner: owner["runs"][0].update(new))
+    assert trusted(watched.look(edits=same))
+    other = Edits(owner=lambda owner: owner["runs"][0].update(new, id="other"))
+    assert refused(watched.look(called="other", edits=other)) == "RunError"
+    assert watched.remembered().container == "box"
+
+
 def test_a_since_that_did_not_fit_is_answered_with_the_whole(watched: Watched) -> None:
     run = watched.host.start(SH)
     assert trusted(watched.look())
