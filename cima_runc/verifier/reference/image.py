@@ -46,7 +46,7 @@ from cima_runc.verifier.reference.file import (
 )
 from cima_runc.verifier.reference.flatten import Flattened
 from cima_runc.verifier.reference.mounted import mounted_entries
-from cima_runc.verifier.reference.null_is_absent import NullIsAbsent
+from cima_runc.verifier.reference.null_is_absent import GoObject
 from cima_runc.verifier.reference.platform import Platform, fitting, parse_platform
 from cima_runc.verifier.reference.tar import Member, Reader, TarError, read_tar
 from cima_runc.verifier.reference.users import NameFiles
@@ -70,7 +70,7 @@ class Image:
 # What is in the JSON files of an image, as far as it is used.
 
 
-class _Descriptor(NullIsAbsent):
+class _Descriptor(GoObject):
     media_type: str = Field(alias="mediaType", default="")
     digest: str
     size: int = Field(ge=0)
@@ -78,17 +78,17 @@ class _Descriptor(NullIsAbsent):
     annotations: dict[str, str | None] | None = None
 
 
-class _Index(NullIsAbsent):
+class _Index(GoObject):
     manifests: tuple[Any, ...]
     """Each is read for itself, so that one that is no descriptor spoils no other."""
 
 
-class _Manifest(NullIsAbsent):
+class _Manifest(GoObject):
     config: _Descriptor
     layers: tuple[_Descriptor, ...] | None = None
 
 
-class _DirectoryManifest(NullIsAbsent):
+class _DirectoryManifest(GoObject):
     """The manifest.json of skopeo's `dir:`: a manifest or an index."""
 
     media_type: str = Field(alias="mediaType", default="")
@@ -98,7 +98,7 @@ class _DirectoryManifest(NullIsAbsent):
     manifests: tuple[Any, ...] | None = None
 
 
-class _Process(NullIsAbsent):
+class _Process(GoObject):
     entrypoint: tuple[str, ...] | None = Field(alias="Entrypoint", default=None)
     cmd: tuple[str, ...] | None = Field(alias="Cmd", default=None)
     user: str | None = Field(alias="User", default=None)
@@ -113,7 +113,7 @@ class _Process(NullIsAbsent):
         return (value,) if isinstance(value, str) else value
 
 
-class _RootFs(NullIsAbsent):
+class _RootFs(GoObject):
     type: str = "layers"
     diff_ids: tuple[str, ...] | None = None
 
@@ -123,7 +123,7 @@ class _Config(Platform):
     rootfs: _RootFs
 
 
-class _Saved(NullIsAbsent):
+class _Saved(GoObject):
     config: str = Field(alias="Config")
     tags: tuple[str, ...] | None = Field(alias="RepoTags", default=None)
     layers: tuple[str, ...] | None = Field(alias="Layers", default=None)

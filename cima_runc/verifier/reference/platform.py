@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from cima_runc.base.errors import CimaError
 from cima_runc.base.text import printable
-from cima_runc.verifier.reference.null_is_absent import NullIsAbsent
+from cima_runc.verifier.reference.null_is_absent import GoObject
 
 _T = TypeVar("_T")
 
@@ -47,7 +47,7 @@ class PlatformError(CimaError):
     """A platform is not of its form."""
 
 
-class Platform(NullIsAbsent):
+class Platform(GoObject):
     """An operating system, an architecture and perhaps a variant of it."""
 
     os: str = ""

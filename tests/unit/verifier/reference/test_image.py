@@ -327,6 +327,44 @@ def test_null_is_what_is_not_there(layout: Layout, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("form", [str.lower, str.upper, str.swapcase])
+def test_names_of_fields_in_any_case(form: Callable[[str], str], tmp_path: Path) -> None:
+    """So Go reads them, and Nix's dockerTools writes them as they were typed."""
+    own = {
+        "Entrypoint": ["/f"],
+        "Cmd": ["now"],
+        "User": "7",
+        "WorkingDir": "/d",
+        "Env": ["a=b"],
+        "Volumes": {"/V": {}},
+    }
+    layer = archive(member("f"))
+    typed = {form(name): value for name, value in own.items()}
+    found, expected = (
+        read_image(docker_save(tmp_path / name, layer, config=config)).reference.config
+        for name, config in (("typed", typed), ("usual", own))
+    )
+    assert found == expected
+    assert found.command == ("/f", "now")
+    assert (found.user, found.volumes) == ("7", ("/V",))
+    data = json.dumps({form(name): value for name, value in json.loads(_saved(own)).items()})
+    manifest = json.dumps([{form("Config"): "c", form("Layers"): ["l"]}]).encode()
+    parts = [member("c", data.encode()), member("l", layer), member("manifest.json", manifest)]
+    (tmp_path / "all").write_bytes(archive(*parts))
+    assert read_image(tmp_path / "all").reference.config == expected
+
+
+def _saved(config: dict) -> str:
+    rootfs = {"type": "layers", "diff_ids": [sha256(archive(member("f")))]}
+    return json.dumps({"os": "linux", "config": config, "rootfs": rootfs})
+
+
+def test_of_a_name_in_two_cases_the_last_counts(tmp_path: Path) -> None:
+    config = {"Cmd": ["/a"], "cmd": ["/b"], "user": "1", "User": None}
+    found = read_image(docker_save(tmp_path / "x", archive(member("f")), config=config)).reference
+    assert (found.config.command, found.config.user) == (("/b",), "1")
+
+
 def test_a_command_that_is_a_text_is_one_word(tmp_path: Path) -> None:
     """Kind: what an image says is written otherwise than usual, and Docker takes it."""
     layout = Layout()
