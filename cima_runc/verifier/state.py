@@ -27,6 +27,9 @@ from cima_runc.evidence.fields import U64, Count, Digest, Hex, Model
 from cima_runc.evidence.request import ContainerId, Since
 
 VERSION = 2
+_FIRST = 3
+"""Records of a run before anything of it ran: ``register``, ``config``, ``rootfs``. What comes
+next, an engine's init or the root filesystem after others' hooks, is judged with these."""
 
 
 class StateError(CimaError):
@@ -190,7 +193,7 @@ class StateDirectory:
 
     def since_of(self, container: str) -> Since | None:
         """Return what to ask for of a container; None where nothing, or not one thing alone, is
-        remembered of it: then all must be asked for.
+        remembered of it, or nothing of it had run: then all must be asked for.
 
         A file of another line, or of no line, that cannot be read spoils nothing: of this line
         :meth:`recall` says so.
@@ -204,7 +207,7 @@ class StateDirectory:
             with suppress(StateError):
                 known = self._read(path, Remembered)
                 found += [known.since] if known and known.container == container else []
-        return found[0] if len(found) == 1 else None
+        return found[0] if len(found) == 1 and found[0].count > _FIRST else None
 
     def _refuse_version_1(self, container: str) -> None:
         name = hashlib.sha256(container.encode("utf-8", "surrogatepass")).hexdigest()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cima_runc.evidence.request import Since
-from cima_runc.ml.contents import File, Measured
+from cima_runc.ml.contents import Config, File, Measured
 from cima_runc.verifier.appraisal import References
 from cima_runc.verifier.enrolled import parse_enrolled_ak
 from cima_runc.verifier.errors import Verdict
@@ -189,6 +189,21 @@ def test_records_are_continued_from_what_is_remembered_alone(watched: Watched) -
     assert refused(watched.look(edits=early)) == "NotRememberedError"
     inner = Edits(owner=lambda owner: owner["request"]["since"].update(inner="00" * 32))
     assert refused(watched.look(since=True, edits=inner)) == "RequestError"
+
+
+def test_what_runs_first_is_judged_with_the_configuration(watched: Watched) -> None:
+    """An engine's init that ran after the first look was drift: nobody knew of its mount."""
+
+    def engines(records: Any, *_: object) -> list[Finding]:
+        knows = any(isinstance(content, Config) for _, content in records)
+        return [] if knows else drift(records)
+
+    watched.appraisal = Appraisal(engines, References(), b"r" * 32)
+    run = watched.host.start()
+    assert trusted(watched.look())
+    run.partition.file(*INTRUDER)
+    assert trusted(watched.look(since=watched.memory.since_of("box") is not None))
+    assert watched.memory.since_of("box") is not None
 
 
 def test_a_run_is_not_continued_under_another_id(watched: Watched) -> None:
@@ -582,6 +597,7 @@ def test_adopted_from_version_1(watched: Watched) -> None:
     run.partition.records.clear()
     run.partition.add(register)
     run.partition.file(*SH)
+    run.partition.file(b"/bin/id", b"id")
     assert refused(watched.look()) == "RunError"
     adopted = {"type": "adopted", "line": watched.host.line, "run": 1, "previous": "lost"}
     run.partition.add(adopted)
