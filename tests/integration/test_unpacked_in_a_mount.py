@@ -134,6 +134,8 @@ BELOW = oci.archive(
             oci.member("var/cache/old/f", b"new"),
             oci.member("var/cache/x/f", b"its directory is not listed"),
         ],
+        [oci.member(".wh.var"), oci.directory("var"), oci.member("var/f")],
+        [oci.member("var"), oci.directory("var"), oci.member("var/f")],
         [oci.member("gone", b"x"), oci.member("same", kind=b"1", link="gone", mode=0o600)],
     ],
 )

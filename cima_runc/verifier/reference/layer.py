@@ -85,6 +85,8 @@ class Node:
     is_opaque: bool = False
     is_implied: bool = False
     """Whether the archive does not list the directory."""
+    is_anew: bool = False
+    """Whether the archive had something else there before, or removed what the layers below have."""
     is_device: bool = False
     """Whether the archive has it as a node of a device; a whiteout by its name is none."""
 
@@ -182,6 +184,7 @@ class LayerTree:
                     node.kept = None
             else:
                 node = _node(member)
+                node.is_anew = old is not None
             children[name] = node
         if node.is_whiteout:
             return

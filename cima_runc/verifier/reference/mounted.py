@@ -38,7 +38,7 @@ def mounted_entries(tree: LayerTree, below: Flattened) -> list[Entry] | None:
                 found.append(whiteout(path))
         elif node.children is None:
             found.append(node.entry(path))
-        elif under is None or is_removed:
+        elif under is None or is_removed or node.is_anew:
             found.append(_new(path, node, is_over=under is not None))
             todo += _inside(path + b"/", node, None)
         elif under.entry.type == "dir":
