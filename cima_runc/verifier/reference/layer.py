@@ -86,7 +86,7 @@ class Node:
     is_implied: bool = False
     """Whether the archive does not list the directory."""
     is_anew: bool = False
-    """Whether the archive had something else there before, or removed what the layers below have."""
+    """Whether the archive had something else there before, or removed what layers below have."""
     is_device: bool = False
     """Whether the archive has it as a node of a device; a whiteout by its name is none."""
 
