@@ -533,11 +533,13 @@ __noinline int add_user(u64 real, u64 registration, u64 is_lower)
 		if (__sync_val_compare_and_swap(&written->user[i], user, registration) == user)
 			return 0;
 	}
-	__sync_fetch_and_or(&written->more_users, 1ULL << class);
 	owner = registered(registration);
 	total = bpf_map_lookup_elem(&totals, &zero);
 	if (!owner || !total)
 		return 0;
+	/* Each execution comes here: what is there already is only read. */
+	if (!(*(volatile u64 *)&written->more_users & 1ULL << class))
+		__sync_fetch_and_or(&written->more_users, 1ULL << class);
 	if (is_lower && !(owner->flags & CROWDED_BELOW)) {
 		owner->crowded_below = total->unattributed[LAYERS];
 		__sync_fetch_and_or(&owner->flags, CROWDED_BELOW);

@@ -6,18 +6,6 @@
 #ifndef CIMA_GUARD_H
 #define CIMA_GUARD_H
 
-/* A change that some containers of these classes are not told of by name. */
-__noinline int count_unattributed(u64 classes)
-{
-	u32 zero = 0;
-	struct totals *total = bpf_map_lookup_elem(&totals, &zero);
-
-	for (u32 i = 0; total && i < CLASSES; i++)
-		if (classes & 1ULL << i)
-			__sync_fetch_and_add(&total->unattributed[i], 1);
-	return 0;
-}
-
 /*
  * A file is opened for writing, or truncated: whatever is known of its digest is not believed any more.
  * Where a container may be running what is in it, that container is told; where one of them may run its
@@ -25,26 +13,16 @@ __noinline int count_unattributed(u64 classes)
  */
 static __always_inline int changed_by(u64 real, u64 dentry, u32 why, int may_refuse)
 {
-	u64 user;
 	struct writes *written = bpf_map_lookup_elem(&writes, &real);
-	struct mark *mark;
-	int denied = 0;
+	int denied;
 
 	if (!written)
 		return 0;
 	__sync_fetch_and_add(&written->count, 1);
 	if (!written->user[0] || !is_in_use((struct inode *)real, written))
 		return 0;
-	mark = may_refuse ? mark_of_current() : 0;
-	for (u32 i = 0; mark && i < USERS_MAX; i++)
-		denied |= written->user[i] && is_enforced(written->user[i]);
-	for (u32 i = 0; i < USERS_MAX; i++) {
-		user = written->user[i];
-		if (user && registered(user))
-			note(user, ABOUT(CHANGED, why, FILE_CHECK, denied), real, dentry);
-	}
-	if (written->more_users)
-		count_unattributed(written->more_users);
+	denied = may_refuse && mark_of_current() && is_enforced_by_user(written);
+	tell_users(real, ABOUT(CHANGED, why, FILE_CHECK, denied), real, dentry);
 	return refuse(denied, -ETXTBSY);
 }
 
@@ -197,15 +175,27 @@ int BPF_PROG(cima_setattr_3, void *idmap, struct dentry *dentry, struct iattr *a
 }
 
 /*
- * A file is given another one's blocks (FIDEDUPERANGE), by a descriptor that need not be open for writing, and may be,
- * as the kernel has seen by now. It compares what is cached of both.
+ * A file is given another one's blocks. To have them shared (FIDEDUPERANGE) the descriptor need not be open for writing,
+ * only allowed to be, as the kernel has seen by now; it compares what is cached of both. A copy (FICLONE) has what is on
+ * the disk, whoever makes it: behind the end of a file that could be written unseen that may be anything.
  */
 SEC("?fentry/generic_remap_file_range_prep")
 int BPF_PROG(cima_dedupe, struct file *from, s64 at, struct file *to, s64 at_to, s64 *size, unsigned int flags)
 {
-	u64 real = address(to->f_inode);
+	u64 real = address(to->f_inode), origin = address(from->f_inode);
+	struct writes *written;
 
-	if (!(flags & REMAP_FILE_DEDUP) || !mark_of_current())
+	if (!(flags & REMAP_FILE_DEDUP)) {
+		written = bpf_map_lookup_elem(&writes, &origin);
+		if (writable_pages(origin, written)) {
+			remember(real);
+			written = bpf_map_lookup_elem(&writes, &real);
+			if (written) /* also where the task is of no container */
+				__sync_val_compare_and_swap(&written->mapped, 0, FORGOTTEN);
+		}
+		return 0;
+	}
+	if (!mark_of_current())
 		return 0;
 	remember(real);
 	return changed_by(real, address(to->f_path.dentry), OPENED_WHILE_MAPPED, 0);
@@ -222,14 +212,23 @@ int BPF_PROG(cima_pages_lost, struct address_space *mapping, int err)
 	return changed_by(address(mapping->host), 0, WAS_MAPPED, 0);
 }
 
+/* XFS_IOC_SWAPEXT and, from Linux 6.10 on, its successors, whatever the size of what they are given. */
+static __always_inline int exchanges_blocks_of_xfs(struct file *file, unsigned int cmd)
+{
+	u32 number = cmd & 0xff;
+
+	return (cmd >> 8 & 0xff) == 'X' && (number == 109 || (number >= 129 && number <= 131)) &&
+	       READ(file, f_inode, i_sb, s_magic) == XFS;
+}
+
 /*
  * What no container needs, and is refused on a host that only records, too: ext4 exchanges blocks of two files and
- * leaves what is cached of the second; a FUSE server hands a file through, which others then map by another inode.
+ * leaves what is cached of the second, xfs gives one of them what the other has behind its end; a FUSE server hands a file through, which others then map by another inode.
  * Servers ask for that whether or not they may, and go on without: it is no reach for anything.
  */
 static __always_inline int passes_the_cache(struct file *file, unsigned int cmd)
 {
-	if (cmd == EXT4_IOC_MOVE_EXT)
+	if (cmd == EXT4_IOC_MOVE_EXT || exchanges_blocks_of_xfs(file, cmd))
 		return reaches_for(GUARD, RAW_DEVICE, file, 1);
 	if ((cmd == LOOP_CHANGE_FD || cmd == LOOP_SET_STATUS || cmd == LOOP_SET_STATUS64) &&
 	    file->f_inode->i_rdev >> MINORBITS == LOOP_MAJOR)

@@ -93,6 +93,7 @@ enum magic {
 	GFS2 = 0x01161970,
 	HUGETLBFS = 0x958458f6,
 	ZFS = 0x2fc12fc1,
+	XFS = 0x58465342,
 };
 
 #include <bpf/bpf_core_read.h>

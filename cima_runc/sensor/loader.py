@@ -27,6 +27,7 @@ from cima_runc.sensor.events import Event, parse
 from cima_runc.sensor.hooks import TASKS, Choice, choose, missing_for
 from cima_runc.sensor.libbpf import Libbpf
 from cima_runc.sensor.options import PATH_KEY_BYTES, Options
+from cima_runc.sensor.overdue import Overdue
 from cima_runc.sensor.pins import DIRECTORY, Handles, Pins
 from cima_runc.sensor.ring import RingReader
 from cima_runc.sensor.tables import (
@@ -192,6 +193,10 @@ class Sensor:
         self._containers = {row.mntns: number for number, row in self._tables.rows()}
         self._lost: dict[int, int] = {}
         self._lost_at: tuple[int, int, int] | None = None
+        self._overdue = Overdue()
+        self._never_sent: dict[int, int] = {}
+        self._made_up_for = 0
+        """Times that the kernel skipped what sends a use, after which nothing waited any more."""
         self._closed = False
 
     @classmethod
@@ -363,6 +368,7 @@ class Sensor:
         if row.root_dev:
             self._tables.remove_root(row.root_dev, registration)
         self._lost.pop(registration, None)
+        self._never_sent.pop(registration, None)
         return self._lost_by(registration, row)
 
     def mark_of(self, pidfd: int) -> int | None:
@@ -416,7 +422,20 @@ class Sensor:
             }
             self._lost = {registration: lost for registration, lost in found.items() if lost}
             self._lost_at = now
-        return dict(self._lost)
+        return dict(Counter(self._lost) + Counter(self._overdue_now()))
+
+    def _overdue_now(self) -> dict[int, int]:
+        """Return how many uses of each container wait for far too long."""
+        now = time.monotonic()
+        if self._overdue.is_due(now):
+            unsent = self._tables.unsent()
+            rows = self._tables.rows() if unsent != self._made_up_for else ()
+            waiting = {number: row.waiting for number, row in rows if row.waiting > 0}
+            if not waiting:
+                self._made_up_for = unsent
+            for number, count in self._overdue.look(waiting, now).items():
+                self._never_sent[number] = max(count, self._never_sent.get(number, 0))
+        return self._never_sent
 
     @property
     def missing_hooks(self) -> tuple[str, ...]:

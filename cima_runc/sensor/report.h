@@ -16,7 +16,8 @@ struct seen_key {
 	u64 ino;
 	u32 dev;
 	s32 hash;
-	u32 only_read;
+	u16 only_read;
+	u16 denied; /* what was refused says nothing of what is not */
 	u16 kind;
 	u16 why;
 	u8 digest[SHA256_SIZE]; /* of a longer one its beginning */
@@ -225,6 +226,7 @@ __noinline int send(struct report *r)
 	key.ino = r->event.ino;
 	key.dev = r->event.dev;
 	key.hash = r->event.hash;
+	key.denied = r->event.denied;
 	key.kind = r->event.kind;
 	key.why = r->event.why;
 	__builtin_memcpy(key.digest, r->event.digest, SHA256_SIZE);

@@ -19,11 +19,11 @@ __noinline int count(struct counted *counted, u64 inode, u64 registration, u64 i
 
 	if (!counted)
 		return 0;
-	if (!written && !has_its_share(registration)) {
-		/* Of a lower layer, or not hashed yet. */
+	/* Of a lower layer, or not hashed yet. */
+	if (!written && !has_its_share(registration))
 		written = writes_of(inode);
+	if (written)
 		add_user(inode, registration, is_lower);
-	}
 	counted->inode = inode;
 	counted->born = written ? written->born : 0;
 	return 0;
@@ -141,32 +141,35 @@ static __always_inline int is_in_use_there(u64 seen)
 
 /*
  * A file of an overlay is about to be written to, and copied up before where it is of a lower layer: who uses it
- * reads the copy. Only the overlay's own container is told, since others have the same layer. Of a copy that was
- * hashed as such, or is in use, written_to() says the same again, which is sent once. Returns whether that is to be
- * refused.
+ * reads the copy. Told are the container whose root the overlay is, whoever writes; who ran the file there, as far as
+ * is known; and the writer. Not others that have the same layer. Of a copy that was hashed as such, or is in use,
+ * written_to() says the same again, which is sent once where both are refused, or neither. Returns whether that is to be refused.
  */
 __noinline int copied_up(u64 seen_inode, u64 dentry, u32 why)
 {
 	struct inode *seen = (struct inode *)seen_inode;
+	struct writes *written;
 	struct mark *mark;
-	u64 dev, owner = 0, *root;
-	int denied;
+	u64 dev, *root, told[2] = {};
+	int denied = 0;
 
 	if (!is_in_use_there(seen_inode))
 		return 0;
+	dev = BPF_CORE_READ(seen, i_sb, s_dev);
+	root = bpf_map_lookup_elem(&roots, &dev);
+	if (root)
+		told[0] = *root;
 	mark = mark_of_current();
-	if (mark) {
-		owner = mark->registration;
-	} else {
-		dev = BPF_CORE_READ(seen, i_sb, s_dev);
-		root = bpf_map_lookup_elem(&roots, &dev);
-		if (root && registered(*root))
-			owner = *root;
-	}
-	if (!owner)
-		return 0;
-	denied = mark && is_enforced(owner);
-	note(owner, ABOUT(CHANGED, why, FILE_CHECK, denied), real_of(seen_inode), dentry);
+	if (mark)
+		told[1] = mark->registration;
+	written = bpf_map_lookup_elem(&writes, &seen_inode);
+	if (mark)
+		denied = is_enforced(told[0]) || is_enforced(told[1]) || (written && is_enforced_by_user(written));
+	for (u32 i = 0; i < 2; i++)
+		if (registered(told[i]))
+			note(told[i], ABOUT(CHANGED, why, FILE_CHECK, denied), real_of(seen_inode), dentry);
+	if (written)
+		tell_users(seen_inode, ABOUT(CHANGED, why, FILE_CHECK, denied), real_of(seen_inode), dentry);
 	return denied;
 }
 

@@ -50,7 +50,10 @@ _HARMLESS_WHEN_MISSED: Final = frozenset(
 """Programs that may be skipped. An entry that outlives its namespace matches no other one; a digest
 whose taking was not seen is not believed; a script whose interpreter's end was not seen stays in
 use; a use that waits is sent by the next program that is not skipped, and counted where there is
-none (``waiting``)."""
+none (``waiting``, and overdue.py)."""
+
+_THAT_SEND: Final = ("cima_ima_bprm", "cima_ima_mmap")
+"""Programs that send a use that waits."""
 
 
 _ENDED: Final = 1 << 63
@@ -181,6 +184,11 @@ class Tables:
             if name not in _HARMLESS_WHEN_MISSED
         )
         return skipped + self._counts()[2]
+
+    def unsent(self) -> int:
+        """Return how often the kernel skipped a program that would have sent a use that waits."""
+        handles = (self._programs[name] for name in _THAT_SEND if name in self._programs)
+        return sum(map(self._libbpf.recursion_misses, handles))
 
     def rows(self) -> Iterator[tuple[int, Row]]:
         """Yield the registration number and the row of each container that is watched."""

@@ -56,4 +56,44 @@ static __always_inline int tell(u64 about, u64 inode, u64 dentry)
 	return about & 1;
 }
 
+/* A change that some containers of these classes are not told of by name. */
+__noinline int count_unattributed(u64 classes)
+{
+	u32 zero = 0;
+	struct totals *total = bpf_map_lookup_elem(&totals, &zero);
+
+	for (u32 i = 0; total && i < CLASSES; i++)
+		if (classes & 1ULL << i)
+			__sync_fetch_and_add(&total->unattributed[i], 1);
+	return 0;
+}
+
+/* Tell the containers that use what is counted by this inode. */
+__noinline int tell_users(u64 counted, u64 about, u64 inode, u64 dentry)
+{
+	struct writes *written = bpf_map_lookup_elem(&writes, &counted);
+	u64 user;
+
+	if (!written)
+		return 0;
+	for (u32 i = 0; i < USERS_MAX; i++) {
+		user = written->user[i];
+		if (user && registered(user))
+			note(user, about, inode, dentry);
+	}
+	if (written->more_users)
+		count_unattributed(written->more_users);
+	return 0;
+}
+
+/* Whether one of them, as far as they are known, may run its image's files alone. */
+static __always_inline int is_enforced_by_user(const struct writes *written)
+{
+	int enforced = 0;
+
+	for (u32 i = 0; i < USERS_MAX; i++)
+		enforced |= written->user[i] && is_enforced(written->user[i]);
+	return enforced;
+}
+
 #endif

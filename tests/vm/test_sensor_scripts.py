@@ -5,17 +5,23 @@ Needs root and the BPF LSM.
 
 import os
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from cima_runc.sensor.events import Why
+import pytest
+
+from cima_runc.sensor.events import Event, Why
 from cima_runc.sensor.libbpf import Libbpf
-from cima_runc.sensor.loader import Sensor
+from cima_runc.sensor.loader import Rights, Sensor
 from tests.vm.test_sensor import (
     Watched,
     changed,
     container,
+    drain,
     install,
+    overlay,
     program,
     wait,
     wait_for,
@@ -126,3 +132,67 @@ def test_a_program_that_a_script_becomes(container: Watched, tmp_path: Path) -> 
     assert wait(runs) == 0
     script.open("ab").close()
     assert changed(container.events()) == set()
+
+
+def opened(name: bytes, beside: int) -> None:
+    os.close(os.open(name, os.O_WRONLY, dir_fd=beside))
+
+
+def copied_up_and_opened(name: bytes, beside: int) -> None:
+    os.chmod(name, 0o700, dir_fd=beside)
+    opened(name, beside)
+
+
+def kernels(device: int) -> int:
+    return os.major(device) << 20 | os.minor(device)
+
+
+@pytest.fixture
+def two(sensor: Sensor, tmp_path: Path) -> Iterator[list[Watched]]:
+    """A container whose root is an overlay, and another one."""
+    (tmp_path / "lower").mkdir()
+    install(tmp_path / "lower/script", b"#!/bin/sh\nread word\n")
+    with ExitStack() as stack:
+        root = stack.enter_context(overlay(tmp_path))
+        rights = Rights(root_device=kernels(root.stat().st_dev))
+        both = [Watched(sensor, rights=rights), Watched(sensor)]
+        for one in both:
+            stack.callback(one.close)
+        yield both
+
+
+@pytest.mark.parametrize("how", [opened, copied_up_and_opened])
+@pytest.mark.parametrize("runs_in", [0, 1])
+@pytest.mark.parametrize("changed_in", [0, 1])
+def test_whose_script_is_changed_is_told_whoever_changes_it(
+    two: list[Watched],
+    tmp_path: Path,
+    how: Callable[[bytes, int], None],
+    runs_in: int,
+    changed_in: int,
+) -> None:
+    """One hands the other its root, by a descriptor; that runs what is in there, or changes it."""
+    beside = os.open(tmp_path / "merged", os.O_PATH | os.O_DIRECTORY)
+    words, word = os.pipe()
+
+    def runs() -> None:
+        os.set_inheritable(beside, True)
+        os.dup2(words, 0)
+        os.execve(f"/proc/self/fd/{beside}/script", [b"x"], {})
+
+    running = two[runs_in].start(runs)
+    wait_for(lambda: Path(f"/proc/{running}/comm").read_text() == "script\n")
+    drain(two[0].sensor)
+    two[changed_in].call(lambda: how(b"script", beside))
+    found = drain(two[0].sensor)
+    assert changed(found) == {(b"script", IN_USE)}
+    told = {two.index(one) for one in two for event in found if is_of(event, one)}
+    assert told == {0, runs_in, changed_in}
+    os.write(word, b"x\n")
+    assert wait(running) == 0
+    for descriptor in (beside, words, word):
+        os.close(descriptor)
+
+
+def is_of(event: Event, container: Watched) -> bool:
+    return event.registration == container.registration

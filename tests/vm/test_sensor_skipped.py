@@ -17,6 +17,7 @@ from cima_runc.sensor import hooks, loader
 from cima_runc.sensor.events import Event, Why
 from cima_runc.sensor.loader import Sensor
 from cima_runc.sensor.options import Options
+from cima_runc.sensor.overdue import GAP_SECONDS, OVERDUE_SECONDS
 from tests.vm.test_sensor import (
     Namespace,
     Watched,
@@ -142,4 +143,32 @@ def test_what_is_not_sent_in_time_is_lost(pins: Path, monkeypatch: pytest.Monkey
             assert later.lost() == {container.registration: 2}
     with Sensor.open(pins, Options(ring_bytes=size)) as last:
         assert last.unwatch(container.registration).total == 2
+    os.close(container.fd)
+
+
+def test_what_is_not_sent_for_minutes_is_lost_before_the_end(
+    sensor: Sensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the kernel says that it skipped what sends it."""
+    container = Watched(sensor)
+    row = sensor._tables.row(container.registration)
+    assert row is not None
+    sensor._tables.put_row(container.registration, row._replace(waiting=2), new=False)
+    now, skipped = 1000.0, 0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    monkeypatch.setattr(sensor._tables, "unsent", lambda: skipped)
+
+    def looks() -> list[dict[int, int]]:
+        nonlocal now
+        found = []
+        for _ in range(int(OVERDUE_SECONDS / GAP_SECONDS) + 1):
+            found.append(sensor.lost())
+            now += GAP_SECONDS
+        return found
+
+    assert looks()[-1] == {}
+    skipped = 1
+    *before, last = looks()
+    assert (before, last) == ([{}] * len(before), {container.registration: 2})
+    assert sensor.unwatch(container.registration).total == 2
     os.close(container.fd)
