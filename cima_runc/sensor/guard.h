@@ -223,8 +223,9 @@ static __always_inline int exchanges_blocks_of_xfs(struct file *file, unsigned i
 
 /*
  * What no container needs, and is refused on a host that only records, too: ext4 exchanges blocks of two files and
- * leaves what is cached of the second, xfs gives one of them what the other has behind its end; a FUSE server hands a file through, which others then map by another inode.
- * Servers ask for that whether or not they may, and go on without: it is no reach for anything.
+ * leaves what is cached of the second, xfs gives one of them what the other has behind its end; a FUSE server hands a
+ * file through, which others then map by another inode. Servers ask for that whether or not they may, and go on without:
+ * it is no reach for anything.
  */
 static __always_inline int passes_the_cache(struct file *file, unsigned int cmd)
 {

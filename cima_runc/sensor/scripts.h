@@ -143,7 +143,8 @@ static __always_inline int is_in_use_there(u64 seen)
  * A file of an overlay is about to be written to, and copied up before where it is of a lower layer: who uses it
  * reads the copy. Told are the container whose root the overlay is, whoever writes; who ran the file there, as far as
  * is known; and the writer. Not others that have the same layer. Of a copy that was hashed as such, or is in use,
- * written_to() says the same again, which is sent once where both are refused, or neither. Returns whether that is to be refused.
+ * written_to() says the same again, which is sent once where both are refused, or neither. Returns whether that is to
+ * be refused.
  */
 __noinline int copied_up(u64 seen_inode, u64 dentry, u32 why)
 {
