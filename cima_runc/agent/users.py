@@ -47,8 +47,8 @@ class UserServer:
         self._searches: dict[int, asyncio.Lock] = {}
         self._ends: dict[int, asyncio.Lock] = {}
         self._logged = RateLimit(_LOGGED_PER_MINUTE)
-        self._said: dict[int, float] = {}
-        """When it may be said again of a user that more is not logged."""
+        self._told = RateLimit(1)
+        """How often it is said of a user that more is not logged."""
         self._path = Path(settings.value.shim.socket + USERS_SUFFIX)
         self._submit = submit
         self._looks = Looks(settings)
@@ -136,14 +136,9 @@ class UserServer:
     def _is_logged(self, uid: int) -> bool:
         """Whether one more refusal of a user's is logged: of too many lines a minute systemd's
         journal drops what comes, whosever it is."""
-        now = time.monotonic()
-        is_logged = self._logged.allows(str(uid), now)
-        if (
-            is_logged
-            and not self._logged.has_room(str(uid), now)
-            and now >= self._said.get(uid, now)
-        ):
-            self._said[uid] = now + 60
+        user, now = str(uid), time.monotonic()
+        is_logged = self._logged.allows(user, now)
+        if is_logged and not self._logged.has_room(user, now) and self._told.allows(user, now):
             _log.warning("more refusals of user %d are not logged for a while", uid)
         return is_logged
 
